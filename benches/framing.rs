@@ -1,0 +1,2 @@
+//! framing
+fn main() {}

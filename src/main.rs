@@ -1,0 +1,2 @@
+//! The redbouncer program.
+fn main() {}
