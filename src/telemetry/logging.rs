@@ -1,0 +1,172 @@
+//! Logs: one line per event on stderr, as text for people or JSON for collectors.
+//!
+//! stdout belongs to what a command was asked for, so nothing is ever logged there. Times are UTC, because the logs of
+//! proxy, server and clients are read side by side. Colours appear only on a terminal and never with `NO_COLOR`.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// What is logged and how (`[log]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,redbouncer::pool=debug`.
+    pub level: String,
+    /// The shape of a line.
+    pub format: LogFormat,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Time, level, target, message, `key=value` fields.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+impl LogFormat {
+    /// The words that stand for the values.
+    pub const WORDS: [(&'static str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
+}
+
+/// Why logging could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The level is neither a level nor a filter: the configuration is wrong.
+    #[error("not a log level or filter: {0}")]
+    Filter(#[from] ParseError),
+    /// A logger is already installed in this process.
+    #[error("{0}")]
+    Installed(#[from] TryInitError),
+}
+
+/// Installs the process's one logger.
+///
+/// # Errors
+///
+/// [`LogError`], when the level cannot be read or a logger is already installed.
+pub fn start(options: &LogOptions) -> Result<(), LogError> {
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    Ok(logger(options, colours, std::io::stderr)?.try_init()?)
+}
+
+/// Whether `level` is a level or a filter.
+///
+/// Stricter than the filter's own parser, which takes any bare word for the name of a module and then shows all of it:
+/// `inof` would silence every log line that is not from a module of that name.
+pub fn is_level(level: &str) -> bool {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let plain = |part: &str| LEVELS.iter().any(|known| known.eq_ignore_ascii_case(part));
+    let known = level.split(',').all(|part| part.contains(['=', '[', ']', '}']) || plain(part.trim()));
+    known && EnvFilter::try_new(level).is_ok()
+}
+
+/// The logger itself, so that a test can read what it writes.
+fn logger<W>(
+    options: &LogOptions,
+    colours: bool,
+    writer: W,
+) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, ParseError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(&options.level)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    Ok(match options.format {
+        LogFormat::Text => Box::new(lines.with_ansi(colours).compact().finish()),
+        LogFormat::Json => {
+            Box::new(lines.json().flatten_event(true).with_current_span(false).with_span_list(false).finish())
+        }
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(options: &LogOptions) -> String {
+        let lines = Lines::default();
+        let sink = lines.clone();
+        let logger = logger(options, false, move || sink.clone()).unwrap();
+        tracing::subscriber::with_default(logger, || {
+            tracing::info!(clients = 3, reason = "a test", "ready");
+            tracing::debug!("too much");
+        });
+        let bytes = lines.0.lock().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn text_has_a_utc_time_the_message_and_plain_fields() {
+        let line = written(&LogOptions::default());
+        let time = line.split_whitespace().next().unwrap();
+        assert!(time.ends_with('Z') && time.contains('T'), "{line}");
+        assert!(line.contains("INFO") && line.contains("ready clients=3 reason=\"a test\""), "{line}");
+        assert_eq!(line.lines().count(), 1);
+        assert!(!line.contains('\u{1b}'), "{line}");
+    }
+
+    #[test]
+    fn json_is_one_flat_object_per_line() {
+        let line = written(&LogOptions { format: LogFormat::Json, ..LogOptions::default() });
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["message"], "ready");
+        assert_eq!(object["clients"], 3);
+        assert_eq!(object["level"], "INFO");
+    }
+
+    #[test]
+    fn a_lower_level_shows_more() {
+        assert_eq!(
+            written(&LogOptions { level: "debug".to_owned(), ..LogOptions::default() }).lines().count(),
+            2
+        );
+        assert_eq!(
+            written(&LogOptions { level: "error".to_owned(), ..LogOptions::default() }).lines().count(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_level_is_a_known_word_or_a_filter() {
+        for good in
+            ["info", "DEBUG", "off", "info,redbouncer::pool=debug", "warn,hyper=off", "redbouncer=trace"]
+        {
+            assert!(is_level(good), "{good}");
+        }
+        for bad in ["", "inof", "info,debg", "info,redbouncer=loud", "verbose", ","] {
+            assert!(!is_level(bad), "{bad:?}");
+        }
+    }
+}

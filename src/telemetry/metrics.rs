@@ -1,0 +1,192 @@
+//! Every metric's name and meaning, and the counters that the hot path may afford.
+//!
+//! A `metrics` handle costs an atomic operation and a `histogram!` keeps every sample until it is rendered, so what is
+//! counted per command is counted in plain cells of the worker and published once a second. Rare events use the macros.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use metrics::{Counter, Unit, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+/// Upper bounds of the buckets of `redbouncer_upstream_reply_seconds`, in microseconds, with their labels in seconds.
+const BUCKETS: [(u64, &str); 13] = [
+    (100, "0.0001"),
+    (250, "0.00025"),
+    (500, "0.0005"),
+    (1_000, "0.001"),
+    (2_500, "0.0025"),
+    (5_000, "0.005"),
+    (10_000, "0.01"),
+    (25_000, "0.025"),
+    (50_000, "0.05"),
+    (100_000, "0.1"),
+    (250_000, "0.25"),
+    (1_000_000, "1"),
+    (5_000_000, "5"),
+];
+
+/// How long replies took from the first command of a batch to the last reply of it: one sample a batch, since a clock
+/// read per command would cost more than the command's own work.
+#[derive(Clone, Debug, Default)]
+pub struct CommandSeconds {
+    buckets: Cell<[u64; BUCKETS.len()]>,
+    count: Cell<u64>,
+    micros: Cell<u64>,
+}
+
+impl CommandSeconds {
+    /// Adds one sample.
+    pub fn record(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.count.set(self.count.get() + 1);
+        self.micros.set(self.micros.get().saturating_add(micros));
+        let at = BUCKETS.partition_point(|(bound, _)| *bound < micros);
+        let mut buckets = self.buckets.get();
+        if let Some(bucket) = buckets.get_mut(at) {
+            *bucket += 1;
+            self.buckets.set(buckets);
+        }
+    }
+
+    /// The totals of several workers in Prometheus' text format. The exporter's own histograms keep every sample until
+    /// they are rendered, which is why this one is not of them.
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "a sum of seconds needs no more than 52 bits of microseconds"
+    )]
+    #[must_use]
+    pub fn render(parts: &[Self]) -> String {
+        const NAME: &str = "redbouncer_upstream_reply_seconds";
+        let help = METRICS.iter().find(|(name, ..)| *name == NAME).map_or("", |(.., help)| *help);
+        let mut text = format!("# HELP {NAME} {help}\n# TYPE {NAME} histogram\n");
+        let mut below = 0;
+        for (at, (_, label)) in BUCKETS.iter().enumerate() {
+            below += parts.iter().map(|part| part.buckets.get()[at]).sum::<u64>();
+            let _ = writeln!(text, "{NAME}_bucket{{le=\"{label}\"}} {below}");
+        }
+        let count: u64 = parts.iter().map(|part| part.count.get()).sum();
+        let micros: u64 = parts.iter().map(|part| part.micros.get()).sum();
+        let _ = writeln!(text, "{NAME}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{NAME}_sum {}", micros as f64 / 1e6);
+        let _ = writeln!(text, "{NAME}_count {count}");
+        text
+    }
+}
+
+/// A counter of the hot path: a plain cell, published to a handle that was made once.
+pub struct Counted {
+    value: Cell<u64>,
+    handle: Counter,
+}
+
+impl Counted {
+    /// A counter behind `handle`.
+    #[must_use]
+    pub fn new(handle: Counter) -> Self {
+        Self { value: Cell::new(0), handle }
+    }
+
+    /// Counts `more`.
+    pub fn add(&self, more: u64) {
+        self.value.set(self.value.get() + more);
+    }
+
+    /// Adds what has been counted since the last time to the exporter.
+    pub fn publish(&self) {
+        let value = self.value.replace(0);
+        if value > 0 {
+            self.handle.increment(value);
+        }
+    }
+}
+
+impl std::fmt::Debug for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Counted({})", self.value.get())
+    }
+}
+
+/// The headline: from knowing that the client is gone to our FIN on the upstream connection that it held.
+pub fn release_seconds(took: Duration) {
+    histogram!("redbouncer_upstream_release_seconds").record(took.as_secs_f64());
+}
+
+/// Sets a gauge that has up to two labels. For values published once a second.
+#[allow(clippy::cast_precision_loss, reason = "counts of connections are small")]
+pub fn publish_gauge(name: &'static str, labels: &[(&'static str, &str)], value: usize) {
+    let labels: Vec<_> =
+        labels.iter().map(|(key, value)| metrics::Label::new(*key, (*value).to_owned())).collect();
+    gauge!(name, labels).set(value as f64);
+}
+
+/// Every metric with its type, labels and meaning: what `docs/metrics.md` lists, and what is described to the exporter.
+pub const METRICS: &[(&str, &str, &str, &str)] = &[
+    ("redbouncer_build_info", "gauge", "version", "1, with the version that runs."),
+    ("redbouncer_clients", "gauge", "worker", "Connected clients."),
+    ("redbouncer_clients_accepted_total", "counter", "", "Clients accepted since the start."),
+    ("redbouncer_clients_closed_total", "counter", "reason", "Client connections closed, by reason."),
+    ("redbouncer_commands_total", "counter", "command", "Commands taken from clients."),
+    (
+        "redbouncer_client_bytes_total",
+        "counter",
+        "direction",
+        "Bytes read from (in) and written to (out) clients.",
+    ),
+    (
+        "redbouncer_upstream_connections",
+        "gauge",
+        "kind, phase",
+        "Upstream connections: every one is in exactly one cell.",
+    ),
+    ("redbouncer_upstream_connections_max", "gauge", "", "The cap, pool.max_connections."),
+    (
+        "redbouncer_upstream_closed_total",
+        "counter",
+        "kind, reason",
+        "Upstream connections closed, by reason.",
+    ),
+    (
+        "redbouncer_upstream_release_seconds",
+        "histogram",
+        "",
+        "From knowing that a client is gone to the FIN on the upstream connection that it held.",
+    ),
+    (
+        "redbouncer_upstream_reply_seconds",
+        "histogram",
+        "worker",
+        "From the first command of a batch to its last reply.",
+    ),
+    ("redbouncer_upstream_up", "gauge", "", "1 after a successful dial, 0 after a failed one."),
+    (
+        "redbouncer_pool_waiting",
+        "gauge",
+        "claim",
+        "Waiting for a permit: lanes, leases, leases for blocking calls.",
+    ),
+    ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
+    ("redbouncer_leases_total", "counter", "pin", "Leases taken, by the reason for them."),
+    ("redbouncer_blocking_tries_total", "counter", "", "Blocking calls tried without blocking on a lane."),
+    (
+        "redbouncer_elements_undelivered_total",
+        "counter",
+        "fate",
+        "Popped elements whose client was gone: handed_on, given_back, or lost.",
+    ),
+];
+
+/// Describes every metric to the installed exporter.
+pub fn describe() {
+    for (name, kind, _, text) in METRICS {
+        // Rendered by `CommandSeconds` itself.
+        if *name == "redbouncer_upstream_reply_seconds" {
+            continue;
+        }
+        match *kind {
+            "gauge" => describe_gauge!(*name, *text),
+            "histogram" => describe_histogram!(*name, Unit::Seconds, *text),
+            _ => describe_counter!(*name, *text),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Why a connection ended: one closed list per side, used as metric label and as log field.
+
+/// Why a client's connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientClose {
+    /// The client closed (end of file).
+    ClientEof,
+    /// The client's connection failed: reset, keepalive or `TCP_USER_TIMEOUT`.
+    ClientLost,
+    /// The client asked: QUIT.
+    Quit,
+    /// CLIENT KILL named this client.
+    Killed,
+    /// The client broke the protocol; the error was sent.
+    ProtocolError,
+    /// An HTTP request (`POST`, `Host:`) came instead of RESP.
+    Http,
+    /// One request was longer than `client.request_limit`.
+    RequestLimit,
+    /// Unsent replies exceeded `client.output_hard_limit`.
+    OutputLimit,
+    /// Nothing was sent for `client.idle_timeout`.
+    IdleTimeout,
+    /// No login within `client.login_timeout`.
+    LoginTimeout,
+    /// A command begun was not ended within `client.half_command_timeout`.
+    HalfCommand,
+    /// The upstream connection was lost with this client's commands written and unanswered.
+    UpstreamLost,
+    /// The upstream connection that held this client's state was lost.
+    LeaseLost,
+    /// No reply within `upstream.command_timeout` on a lease.
+    CommandTimeout,
+    /// `client.max` clients were connected already.
+    TooMany,
+    /// A listener beyond loopback in protected mode.
+    Denied,
+    /// The proxy is stopping.
+    Shutdown,
+}
+
+impl ClientClose {
+    /// Every reason, for documentation and for handles made once.
+    pub const ALL: [Self; 17] = [
+        Self::ClientEof,
+        Self::ClientLost,
+        Self::Quit,
+        Self::Killed,
+        Self::ProtocolError,
+        Self::Http,
+        Self::RequestLimit,
+        Self::OutputLimit,
+        Self::IdleTimeout,
+        Self::LoginTimeout,
+        Self::HalfCommand,
+        Self::UpstreamLost,
+        Self::LeaseLost,
+        Self::CommandTimeout,
+        Self::TooMany,
+        Self::Denied,
+        Self::Shutdown,
+    ];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ClientEof => "client_eof",
+            Self::ClientLost => "client_lost",
+            Self::Quit => "quit",
+            Self::Killed => "killed",
+            Self::ProtocolError => "protocol_error",
+            Self::Http => "http",
+            Self::RequestLimit => "request_limit",
+            Self::OutputLimit => "output_limit",
+            Self::IdleTimeout => "idle_timeout",
+            Self::LoginTimeout => "login_timeout",
+            Self::HalfCommand => "half_command",
+            Self::UpstreamLost => "upstream_lost",
+            Self::LeaseLost => "lease_lost",
+            Self::CommandTimeout => "command_timeout",
+            Self::TooMany => "too_many",
+            Self::Denied => "denied",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Why an upstream connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamClose {
+    /// A lane without clients, after `pool.linger`.
+    Linger,
+    /// A lane whose clients were silent for `pool.idle_timeout`.
+    Idle,
+    /// `pool.max_lifetime` passed.
+    Lifetime,
+    /// Another lane key or lease needed the permit.
+    Turn,
+    /// The state that needed the lease ended, and the connection was not provably clean.
+    LeaseEnded,
+    /// A clean lease that nobody took up again within `pool.linger`.
+    Parked,
+    /// The client that held the lease left.
+    ClientGone,
+    /// A blocked lease gave way to a session that cannot do without one.
+    Recalled,
+    /// A blocking call's own deadline passed on a lease.
+    Deadline,
+    /// The server closed, or the connection failed.
+    Lost,
+    /// The server sent what no slot waits for, or broke the protocol.
+    Desync,
+    /// No progress for `upstream.stall_timeout` with commands outstanding.
+    Stalled,
+    /// A client logged in and the user's last login upstream was older than `auth.cache_ttl`: checked anew.
+    LoginExpired,
+    /// The server's address changed, or it became a replica.
+    Moved,
+    /// The proxy is stopping.
+    Shutdown,
+}
+
+impl UpstreamClose {
+    /// Every reason, for documentation and for handles made once.
+    pub const ALL: [Self; 15] = [
+        Self::Linger,
+        Self::Idle,
+        Self::Lifetime,
+        Self::Turn,
+        Self::LeaseEnded,
+        Self::Parked,
+        Self::ClientGone,
+        Self::Recalled,
+        Self::Deadline,
+        Self::Lost,
+        Self::Desync,
+        Self::Stalled,
+        Self::LoginExpired,
+        Self::Moved,
+        Self::Shutdown,
+    ];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Linger => "linger",
+            Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
+            Self::Turn => "turn",
+            Self::LeaseEnded => "lease_ended",
+            Self::Parked => "parked",
+            Self::ClientGone => "client_gone",
+            Self::Recalled => "recalled",
+            Self::Deadline => "deadline",
+            Self::Lost => "lost",
+            Self::Desync => "desync",
+            Self::Stalled => "stalled",
+            Self::LoginExpired => "login_expired",
+            Self::Moved => "moved",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
