@@ -1,1 +1,110 @@
-//! session.
+//! What one client has done so far, and where its next command goes.
+//!
+//! Pure: no socket, no task, no clock. [`Session::route`] decides from the session and the command alone, and
+//! [`answer`](answers) makes the replies that need no server, so both can be tested by the million.
+
+pub mod answers;
+mod block;
+mod hello;
+mod kill;
+mod lease;
+mod route;
+mod row;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::resp::Protocol;
+
+pub use answers::ServerFacts;
+pub use block::{Block, find_block};
+pub use hello::{Credentials, Hello};
+pub use kill::{Filter, Listed};
+pub use lease::{Expect, LeaseState, Plan, Received};
+pub use route::{Pin, Policy, Route};
+pub use row::{ClientRow, Flags};
+
+/// Client ids start here, far above a server's own, and stay below 2^53 (the largest integer that every client
+/// library reads exactly), so a merged CLIENT LIST never shows one id twice.
+pub const FIRST_CLIENT_ID: u64 = 1 << 40;
+
+/// Who a client is logged in as: a number that keys upstream connections, and the name that listings show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Stands for the identity in pool keys. Equal only for equal name and secret.
+    pub id: u64,
+    /// The user name as CLIENT LIST shows it.
+    pub name: Arc<str>,
+}
+
+/// Which replies the client wants (CLIENT REPLY).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyMode {
+    /// All of them.
+    #[default]
+    On,
+    /// None, until CLIENT REPLY ON.
+    Off,
+    /// None for the next command.
+    SkipNext,
+}
+
+/// What one client has done that outlives a command.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Our own id for the client, as CLIENT ID answers it.
+    pub id: u64,
+    /// Who it is; `None` before a login that is required.
+    pub user: Option<User>,
+    /// The selected database.
+    pub database: u32,
+    /// The database a client starts in, and RESET returns to.
+    pub home: u32,
+    /// The protocol that HELLO has set.
+    pub protocol: Protocol,
+    /// Set by READONLY on a cluster: reads may go to a replica's keys.
+    pub readonly: bool,
+    /// CLIENT REPLY.
+    pub replies: ReplyMode,
+    /// CLIENT SETNAME; empty when unset.
+    pub name: Bytes,
+    /// CLIENT SETINFO LIB-NAME.
+    pub lib_name: Bytes,
+    /// CLIENT SETINFO LIB-VER.
+    pub lib_ver: Bytes,
+    /// CLIENT NO-EVICT on. Remembered for listings; a proxy has no eviction.
+    pub no_evict: bool,
+}
+
+impl Session {
+    /// A new client's session.
+    #[must_use]
+    pub fn new(id: u64, user: Option<User>, database: u32) -> Self {
+        Self { id, user, database, home: database, ..Self::default() }
+    }
+
+    /// Whether the reply of the command now begun is kept from the client. Call once per command, before it runs.
+    pub fn mutes_this(&mut self) -> bool {
+        match self.replies {
+            ReplyMode::On => false,
+            ReplyMode::Off => true,
+            ReplyMode::SkipNext => {
+                self.replies = ReplyMode::On;
+                true
+            }
+        }
+    }
+
+    /// RESET: everything but the id and what CLIENT SETINFO said goes back to a new connection's state.
+    /// (`resetCommand` in redis `networking.c`.) `anonymous` is who a client without credentials is.
+    pub fn reset(&mut self, anonymous: Option<User>) {
+        self.user = anonymous;
+        self.database = self.home;
+        self.protocol = Protocol::Resp2;
+        self.readonly = false;
+        self.replies = ReplyMode::On;
+        self.name = Bytes::new();
+        self.no_evict = false;
+    }
+}

@@ -1,0 +1,274 @@
+//! Replies made here, without the server, in the shapes and words of redis `networking.c`, `db.c` and `server.c`.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::command::{Asked, Class};
+use crate::resp::{Protocol, Request, encode};
+
+use super::{ReplyMode, Route, Session, User};
+
+/// What HELLO says about the server, as it was at the last upstream login.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// `redis`, `valkey` …
+    pub server: String,
+    /// The server's version.
+    pub version: String,
+    /// `standalone`, `cluster` or `sentinel`.
+    pub mode: String,
+    /// `master` or `replica`.
+    pub role: String,
+    /// Loaded modules: name and version.
+    pub modules: Vec<(String, i64)>,
+}
+
+/// What follows a local answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// The session goes on.
+    Continue,
+    /// The reply is written, then the connection is closed.
+    Close,
+}
+
+const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+/// The error for a wrong number of arguments.
+#[must_use]
+pub fn wrong_arity(name: &str) -> String {
+    format!("ERR wrong number of arguments for '{name}' command")
+}
+
+/// The error for a wrong number of arguments, in the server's words; only for what the server is not asked about.
+pub(super) fn arity_error(asked: &Asked, request: &Request<'_>) -> Option<String> {
+    let row = asked.row?;
+    let to_server = matches!(
+        asked.class,
+        Class::Pass
+            | Class::Publish
+            | Class::Ping
+            | Class::Blocking(_)
+            | Class::Multi
+            | Class::Exec
+            | Class::Discard
+            | Class::Watch
+            | Class::Unwatch
+    );
+    let argc = i64::try_from(request.argc()).unwrap_or(i64::MAX);
+    let arity = i64::from(row.arity);
+    let fits = if arity >= 0 { argc == arity } else { argc >= -arity };
+    (!to_server && !fits).then(|| wrong_arity(row.name))
+}
+
+/// The reply to an unknown or missing subcommand of CLIENT, as the server writes it.
+#[must_use]
+pub fn unknown_subcommand(request: &Request<'_>) -> String {
+    request.arg(1).map_or_else(
+        || wrong_arity("client"),
+        |sub| {
+            let shown = &sub[..sub.len().min(128)];
+            format!("ERR unknown subcommand '{}'. Try CLIENT HELP.", printable(shown))
+        },
+    )
+}
+
+/// Bytes made fit for one line of an error.
+#[must_use]
+pub fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace(|c: char| c.is_control(), " ")
+}
+
+/// SELECT: nothing to do, a database to verify, or an error (`selectCommand` in redis `db.c`).
+pub(super) fn select(session: &Session, request: &Request<'_>) -> Route {
+    let refuse = |text: &str| Route::Refuse(text.to_owned());
+    let Some(index) = request.arg(1).and_then(decimal) else {
+        return refuse("ERR value is not an integer or out of range");
+    };
+    if i32::try_from(index).is_err() {
+        return refuse("ERR value is out of range, value must between -2147483648 and 2147483647");
+    }
+    match u32::try_from(index) {
+        Err(_) => refuse("ERR DB index is out of range"),
+        Ok(index) if index == session.database => Route::Local(Class::Select),
+        Ok(index) => Route::Select(index),
+    }
+}
+
+/// A decimal number as redis's `string2ll` reads it.
+fn decimal(text: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let value: i64 = text.parse().ok()?;
+    (value.to_string() == text).then_some(value)
+}
+
+/// Whether a name may be given to a connection (`clientSetName`: printable ASCII without the space).
+#[must_use]
+pub fn is_plain_name(name: &[u8]) -> bool {
+    name.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+/// Writes the HELLO reply: the server's facts, our own client id.
+pub fn hello(session: &Session, facts: &ServerFacts, out: &mut BytesMut) {
+    let protocol = session.protocol;
+    encode::map(out, protocol, 7);
+    for (key, value) in [("server", &facts.server), ("version", &facts.version)] {
+        encode::bulk(out, key.as_bytes());
+        encode::bulk(out, value.as_bytes());
+    }
+    encode::bulk(out, b"proto");
+    encode::integer(out, i64::from(protocol.number()));
+    encode::bulk(out, b"id");
+    encode::integer(out, id(session));
+    for (key, value) in [("mode", &facts.mode), ("role", &facts.role)] {
+        encode::bulk(out, key.as_bytes());
+        encode::bulk(out, value.as_bytes());
+    }
+    encode::bulk(out, b"modules");
+    encode::array(out, facts.modules.len());
+    for (name, version) in &facts.modules {
+        encode::map(out, protocol, 2);
+        encode::bulk(out, b"name");
+        encode::bulk(out, name.as_bytes());
+        encode::bulk(out, b"ver");
+        encode::integer(out, *version);
+    }
+}
+
+fn id(session: &Session) -> i64 {
+    i64::try_from(session.id).unwrap_or(i64::MAX)
+}
+
+impl Session {
+    /// Answers a command of class `class` from the session alone. `anonymous` is who RESET makes of the client.
+    pub fn answer(
+        &mut self,
+        class: Class,
+        request: &Request<'_>,
+        anonymous: Option<User>,
+        out: &mut BytesMut,
+    ) -> After {
+        match class {
+            Class::Quit => {
+                encode::simple(out, "OK");
+                return After::Close;
+            }
+            Class::Reset => {
+                self.reset(anonymous);
+                encode::simple(out, "RESET");
+            }
+            Class::Select => encode::simple(out, "OK"),
+            Class::ReadOnly | Class::ReadWrite => {
+                self.readonly = class == Class::ReadOnly;
+                encode::simple(out, "OK");
+            }
+            Class::ClientId => encode::integer(out, id(self)),
+            Class::ClientGetName => match self.name.is_empty() {
+                true => encode::null(out, self.protocol),
+                false => encode::bulk(out, &self.name),
+            },
+            Class::ClientSetName => self.set_name(request, out),
+            Class::ClientSetInfo => self.set_info(request, out),
+            Class::ClientReply => self.set_reply_mode(request, out),
+            Class::ClientNoEvict => self.set_no_evict(request, out),
+            Class::ClientTrackingInfo => self.tracking_off(out),
+            Class::ClientGetRedir => encode::integer(out, -1),
+            Class::ClientCaching => encode::error(
+                out,
+                "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
+            ),
+            Class::ClientCapa => encode::simple(out, "OK"),
+            Class::ClientHelp => help(out),
+            _ => encode::error(out, &unknown_subcommand(request)),
+        }
+        After::Continue
+    }
+
+    fn set_name(&mut self, request: &Request<'_>, out: &mut BytesMut) {
+        let name = request.arg(2).unwrap_or_default();
+        if is_plain_name(name) {
+            self.name = Bytes::copy_from_slice(name);
+            encode::simple(out, "OK");
+        } else {
+            encode::error(out, BAD_NAME);
+        }
+    }
+
+    /// `clientSetinfoCommand`: option and value, each error in the server's words.
+    fn set_info(&mut self, request: &Request<'_>, out: &mut BytesMut) {
+        let option = request.arg(2).unwrap_or_default();
+        let value = request.arg(3).unwrap_or_default();
+        let (word, field) = if option.eq_ignore_ascii_case(b"lib-name") {
+            ("lib-name", &mut self.lib_name)
+        } else if option.eq_ignore_ascii_case(b"lib-ver") {
+            ("lib-ver", &mut self.lib_ver)
+        } else {
+            let text = format!("ERR Unrecognized option '{}'", printable(option));
+            return encode::error(out, &text);
+        };
+        if is_plain_name(value) {
+            *field = Bytes::copy_from_slice(value);
+            encode::simple(out, "OK");
+        } else {
+            let text = format!("ERR {word} cannot contain spaces, newlines or special characters.");
+            encode::error(out, &text);
+        }
+    }
+
+    /// CLIENT REPLY: only ON is answered, and SKIP keeps the next command's reply back (unless all are kept back).
+    fn set_reply_mode(&mut self, request: &Request<'_>, out: &mut BytesMut) {
+        let mode = request.arg(2).unwrap_or_default();
+        if mode.eq_ignore_ascii_case(b"on") {
+            self.replies = ReplyMode::On;
+            encode::simple(out, "OK");
+        } else if mode.eq_ignore_ascii_case(b"off") {
+            self.replies = ReplyMode::Off;
+        } else if mode.eq_ignore_ascii_case(b"skip") {
+            if self.replies != ReplyMode::Off {
+                self.replies = ReplyMode::SkipNext;
+            }
+        } else {
+            encode::error(out, "ERR syntax error");
+        }
+    }
+
+    fn set_no_evict(&mut self, request: &Request<'_>, out: &mut BytesMut) {
+        let mode = request.arg(2).unwrap_or_default();
+        let (on, off) = (mode.eq_ignore_ascii_case(b"on"), mode.eq_ignore_ascii_case(b"off"));
+        if on || off {
+            self.no_evict = on;
+            encode::simple(out, "OK");
+        } else {
+            encode::error(out, "ERR syntax error");
+        }
+    }
+
+    /// CLIENT TRACKINGINFO of a client without tracking: flags, redirect, prefixes.
+    fn tracking_off(&self, out: &mut BytesMut) {
+        encode::map(out, self.protocol, 3);
+        encode::bulk(out, b"flags");
+        match self.protocol {
+            Protocol::Resp2 => encode::array(out, 1),
+            Protocol::Resp3 => out.extend_from_slice(b"~1\r\n"),
+        }
+        encode::bulk(out, b"off");
+        encode::bulk(out, b"redirect");
+        encode::integer(out, -1);
+        encode::bulk(out, b"prefixes");
+        encode::array(out, 0);
+    }
+}
+
+fn help(out: &mut BytesMut) {
+    const LINES: [&str; 6] = [
+        "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+        "ID, GETNAME, SETNAME, SETINFO, INFO, LIST, REPLY, NO-EVICT",
+        "    Answered by redbouncer, about the connection to redbouncer.",
+        "KILL, UNBLOCK, PAUSE, UNPAUSE",
+        "    For the clients of redbouncer, or passed on to the server for others.",
+        "TRACKING, CACHING, TRACKINGINFO, GETREDIR, NO-TOUCH: on a connection of the client's own.",
+    ];
+    encode::array(out, LINES.len());
+    for line in LINES {
+        encode::simple(out, line);
+    }
+}

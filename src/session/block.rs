@@ -1,0 +1,81 @@
+//! A transaction that has wholly arrived.
+//!
+//! `MULTI … EXEC` with plain members only makes no state that outlives it, provided that nothing else
+//! comes between. So it goes over a lane, as one contiguous write, and needs no connection of its own. An EXEC that the
+//! server refuses ends the transaction all the same (`rejectCommand` in redis `server.c`); a refused DISCARD does not,
+//! so a block that ends with one takes a lease.
+
+use crate::command::{Class, classify};
+use crate::resp::{Form, Request, RequestLimits, RequestScanner, RequestStep};
+
+/// A whole block at the start of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Its length in bytes, MULTI and EXEC included.
+    pub len: usize,
+    /// Its commands, MULTI and EXEC included: as many replies will come.
+    pub commands: u32,
+}
+
+/// Looks at `input`, which begins with MULTI, for a whole block of plain commands. `None`: not whole yet, or not plain.
+/// With `refuse_admin`, commands that reach beyond the own connection are not plain: they must be refused one by one.
+#[must_use]
+pub fn find_block(input: &[u8], limits: &RequestLimits, refuse_admin: bool) -> Option<Block> {
+    let mut scanner = RequestScanner::default();
+    let mut block = Block { len: 0, commands: 0 };
+    loop {
+        let rest = input.get(block.len..)?;
+        let RequestStep::Request(shape) = scanner.step(rest, limits).ok()? else { return None };
+        if shape.form != Form::Canonical {
+            return None;
+        }
+        let asked = classify(&Request::new(&rest[..shape.len], &shape));
+        block.len += shape.len;
+        block.commands += 1;
+        let first = block.commands == 1;
+        if asked.policy && refuse_admin {
+            return None;
+        }
+        match asked.class {
+            // With a wrong number of arguments neither of the two is what it seems: the block would stay open.
+            Class::Multi | Class::Exec if shape.argc != 1 => return None,
+            Class::Multi if first => {}
+            Class::Pass | Class::Publish | Class::Ping if !first => {}
+            Class::Exec if !first => return Some(block),
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const LIMITS: RequestLimits =
+        RequestLimits { max_bulk: 1 << 20, max_request: 1 << 20, authenticated: true };
+
+    fn pipeline(commands: &[&[&[u8]]]) -> bytes::BytesMut {
+        let mut out = bytes::BytesMut::new();
+        for words in commands {
+            crate::resp::encode::command(&mut out, words);
+        }
+        out
+    }
+
+    #[test]
+    fn a_whole_transaction_is_found() {
+        let input = pipeline(&[&[b"MULTI"], &[b"SET", b"k", b"v"], &[b"EXEC"], &[b"PING"]]);
+        let block = find_block(&input, &LIMITS, false).unwrap();
+        assert_eq!(block.commands, 3);
+        assert_eq!(&input[block.len..], b"*1\r\n$4\r\nPING\r\n");
+    }
+
+    #[test]
+    fn a_discard_never_goes_over_a_lane_because_a_refused_one_leaves_it_inside_multi() {
+        for discard in [&[&b"DISCARD"[..]][..], &[b"DISCARD", b"x"]] {
+            let input = pipeline(&[&[b"MULTI"], &[b"SET", b"k", b"v"], discard, &[b"EXEC"]]);
+            assert_eq!(find_block(&input, &LIMITS, false), None);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! HELLO and AUTH taken apart (`helloCommand` and `authCommand` in redis `networking.c` and `acl.c`).
+
+use std::fmt;
+
+use bytes::Bytes;
+use zeroize::Zeroizing;
+
+use crate::command::Class;
+use crate::resp::{Protocol, Request};
+
+use super::answers::{is_plain_name, printable};
+use super::{Route, Session};
+
+/// What a client offers as its identity. Never printed, wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user name, where one was given.
+    pub username: Option<String>,
+    /// The secret.
+    pub password: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(***)")
+    }
+}
+
+/// What one HELLO or AUTH asks for, all of it or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Whether the answer is HELLO's map (or AUTH's +OK).
+    pub is_hello: bool,
+    /// The protocol to switch to.
+    pub protocol: Option<Protocol>,
+    /// Who to become.
+    pub credentials: Option<Credentials>,
+    /// The name to take.
+    pub name: Option<Bytes>,
+}
+
+impl Hello {
+    pub(super) fn route(session: &Session, class: Class, request: &Request<'_>) -> Route {
+        let parsed = if class == Class::Auth { Self::of_auth(request) } else { Self::of_hello(request) };
+        match parsed {
+            Err(text) => Route::Refuse(text),
+            Ok(hello) if hello.credentials.is_none() && session.user.is_none() => Route::Refuse(
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time"
+                    .to_owned(),
+            ),
+            Ok(hello) => Route::Login(hello),
+        }
+    }
+
+    fn of_auth(request: &Request<'_>) -> Result<Self, String> {
+        let (username, password) = match (request.arg(1), request.arg(2), request.argc()) {
+            (Some(password), None, _) => (None, password),
+            (Some(username), Some(password), 3) => (Some(text(username)?), password),
+            _ => return Err("ERR syntax error".to_owned()),
+        };
+        let credentials = Credentials { username, password: Zeroizing::new(password.to_vec()) };
+        Ok(Self { is_hello: false, protocol: None, credentials: Some(credentials), name: None })
+    }
+
+    fn of_hello(request: &Request<'_>) -> Result<Self, String> {
+        let mut hello = Self { is_hello: true, protocol: None, credentials: None, name: None };
+        let mut args = request.args().skip(1);
+        if let Some(version) = args.next() {
+            hello.protocol =
+                Some(match std::str::from_utf8(version).ok().and_then(|v| v.parse::<i64>().ok()) {
+                    Some(2) => Protocol::Resp2,
+                    Some(3) => Protocol::Resp3,
+                    Some(_) => return Err("NOPROTO unsupported protocol version".to_owned()),
+                    None => return Err("ERR Protocol version is not an integer or out of range".to_owned()),
+                });
+        }
+        while let Some(option) = args.next() {
+            if option.eq_ignore_ascii_case(b"auth") {
+                let (Some(user), Some(password)) = (args.next(), args.next()) else {
+                    return Err(syntax(option));
+                };
+                let password = Zeroizing::new(password.to_vec());
+                hello.credentials = Some(Credentials { username: Some(text(user)?), password });
+            } else if option.eq_ignore_ascii_case(b"setname") {
+                let name = args.next().ok_or_else(|| syntax(option))?;
+                if !is_plain_name(name) {
+                    return Err(
+                        "ERR Client names cannot contain spaces, newlines or special characters.".to_owned()
+                    );
+                }
+                hello.name = Some(Bytes::copy_from_slice(name));
+            } else {
+                return Err(syntax(option));
+            }
+        }
+        Ok(hello)
+    }
+}
+
+fn syntax(option: &[u8]) -> String {
+    format!("ERR Syntax error in HELLO option '{}'", printable(option))
+}
+
+/// A user name is text in every ACL file; other bytes cannot name a user.
+fn text(bytes: &[u8]) -> Result<String, String> {
+    String::from_utf8(bytes.to_vec())
+        .map_err(|_| "WRONGPASS invalid username-password pair or user is disabled.".to_owned())
+}

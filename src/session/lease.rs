@@ -1,0 +1,564 @@
+//! What a session's own upstream connection holds, and when it holds nothing any more.
+//!
+//! A lease ends by a reply, never by a request: a WATCH that was sent may be refused, an EXEC may be one without
+//! MULTI (which leaves the watch on), an UNSUBSCRIBE may leave other channels. So every command that is sent pushes an
+//! [`Expect`], and the reply that answers it changes the state. Commands whose meaning depends on that state wait until
+//! all replies are in ([`Plan::AfterReplies`]); the rest is pipelined as it comes.
+
+use std::collections::{HashSet, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::command::{Asked, Blocking, Class};
+use crate::resp::{self, Protocol, ReplyKind, Request, encode};
+
+use super::{Flags, Hello, Pin, Policy, Route, Session, answers};
+
+/// Which of the three sets of subscriptions a confirmation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// SUBSCRIBE.
+    Channels,
+    /// PSUBSCRIBE.
+    Patterns,
+    /// SSUBSCRIBE.
+    Shards,
+}
+
+/// What a command that was sent on the lease is answered by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// One reply that changes nothing.
+    Reply,
+    /// A blocking call's: it may take as long as it likes.
+    Blocking,
+    /// MULTI's.
+    Multi,
+    /// EXEC's.
+    Exec,
+    /// DISCARD's.
+    Discard,
+    /// WATCH's.
+    Watch,
+    /// UNWATCH's.
+    Unwatch,
+    /// SELECT's.
+    Select(u32),
+    /// CLIENT TRACKING ON or OFF.
+    Tracking(bool),
+    /// CLIENT NO-TOUCH on or off.
+    NoTouch(bool),
+    /// MONITOR's +OK.
+    Monitor,
+    /// Confirmations, `left` of them; `None`: one for each subscription, at least one.
+    Confirm(Listen, Option<usize>),
+    /// The reply to our own PUBLISH before WAIT: kept back unless it is an error, which WAIT's reply then gives way to.
+    WaitPublish,
+    /// WAIT's or WAITAOF's.
+    Wait,
+    /// HELLO's: ours is sent instead.
+    Hello(Hello),
+    /// The server's refusal of a command made to be refused: this is sent instead.
+    Instead(Bytes),
+}
+
+/// What to do with a frame from upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// It belongs to the client.
+    Forward,
+    /// A published message or a confirmation: it belongs to the client in any reply mode (`CLIENT_PUSHING` in redis
+    /// `pubsub.c`).
+    Message,
+    /// It stays here.
+    Swallow,
+    /// The client gets this instead.
+    Instead(Bytes),
+    /// Nothing waits for it: the connection cannot be trusted any more.
+    Desync,
+}
+
+/// What to do with the client's next command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Send it; this answers it.
+    Forward(Expect),
+    /// Send a PUBLISH nobody reads in front of it, in one write: WAIT speaks of its connection's last write.
+    ForwardWait,
+    /// Not before all earlier replies are in.
+    AfterReplies,
+    /// Answered here.
+    Local(Class),
+    /// Refused here.
+    Refuse(String),
+    /// Refused here, and the transaction on the server must fail with it.
+    RefuseInMulti(String),
+    /// Send HELLO with this protocol.
+    Hello(Hello),
+    /// A call that may block, on this connection.
+    Blocking(Blocking),
+    /// RESET or QUIT: the lease ends with what it holds.
+    End(Class),
+    /// CLIENT LIST, KILL, UNBLOCK, or a command for the control connection.
+    Aside(Route),
+}
+
+/// The state of a leased connection.
+#[derive(Debug)]
+pub struct LeaseState {
+    fifo: VecDeque<(Expect, bool)>,
+    channels: HashSet<Bytes>,
+    patterns: HashSet<Bytes>,
+    shards: HashSet<Bytes>,
+    multi: Option<Transaction>,
+    watching: bool,
+    tracking: bool,
+    no_touch: bool,
+    monitor: bool,
+    /// State that is not modelled: until the client leaves or resets.
+    for_good: bool,
+    clean: bool,
+    failed_publish: Option<Bytes>,
+}
+
+/// The open transaction on the server.
+#[derive(Debug, Default)]
+struct Transaction {
+    queued: u32,
+    /// Members that change the session when EXEC's array confirms them: position and database.
+    selects: Vec<(usize, u32)>,
+}
+
+impl Default for LeaseState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LeaseState {
+    /// A lease on a fresh connection.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            fifo: VecDeque::new(),
+            channels: HashSet::new(),
+            patterns: HashSet::new(),
+            shards: HashSet::new(),
+            multi: None,
+            watching: false,
+            tracking: false,
+            no_touch: false,
+            monitor: false,
+            for_good: false,
+            clean: true,
+            failed_publish: None,
+        }
+    }
+
+    /// Whether the connection holds nothing any more and all replies are in.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.fifo.is_empty() && !self.holds_state()
+    }
+
+    /// Whether what was carried is known to leave nothing behind, so that another session may use the connection.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.clean && self.is_over()
+    }
+
+    /// Whether replies are outstanding.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.fifo.is_empty()
+    }
+
+    /// Whether nothing but outstanding replies holds the connection, and none of them can bring it new state: what
+    /// follows waits for the end of the lease, or a client that pipelines without a pause would keep it for ever.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        let changes_nothing = |(expect, _): &(Expect, bool)| {
+            matches!(expect, Expect::Reply | Expect::Blocking | Expect::Unwatch)
+        };
+        !self.fifo.is_empty() && !self.holds_state() && self.fifo.iter().all(changes_nothing)
+    }
+
+    /// Whether the oldest reply comes only when its command has waited for something: such a client counts as idle.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        matches!(self.fifo.front(), Some((Expect::Blocking | Expect::Wait, _)))
+    }
+
+    /// How many commands are outstanding.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.fifo.len()
+    }
+
+    fn holds_state(&self) -> bool {
+        self.multi.is_some()
+            || self.watching
+            || self.tracking
+            || self.no_touch
+            || self.monitor
+            || self.for_good
+            || self.is_subscribed()
+    }
+
+    fn is_subscribed(&self) -> bool {
+        !(self.channels.is_empty() && self.patterns.is_empty() && self.shards.is_empty())
+    }
+
+    /// The pin to show while the lease is held; `None` when only outstanding replies hold it.
+    #[must_use]
+    pub fn pin(&self) -> Option<Pin> {
+        if self.monitor {
+            Some(Pin::Monitor)
+        } else if self.is_subscribed() {
+            Some(Pin::Subscribed)
+        } else if self.multi.is_some() {
+            Some(Pin::Multi)
+        } else if self.watching {
+            Some(Pin::Watch)
+        } else if self.tracking {
+            Some(Pin::Tracking)
+        } else if self.no_touch {
+            Some(Pin::NoTouch)
+        } else if self.for_good {
+            Some(Pin::State)
+        } else {
+            None
+        }
+    }
+
+    /// What CLIENT LIST shows.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        Flags {
+            blocked: self.is_blocked(),
+            multi: self.multi.as_ref().map(|multi| multi.queued),
+            watching: self.watching,
+            monitor: self.monitor,
+            tracking: self.tracking,
+            channels: self.channels.len(),
+            patterns: self.patterns.len(),
+            shards: self.shards.len(),
+        }
+    }
+
+    /// Decides what becomes of the client's next command.
+    #[must_use]
+    pub fn plan(&self, session: &Session, asked: &Asked, request: &Request<'_>, policy: Policy) -> Plan {
+        match asked.class {
+            Class::Pass | Class::Publish | Class::Ping if !(asked.policy && policy.refuse_admin) => {
+                return Plan::Forward(Expect::Reply);
+            }
+            Class::Multi => return Plan::Forward(Expect::Multi),
+            Class::Exec => return Plan::Forward(Expect::Exec),
+            Class::Discard => return Plan::Forward(Expect::Discard),
+            Class::Watch => return Plan::Forward(Expect::Watch),
+            Class::Unwatch => return Plan::Forward(Expect::Unwatch),
+            _ if self.is_waiting() => return Plan::AfterReplies,
+            _ => {}
+        }
+        let route = session.route(asked, request, policy);
+        if self.multi.is_some() {
+            return self.plan_in_multi(route, asked, request);
+        }
+        if self.is_subscribed() && session.protocol == Protocol::Resp2 {
+            return self.plan_while_subscribed(&route, asked, request);
+        }
+        match route {
+            Route::Lane | Route::Transaction | Route::Ask => Plan::Forward(Expect::Reply),
+            Route::Local(Class::Quit | Class::Reset) => Plan::End(asked.class),
+            Route::Local(Class::ClientCaching | Class::ClientTrackingInfo | Class::ClientGetRedir)
+                if self.tracking =>
+            {
+                Plan::Forward(Expect::Reply)
+            }
+            Route::Local(Class::Select) => Plan::Forward(Expect::Select(session.database)),
+            Route::Local(class) => Plan::Local(class),
+            Route::Refuse(text) => Plan::Refuse(text),
+            Route::Select(index) => Plan::Forward(Expect::Select(index)),
+            Route::Login(hello) if hello.credentials.is_some() => Plan::Refuse(
+                "ERR redbouncer: AUTH is not possible while this connection holds WATCH, MULTI, subscriptions or tracking"
+                    .to_owned(),
+            ),
+            Route::Login(hello) => Plan::Hello(hello),
+            Route::Blocking(command) => Plan::Blocking(command),
+            Route::Lease(pin) => self.plan_pin(pin, asked, request),
+            Route::Control | Route::Clients(_) | Route::Proxy => Plan::Aside(route),
+        }
+    }
+
+    /// The command that makes (or ends) connection state, for a lease that is there.
+    fn plan_pin(&self, pin: Pin, asked: &Asked, request: &Request<'_>) -> Plan {
+        let on = |index: usize| request.arg(index).is_some_and(|word| word.eq_ignore_ascii_case(b"on"));
+        let given = Some(request.argc() - 1);
+        match pin {
+            Pin::Wait => Plan::ForwardWait,
+            Pin::Monitor => Plan::Forward(Expect::Monitor),
+            Pin::Tracking if request.args().any(|word| word.eq_ignore_ascii_case(b"redirect")) => {
+                Plan::Refuse("ERR The client ID you want redirect to does not exist".to_owned())
+            }
+            Pin::Tracking => Plan::Forward(Expect::Tracking(on(2))),
+            Pin::NoTouch => Plan::Forward(Expect::NoTouch(on(2))),
+            Pin::Subscribed => match asked.class {
+                Class::Subscribe => Plan::Forward(Expect::Confirm(Listen::Channels, given)),
+                Class::PSubscribe => Plan::Forward(Expect::Confirm(Listen::Patterns, given)),
+                Class::SSubscribe => Plan::Forward(Expect::Confirm(Listen::Shards, given)),
+                Class::Unsubscribe => Plan::Forward(unsubscribe(Listen::Channels, request)),
+                Class::PUnsubscribe => Plan::Forward(unsubscribe(Listen::Patterns, request)),
+                _ => Plan::Forward(unsubscribe(Listen::Shards, request)),
+            },
+            Pin::Watch | Pin::Multi | Pin::Blocked | Pin::Own | Pin::State => Plan::Forward(Expect::Reply),
+        }
+    }
+
+    fn plan_in_multi(&self, route: Route, asked: &Asked, request: &Request<'_>) -> Plan {
+        match route {
+            Route::Lane | Route::Transaction | Route::Blocking(_) | Route::Ask => {
+                Plan::Forward(Expect::Reply)
+            }
+            Route::Select(index) => Plan::Forward(Expect::Select(index)),
+            Route::Local(Class::Select) => {
+                let same =
+                    request.arg(1).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
+                Plan::Forward(Expect::Select(same.unwrap_or(0)))
+            }
+            Route::Local(Class::Quit | Class::Reset) => Plan::End(asked.class),
+            Route::Refuse(text) => Plan::RefuseInMulti(text),
+            Route::Lease(Pin::Wait | Pin::Own) => Plan::Forward(Expect::Reply),
+            Route::Local(_)
+            | Route::Login(_)
+            | Route::Lease(_)
+            | Route::Control
+            | Route::Clients(_)
+            | Route::Proxy => {
+                let name = asked.row.map_or("this command", |row| row.name);
+                Plan::RefuseInMulti(format!("ERR redbouncer: '{name}' is not possible inside MULTI"))
+            }
+        }
+    }
+
+    /// A RESP2 subscriber may do little else (`processCommand` in redis `server.c`); the server says so for what
+    /// reaches it, this for what would not.
+    fn plan_while_subscribed(&self, route: &Route, asked: &Asked, request: &Request<'_>) -> Plan {
+        match asked.class {
+            Class::Unknown => Plan::Forward(Expect::Reply),
+            Class::Quit | Class::Reset => Plan::End(asked.class),
+            Class::Subscribe
+            | Class::PSubscribe
+            | Class::SSubscribe
+            | Class::Unsubscribe
+            | Class::PUnsubscribe
+            | Class::SUnsubscribe => self.plan_pin(Pin::Subscribed, asked, request),
+            _ if answers::arity_error(asked, request).is_some() => match route {
+                Route::Refuse(text) => Plan::Refuse(text.clone()),
+                _ => Plan::Forward(Expect::Reply),
+            },
+            _ => {
+                let name = asked.row.map_or("this command", |row| row.name);
+                Plan::Refuse(format!(
+                    "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+                ))
+            }
+        }
+    }
+
+    /// Notes that a command was sent; `muted` keeps its reply from the client. Tells whether it may leave state.
+    pub fn sent(&mut self, expect: Expect, asked: &Asked, muted: bool) {
+        let known = matches!(
+            asked.class,
+            Class::Pass | Class::Publish | Class::Ping | Class::Blocking(_) | Class::Unwatch
+        ) || matches!(asked.class, Class::Multi | Class::Exec | Class::Discard | Class::Watch);
+        self.clean &= known;
+        self.for_good |= matches!(asked.class, Class::Lease | Class::Asking);
+        self.fifo.push_back((expect, muted));
+    }
+
+    /// Whether the frame now arriving, of kind `kind`, must be whole before [`Self::received`] can judge it.
+    #[must_use]
+    pub fn wants_whole(&self, kind: ReplyKind, protocol: Protocol) -> bool {
+        let head = self.fifo.front().map(|(expect, _)| expect);
+        match head {
+            _ if kind == ReplyKind::Push => true,
+            Some(Expect::Confirm(..)) => true,
+            _ if self.is_subscribed() && protocol == Protocol::Resp2 => true,
+            Some(Expect::Exec) => {
+                kind == ReplyKind::Error || self.multi.as_ref().is_some_and(|multi| !multi.selects.is_empty())
+            }
+            Some(Expect::WaitPublish | Expect::Wait | Expect::Hello(_) | Expect::Instead(_)) => true,
+            Some(_) | None => false,
+        }
+    }
+
+    /// Whether the reply now arriving is kept from the client.
+    #[must_use]
+    pub fn mutes_next(&self) -> bool {
+        self.fifo.front().is_some_and(|(_, muted)| *muted)
+    }
+
+    /// A whole frame has arrived. `frame` holds its bytes where [`Self::wants_whole`] asked for them, else it may be
+    /// empty.
+    pub fn received(
+        &mut self,
+        kind: ReplyKind,
+        frame: &[u8],
+        session: &mut Session,
+        facts: &dyn Fn() -> answers::ServerFacts,
+    ) -> Received {
+        let may_be_message = kind == ReplyKind::Push
+            || (kind == ReplyKind::Array
+                && session.protocol == Protocol::Resp2
+                && (self.is_subscribed() || matches!(self.fifo.front(), Some((Expect::Confirm(..), _)))));
+        if may_be_message && let Some(handled) = self.received_message(frame) {
+            return handled;
+        }
+        if kind == ReplyKind::Push {
+            return Received::Forward;
+        }
+        let Some((expect, _)) = self.fifo.pop_front() else {
+            return if self.monitor { Received::Forward } else { Received::Desync };
+        };
+        let failed = matches!(kind, ReplyKind::Error | ReplyKind::BlobError);
+        self.answered(expect, kind, failed, frame, session, facts)
+    }
+
+    fn answered(
+        &mut self,
+        expect: Expect,
+        kind: ReplyKind,
+        failed: bool,
+        frame: &[u8],
+        session: &mut Session,
+        facts: &dyn Fn() -> answers::ServerFacts,
+    ) -> Received {
+        if let Some(multi) = &mut self.multi
+            && !failed
+            && !matches!(expect, Expect::Exec | Expect::Discard)
+        {
+            if let Expect::Select(index) = expect {
+                multi.selects.push((multi.queued as usize, index));
+            }
+            multi.queued += 1;
+            return Received::Forward;
+        }
+        match expect {
+            Expect::Exec => self.executed(kind, frame, session),
+            Expect::Instead(reply) => return Received::Instead(reply),
+            Expect::WaitPublish => {
+                self.failed_publish = failed.then(|| Bytes::copy_from_slice(frame));
+                return Received::Swallow;
+            }
+            Expect::Wait => {
+                if self.failed_publish.take().is_some() {
+                    let mut out = BytesMut::new();
+                    encode::error(
+                        &mut out,
+                        "ERR redbouncer: WAIT needs PUBLISH, which the server refused; see docs/compatibility.md",
+                    );
+                    return Received::Instead(out.freeze());
+                }
+            }
+            _ if failed => {}
+            Expect::Multi => self.multi = Some(Transaction::default()),
+            Expect::Discard => {
+                self.multi = None;
+                self.watching = false;
+            }
+            Expect::Watch => self.watching = true,
+            Expect::Unwatch => self.watching = false,
+            Expect::Select(index) => session.database = index,
+            Expect::Tracking(on) => self.tracking = on,
+            Expect::NoTouch(on) => self.no_touch = on,
+            Expect::Monitor => self.monitor = true,
+            Expect::Hello(hello) => {
+                hello.apply(session);
+                let mut out = BytesMut::new();
+                answers::hello(session, &facts(), &mut out);
+                return Received::Instead(out.freeze());
+            }
+            Expect::Reply | Expect::Blocking | Expect::Confirm(..) => {}
+        }
+        Received::Forward
+    }
+
+    /// EXEC: an array or nil ends transaction and watch, EXECABORT too; any other error leaves both on.
+    fn executed(&mut self, kind: ReplyKind, frame: &[u8], session: &mut Session) {
+        let aborted = frame.starts_with(b"-EXECABORT");
+        if matches!(kind, ReplyKind::Error | ReplyKind::BlobError) && !aborted {
+            return;
+        }
+        let selects = self.multi.take().map(|multi| multi.selects).unwrap_or_default();
+        self.watching = false;
+        if selects.is_empty() || kind != ReplyKind::Array {
+            return;
+        }
+        let Some(replies) = resp::elements(frame) else { return };
+        let replies: Vec<_> = replies.collect();
+        for (at, index) in selects {
+            if replies.get(at).is_some_and(|reply| reply.starts_with(b"+OK")) {
+                session.database = index;
+            }
+        }
+    }
+
+    /// A published message (`None` where it is an ordinary reply after all), or a confirmation.
+    fn received_message(&mut self, frame: &[u8]) -> Option<Received> {
+        let mut parts = resp::elements(frame)?;
+        let word = resp::bulk(parts.next()?)?;
+        let channel = parts.next().and_then(resp::bulk).map(Bytes::copy_from_slice);
+        let (listen, add) = match word {
+            b"message" | b"pmessage" | b"smessage" => return Some(Received::Message),
+            b"subscribe" => (Listen::Channels, true),
+            b"psubscribe" => (Listen::Patterns, true),
+            b"ssubscribe" => (Listen::Shards, true),
+            b"unsubscribe" => (Listen::Channels, false),
+            b"punsubscribe" => (Listen::Patterns, false),
+            b"sunsubscribe" => (Listen::Shards, false),
+            _ => return None,
+        };
+        let set = match listen {
+            Listen::Channels => &mut self.channels,
+            Listen::Patterns => &mut self.patterns,
+            Listen::Shards => &mut self.shards,
+        };
+        let before = set.len();
+        if let Some(channel) = channel {
+            if add {
+                set.insert(channel);
+            } else {
+                set.remove(&channel);
+            }
+        }
+        if let Some((Expect::Confirm(expected, left), _)) = self.fifo.front_mut()
+            && *expected == listen
+        {
+            let remaining = left.unwrap_or(before.max(1)).saturating_sub(1);
+            *left = Some(remaining);
+            if remaining == 0 {
+                self.fifo.pop_front();
+            }
+        }
+        Some(Received::Message)
+    }
+}
+
+/// UNSUBSCRIBE with names is confirmed once per name, without names once per subscription (or once with nil).
+fn unsubscribe(listen: Listen, request: &Request<'_>) -> Expect {
+    let named = request.argc() - 1;
+    Expect::Confirm(listen, (named > 0).then_some(named))
+}
+
+impl Hello {
+    /// Makes the session what the accepted HELLO asked for (the identity aside).
+    pub fn apply(self, session: &mut Session) {
+        if let Some(protocol) = self.protocol {
+            session.protocol = protocol;
+        }
+        if let Some(name) = self.name {
+            session.name = name;
+        }
+    }
+}

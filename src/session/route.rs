@@ -1,0 +1,178 @@
+//! Where one command goes.
+
+use crate::command::{Asked, Blocking, Class};
+use crate::resp::Request;
+
+use super::{Hello, Session, answers};
+
+/// Why a session needs an upstream connection of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pin {
+    /// WATCH, until EXEC, DISCARD or UNWATCH.
+    Watch,
+    /// A transaction that has not wholly arrived, or holds more than plain commands.
+    Multi,
+    /// Subscriptions.
+    Subscribed,
+    /// MONITOR.
+    Monitor,
+    /// CLIENT TRACKING ON.
+    Tracking,
+    /// CLIENT NO-TOUCH ON.
+    NoTouch,
+    /// A blocking call.
+    Blocked,
+    /// WAIT and WAITAOF, which speak of their own connection's writes.
+    Wait,
+    /// DEBUG and SHUTDOWN, which stall or end their connection.
+    Own,
+    /// A command that makes connection state which is not modelled here.
+    State,
+}
+
+impl Pin {
+    /// Every pin, for documentation and for handles made once.
+    pub const ALL: [Self; 10] = [
+        Self::Watch,
+        Self::Multi,
+        Self::Subscribed,
+        Self::Monitor,
+        Self::Tracking,
+        Self::NoTouch,
+        Self::Blocked,
+        Self::Wait,
+        Self::Own,
+        Self::State,
+    ];
+
+    /// The word in metrics, listings and errors.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Watch => "WATCH",
+            Self::Multi => "MULTI",
+            Self::Subscribed => "SUBSCRIBE",
+            Self::Monitor => "MONITOR",
+            Self::Tracking => "TRACKING",
+            Self::NoTouch => "NO-TOUCH",
+            Self::Blocked => "blocking call",
+            Self::Wait => "WAIT",
+            Self::Own => "own connection",
+            Self::State => "connection state",
+        }
+    }
+}
+
+/// Where one command goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Over the session's lane.
+    Lane,
+    /// MULTI: over the lane when the block is whole and plain, else on a lease.
+    Transaction,
+    /// Answered here, without the server.
+    Local(Class),
+    /// Answered here with this error (no leading `-`).
+    Refuse(String),
+    /// On a connection of the session's own.
+    Lease(Pin),
+    /// A call that may block.
+    Blocking(Blocking),
+    /// AUTH, or HELLO with AUTH: verified upstream.
+    Login(Hello),
+    /// SELECT of another database: verified upstream at its first use.
+    Select(u32),
+    /// On the control connection, which no client's command delays.
+    Control,
+    /// CLIENT LIST, KILL, UNBLOCK: our clients here, the server's others by the control connection.
+    Clients(Class),
+    /// A command that is in no table: the server is asked once what it is.
+    Ask,
+    /// PROXY …: about ourselves.
+    Proxy,
+}
+
+/// What an operator has decided about clients in general.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Refuse commands that reach beyond the client's own connection.
+    pub refuse_admin: bool,
+    /// The upstream is a cluster node, so READONLY and ASKING mean something.
+    pub cluster: bool,
+}
+
+impl Session {
+    /// Decides where `request` goes. Nothing changes until it has succeeded there.
+    #[must_use]
+    pub fn route(&self, asked: &Asked, request: &Request<'_>, policy: Policy) -> Route {
+        if self.user.is_none() {
+            return self.route_before_login(asked, request);
+        }
+        if asked.policy && policy.refuse_admin {
+            let name = asked.row.map_or("this command", |row| row.name);
+            return Route::Refuse(format!("ERR redbouncer: '{name}' is refused by auth.admin_commands"));
+        }
+        if let Some(refusal) = answers::arity_error(asked, request) {
+            return Route::Refuse(refusal);
+        }
+        match asked.class {
+            Class::Pass | Class::Publish | Class::Ping => Route::Lane,
+            Class::Multi => Route::Transaction,
+            // Without MULTI or WATCH these answer from the connection's (empty) state, the same on every lane.
+            Class::Exec | Class::Discard | Class::Unwatch => Route::Lane,
+            Class::Watch => Route::Lease(Pin::Watch),
+            Class::Select => answers::select(self, request),
+            Class::Auth | Class::Hello => Hello::route(self, asked.class, request),
+            Class::Quit
+            | Class::Reset
+            | Class::ClientSetName
+            | Class::ClientGetName
+            | Class::ClientSetInfo
+            | Class::ClientId
+            | Class::ClientInfo
+            | Class::ClientReply
+            | Class::ClientNoEvict
+            | Class::ClientCaching
+            | Class::ClientTrackingInfo
+            | Class::ClientGetRedir
+            | Class::ClientCapa
+            | Class::ClientImportSource
+            | Class::ClientUnknown
+            | Class::ClientHelp => Route::Local(asked.class),
+            Class::ClientNoTouch => Route::Lease(Pin::NoTouch),
+            Class::ClientTracking => Route::Lease(Pin::Tracking),
+            Class::ClientList | Class::ClientKill | Class::ClientUnblock => Route::Clients(asked.class),
+            Class::Subscribe
+            | Class::PSubscribe
+            | Class::SSubscribe
+            | Class::Unsubscribe
+            | Class::PUnsubscribe
+            | Class::SUnsubscribe => Route::Lease(Pin::Subscribed),
+            Class::Monitor => Route::Lease(Pin::Monitor),
+            Class::Blocking(command) => Route::Blocking(command),
+            Class::Wait => Route::Lease(Pin::Wait),
+            Class::ReadOnly | Class::ReadWrite | Class::Asking if !policy.cluster => {
+                Route::Refuse("ERR This instance has cluster support disabled".to_owned())
+            }
+            Class::ReadOnly | Class::ReadWrite => Route::Local(asked.class),
+            Class::Asking | Class::Lease => Route::Lease(Pin::State),
+            Class::Control => Route::Control,
+            Class::Own => Route::Lease(Pin::Own),
+            Class::Refused(refusal) => Route::Refuse(refusal.error().to_owned()),
+            Class::Proxy => Route::Proxy,
+            Class::Unknown => Route::Ask,
+        }
+    }
+
+    /// Before a login only AUTH, HELLO, QUIT and RESET run (flag `no-auth` in redis `src/commands/*.json`).
+    fn route_before_login(&self, asked: &Asked, request: &Request<'_>) -> Route {
+        if let Some(refusal) = answers::arity_error(asked, request) {
+            return Route::Refuse(refusal);
+        }
+        match asked.class {
+            Class::Auth | Class::Hello => Hello::route(self, asked.class, request),
+            Class::Quit | Class::Reset => Route::Local(asked.class),
+            _ => Route::Refuse("NOAUTH Authentication required.".to_owned()),
+        }
+    }
+}
