@@ -1,1 +1,34 @@
-//! upstream.
+//! One connection to one server: dialled, secured, logged in.
+//!
+//! [`Connector::dial`] gives an [`Established`] connection with nothing pending in either direction, or a
+//! [`DialError`] that names the step that failed and whose fault it is. What is then done with the connection, and
+//! how many there may be, is the pool's business.
+
+mod backoff;
+mod connector;
+mod conversation;
+mod error;
+mod login;
+mod options;
+mod resolve;
+mod server;
+mod socket;
+mod stream;
+mod tls;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod testing;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
+
+pub use backoff::Backoff;
+pub use connector::{Connector, Established};
+pub use error::{DialError, Phase};
+pub use login::{Identity, Login};
+pub use options::{Keepalive, NameOptions, OnLoss, Secret, TlsOptions, UpstreamOptions};
+pub use server::{Module, ServerInfo};
+pub use socket::tune;
+pub use stream::UpstreamStream;
+pub use tls::{TlsFault, TlsSetupError};

@@ -1,0 +1,292 @@
+//! Dialling: name, TCP, TLS and login, one after the other, each failure with its name.
+//!
+//! One [`Connector`] serves one server for as long as the configuration lasts. It remembers what is worth
+//! remembering between dials: the address that works, the TLS sessions, what the server says about itself, and which
+//! of its refusals have been logged already. A dial that is dropped closes its socket: it owns nothing else.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use super::conversation::{Conversation, Step};
+use super::error::{DialError, Phase};
+use super::login::{Lack, Lacking, Login};
+use super::resolve::Resolver;
+use super::tls::{TlsSetup, TlsSetupError};
+use super::{Keepalive, ServerInfo, UpstreamOptions, UpstreamStream, tune};
+
+/// A connection that is logged in, with nothing pending in either direction.
+#[derive(Debug)]
+pub struct Established {
+    /// The bytes' way.
+    pub stream: UpstreamStream,
+    /// What the server said about itself.
+    pub server: Arc<ServerInfo>,
+    /// The connection's client id there, unless the server keeps it to itself.
+    pub id: Option<u64>,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The server's address.
+    pub peer: SocketAddr,
+}
+
+/// Dials one server.
+pub struct Connector {
+    resolver: Resolver,
+    tls: Option<TlsSetup>,
+    connect_timeout: Duration,
+    loading_retry: Duration,
+    user_timeout: Duration,
+    keepalive: Keepalive,
+    /// As of the last login.
+    server: Mutex<Option<Arc<ServerInfo>>>,
+    /// What has been logged as lacking.
+    told: Mutex<Vec<Lacking>>,
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connector").field("resolver", &self.resolver).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    /// Reads the certificates; resolves and dials nothing yet.
+    ///
+    /// # Errors
+    /// Certificate files or names that cannot work.
+    pub fn new(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
+        let tls = if options.tls { Some(TlsSetup::new(&options.tls_options, &options.host)?) } else { None };
+        Ok(Self {
+            resolver: Resolver::new(&options.host, options.port),
+            tls,
+            connect_timeout: options.connect_timeout,
+            loading_retry: options.loading_retry,
+            user_timeout: options.user_timeout,
+            keepalive: options.keepalive,
+            server: Mutex::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    /// Opens a connection and logs in: within `upstream.connect_timeout`, or `upstream.loading_retry` longer while
+    /// the server is loading its data.
+    ///
+    /// # Errors
+    /// [`DialError`]; nothing stays open. Dropping the future closes the socket.
+    pub async fn dial(&self, login: &Login) -> Result<Established, DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let addresses = self.resolve(deadline).await?;
+        let (tcp, peer) = self.connect(&addresses, deadline).await?;
+        let established = self.greet(tcp, peer, login, deadline).await;
+        match &established {
+            Ok(_) => self.resolver.works(peer),
+            // Whatever accepts TCP there may be no Redis any more: the next dial begins with the other addresses.
+            Err(error) if error.is_lost() => self.resolver.fails(peer),
+            Err(_) => {}
+        }
+        established
+    }
+
+    /// What the server said about itself at the last login, if there was one.
+    pub fn server(&self) -> Option<Arc<ServerInfo>> {
+        self.server.lock().clone()
+    }
+
+    /// The address that serves us: where new connections go first. A connection to another one is to be drained.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.resolver.in_use()
+    }
+
+    /// Resolves the server's name again and says whether the address in use is gone from it (said once for each);
+    /// to be called every `upstream.resolve_interval`, and after a `-READONLY` reply.
+    ///
+    /// # Errors
+    /// The name cannot be resolved just now; what is connected stays good.
+    pub async fn address_changed(&self) -> Result<bool, DialError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        self.within(deadline, Phase::Resolve, None, self.resolver.in_use_is_gone())
+            .await?
+            .map_err(|e| self.unresolved(&e))
+    }
+
+    async fn resolve(&self, deadline: Instant) -> Result<Vec<SocketAddr>, DialError> {
+        self.within(deadline, Phase::Resolve, None, self.resolver.lookup())
+            .await?
+            .map_err(|e| self.unresolved(&e))
+    }
+
+    fn unresolved(&self, error: &io::Error) -> DialError {
+        DialError::Resolve { host: self.resolver.host().to_owned(), cause: error.to_string() }
+    }
+
+    /// TCP to the first address that answers. Each gets an equal share of the time that is left, so that a silent
+    /// one leaves time for the others.
+    async fn connect(
+        &self,
+        addresses: &[SocketAddr],
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), DialError> {
+        let mut failure =
+            DialError::Resolve { host: self.resolver.host().to_owned(), cause: "no address".to_owned() };
+        for (tried, &peer) in addresses.iter().enumerate() {
+            let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+            let now = Instant::now();
+            let share = now + deadline.saturating_duration_since(now) / left;
+            let outcome = self.within(share, Phase::Connect, Some(peer), TcpStream::connect(peer)).await;
+            let tuned = outcome.and_then(|connected| {
+                let tcp = connected.map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+                tune(&tcp, &self.keepalive, self.user_timeout)
+                    .map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+                Ok(tcp)
+            });
+            match tuned {
+                Ok(tcp) => return Ok((tcp, peer)),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// TLS and login on a connected socket.
+    async fn greet(
+        &self,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        login: &Login,
+        deadline: Instant,
+    ) -> Result<Established, DialError> {
+        let local = tcp.local_addr().map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+        let stream = match &self.tls {
+            None => UpstreamStream::Plain(tcp),
+            Some(setup) => {
+                let handshake =
+                    TlsConnector::from(Arc::clone(&setup.config)).connect(setup.name.clone(), tcp);
+                let secured = self.within(deadline, Phase::Tls, Some(peer), handshake).await?;
+                UpstreamStream::Tls(Box::new(secured.map_err(|e| DialError::from_io(Phase::Tls, peer, &e))?))
+            }
+        };
+        let mut conversation = Conversation::start(stream, peer, login);
+        let first = self.within(deadline, Phase::Login, Some(peer), conversation.proceed()).await??;
+        if first == Step::Loading {
+            self.outwait_loading(&mut conversation, peer).await?;
+        }
+        let (stream, logged_in) = conversation.finish();
+        self.tell(&logged_in.lacks);
+        let server = self.remember(logged_in.server);
+        Ok(Established { stream, server, id: logged_in.id, local, peer })
+    }
+
+    /// Asks again, in growing intervals, until the server has its data or `upstream.loading_retry` has passed.
+    async fn outwait_loading(
+        &self,
+        conversation: &mut Conversation<'_, UpstreamStream>,
+        peer: SocketAddr,
+    ) -> Result<(), DialError> {
+        const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+        let end = Instant::now() + self.loading_retry;
+        let mut pause = Duration::from_millis(50);
+        tracing::info!(%peer, retry = ?self.loading_retry, "the server is loading its data");
+        while Instant::now() < end {
+            tokio::time::sleep(pause.min(end.saturating_duration_since(Instant::now()))).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            conversation.resume();
+            let deadline = Instant::now() + self.connect_timeout;
+            match self.within(deadline, Phase::Login, Some(peer), conversation.proceed()).await?? {
+                Step::Done => return Ok(()),
+                Step::Loading => {}
+            }
+        }
+        conversation.give_up()
+    }
+
+    /// One step of the dial, until `deadline` at the latest.
+    async fn within<T>(
+        &self,
+        deadline: Instant,
+        phase: Phase,
+        peer: Option<SocketAddr>,
+        step: impl Future<Output = T>,
+    ) -> Result<T, DialError> {
+        timeout_at(deadline, step).await.map_err(|_| DialError::Timeout {
+            phase,
+            peer: peer.map_or_else(|| self.resolver.host().to_owned(), |peer| peer.to_string()),
+            after: self.connect_timeout,
+        })
+    }
+
+    /// Keeps the server's description; all connections to an unchanged server share one.
+    fn remember(&self, server: ServerInfo) -> Arc<ServerInfo> {
+        let mut last = self.server.lock();
+        match &*last {
+            Some(known) if **known == server => Arc::clone(known),
+            Some(_) | None => Arc::clone(last.insert(Arc::new(server))),
+        }
+    }
+
+    /// Logs what the server turned out to lack, each thing once.
+    fn tell(&self, lacks: &[Lack]) {
+        for Lack { what, text } in lacks {
+            let new = {
+                let mut told = self.told.lock();
+                !told.contains(what) && (told.push(*what), true).1
+            };
+            if new {
+                tracing::warn!(server_says = %text, "{what}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn live() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_is_followed_by_the_next() {
+        let connector = Connector::new(&UpstreamOptions::default()).unwrap();
+        let (dead, refusing) = live().await;
+        drop(dead);
+        let (_listener, live) = live().await;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let (_, peer) = connector.connect(&[refusing, live], deadline).await.unwrap();
+        assert_eq!(peer, live);
+        let none = connector.connect(&[refusing], deadline).await.unwrap_err();
+        assert_eq!(none, DialError::Refused { peer: refusing });
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_leaves_time_for_the_next() {
+        let connector = Connector::new(&UpstreamOptions::default()).unwrap();
+        let (listener, silent) = live().await;
+        // A backlog of one, filled: further handshakes stay unanswered.
+        socket2::SockRef::from(&listener).listen(1).unwrap();
+        let mut fillers = Vec::new();
+        for _ in 0..8 {
+            fillers.push(
+                timeout_at(Instant::now() + Duration::from_millis(50), TcpStream::connect(silent)).await,
+            );
+        }
+        let (_listener, live) = live().await;
+        let started = Instant::now();
+        let (_, peer) =
+            connector.connect(&[silent, live], started + Duration::from_millis(600)).await.unwrap();
+        assert_eq!(peer, live);
+        assert!((300..600).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    }
+}

@@ -1,0 +1,258 @@
+//! Why a connection to the server could not be had: which step failed and whose fault it is.
+//!
+//! Two texts for each failure. `Display` is for the operator's log: it may name addresses, never a credential.
+//! [`DialError::public_text`] is for a client that waited for the connection: no address of the server either.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::tls::TlsFault;
+
+/// The steps of a dial, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The host name's addresses are looked up.
+    Resolve,
+    /// TCP's handshake.
+    Connect,
+    /// TLS's handshake.
+    Tls,
+    /// HELLO, AUTH, SELECT and their like.
+    Login,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "name resolution",
+            Self::Connect => "TCP connect",
+            Self::Tls => "TLS handshake",
+            Self::Login => "login",
+        })
+    }
+}
+
+/// A dial that failed. `Clone`, because everybody who waited for the connection is told the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address, or the resolver did not answer: the network's or the configuration's fault.
+    #[error("cannot resolve {host}: {cause}")]
+    Resolve {
+        /// The name, without its port.
+        host: String,
+        /// The resolver's words.
+        cause: String,
+    },
+    /// Nobody listens there: the server is down, or the port is wrong.
+    #[error("connection refused by {peer}")]
+    Refused {
+        /// The last address tried.
+        peer: SocketAddr,
+    },
+    /// `upstream.connect_timeout` ended in this phase.
+    #[error("{phase} with {peer} unfinished after {after:?}{}", timeout_hint(*.phase))]
+    Timeout {
+        /// Where it hung.
+        phase: Phase,
+        /// The server's address, or its name while it had none.
+        peer: String,
+        /// The timeout, for TCP, TLS and login together.
+        after: Duration,
+    },
+    /// The TLS handshake was refused, by us or by the server.
+    #[error("TLS with {peer}: {fault}")]
+    Tls {
+        /// The server's address.
+        peer: SocketAddr,
+        /// By whom and why.
+        fault: TlsFault,
+    },
+    /// We spoke plainly to a server that wants TLS: `rediss://` is missing.
+    #[error("{peer} answers in TLS: the URL has to begin with rediss://")]
+    SpeaksTls {
+        /// The server's address.
+        peer: SocketAddr,
+    },
+    /// The server does not let us in as this user, or not without one.
+    #[error("the server refuses the login: {text}")]
+    Login {
+        /// The server's error, code first (`WRONGPASS …`, `NOAUTH …`, `NOPERM …`, `DENIED …`), without a credential.
+        text: String,
+    },
+    /// RESP3 was asked of a server that does not have it.
+    #[error("the server does not speak RESP3: {text}")]
+    NoResp3 {
+        /// Its answer to `HELLO 3`.
+        text: String,
+    },
+    /// All of the server's client places are taken: back off.
+    #[error("the server has no free client place: {text}")]
+    MaxClients {
+        /// The server's error.
+        text: String,
+    },
+    /// Still loading its data after `upstream.loading_retry`, and what the login needed was not answered.
+    #[error("the server is still loading its data: {text}")]
+    Loading {
+        /// The server's error.
+        text: String,
+    },
+    /// The database does not exist or is not ours to use.
+    #[error("the server refuses database {database}: {text}")]
+    SelectRefused {
+        /// The number asked for.
+        database: u32,
+        /// The server's error.
+        text: String,
+    },
+    /// READONLY was asked of a server that is no cluster's, or that forbids it.
+    #[error("the server refuses READONLY: {text}")]
+    ReadOnlyRefused {
+        /// The server's error.
+        text: String,
+    },
+    /// The server hung up in the middle.
+    #[error("{peer} closed the connection during {phase}{}", closed_hint(*.phase, *.answered))]
+    Closed {
+        /// Where.
+        phase: Phase,
+        /// The server's address.
+        peer: SocketAddr,
+        /// Whether it had sent anything before.
+        answered: bool,
+    },
+    /// What came back is not what a Redis server would answer.
+    #[error("not a Redis server's answer: {what}")]
+    Protocol {
+        /// What is wrong; none of the server's bytes.
+        what: String,
+    },
+    /// The operating system's error.
+    #[error("{phase} with {peer}: {cause}")]
+    Io {
+        /// Where.
+        phase: Phase,
+        /// The server's address.
+        peer: SocketAddr,
+        /// Its kind, for decisions.
+        kind: io::ErrorKind,
+        /// Its words.
+        cause: String,
+    },
+}
+
+impl DialError {
+    /// Whether the same dial may succeed soon although nobody changes anything: then it is worth a client's waiting.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Resolve { .. }
+            | Self::Refused { .. }
+            | Self::Timeout { .. }
+            | Self::MaxClients { .. }
+            | Self::Loading { .. }
+            | Self::Closed { .. }
+            | Self::Io { .. } => true,
+            Self::Tls { fault, .. } => fault.retryable(),
+            Self::SelectRefused { text, .. } | Self::ReadOnlyRefused { text } => is_passing(text),
+            Self::SpeaksTls { .. } | Self::Login { .. } | Self::NoResp3 { .. } | Self::Protocol { .. } => {
+                false
+            }
+        }
+    }
+
+    /// Whether the connection broke off or hung, rather than being refused in words.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Closed { .. } | Self::Io { .. } => true,
+            Self::Tls { fault, .. } => fault.retryable(),
+            Self::Resolve { .. }
+            | Self::Refused { .. }
+            | Self::SpeaksTls { .. }
+            | Self::Login { .. }
+            | Self::NoResp3 { .. }
+            | Self::MaxClients { .. }
+            | Self::Loading { .. }
+            | Self::SelectRefused { .. }
+            | Self::ReadOnlyRefused { .. }
+            | Self::Protocol { .. } => false,
+        }
+    }
+
+    /// An I/O error, named as closely as possible.
+    pub(super) fn from_io(phase: Phase, peer: SocketAddr, error: &io::Error) -> Self {
+        if let Some(fault) = TlsFault::from_io(error) {
+            return Self::Tls { peer, fault };
+        }
+        match (error.kind(), phase) {
+            (io::ErrorKind::ConnectionRefused, _) => Self::Refused { peer },
+            // A server that closes with bytes of ours unread resets the connection: for us that is the same.
+            (
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe,
+                Phase::Tls | Phase::Login,
+            ) => Self::Closed { phase, peer, answered: false },
+            (kind, _) => Self::Io { phase, peer, kind, cause: error.to_string() },
+        }
+    }
+
+    pub(super) fn protocol(what: &str) -> Self {
+        Self::Protocol { what: what.to_owned() }
+    }
+
+    /// The whole error text for a client, code first and without the leading `-`; without address or credential.
+    ///
+    /// Where the server itself refused, in the server's own words.
+    pub fn public_text(&self) -> String {
+        let own = |what: &str| format!("ERR redbouncer: no upstream connection: {what}");
+        match self {
+            Self::Login { text }
+            | Self::Loading { text }
+            | Self::SelectRefused { text, .. }
+            | Self::ReadOnlyRefused { text } => text.clone(),
+            Self::Resolve { .. } => own("the server's name cannot be resolved"),
+            Self::Refused { .. } => own("connection refused"),
+            Self::Timeout { phase, after, .. } => own(&format!("{phase} unfinished after {after:?}")),
+            Self::Tls { fault, .. } => own(&format!("TLS: {}", fault.public_text())),
+            Self::SpeaksTls { .. } => own("the server answers in TLS"),
+            Self::NoResp3 { .. } => own("the server does not speak RESP3"),
+            Self::MaxClients { .. } => {
+                own("the server has no free client place (max number of clients reached)")
+            }
+            Self::Closed { phase, .. } => own(&format!("the server closed the connection during {phase}")),
+            Self::Protocol { .. } => own("the server does not answer as a Redis server"),
+            Self::Io { phase, kind, .. } => own(&format!("{phase}: {kind}")),
+        }
+    }
+}
+
+/// Errors that say how the server is just now, not what we may do.
+pub(super) fn is_passing(text: &str) -> bool {
+    matches!(code(text), "BUSY" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN")
+}
+
+/// The first word of a server's error.
+pub(super) fn code(text: &str) -> &str {
+    text.split(' ').next().unwrap_or_default()
+}
+
+fn timeout_hint(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Resolve | Phase::Connect | Phase::Login => "",
+        // A plain Redis takes the first record for the beginning of a line and waits for its end.
+        Phase::Tls => " (a server without TLS on this port stays silent, too)",
+    }
+}
+
+fn closed_hint(phase: Phase, answered: bool) -> &'static str {
+    match phase {
+        Phase::Resolve | Phase::Connect => "",
+        // Redis cannot send its error about maxclients before the handshake, so it only hangs up.
+        Phase::Tls => " (so does a server at its maxclients, or one without TLS on this port)",
+        Phase::Login if answered => "",
+        Phase::Login => " without a word (so does a server that wants TLS on this port)",
+    }
+}

@@ -1,0 +1,432 @@
+//! Logging in, as a state machine without I/O: it is fed the server's replies and says what to write next.
+//!
+//! `HELLO … AUTH` goes first and alone, because a failing authentication behind a pending reply makes some servers
+//! omit a reply (redis/redis#15640). What follows it, name, id, database and a last PING, leaves in one write. A
+//! server without HELLO gets AUTH, again alone. What a provider may forbid (`CLIENT SETNAME`, `CLIENT ID`, `INFO`,
+//! `PING`) is noted and done without; a login only fails for what the connection cannot be used without.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::Secret;
+use super::error::{DialError, code, is_passing};
+use super::server::{Greeting, ServerInfo};
+use crate::resp::{Protocol, ReplyKind, bulk, encode, error_text, integer};
+
+/// The user we log in as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The ACL user; `None` is the server's `default` user.
+    pub username: Option<String>,
+    /// `None` sends no AUTH, whatever the user name.
+    pub password: Option<Secret>,
+    /// A client's own credentials rather than the configuration's. Without a user name they are sent as the client
+    /// sent them, by AUTH alone, and a server that asks for no password refuses them, as it would the client.
+    pub of_client: bool,
+}
+
+impl Identity {
+    /// The user's name on the server.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.username.as_deref().unwrap_or("default")
+    }
+}
+
+/// What a new connection is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// Who logs in.
+    pub identity: Arc<Identity>,
+    /// The database to select.
+    pub database: u32,
+    /// The protocol to speak.
+    pub protocol: Protocol,
+    /// The connection's name in `CLIENT LIST`: `redbouncer:<name>:<boot id>:<kind>`.
+    pub name: String,
+    /// Send READONLY (replicas of a cluster).
+    pub readonly: bool,
+}
+
+/// What to do after a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Read the next reply.
+    Read,
+    /// Write what was appended, then read; nothing else may have arrived.
+    Write,
+    /// The server is loading its data: pause, then [`LoginMachine::resume`].
+    Pause,
+    /// The login is over; nothing else may have arrived.
+    Done,
+}
+
+/// What the login sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    Hello,
+    Auth,
+    SetName,
+    Id,
+    Select,
+    ReadOnly,
+    Info,
+    Ping,
+}
+
+/// Something that the server or the user's rights lack; the connection works without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lack {
+    pub(super) what: Lacking,
+    /// The server's error.
+    pub(super) text: String,
+}
+
+/// What can be lacking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Lacking {
+    /// HELLO, and RESP3 with it.
+    Hello,
+    /// A password on the server's side: ours was not looked at.
+    Password,
+    /// `CLIENT SETNAME`: our connections are nameless in `CLIENT LIST`.
+    SetName,
+    /// `CLIENT ID`.
+    Id,
+    /// `INFO`.
+    Info,
+    /// `PING`.
+    Ping,
+}
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hello => "the server has no HELLO: RESP3 is not available",
+            Self::Password => "the server asks for no password: the configured one is not checked",
+            Self::SetName => "CLIENT SETNAME is refused: our connections have no name in CLIENT LIST",
+            Self::Id => "CLIENT ID is refused",
+            Self::Info => "INFO is refused: the server's version is not known",
+            Self::Ping => "PING is refused: heartbeats get an error, which will do",
+        })
+    }
+}
+
+/// What a login gave.
+#[derive(Debug)]
+pub(super) struct LoggedIn {
+    pub(super) server: ServerInfo,
+    pub(super) id: Option<u64>,
+    pub(super) lacks: Vec<Lack>,
+}
+
+/// The exchanges of a login; each is over before the next is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    AuthFirst,
+    Hello,
+    Auth,
+    Setup,
+}
+
+/// One login in progress.
+#[derive(Debug)]
+pub(super) struct LoginMachine<'a> {
+    login: &'a Login,
+    stage: Stage,
+    /// Written and not answered, oldest first.
+    outstanding: VecDeque<Ask>,
+    /// Answered `-LOADING`: to be asked again.
+    again: Vec<Ask>,
+    /// The error with which that was answered last.
+    loading: String,
+    server: Option<ServerInfo>,
+    id: Option<u64>,
+    lacks: Vec<Lack>,
+}
+
+impl<'a> LoginMachine<'a> {
+    /// A login whose first command is appended to `out`.
+    pub(super) fn start(login: &'a Login, out: &mut BytesMut) -> Self {
+        let mut machine = Self {
+            login,
+            stage: Stage::Hello,
+            outstanding: VecDeque::new(),
+            again: Vec::new(),
+            loading: String::new(),
+            server: None,
+            id: None,
+            lacks: Vec::new(),
+        };
+        if machine.authenticates_first() {
+            machine.stage = Stage::AuthFirst;
+            machine.ask(&[Ask::Auth], out);
+        } else {
+            machine.ask(&[Ask::Hello], out);
+        }
+        machine
+    }
+
+    fn authenticates_first(&self) -> bool {
+        let identity = &self.login.identity;
+        identity.of_client && identity.username.is_none() && identity.password.is_some()
+    }
+
+    /// Takes one whole reply of the server's and says what follows; commands are appended to `out`.
+    ///
+    /// # Errors
+    /// The login has failed and the connection is to be closed.
+    pub(super) fn on_frame(
+        &mut self,
+        frame: &[u8],
+        kind: ReplyKind,
+        out: &mut BytesMut,
+    ) -> Result<Progress, DialError> {
+        if kind == ReplyKind::Push {
+            return Err(DialError::protocol("a push during the login"));
+        }
+        let Some(ask) = self.outstanding.pop_front() else {
+            return Err(DialError::protocol("a reply that nothing asked for"));
+        };
+        match error_text(frame) {
+            Some(text) => self.on_error(ask, readable(text, &self.login.identity))?,
+            None => self.on_answer(ask, frame, kind)?,
+        }
+        Ok(self.advance(out))
+    }
+
+    /// After a pause: asks again what was answered `-LOADING`.
+    pub(super) fn resume(&mut self, out: &mut BytesMut) {
+        let again = std::mem::take(&mut self.again);
+        self.ask(&again, out);
+    }
+
+    /// The pauses have lasted long enough: whether the connection can be used while the server is still loading.
+    ///
+    /// # Errors
+    /// Something that cannot be done without was not answered yet.
+    pub(super) fn give_up(&mut self) -> Result<(), DialError> {
+        let in_the_way = self.stage != Stage::Setup
+            || self.again.iter().any(|ask| match ask {
+                Ask::Hello | Ask::Auth | Ask::Select | Ask::ReadOnly => true,
+                Ask::SetName | Ask::Id | Ask::Info | Ask::Ping => false,
+            });
+        if in_the_way { Err(DialError::Loading { text: std::mem::take(&mut self.loading) }) } else { Ok(()) }
+    }
+
+    /// What was learned.
+    pub(super) fn finish(self) -> LoggedIn {
+        LoggedIn { server: self.server.unwrap_or_default(), id: self.id, lacks: self.lacks }
+    }
+
+    fn on_error(&mut self, ask: Ask, text: String) -> Result<(), DialError> {
+        match code(&text) {
+            "LOADING" => {
+                self.again.push(ask);
+                self.loading = text;
+                return Ok(());
+            }
+            // Redis before 6 looks a command up first and at the password second, so HELLO is never answered so there.
+            "NOAUTH" if ask != Ask::Hello || self.login.identity.password.is_none() => {
+                return Err(DialError::Login { text });
+            }
+            "DENIED" => return Err(DialError::Login { text }),
+            "ERR" if is_max_clients(&text) => return Err(DialError::MaxClients { text }),
+            _ => {} // what else it means depends on what was asked
+        }
+        match ask {
+            Ask::Hello => self.on_hello_refused(text)?,
+            // Redis before 6, and the default user without a password since.
+            Ask::Auth
+                if !self.login.identity.of_client
+                    && (text.contains("no password is set") || text.contains("without any password")) =>
+            {
+                self.lack(Lacking::Password, text);
+            }
+            Ask::Auth => return Err(DialError::Login { text }),
+            Ask::SetName => self.lack(Lacking::SetName, text),
+            Ask::Id => self.lack(Lacking::Id, text),
+            Ask::Info => self.lack(Lacking::Info, text),
+            Ask::Ping => self.lack(Lacking::Ping, text),
+            Ask::Select => return Err(DialError::SelectRefused { database: self.login.database, text }),
+            Ask::ReadOnly => return Err(DialError::ReadOnlyRefused { text }),
+        }
+        Ok(())
+    }
+
+    /// HELLO was refused: for its own sake, then RESP2 does without, or for our identity's.
+    fn on_hello_refused(&mut self, text: String) -> Result<(), DialError> {
+        let has_no_hello = match code(&text) {
+            // With our credentials in it: whoever answered has looked at the connection, not at the command.
+            "NOAUTH" | "NOPROTO" | "NOPERM" => true,
+            "ERR" => {
+                let lower = text.to_ascii_lowercase();
+                ["unknown command", "unsupported", "not supported", "not allowed", "disabled"]
+                    .iter()
+                    .any(|words| lower.contains(words))
+            }
+            _ => false, // WRONGPASS and whatever else a server may say about an identity
+        };
+        match (has_no_hello, self.login.protocol) {
+            (false, _) => Err(DialError::Login { text }),
+            (true, Protocol::Resp3) => Err(DialError::NoResp3 { text }),
+            (true, Protocol::Resp2) => {
+                self.lack(Lacking::Hello, text);
+                Ok(())
+            }
+        }
+    }
+
+    fn on_answer(&mut self, ask: Ask, frame: &[u8], kind: ReplyKind) -> Result<(), DialError> {
+        match ask {
+            Ask::Hello => {
+                let Some(greeting) = Greeting::read(frame, self.login.protocol) else {
+                    return Err(DialError::protocol("HELLO was not answered with a map"));
+                };
+                if greeting.protocol != i64::from(self.login.protocol.number()) {
+                    return Err(DialError::protocol("HELLO was answered with another protocol version"));
+                }
+                self.id = greeting.id;
+                self.server = Some(greeting.info);
+            }
+            Ask::Auth | Ask::SetName | Ask::Select | Ask::ReadOnly => {
+                expect_text(ask, frame, kind, b"OK")?;
+            }
+            Ask::Ping => expect_text(ask, frame, kind, b"PONG")?,
+            Ask::Id => match integer(frame).and_then(|id| u64::try_from(id).ok()) {
+                Some(id) => self.id = Some(id),
+                None => return Err(DialError::protocol("CLIENT ID was not answered with a number")),
+            },
+            Ask::Info => match bulk(frame) {
+                Some(text) => self.server = Some(ServerInfo::from_info(&String::from_utf8_lossy(text))),
+                None => return Err(DialError::protocol("INFO was not answered with a text")),
+            },
+        }
+        Ok(())
+    }
+
+    /// Goes to the next exchange when the present one is over.
+    fn advance(&mut self, out: &mut BytesMut) -> Progress {
+        if !self.outstanding.is_empty() {
+            return Progress::Read;
+        }
+        if !self.again.is_empty() {
+            return Progress::Pause;
+        }
+        match self.stage {
+            Stage::AuthFirst => {
+                self.stage = Stage::Hello;
+                self.ask(&[Ask::Hello], out);
+            }
+            Stage::Hello
+                if self.server.is_none()
+                    && self.login.identity.password.is_some()
+                    && !self.authenticates_first() =>
+            {
+                self.stage = Stage::Auth;
+                self.ask(&[Ask::Auth], out);
+            }
+            Stage::Hello | Stage::Auth => {
+                self.stage = Stage::Setup;
+                let mut asks = vec![Ask::SetName, Ask::Id];
+                if self.login.database != 0 {
+                    asks.push(Ask::Select);
+                }
+                if self.login.readonly {
+                    asks.push(Ask::ReadOnly);
+                }
+                if self.server.is_none() {
+                    asks.push(Ask::Info);
+                }
+                asks.push(Ask::Ping);
+                self.ask(&asks, out);
+            }
+            Stage::Setup => return Progress::Done,
+        }
+        Progress::Write
+    }
+
+    fn ask(&mut self, asks: &[Ask], out: &mut BytesMut) {
+        for ask in asks {
+            self.write(*ask, out);
+            self.outstanding.push_back(*ask);
+        }
+    }
+
+    fn write(&self, ask: Ask, out: &mut BytesMut) {
+        let Login { identity, database, protocol, name, readonly: _ } = self.login;
+        let user = identity.username.as_deref().unwrap_or("default").as_bytes();
+        let password = identity.password.as_ref().map(|password| password.expose());
+        let version = match protocol {
+            Protocol::Resp2 => b"2",
+            Protocol::Resp3 => b"3",
+        };
+        match (ask, password) {
+            (Ask::Hello, Some(password)) if !self.authenticates_first() => {
+                encode::command(out, &[b"HELLO", version, b"AUTH", user, password]);
+            }
+            (Ask::Hello, _) => encode::command(out, &[b"HELLO", version]),
+            // Redis before 6 knows only the form without a user, later ones take it for the default user.
+            (Ask::Auth, password) if user == b"default" => {
+                encode::command(out, &[b"AUTH", password.unwrap_or_default()]);
+            }
+            (Ask::Auth, password) => encode::command(out, &[b"AUTH", user, password.unwrap_or_default()]),
+            (Ask::SetName, _) => encode::command(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]),
+            (Ask::Id, _) => encode::command(out, &[b"CLIENT", b"ID"]),
+            (Ask::Select, _) => encode::command(out, &[b"SELECT", database.to_string().as_bytes()]),
+            (Ask::ReadOnly, _) => encode::command(out, &[b"READONLY"]),
+            (Ask::Info, _) => encode::command(out, &[b"INFO", b"server"]),
+            (Ask::Ping, _) => encode::command(out, &[b"PING"]),
+        }
+    }
+
+    fn lack(&mut self, what: Lacking, text: String) {
+        // A busy server refuses today what it allows tomorrow.
+        if !is_passing(&text) {
+            self.lacks.push(Lack { what, text });
+        }
+    }
+}
+
+/// At the limit Redis accepts, sends this as the first reply and closes; others have words of their own for it.
+fn is_max_clients(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    lower.contains("max number of clients") || lower.contains("max concurrent connections")
+}
+
+/// Anything else than the expected text means that replies and commands are out of step.
+fn expect_text(ask: Ask, frame: &[u8], kind: ReplyKind, expected: &[u8]) -> Result<(), DialError> {
+    match kind {
+        ReplyKind::Simple if bulk(frame) == Some(expected) => Ok(()),
+        _ => Err(DialError::protocol(&format!("an unexpected answer to {ask:?}"))), // no other kind or text will do
+    }
+}
+
+/// A server's error as a text for logs and clients: one line, of bounded length, without our password.
+///
+/// Redis before 6 answers HELLO with "unknown command `HELLO`, with args beginning with: …", the password among them.
+fn readable(error: &[u8], identity: &Identity) -> String {
+    const LONGEST: usize = 256;
+    let text = String::from_utf8_lossy(error);
+    let text = text.split(", with args beginning with").next().unwrap_or_default();
+    let text: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+    let Some(password) = identity.password.as_ref().map(|p| String::from_utf8_lossy(p.expose())) else {
+        return text;
+    };
+    // Redis's constant texts repeat nothing, even where a weak password is a word of theirs.
+    const CONSTANT: [&str; 3] = [
+        "WRONGPASS invalid username-password pair or user is disabled.",
+        "NOAUTH Authentication required.",
+        "ERR max number of clients reached",
+    ];
+    if password.is_empty() || !text.contains(password.as_ref()) || CONSTANT.contains(&text.as_str()) {
+        return text;
+    }
+    let code = code(&text);
+    // A password may even be where the code is expected.
+    let code = if code.contains(password.as_ref()) { "ERR" } else { code };
+    format!("{code} (text withheld: it contains the password)")
+}

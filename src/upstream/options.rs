@@ -1,0 +1,226 @@
+//! What can be set about upstream connections: where the server is, who we are there, how long each step may take.
+//!
+//! The values here are checked: a `Duration` is in range, a URL has been taken apart, a password is a [`Secret`]. The
+//! `config` module makes them from text; this room only reads them, so it never learns where a value came from.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// How to reach the Redis server and how patient to be with it (`[upstream]`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamOptions {
+    /// Host name or address, without brackets for IPv6.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// TLS from the first byte (`rediss://`).
+    pub tls: bool,
+    /// The ACL user we log in as; `None` is the server's `default` user.
+    pub username: Option<String>,
+    /// The password of that user; `None` sends no AUTH.
+    pub password: Option<Secret>,
+    /// The database a client begins in.
+    pub database: u32,
+    /// Bound on TCP, TLS and login together.
+    pub connect_timeout: Duration,
+    /// The shortest wait before a failed dial is repeated.
+    pub backoff_min: Duration,
+    /// The longest wait before a failed dial is repeated.
+    pub backoff_max: Duration,
+    /// How long a login is repeated while the server answers `-LOADING`.
+    pub loading_retry: Duration,
+    /// How long a client waits for one reply before it gets an error; `None` waits as long as the client does.
+    pub command_timeout: Option<Duration>,
+    /// A lane with commands in flight that receives nothing for this long is condemned.
+    pub stall_timeout: Duration,
+    /// New upstream connections per second at the most.
+    pub connect_rate: u32,
+    /// What clients see whose commands were written but not answered when a connection was lost.
+    pub on_loss: OnLoss,
+    /// Certificates and names, used when `tls` is set.
+    pub tls_options: TlsOptions,
+    /// How long a closing connection may discard what the server still sends before it is reset.
+    pub close_timeout: Duration,
+    /// TCP_USER_TIMEOUT: unacknowledged data older than this ends the connection.
+    pub user_timeout: Duration,
+    /// TCP keepalive of an idle connection.
+    pub keepalive: Keepalive,
+    /// How often the server's name is resolved again while connections live.
+    pub resolve_interval: Duration,
+}
+
+impl Default for UpstreamOptions {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 6379,
+            tls: false,
+            username: None,
+            password: None,
+            database: 0,
+            connect_timeout: Duration::from_secs(5),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(2),
+            loading_retry: Duration::from_secs(10),
+            command_timeout: None,
+            stall_timeout: Duration::from_secs(60),
+            connect_rate: 20,
+            on_loss: OnLoss::Close,
+            tls_options: TlsOptions::default(),
+            close_timeout: Duration::from_secs(5),
+            user_timeout: Duration::from_secs(30),
+            keepalive: Keepalive::default(),
+            resolve_interval: Duration::from_secs(15),
+        }
+    }
+}
+
+/// What a client sees when the connection that carried its unanswered command is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLoss {
+    /// The client is closed, as a direct connection would have been, so its library's own recovery runs.
+    #[default]
+    Close,
+    /// Each unanswered command on a lane gets an error; the client stays.
+    Error,
+}
+
+impl OnLoss {
+    /// The words that stand for the values.
+    pub const WORDS: [(&'static str, Self); 2] = [("close", Self::Close), ("error", Self::Error)];
+}
+
+/// TLS towards the server (`[upstream.tls]`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// A PEM file of certificate authorities trusted beside the system's and Mozilla's.
+    pub ca: Option<PathBuf>,
+    /// The name to verify and to send as SNI instead of the URL's host.
+    pub server_name: Option<String>,
+    /// Our own certificate chain (PEM), where the server asks for one.
+    pub cert: Option<PathBuf>,
+    /// The private key of `cert` (PEM).
+    pub key: Option<PathBuf>,
+    /// Accept any certificate: encrypted, but not protected from whoever sits in between.
+    pub insecure: bool,
+}
+
+/// TCP keepalive: a silent peer is dead after `idle + interval × count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Unanswered probes until the connection is dead.
+    pub count: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(10), interval: Duration::from_secs(5), count: 3 }
+    }
+}
+
+/// How this instance names itself in the server's `CLIENT LIST` (`[hygiene]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameOptions {
+    /// The instance's name: letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// How often upstream connections show activity in the server's `CLIENT LIST`.
+    pub heartbeat: Duration,
+}
+
+impl Default for NameOptions {
+    fn default() -> Self {
+        Self { name: Self::host_name(), heartbeat: Duration::from_secs(15) }
+    }
+}
+
+impl NameOptions {
+    /// The longest name, as for a host name's label.
+    pub const MAX_LEN: usize = 63;
+
+    /// Whether `name` may stand between the colons of `redbouncer:<name>:<boot id>:<kind>`.
+    pub fn is_valid(name: &str) -> bool {
+        !name.is_empty() && name.len() <= Self::MAX_LEN && name.bytes().all(Self::is_plain)
+    }
+
+    /// The host's name, with what may not stand in a connection name replaced by `-`.
+    fn host_name() -> String {
+        let host = gethostname::gethostname();
+        let plain: String = host
+            .to_string_lossy()
+            .chars()
+            .take(Self::MAX_LEN)
+            .map(|c| if u8::try_from(c).is_ok_and(Self::is_plain) { c } else { '-' })
+            .collect();
+        if plain.is_empty() { "redbouncer".to_owned() } else { plain }
+    }
+
+    fn is_plain(byte: u8) -> bool {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+    }
+}
+
+/// A password. Overwritten when its last clone is dropped; `Debug` shows `***`; compared in constant time.
+#[derive(Clone)]
+pub struct Secret(Arc<Zeroizing<Vec<u8>>>);
+
+impl Secret {
+    /// Takes the bytes over; no other copy should remain.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(Arc::new(Zeroizing::new(bytes.into())))
+    }
+
+    /// The bytes, for writing a login or hashing; never for a log.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose().ct_eq(other.expose()).into()
+    }
+}
+
+impl Eq for Secret {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let options = UpstreamOptions { password: Some(Secret::new("hunter2")), ..Default::default() };
+        let shown = format!("{options:?} {options:#?}");
+        assert!(!shown.contains("hunter2") && shown.contains("***"), "{shown}");
+    }
+
+    #[test]
+    fn secrets_are_equal_by_their_bytes() {
+        assert_eq!(Secret::new("a"), Secret::new("a"));
+        assert_ne!(Secret::new("a"), Secret::new("b"));
+        assert_ne!(Secret::new("a"), Secret::new("ab"));
+    }
+
+    #[test]
+    fn the_default_name_may_stand_in_a_connection_name() {
+        assert!(NameOptions::is_valid(&NameOptions::default().name));
+        for bad in ["", "a:b", "a b", "a\nb", "é"] {
+            assert!(!NameOptions::is_valid(bad), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What every TCP socket of ours is set to, on both sides of the proxy.
+//!
+//! Keepalive finds a peer that vanished while the connection is silent. It does not run while data is
+//! unacknowledged: then the kernel retransmits for `tcp_retries2` (924 s by default), unless TCP_USER_TIMEOUT ends
+//! it sooner. So both are needed. NODELAY, because we gather the writes of a loop turn ourselves.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::Keepalive;
+
+/// Sets NODELAY, keepalive and TCP_USER_TIMEOUT; times are rounded to what the kernel counts in (seconds for
+/// keepalive, milliseconds for `user_timeout`).
+///
+/// # Errors
+/// The kernel's refusal; on a connection that the peer has reset already, too.
+pub fn tune(stream: &TcpStream, keepalive: &Keepalive, user_timeout: Duration) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    // The kernel refuses 0 s; a sub-second setting means "as soon as possible".
+    let at_least_a_second = |time: Duration| time.max(Duration::from_secs(1));
+    let probes = TcpKeepalive::new()
+        .with_time(at_least_a_second(keepalive.idle))
+        .with_interval(at_least_a_second(keepalive.interval))
+        .with_retries(keepalive.count.max(1));
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(user_timeout))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tuned_socket_has_every_option_in_the_kernel() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tune(&stream, &Keepalive::default(), Duration::from_secs(30)).unwrap();
+
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+    }
+
+    #[tokio::test]
+    async fn times_below_a_second_are_not_refused() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let short = Duration::from_millis(200);
+        tune(&stream, &Keepalive { idle: short, interval: short, count: 1 }, short).unwrap();
+        assert_eq!(SockRef::from(&stream).tcp_keepalive_time().unwrap(), Duration::from_secs(1));
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(short));
+    }
+}

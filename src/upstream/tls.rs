@@ -1,0 +1,305 @@
+//! TLS towards the server: whom we trust, who we are, and why a handshake failed.
+//!
+//! Trusted are the system's authorities, Mozilla's (a container built from nothing has no system's) and the file
+//! named in `upstream.tls.ca`. One configuration serves all connections, so that rustls can resume sessions: a
+//! redial then costs one round trip and no certificate.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore};
+use rustls::{Error as RustlsError, SignatureScheme};
+
+use super::TlsOptions;
+
+/// A TLS configuration that cannot work: the operator's fault, found before anything is dialled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TlsSetupError {
+    /// A file is missing, not readable, or not PEM.
+    #[error("cannot read {}: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it; nothing of its content.
+        cause: String,
+    },
+    /// A PEM file without a certificate in it.
+    #[error("{} holds no certificate", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// One of `cert` and `key` without the other.
+    #[error("upstream.tls.cert and upstream.tls.key belong together: one of them is missing")]
+    HalfAPair,
+    /// Our certificate and key do not fit each other, or the key's kind is unknown.
+    #[error("the client certificate cannot be used: {cause}")]
+    ClientCertificate {
+        /// rustls's words.
+        cause: String,
+    },
+    /// Neither a host name nor an address, so no certificate could be valid for it.
+    #[error("not a name that a certificate can be verified for: {name:?}")]
+    ServerName {
+        /// `upstream.tls.server_name`, or the URL's host.
+        name: String,
+    },
+    /// Our cryptography and our protocol versions do not fit (a fault in the program).
+    #[error("TLS cannot be set up: {cause}")]
+    Provider {
+        /// rustls's words.
+        cause: String,
+    },
+}
+
+/// What every handshake needs.
+#[derive(Clone)]
+pub(super) struct TlsSetup {
+    pub(super) config: Arc<ClientConfig>,
+    /// Verified, and sent as SNI unless it is an address.
+    pub(super) name: ServerName<'static>,
+}
+
+impl TlsSetup {
+    pub(super) fn new(options: &TlsOptions, host: &str) -> Result<Self, TlsSetupError> {
+        let name = options.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| TlsSetupError::ServerName { name: name.to_owned() })?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| TlsSetupError::Provider { cause: e.to_string() })?;
+        let builder = if options.insecure {
+            tracing::warn!(
+                "upstream.tls.insecure is set: whoever sits between us and the server can read and change everything"
+            );
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        } else {
+            builder.with_root_certificates(roots(options.ca.as_deref())?)
+        };
+        let config = match (&options.cert, &options.key) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(cert), Some(key)) => {
+                let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable(key, &e))?;
+                builder
+                    .with_client_auth_cert(certificates(cert)?, key)
+                    .map_err(|e| TlsSetupError::ClientCertificate { cause: e.to_string() })?
+            }
+            (Some(_), None) | (None, Some(_)) => return Err(TlsSetupError::HalfAPair),
+        };
+        Ok(Self { config: Arc::new(config), name })
+    }
+}
+
+/// The authorities a server's certificate may come from.
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::debug!(%error, "a system certificate store was not read");
+    }
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = ca {
+        for certificate in certificates(path)? {
+            roots
+                .add(certificate)
+                .map_err(|e| TlsSetupError::Read { path: path.to_owned(), cause: e.to_string() })?;
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
+    let found = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| unreadable(path, &e))?;
+    if found.is_empty() {
+        return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
+    }
+    Ok(found)
+}
+
+/// A PEM error may quote the file, and the file may be a private key: only the system's errors are repeated.
+fn unreadable(path: &Path, error: &pem::Error) -> TlsSetupError {
+    let cause = match error {
+        pem::Error::Io(e) => e.to_string(),
+        pem::Error::NoItemsFound => "nothing of the expected kind in it (PEM)".to_owned(),
+        _ => "not a well-formed PEM file".to_owned(), // an enum of the library's, open to more variants
+    };
+    TlsSetupError::Read { path: path.to_owned(), cause }
+}
+
+/// `insecure = true`: any certificate will do, but its owner must hold the key, so that a recorded handshake cannot
+/// be replayed.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, RustlsError> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why a TLS connection failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsFault {
+    /// The server's certificate has run out.
+    Expired,
+    /// The server's certificate is not valid yet: a clock is wrong, more often than not.
+    NotYetValid,
+    /// The certificate is for other names: a wrong host, or `upstream.tls.server_name` is needed.
+    WrongName {
+        /// The name that was asked for and, where known, those in the certificate.
+        detail: String,
+    },
+    /// Signed by nobody we trust: `upstream.tls.ca` is needed.
+    UnknownAuthority,
+    /// Anything else that is wrong with the certificate.
+    BadCertificate {
+        /// rustls's words.
+        detail: String,
+    },
+    /// What came back was no TLS: the port is a plain one.
+    NotTls,
+    /// The server wants a certificate of ours, or another one: `upstream.tls.cert`.
+    ClientCertificate {
+        /// The alert's name.
+        alert: String,
+    },
+    /// The server broke off with an alert.
+    Alert {
+        /// The alert's name.
+        alert: String,
+    },
+    /// No common protocol version or cipher, or a peer that breaks the rules.
+    Other {
+        /// rustls's words.
+        detail: String,
+    },
+}
+
+impl TlsFault {
+    /// The fault behind an I/O error of a TLS stream; `None` if TLS is not to blame.
+    pub(super) fn from_io(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref::<RustlsError>().map(Self::from_rustls)
+    }
+
+    fn from_rustls(error: &RustlsError) -> Self {
+        match error {
+            RustlsError::InvalidCertificate(why) => Self::from_certificate(why),
+            // The first byte was no record type: a plain server's error line, or another protocol altogether.
+            RustlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Self::NotTls,
+            RustlsError::AlertReceived(alert) => Self::from_alert(*alert),
+            other => Self::Other { detail: other.to_string() },
+        }
+    }
+
+    fn from_certificate(why: &CertificateError) -> Self {
+        match why {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
+            CertificateError::UnknownIssuer => Self::UnknownAuthority,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Self::WrongName { detail: why.to_string() }
+            }
+            other => Self::BadCertificate { detail: other.to_string() },
+        }
+    }
+
+    fn from_alert(alert: AlertDescription) -> Self {
+        let name = format!("{alert:?}");
+        match alert {
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA => Self::ClientCertificate { alert: name },
+            // rustls's enum, open to alerts of later versions.
+            _ => Self::Alert { alert: name },
+        }
+    }
+
+    /// A broken-off handshake may have been the network's fault; a certificate does not change by itself.
+    pub(super) fn retryable(&self) -> bool {
+        match self {
+            Self::Alert { .. } | Self::Other { .. } => true,
+            Self::Expired
+            | Self::NotYetValid
+            | Self::WrongName { .. }
+            | Self::UnknownAuthority
+            | Self::BadCertificate { .. }
+            | Self::NotTls
+            | Self::ClientCertificate { .. } => false,
+        }
+    }
+
+    /// For clients: without the names in the certificate.
+    pub(super) fn public_text(&self) -> &'static str {
+        match self {
+            Self::Expired => "the server's certificate has expired",
+            Self::NotYetValid => "the server's certificate is not valid yet",
+            Self::WrongName { .. } => "the server's certificate is for another name",
+            Self::UnknownAuthority => "the server's certificate is from an unknown authority",
+            Self::BadCertificate { .. } => "the server's certificate is not acceptable",
+            Self::NotTls => "the server does not speak TLS on this port",
+            Self::ClientCertificate { .. } => "the server wants another client certificate",
+            Self::Alert { .. } => "the server broke off the handshake",
+            Self::Other { .. } => "the handshake failed",
+        }
+    }
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.public_text())?;
+        match self {
+            Self::Expired => Ok(()),
+            Self::NotYetValid => f.write_str(" (is our clock right?)"),
+            Self::WrongName { detail } => write!(f, " (upstream.tls.server_name): {detail}"),
+            Self::UnknownAuthority => f.write_str(" (upstream.tls.ca)"),
+            Self::NotTls => f.write_str(" (the URL should begin with redis://, or the port is wrong)"),
+            Self::ClientCertificate { alert } => write!(f, " (upstream.tls.cert): alert {alert}"),
+            Self::Alert { alert } => write!(f, ": alert {alert}"),
+            Self::BadCertificate { detail } | Self::Other { detail } => write!(f, ": {detail}"),
+        }
+    }
+}
