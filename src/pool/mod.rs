@@ -1,1 +1,446 @@
-//! pool.
+//! The pool of one worker: lanes by key, leases, and the rules that open and close them.
+//!
+//! All upstream connections of all workers are counted by one [`Budget`]; everything else here belongs to one worker
+//! and one thread.
+
+pub mod budget;
+mod closing;
+mod control;
+mod dial;
+mod gate;
+mod group;
+mod health;
+mod lane;
+mod lease;
+mod options;
+mod recall;
+mod unavailable;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use crate::resp::encode;
+use crate::telemetry::{CommandSeconds, UpstreamClose};
+use crate::upstream::{Connector, Identity, NameOptions, UpstreamOptions};
+
+pub use budget::{Budget, Claim, Kind, Permit, Phase, Pressure, Short};
+pub use control::Control;
+pub use gate::DialGate;
+pub use group::Group;
+pub use health::Health;
+pub use lane::{Lane, LaneKey, Lost, Receiver, Then};
+pub use lease::Lease;
+pub use options::PoolOptions;
+pub use recall::Blocked;
+pub use unavailable::Unavailable;
+
+/// Redis's default `proto-max-bulk-len`, taken for granted where the server does not say.
+pub const MAX_BULK: u64 = 512 << 20;
+
+/// What all workers' pools share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The cap.
+    pub budget: Arc<Budget>,
+    /// How to dial.
+    pub connector: Arc<Connector>,
+    /// How often to dial.
+    pub gate: Arc<DialGate>,
+    /// Whether dials succeed.
+    pub health: Arc<Health>,
+    /// Sizes and times of the pool.
+    pub options: PoolOptions,
+    /// What is set about upstream connections.
+    pub upstream: UpstreamOptions,
+    /// How our connections are called on the server.
+    pub naming: NameOptions,
+    /// The server's `proto-max-bulk-len` in bytes: a longer bulk is refused before it reaches a lane, where the
+    /// server's own refusal would end everybody's connection.
+    pub max_bulk: Arc<AtomicU64>,
+    /// The server does not say: asking again would only fill its ACL log.
+    pub max_bulk_refused: Arc<AtomicBool>,
+    /// Tells this run of the proxy from others of the same name.
+    pub boot: Arc<str>,
+}
+
+impl Shared {
+    /// The name of a connection of kind `kind`, as CLIENT LIST on the server shows it.
+    #[must_use]
+    pub fn connection_name(&self, kind: Kind) -> String {
+        format!("redbouncer:{}:{}:{}", self.naming.name, self.boot, kind.label())
+    }
+
+    /// What the names of all connections of this run begin with.
+    #[must_use]
+    pub fn own_prefix(&self) -> String {
+        format!("redbouncer:{}:{}:", self.naming.name, self.boot)
+    }
+}
+
+/// The pool of one worker.
+pub struct Pool {
+    /// What it shares with the other workers.
+    pub shared: Shared,
+    groups: RefCell<HashMap<LaneKey, Rc<Group>>>,
+    parked: RefCell<Vec<(Instant, Lease)>>,
+    lease_waiters: RefCell<Vec<LeaseWaiter>>,
+    blocked: RefCell<Vec<Rc<recall::Entry>>>,
+    scratch: RefCell<Vec<u8>>,
+    seconds: Rc<CommandSeconds>,
+    tasks: TaskTracker,
+    stopping: Cell<bool>,
+}
+
+struct LeaseWaiter {
+    ticket: u64,
+    key: LaneKey,
+    hand: oneshot::Sender<Lease>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("groups", &self.groups.borrow().len()).finish_non_exhaustive()
+    }
+}
+
+/// One row of the listing of lanes.
+#[derive(Clone, Debug)]
+pub struct LaneRow {
+    /// Its key.
+    pub key: LaneKey,
+    /// The user's name on the server.
+    pub user: String,
+    /// Open lanes.
+    pub lanes: usize,
+    /// Sessions that use the key.
+    pub sessions: usize,
+    /// Replies outstanding.
+    pub outstanding: usize,
+}
+
+impl Pool {
+    /// A pool without connections. Its tasks run on the current `LocalRuntime`, tracked by `tasks`.
+    #[must_use]
+    pub fn new(shared: Shared, tasks: TaskTracker) -> Rc<Self> {
+        Rc::new(Self {
+            shared,
+            groups: RefCell::default(),
+            parked: RefCell::default(),
+            lease_waiters: RefCell::default(),
+            blocked: RefCell::default(),
+            scratch: RefCell::new(vec![0; 64 << 10]),
+            seconds: Rc::new(CommandSeconds::default()),
+            tasks,
+            stopping: Cell::new(false),
+        })
+    }
+
+    /// How long upstream replies took, for the metrics.
+    #[must_use]
+    pub fn seconds(&self) -> &CommandSeconds {
+        &self.seconds
+    }
+
+    /// The tasks of this worker.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// The lanes of `key`, made when there are none.
+    #[must_use]
+    pub fn group(&self, key: LaneKey, identity: &Arc<Identity>) -> Rc<Group> {
+        let mut groups = self.groups.borrow_mut();
+        Rc::clone(groups.entry(key).or_insert_with(|| Group::new(key, Arc::clone(identity))))
+    }
+
+    /// A lane of `group` to use now. Opens a second one in the background when the first is slow and a permit is free.
+    pub fn lane(self: &Rc<Self>, group: &Rc<Group>, now: Instant) -> Option<Rc<Lane>> {
+        let lane = group.lane()?;
+        if lane.outstanding() > 0
+            && group.wants_another(self.shared.options.lanes_per_key, now)
+            && let Some(permit) = self.shared.budget.try_acquire(Kind::Lane, &holder_of(group.key()))
+        {
+            self.open_lane(group, Some(permit));
+        }
+        Some(lane)
+    }
+
+    /// Waits until `group` has a lane, at most until `deadline`.
+    ///
+    /// # Errors
+    /// When the cap is reached, the server cannot be reached, or it refuses login or database.
+    pub async fn lane_ready(
+        self: &Rc<Self>,
+        group: &Rc<Group>,
+        deadline: Instant,
+    ) -> Result<(), Unavailable> {
+        loop {
+            if self.stopping.get() {
+                return Err(Unavailable::Stopping);
+            }
+            if group.lane().is_some() {
+                return Ok(());
+            }
+            let waiter = group.wait();
+            if !group.dialling.get() {
+                self.open_lane(group, None);
+            }
+            match tokio::time::timeout_at(deadline.into(), waiter).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(why))) => return Err(why),
+                // The dialling task ended without a word: it found nobody waiting just before we came.
+                Ok(Err(_)) => {}
+                Err(_) => return Err(self.why_not(group)),
+            }
+        }
+    }
+
+    fn why_not(&self, group: &Group) -> Unavailable {
+        let waited = self.shared.options.wait_timeout;
+        match group.last_failure() {
+            Some(text) => Unavailable::Down(text),
+            None if self.shared.budget.pressure().any() => {
+                Unavailable::Full(self.shared.budget.full_text(waited))
+            }
+            None => self.still_connecting(),
+        }
+    }
+
+    fn still_connecting(&self) -> Unavailable {
+        let waited = Short(self.shared.options.wait_timeout);
+        Unavailable::Down(format!("ERR redbouncer: no upstream connection within {waited}: still connecting"))
+    }
+
+    /// Closes `lease` in order, or hands it on: when `clean`, to the next session that waits for the same key, or to
+    /// the next of the same key within `pool.linger`. `gone` is when the client left, where it did.
+    pub fn end_lease(
+        self: &Rc<Self>,
+        lease: Lease,
+        clean: bool,
+        reason: UpstreamClose,
+        gone: Option<Instant>,
+    ) {
+        let young = lease.opened.elapsed() < self.shared.options.max_lifetime;
+        if clean && gone.is_none() && young && !self.stopping.get() && lease.is_quiet() {
+            self.keep_lease(lease);
+        } else {
+            self.close(lease.stream, lease.permit, reason, gone);
+        }
+    }
+
+    fn keep_lease(self: &Rc<Self>, lease: Lease) {
+        let mut waiters = self.lease_waiters.borrow_mut();
+        waiters.retain(|waiter| !waiter.hand.is_closed());
+        let next = waiters
+            .iter()
+            .position(|waiter| waiter.key == lease.key && self.shared.budget.is_next(waiter.ticket));
+        let lease = match next.map(|at| waiters.remove(at)) {
+            Some(waiter) => match waiter.hand.send(lease) {
+                Ok(()) => return,
+                Err(lease) => lease,
+            },
+            None => lease,
+        };
+        drop(waiters);
+        if self.shared.budget.pressure().any() {
+            self.close(lease.stream, lease.permit, UpstreamClose::LeaseEnded, None);
+        } else {
+            lease.permit.describe("parked");
+            self.parked.borrow_mut().push((Instant::now(), lease));
+        }
+    }
+
+    /// A clean connection of `key` that was held a moment ago, if it is still good.
+    #[must_use]
+    pub fn parked_lease(self: &Rc<Self>, key: LaneKey) -> Option<Lease> {
+        loop {
+            let mut parked = self.parked.borrow_mut();
+            let at = parked.iter().rposition(|(_, lease)| lease.key == key)?;
+            let (_, lease) = parked.swap_remove(at);
+            drop(parked);
+            if lease.is_quiet() {
+                return Some(lease);
+            }
+            self.close(lease.stream, lease.permit, UpstreamClose::Lost, None);
+        }
+    }
+
+    /// Closes a connection in the background. See [`closing`].
+    pub fn close(
+        &self,
+        stream: crate::upstream::UpstreamStream,
+        permit: Permit,
+        reason: UpstreamClose,
+        gone: Option<Instant>,
+    ) {
+        let timeout = self.shared.upstream.close_timeout;
+        self.tasks.spawn_local(closing::close(stream, permit, reason, gone, false, timeout));
+    }
+
+    /// Closes a connection and returns when its permit is back.
+    pub(super) async fn close_now(
+        &self,
+        stream: crate::upstream::UpstreamStream,
+        permit: Permit,
+        reason: UpstreamClose,
+    ) {
+        closing::close(stream, permit, reason, None, false, self.shared.upstream.close_timeout).await;
+    }
+
+    /// Closes a lease and returns what the server still had to say: everything up to its end of file, or `None` when
+    /// that did not come in time.
+    pub async fn close_and_keep(
+        &self,
+        lease: Lease,
+        reason: UpstreamClose,
+        gone: Option<Instant>,
+    ) -> Option<Vec<u8>> {
+        let timeout = self.shared.upstream.close_timeout;
+        closing::close(lease.stream, lease.permit, reason, gone, true, timeout).await
+    }
+
+    /// What must be done every tenth of a second: lanes that are idle, old, abandoned or stalled, heartbeats,
+    /// commands that have waited too long, parked leases.
+    pub fn tick(self: &Rc<Self>, now: Instant) {
+        let options = &self.shared.options;
+        let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        for group in groups {
+            group.age(options.linger, options.idle_timeout, options.max_lifetime, now);
+            for lane in group.lanes() {
+                self.tend(&lane, now);
+            }
+            if group.is_forgettable(options.linger, now) {
+                self.groups.borrow_mut().remove(&group.key());
+            }
+        }
+        let parked = std::mem::take(&mut *self.parked.borrow_mut());
+        for (since, lease) in parked {
+            if now.saturating_duration_since(since) >= options.linger || !lease.is_quiet() {
+                self.close(lease.stream, lease.permit, UpstreamClose::Parked, None);
+            } else {
+                self.parked.borrow_mut().push((since, lease));
+            }
+        }
+        // A lane may have been too young to give up, a blocking call still on its way to its lease.
+        let pressure = self.shared.budget.pressure();
+        if pressure.any() {
+            self.relieve(pressure, now);
+        }
+    }
+
+    fn tend(&self, lane: &Rc<Lane>, now: Instant) {
+        let upstream = &self.shared.upstream;
+        if let Some(timeout) = upstream.command_timeout {
+            let text = format!("ERR redbouncer: no reply within {}", Short(timeout));
+            lane.time_out(timeout, now, &text);
+        }
+        if lane.is_stalled(upstream.stall_timeout, now) {
+            lane.condemn();
+        }
+        if lane.is_usable() && lane.is_silent(self.shared.naming.heartbeat, now) {
+            let mut ping = bytes::BytesMut::new();
+            encode::command(&mut ping, &[b"PING"]);
+            lane.exchange(&ping, 1, now, Box::new(|_| {}));
+        }
+    }
+
+    /// Lets `waiting` others have a lane's place: the one longest in use (an idle one first) takes no new command,
+    /// empties its FIFO and closes. Each has had at least `pool.min_turn`.
+    fn give_a_turn(self: &Rc<Self>, waiting: usize, now: Instant) {
+        let mut lanes: Vec<_> = self.groups.borrow().values().flat_map(|group| group.lanes()).collect();
+        let leaving = lanes.iter().filter(|lane| !lane.is_usable()).count();
+        lanes.retain(|lane| {
+            lane.is_usable() && now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn
+        });
+        lanes.sort_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
+        for lane in lanes.into_iter().take(waiting.saturating_sub(leaving)) {
+            lane.leave(UpstreamClose::Turn);
+        }
+    }
+
+    /// Gives up what others wait for: parked leases, then blocked ones where a session cannot do without a lease, and
+    /// lanes in turn.
+    pub fn relieve(self: &Rc<Self>, pressure: Pressure, now: Instant) {
+        let waiting = pressure.leases + pressure.blocking + pressure.lanes;
+        let mut freed = 0;
+        while freed < waiting {
+            let Some((_, lease)) = self.parked.borrow_mut().pop() else { break };
+            self.close(lease.stream, lease.permit, UpstreamClose::Turn, None);
+            freed += 1;
+        }
+        let coming = freed + self.shared.budget.closing();
+        let recalled = self.recall((pressure.leases + pressure.lanes).saturating_sub(coming));
+        // Lanes beyond their floor live in permits that leases may have too.
+        let for_leases = pressure.leases.saturating_sub(freed + recalled);
+        let lanes = pressure.lanes + for_leases.min(self.shared.budget.lanes_above_floor());
+        if lanes > 0 {
+            self.give_a_turn(lanes, now);
+        }
+    }
+
+    /// The server's address has changed: no lane takes new commands, each closes when its replies are in.
+    pub fn leave_all(&self, reason: UpstreamClose) {
+        for group in self.groups.borrow().values() {
+            for lane in group.lanes() {
+                lane.leave(reason);
+            }
+        }
+    }
+
+    /// Closes everything in order, and opens nothing more.
+    pub fn stop(self: &Rc<Self>) {
+        self.stopping.set(true);
+        self.leave_all(UpstreamClose::Shutdown);
+        for (_, lease) in std::mem::take(&mut *self.parked.borrow_mut()) {
+            self.close(lease.stream, lease.permit, UpstreamClose::Shutdown, None);
+        }
+    }
+
+    /// Commands whose replies are outstanding on lanes.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.groups.borrow().values().flat_map(|group| group.lanes()).map(|lane| lane.outstanding()).sum()
+    }
+
+    /// The lanes by key, for listings.
+    #[must_use]
+    pub fn lane_rows(&self) -> Vec<LaneRow> {
+        let groups = self.groups.borrow();
+        groups
+            .values()
+            .map(|group| {
+                let lanes = group.lanes();
+                LaneRow {
+                    key: group.key(),
+                    user: group.identity().name().to_owned(),
+                    lanes: lanes.len(),
+                    sessions: group.sessions(),
+                    outstanding: lanes.iter().map(|lane| lane.outstanding()).sum(),
+                }
+            })
+            .collect()
+    }
+
+    fn deadline(&self) -> Duration {
+        self.shared.options.wait_timeout
+    }
+
+    /// When a wait for an upstream connection that begins now must end.
+    #[must_use]
+    pub fn wait_deadline(&self) -> Instant {
+        Instant::now() + self.deadline()
+    }
+}
+
+/// How a lane is called in listings.
+fn holder_of(key: LaneKey) -> String {
+    format!("lane of database {}, RESP{}", key.database, key.protocol.number())
+}

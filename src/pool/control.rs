@@ -1,0 +1,121 @@
+//! The control connection: what no client's command may delay.
+//!
+//! `SCRIPT KILL` must overtake the script it kills, and a listing must not wait behind a slow command. One connection,
+//! dialled when it is needed, logged in as whoever asks, closed when it has been idle.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Kind, LaneKey, Permit, Phase, Pool, Unavailable};
+use crate::resp::{Protocol, ReplyScanner};
+use crate::telemetry::UpstreamClose;
+use crate::upstream::{Identity, UpstreamStream};
+
+/// Replies on the control connection come at once; a server that takes longer is not going to answer soon.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The control connection of a pool, when it is open.
+#[derive(Debug, Default)]
+pub struct Control {
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    user: u64,
+    protocol: Protocol,
+    stream: UpstreamStream,
+    permit: Permit,
+    used: Instant,
+}
+
+impl Control {
+    /// Asks the server as `identity` and returns its reply, whole.
+    ///
+    /// # Errors
+    /// When the connection cannot be had or does not answer.
+    pub async fn ask(
+        &mut self,
+        pool: &Rc<Pool>,
+        user: u64,
+        identity: &Arc<Identity>,
+        protocol: Protocol,
+        request: &Bytes,
+    ) -> Result<Bytes, Unavailable> {
+        let fits = self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.user == user && open.protocol == protocol && open.stream.is_quiet());
+        if !fits {
+            self.close(pool, UpstreamClose::Turn).await;
+            self.open = Some(self.dial(pool, user, identity, protocol).await?);
+        }
+        let Some(mut open) = self.open.take() else { return Err(Unavailable::Stopping) };
+        let answer = tokio::time::timeout(PATIENCE, exchange(&mut open.stream, request)).await;
+        match answer {
+            Ok(Ok(reply)) => {
+                open.used = Instant::now();
+                self.open = Some(open);
+                Ok(reply)
+            }
+            // Half an exchange: the connection is dropped with it.
+            Ok(Err(_)) | Err(_) => {
+                Err(Unavailable::Down("ERR redbouncer: no answer on the control connection".to_owned()))
+            }
+        }
+    }
+
+    async fn dial(
+        &self,
+        pool: &Rc<Pool>,
+        user: u64,
+        identity: &Arc<Identity>,
+        protocol: Protocol,
+    ) -> Result<Open, Unavailable> {
+        let budget = &pool.shared.budget;
+        let Some(permit) = budget.try_acquire(Kind::Control, "control") else {
+            return Err(Unavailable::Full(budget.full_text(Duration::ZERO)));
+        };
+        let key = LaneKey { user, database: 0, protocol, readonly: false };
+        let established = pool.dial_as(key, identity, Kind::Control).await?;
+        permit.enter(Phase::Open);
+        Ok(Open { user, protocol, stream: established.stream, permit, used: Instant::now() })
+    }
+
+    /// Closes the connection when it has been idle for `limit`.
+    pub async fn age(&mut self, pool: &Rc<Pool>, limit: Duration) {
+        if self.open.as_ref().is_some_and(|open| open.used.elapsed() >= limit) {
+            self.close(pool, UpstreamClose::Idle).await;
+        }
+    }
+
+    /// Closes the connection and waits until its permit is back: the next dial needs it.
+    pub async fn close(&mut self, pool: &Rc<Pool>, reason: UpstreamClose) {
+        if let Some(open) = self.open.take() {
+            pool.close_now(open.stream, open.permit, reason).await;
+        }
+    }
+}
+
+async fn exchange(stream: &mut UpstreamStream, request: &Bytes) -> std::io::Result<Bytes> {
+    stream.write_all(request).await?;
+    stream.flush().await?;
+    let mut scanner = ReplyScanner::default();
+    let mut reply = BytesMut::new();
+    let mut chunk = vec![0; 16 << 10];
+    loop {
+        let came = stream.read(&mut chunk).await?;
+        if came == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let step = scanner.step(&chunk[..came]).map_err(|_| std::io::ErrorKind::InvalidData)?;
+        reply.extend_from_slice(&chunk[..step.consumed]);
+        if step.complete.is_some() {
+            return Ok(reply.freeze());
+        }
+    }
+}

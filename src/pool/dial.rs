@@ -1,0 +1,312 @@
+//! Opening lanes and leases: a permit, then the dial, again with growing pauses while somebody waits.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use super::budget::Place;
+use super::{
+    Claim, Group, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Phase, Pool, Unavailable, holder_of,
+};
+use crate::resp::{self, encode};
+use crate::telemetry::UpstreamClose;
+use crate::upstream::{Backoff, DialError, Established, Identity, Login};
+
+impl Pool {
+    /// Starts the task that opens a lane for `group`, if none runs.
+    pub(super) fn open_lane(self: &Rc<Self>, group: &Rc<Group>, permit: Option<Permit>) {
+        if group.dialling.replace(true) {
+            return;
+        }
+        let pool = Rc::clone(self);
+        let group = Rc::clone(group);
+        self.tasks.spawn_local(async move {
+            let opened = pool.dial_lane(&group, permit).await;
+            group.dialling.set(false);
+            if let Some((lane, stream)) = opened {
+                pool.ask_for_limits(&lane);
+                group.opened(Rc::clone(&lane));
+                if pool.stopping.get() {
+                    lane.leave(UpstreamClose::Shutdown);
+                }
+                pool.carry(&group, &lane, stream).await;
+            }
+        });
+    }
+
+    /// Dials until there is a lane, nobody waits any more, or the server refuses for good.
+    async fn dial_lane(
+        &self,
+        group: &Rc<Group>,
+        mut permit: Option<Permit>,
+    ) -> Option<(Rc<Lane>, crate::upstream::UpstreamStream)> {
+        // A second lane comes with its permit and is worth one dial, whoever waits.
+        let mut spare = permit.is_some();
+        let login = self.login(group.key(), group.identity(), Kind::Lane);
+        let mut backoff = self.backoff();
+        while !self.stopping.get() && (spare || group.has_waiters()) {
+            let permit = match permit.take() {
+                Some(permit) => permit,
+                None => self.lane_permit(group).await?,
+            };
+            match self.dial(&login, Kind::Lane).await {
+                Ok(established) if self.stopping.get() => {
+                    self.close(established.stream, permit, UpstreamClose::Shutdown, None);
+                    return None;
+                }
+                Ok(established) => {
+                    permit.enter(Phase::Open);
+                    let lane = Lane::new(group.key(), permit, Rc::clone(&self.seconds));
+                    return Some((lane, established.stream));
+                }
+                Err(error) => {
+                    drop(permit);
+                    spare = false;
+                    let text = error.public_text();
+                    group.failed_for_now(text.clone());
+                    if !error.retryable() {
+                        group.failed_for_good(&refused(&error, text));
+                        return None;
+                    }
+                }
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+        None
+    }
+
+    /// A permit for a lane, or `None` when nobody waits for it any more.
+    async fn lane_permit(&self, group: &Group) -> Option<Permit> {
+        let mut place = self.shared.budget.queue(Claim::Lane, &holder_of(group.key()));
+        loop {
+            let wait = tokio::time::timeout(self.deadline(), place.granted()).await;
+            match wait {
+                Ok(permit) => return permit,
+                Err(_) if group.has_waiters() => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// The first words on a lane: how long a bulk the server takes. Where CONFIG is refused, the default stands.
+    fn ask_for_limits(&self, lane: &Lane) {
+        let refused = Arc::clone(&self.shared.max_bulk_refused);
+        if refused.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut question = BytesMut::new();
+        encode::command(&mut question, &[b"CONFIG", b"GET", b"proto-max-bulk-len"]);
+        let max_bulk = Arc::clone(&self.shared.max_bulk);
+        let then = move |answer: Result<Vec<Bytes>, Lost>| {
+            let Ok(frames) = answer else { return };
+            let value = frames.first().and_then(|frame| {
+                let value = resp::bulk(resp::elements(frame)?.nth(1)?)?;
+                std::str::from_utf8(value).ok()?.parse().ok()
+            });
+            match value {
+                Some(value) => max_bulk.store(value, Ordering::Relaxed),
+                None => refused.store(true, Ordering::Relaxed),
+            }
+        };
+        lane.exchange(&question, 1, Instant::now(), Box::new(then));
+    }
+
+    async fn carry(
+        self: &Rc<Self>,
+        group: &Rc<Group>,
+        lane: &Rc<Lane>,
+        stream: crate::upstream::UpstreamStream,
+    ) {
+        let (reason, stream) = lane.carry(stream, &self.scratch).await;
+        group.closed(lane);
+        let Some(permit) = lane.take_permit() else { return };
+        if let Some(stream) = stream {
+            self.close(stream, permit, reason, None);
+            return;
+        }
+        metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => Kind::Lane.label())
+            .increment(1);
+        if reason == UpstreamClose::Desync {
+            tracing::error!(
+                reason = reason.label(),
+                "a lane received what no command of its asked for; closed"
+            );
+        } else {
+            tracing::warn!(reason = reason.label(), "a lane was lost");
+        }
+    }
+
+    /// A connection of a session's own under `key`: one given up a moment ago, one handed over, or a new one.
+    /// `holder` says in listings whose it is and why.
+    ///
+    /// # Errors
+    /// As [`Self::lane_ready`]; `deadline` `None` waits for a permit without limit (the caller has its own).
+    pub async fn lease(
+        self: &Rc<Self>,
+        key: LaneKey,
+        identity: &Arc<Identity>,
+        claim: Claim,
+        holder: &str,
+        deadline: Option<Instant>,
+    ) -> Result<Lease, Unavailable> {
+        if let Some(lease) = self.parked_lease(key) {
+            lease.permit.describe(holder);
+            return Ok(lease);
+        }
+        let login = self.login(key, identity, Kind::Lease);
+        let mut backoff = self.backoff();
+        let mut failure = None;
+        let connecting = Cell::new(false);
+        let search = async {
+            loop {
+                let permit = match self.lease_permit(key, claim, holder).await {
+                    Found::Lease(lease) => return Ok(lease),
+                    Found::Permit(permit) => permit,
+                    Found::Nothing => return Err(Unavailable::Stopping),
+                };
+                connecting.set(true);
+                match self.dial_lease(&login, key, permit).await {
+                    Ok(lease) => return Ok(lease),
+                    Err(error) => {
+                        let text = error.public_text();
+                        if !error.retryable() {
+                            return Err(refused(&error, text));
+                        }
+                        failure = Some(text);
+                    }
+                }
+                tokio::time::sleep(backoff.next()).await;
+            }
+        };
+        let Some(deadline) = deadline else { return search.await };
+        match tokio::time::timeout_at(deadline.into(), search).await {
+            Ok(found) => found,
+            Err(_) => Err(match failure {
+                Some(text) => Unavailable::Down(text),
+                None if connecting.get() => self.still_connecting(),
+                None => Unavailable::Full(self.shared.budget.full_text(self.deadline())),
+            }),
+        }
+    }
+
+    fn enlist(&self, waiter: LeaseWaiter) {
+        let mut waiters = self.lease_waiters.borrow_mut();
+        waiters.retain(|waiter| !waiter.hand.is_closed());
+        waiters.push(waiter);
+    }
+
+    async fn lease_permit(&self, key: LaneKey, claim: Claim, holder: &str) -> Found {
+        if self.stopping.get() {
+            return Found::Nothing;
+        }
+        let mut place: Place = self.shared.budget.queue(claim, holder);
+        let (hand, handed) = oneshot::channel();
+        self.enlist(LeaseWaiter { ticket: place.ticket(), key, hand });
+        tokio::select! {
+            biased;
+            lease = handed => match lease {
+                Ok(lease) => {
+                    lease.permit.describe(holder);
+                    Found::Lease(lease)
+                }
+                Err(_) => Found::Nothing,
+            },
+            permit = place.granted() => permit.map_or(Found::Nothing, Found::Permit),
+        }
+    }
+
+    /// Dials once under `key`, for a connection whose permit the caller holds.
+    pub(super) async fn dial_as(
+        &self,
+        key: LaneKey,
+        identity: &Arc<Identity>,
+        kind: Kind,
+    ) -> Result<Established, Unavailable> {
+        let login = self.login(key, identity, kind);
+        self.dial(&login, kind).await.map_err(|error| refused(&error, error.public_text()))
+    }
+
+    /// Dials in a task of its own, so that a client that leaves meanwhile does not drop a connection which the server
+    /// may not have noticed yet: its permit stays with it until it is closed in order, or serves somebody else.
+    async fn dial_lease(
+        self: &Rc<Self>,
+        login: &Login,
+        key: LaneKey,
+        permit: Permit,
+    ) -> Result<Lease, DialError> {
+        // Nothing has been sent while the gate is closed: a client that leaves here gives its permit back at once.
+        self.shared.gate.lease().await;
+        let (pool, login) = (Rc::clone(self), login.clone());
+        let (hand, handed) = oneshot::channel();
+        self.tasks.spawn_local(async move {
+            let dialled = pool.connect(&login, Kind::Lease).await.map(|established| {
+                permit.enter(Phase::Open);
+                Lease { stream: established.stream, key, permit, opened: Instant::now() }
+            });
+            if let Err(Ok(lease)) = hand.send(dialled) {
+                pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
+            }
+        });
+        match handed.await {
+            Ok(dialled) => dialled,
+            // The task goes unfinished only with the whole runtime.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Dials once, when the rate allows it.
+    async fn dial(&self, login: &Login, kind: Kind) -> Result<Established, DialError> {
+        match kind {
+            Kind::Lease => self.shared.gate.lease().await,
+            Kind::Lane | Kind::Control => self.shared.gate.lane().await,
+        }
+        self.connect(login, kind).await
+    }
+
+    async fn connect(&self, login: &Login, kind: Kind) -> Result<Established, DialError> {
+        let established = self.shared.connector.dial(login).await;
+        match &established {
+            Ok(_) => self.shared.health.succeeded(),
+            Err(error) => self.shared.health.failed(kind, login.identity.name(), error),
+        }
+        established
+    }
+
+    fn login(&self, key: LaneKey, identity: &Arc<Identity>, kind: Kind) -> Login {
+        Login {
+            identity: Arc::clone(identity),
+            database: key.database,
+            protocol: key.protocol,
+            name: self.shared.connection_name(kind),
+            readonly: key.readonly,
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.shared.upstream.backoff_min, self.shared.upstream.backoff_max)
+    }
+}
+
+enum Found {
+    Lease(Lease),
+    Permit(Permit),
+    Nothing,
+}
+
+/// What a refusal for good means to the client.
+fn refused(error: &DialError, text: String) -> Unavailable {
+    match error {
+        // The server speaks of our HELLO there, which the client knows nothing of.
+        DialError::Login { .. } if text.starts_with("NOAUTH") => {
+            Unavailable::LoginRefused("NOAUTH Authentication required.".to_owned())
+        }
+        DialError::Login { .. } => Unavailable::LoginRefused(text),
+        DialError::SelectRefused { .. } => Unavailable::SelectRefused(text),
+        _ => Unavailable::Down(text),
+    }
+}

@@ -1,0 +1,85 @@
+//! How often connections are dialled: a storm of clients must not become a storm of logins.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Spaces dials out: `rate` a second, with as many at once after a quiet second.
+///
+/// A place is taken only when the dial may begin, so whoever gives up while waiting takes nothing. Leases wait in a
+/// queue; lanes, which many sessions wait for, only for the rate.
+#[derive(Debug)]
+pub struct DialGate {
+    interval: Duration,
+    burst: Duration,
+    /// The time at which the next dial would be due if all had been evenly spaced (the generic cell rate algorithm).
+    due: Mutex<Instant>,
+    leases: tokio::sync::Mutex<()>,
+}
+
+impl DialGate {
+    /// At most `rate` dials a second; 0 means no limit.
+    #[must_use]
+    pub fn new(rate: u32) -> Self {
+        let interval = Duration::from_secs(1).checked_div(rate).unwrap_or_default();
+        Self {
+            interval,
+            burst: interval * rate.saturating_sub(1),
+            due: Mutex::new(Instant::now()),
+            leases: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Waits until a lane may be dialled.
+    pub async fn lane(&self) {
+        while let Some(wait) = self.take(Instant::now()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Waits until a lease may be dialled, behind those that came before.
+    pub async fn lease(&self) {
+        let _turn = self.leases.lock().await;
+        self.lane().await;
+    }
+
+    /// Takes a place, or says how long there is none.
+    fn take(&self, now: Instant) -> Option<Duration> {
+        let mut due = self.due.lock();
+        let at = (*due).max(now);
+        let wait = at.saturating_duration_since(now).saturating_sub(self.burst);
+        if wait.is_zero() {
+            *due = at + self.interval;
+            return None;
+        }
+        Some(wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_s_worth_of_dials_passes_at_once_and_the_rest_is_spaced() {
+        let gate = DialGate::new(20);
+        let now = Instant::now();
+        assert!((0..20).all(|_| gate.take(now).is_none()));
+        assert!(gate.take(now).is_some());
+        assert!(gate.take(now + Duration::from_millis(51)).is_none());
+        assert!(gate.take(now + Duration::from_millis(52)).is_some());
+        assert!(gate.take(now + Duration::from_secs(5)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_waiting_takes_no_place() {
+        let gate = DialGate::new(20);
+        let now = Instant::now();
+        while gate.take(now).is_none() {}
+        for _ in 0..100 {
+            let gave_up = tokio::time::timeout(Duration::from_millis(1), gate.lease()).await;
+            assert!(gave_up.is_err());
+        }
+        assert!(gate.take(now + Duration::from_millis(51)).is_none());
+    }
+}

@@ -1,0 +1,185 @@
+//! The lanes of one key, the sessions that use them, and those that wait for one.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{Lane, LaneKey, Unavailable};
+use crate::telemetry::UpstreamClose;
+use crate::upstream::Identity;
+
+/// A lane whose oldest command has waited this long is busy: a second one may open.
+const BUSY: Duration = Duration::from_millis(10);
+
+/// All lanes of one key inside one worker.
+#[derive(Debug)]
+pub struct Group {
+    key: LaneKey,
+    identity: Arc<Identity>,
+    lanes: RefCell<Vec<Rc<Lane>>>,
+    sessions: Cell<usize>,
+    /// When the last session left; `None` while there are any.
+    empty_since: Cell<Option<Instant>>,
+    /// One dial at a time: the others wait for its outcome.
+    pub(super) dialling: Cell<bool>,
+    waiters: RefCell<Vec<oneshot::Sender<Result<(), Unavailable>>>>,
+    /// Why the last dial failed, for those whose patience ends before the next.
+    last_failure: RefCell<Option<String>>,
+    /// When a login with this key last succeeded.
+    verified: Cell<Option<Instant>>,
+}
+
+impl Group {
+    pub(super) fn new(key: LaneKey, identity: Arc<Identity>) -> Rc<Self> {
+        Rc::new(Self {
+            key,
+            identity,
+            lanes: RefCell::new(Vec::new()),
+            sessions: Cell::new(0),
+            empty_since: Cell::new(Some(Instant::now())),
+            dialling: Cell::new(false),
+            waiters: RefCell::new(Vec::new()),
+            last_failure: RefCell::new(None),
+            verified: Cell::new(None),
+        })
+    }
+
+    /// The key of its lanes.
+    #[must_use]
+    pub fn key(&self) -> LaneKey {
+        self.key
+    }
+
+    /// Who its lanes log in as.
+    #[must_use]
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// Whether the server has accepted this user and database before.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.verified.get().is_some()
+    }
+
+    /// The last login is older than `ttl`: the lanes leave, and the next one shows whether the secret is still good.
+    pub fn expire_login(&self, ttl: Duration) {
+        if self.verified.get().is_some_and(|at| at.elapsed() > ttl) {
+            for lane in self.lanes.borrow().iter() {
+                lane.leave(UpstreamClose::LoginExpired);
+            }
+        }
+    }
+
+    /// The least busy lane that takes commands.
+    #[must_use]
+    pub fn lane(&self) -> Option<Rc<Lane>> {
+        let lanes = self.lanes.borrow();
+        lanes.iter().filter(|lane| lane.is_usable()).min_by_key(|lane| lane.outstanding()).cloned()
+    }
+
+    /// Whether another lane would help and `limit` allows it.
+    pub(super) fn wants_another(&self, limit: usize, now: Instant) -> bool {
+        let lanes = self.lanes.borrow();
+        !self.dialling.get()
+            && lanes.len() < limit
+            && !lanes.is_empty()
+            && lanes.iter().all(|lane| lane.oldest(now).is_some_and(|age| age > BUSY))
+    }
+
+    /// A session begins to use this key.
+    pub fn join(&self) {
+        self.sessions.set(self.sessions.get() + 1);
+        self.empty_since.set(None);
+    }
+
+    /// A session no longer uses this key.
+    pub fn part(&self, now: Instant) {
+        let left = self.sessions.get().saturating_sub(1);
+        self.sessions.set(left);
+        if left == 0 {
+            self.empty_since.set(Some(now));
+        }
+    }
+
+    /// How many sessions use this key.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.get()
+    }
+
+    pub(super) fn lanes(&self) -> Vec<Rc<Lane>> {
+        self.lanes.borrow().clone()
+    }
+
+    pub(super) fn is_forgettable(&self, linger: Duration, now: Instant) -> bool {
+        self.lanes.borrow().is_empty()
+            && !self.dialling.get()
+            && self.empty_since.get().is_some_and(|since| now.saturating_duration_since(since) > linger)
+    }
+
+    /// A place among those who wait for a lane.
+    pub(super) fn wait(&self) -> oneshot::Receiver<Result<(), Unavailable>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiters = self.waiters.borrow_mut();
+        waiters.retain(|waiter| !waiter.is_closed());
+        waiters.push(sender);
+        receiver
+    }
+
+    pub(super) fn has_waiters(&self) -> bool {
+        self.waiters.borrow().iter().any(|waiter| !waiter.is_closed())
+    }
+
+    pub(super) fn opened(&self, lane: Rc<Lane>) {
+        self.lanes.borrow_mut().push(lane);
+        self.verified.set(Some(Instant::now()));
+        self.last_failure.replace(None);
+        self.tell(&Ok(()));
+    }
+
+    pub(super) fn failed_for_good(&self, why: &Unavailable) {
+        self.tell(&Err(why.clone()));
+    }
+
+    pub(super) fn failed_for_now(&self, text: String) {
+        self.last_failure.replace(Some(text));
+    }
+
+    pub(super) fn last_failure(&self) -> Option<String> {
+        self.last_failure.borrow().clone()
+    }
+
+    fn tell(&self, outcome: &Result<(), Unavailable>) {
+        for waiter in std::mem::take(&mut *self.waiters.borrow_mut()) {
+            // A waiter that is gone has stopped waiting; there is nobody to tell.
+            drop(waiter.send(outcome.clone()));
+        }
+    }
+
+    pub(super) fn closed(&self, lane: &Rc<Lane>) {
+        self.lanes.borrow_mut().retain(|other| !Rc::ptr_eq(other, lane));
+    }
+
+    /// The rules that close lanes: no sessions for `linger`, silence for `idle`, age beyond `lifetime`.
+    pub(super) fn age(&self, linger: Duration, idle: Duration, lifetime: Duration, now: Instant) {
+        let abandoned =
+            self.empty_since.get().is_some_and(|since| now.saturating_duration_since(since) >= linger);
+        for lane in self.lanes.borrow().iter() {
+            let silent = now.saturating_duration_since(lane.used()) >= idle;
+            // Spread by ±10% so that lanes opened together do not all leave together.
+            let spread = 0.9 + 0.2 * f64::from(u8::try_from(self.key.user % 251).unwrap_or(0)) / 251.0;
+            let old = now.saturating_duration_since(lane.opened()) >= lifetime.mul_f64(spread);
+            if abandoned {
+                lane.leave(UpstreamClose::Linger);
+            } else if silent && lane.outstanding() == 0 {
+                lane.leave(UpstreamClose::Idle);
+            } else if old {
+                lane.leave(UpstreamClose::Lifetime);
+            }
+        }
+    }
+}

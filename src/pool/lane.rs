@@ -1,0 +1,580 @@
+//! A lane: one upstream connection that carries the commands of many sessions.
+//!
+//! One task owns the socket. Sessions append their bytes and push a slot in one step ([`Lane::push`]); the task writes
+//! what has been gathered when its turn comes, after all clients that were readable in this turn of the event loop, so
+//! their commands leave together. Replies are matched first in, first out, and go from the read buffer straight to
+//! their receivers: a run of replies for one client is one call.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Permit;
+use crate::resp::{ReplyKind, ReplyScanner, encode};
+use crate::telemetry::{CommandSeconds, UpstreamClose};
+use crate::upstream::UpstreamStream;
+
+/// What keeps lanes apart: nothing of one key is ever seen under another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    /// The identity, as a number.
+    pub user: u64,
+    /// The selected database.
+    pub database: u32,
+    /// The protocol the connection speaks.
+    pub protocol: crate::resp::Protocol,
+    /// READONLY was sent.
+    pub readonly: bool,
+}
+
+/// Who gets replies. Called from the lane's task; must not call back into the lane.
+pub trait Receiver {
+    /// Bytes of replies, in order; with them `ended` replies are complete. The last one may be partial.
+    fn replies(&self, bytes: &[u8], ended: u32);
+    /// The connection is lost: `unanswered` commands were written and have no reply; `partial` when the first of them
+    /// had begun. With `muted` nothing is owed for them: their replies were unwanted, or a time-out was the answer.
+    fn lost(&self, unanswered: u32, muted: bool, partial: bool);
+    /// The lane takes commands again after [`Lane::is_full`].
+    fn resume(&self);
+}
+
+/// The connection was lost before the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost;
+
+/// What becomes of an exchange of our own: all its reply frames, whole, or the loss.
+pub type Then = Box<dyn FnOnce(Result<Vec<Bytes>, Lost>)>;
+
+/// The promise of replies, in the order of the commands.
+enum Slot {
+    Replies {
+        to: Rc<dyn Receiver>,
+        count: u32,
+        since: Instant,
+        /// Replies are read and dropped: CLIENT REPLY OFF, or the client was answered with a time-out.
+        muted: bool,
+        /// Answered with a time-out already; only the late reply is awaited.
+        abandoned: bool,
+    },
+    Whole {
+        left: u32,
+        frames: Vec<Bytes>,
+        partial: BytesMut,
+        since: Instant,
+        then: Option<Then>,
+    },
+}
+
+impl Slot {
+    fn since(&self) -> Instant {
+        match self {
+            Self::Replies { since, .. } | Self::Whole { since, .. } => *since,
+        }
+    }
+
+    fn left(&self) -> u32 {
+        match self {
+            Self::Replies { count, .. } => *count,
+            Self::Whole { left, .. } => *left,
+        }
+    }
+}
+
+/// Above this many unwritten bytes a lane takes no more commands until the server has read.
+const FULL: usize = 4 << 20;
+/// Commands of one client this close together share a slot, and so a time from which they are measured.
+const MERGE: Duration = Duration::from_millis(10);
+/// A drained write buffer larger than this is given back.
+const KEEP: usize = 64 << 10;
+
+/// One lane. Cheap to share inside its worker.
+pub struct Lane {
+    key: LaneKey,
+    opened: Instant,
+    used: Cell<Instant>,
+    progress: Cell<Instant>,
+    written: RefCell<BytesMut>,
+    fifo: RefCell<VecDeque<Slot>>,
+    outstanding: Cell<usize>,
+    blocked: RefCell<Vec<Rc<dyn Receiver>>>,
+    waker: RefCell<Option<Waker>>,
+    leaving: Cell<Option<UpstreamClose>>,
+    closed: Cell<bool>,
+    /// Part of the oldest reply has been delivered.
+    mid_reply: Cell<bool>,
+    permit: RefCell<Option<Permit>>,
+    seconds: Rc<CommandSeconds>,
+}
+
+impl Lane {
+    pub(super) fn new(key: LaneKey, permit: Permit, seconds: Rc<CommandSeconds>) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Self {
+            key,
+            opened: now,
+            used: Cell::new(now),
+            progress: Cell::new(now),
+            written: RefCell::new(BytesMut::new()),
+            fifo: RefCell::new(VecDeque::new()),
+            outstanding: Cell::new(0),
+            blocked: RefCell::new(Vec::new()),
+            waker: RefCell::new(None),
+            leaving: Cell::new(None),
+            closed: Cell::new(false),
+            mid_reply: Cell::new(false),
+            permit: RefCell::new(Some(permit)),
+            seconds,
+        })
+    }
+
+    /// The key it was opened for.
+    #[must_use]
+    pub fn key(&self) -> LaneKey {
+        self.key
+    }
+
+    /// When it was opened.
+    #[must_use]
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// When a session last used it. Heartbeats are not use.
+    #[must_use]
+    pub fn used(&self) -> Instant {
+        self.used.get()
+    }
+
+    /// Whether it takes commands.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.leaving.get().is_none() && !self.closed.get()
+    }
+
+    /// Whether so much is unwritten that a session must wait ([`Self::await_room`]).
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.written.borrow().len() > FULL
+    }
+
+    /// Calls `receiver` back ([`Receiver::resume`]) when there is room again.
+    pub fn await_room(&self, receiver: Rc<dyn Receiver>) {
+        self.blocked.borrow_mut().push(receiver);
+    }
+
+    /// How many replies are outstanding.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.get()
+    }
+
+    /// How long the oldest command has waited for its reply.
+    #[must_use]
+    pub fn oldest(&self, now: Instant) -> Option<Duration> {
+        self.fifo.borrow().front().map(|slot| now.saturating_duration_since(slot.since()))
+    }
+
+    /// Appends `count` whole commands of one session and promises it as many replies. With `muted` the replies are
+    /// counted but not delivered.
+    pub fn push(&self, commands: &[u8], count: u32, to: &Rc<dyn Receiver>, muted: bool, now: Instant) {
+        self.used.set(now);
+        self.append(commands, count, now);
+        let mut fifo = self.fifo.borrow_mut();
+        if let Some(Slot::Replies { to: last, count: more, since, muted: same, abandoned: false }) =
+            fifo.back_mut()
+            && *same == muted
+            && now.saturating_duration_since(*since) < MERGE
+            && Rc::ptr_eq(last, to)
+        {
+            *more += count;
+        } else {
+            fifo.push_back(Slot::Replies { to: Rc::clone(to), count, since: now, muted, abandoned: false });
+        }
+    }
+
+    /// Sends commands of our own and calls `then` with their `replies` frames, outside of any borrow of the lane.
+    pub fn exchange(&self, commands: &[u8], replies: u32, now: Instant, then: Then) {
+        self.append(commands, replies, now);
+        self.fifo.borrow_mut().push_back(Slot::Whole {
+            left: replies,
+            frames: Vec::new(),
+            partial: BytesMut::new(),
+            since: now,
+            then: Some(then),
+        });
+    }
+
+    /// Notes a use by a session whose commands went by [`Self::exchange`].
+    pub fn touch(&self, now: Instant) {
+        self.used.set(now);
+    }
+
+    fn append(&self, commands: &[u8], count: u32, now: Instant) {
+        let mut written = self.written.borrow_mut();
+        let first = written.is_empty();
+        written.extend_from_slice(commands);
+        drop(written);
+        if self.outstanding.get() == 0 {
+            self.progress.set(now);
+        }
+        self.outstanding.set(self.outstanding.get() + count as usize);
+        if first {
+            self.wake();
+        }
+    }
+
+    /// Takes no more commands, and closes when every reply has arrived.
+    pub fn leave(&self, reason: UpstreamClose) {
+        if self.leaving.get().is_none() {
+            self.leaving.set(Some(reason));
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Answers commands older than `timeout` with an error; their late replies will be swallowed. A command whose
+    /// reply has begun cannot be answered otherwise and is left alone.
+    pub(super) fn time_out(&self, timeout: Duration, now: Instant, text: &str) {
+        let mut fifo = self.fifo.borrow_mut();
+        let mut slots = fifo.iter_mut();
+        // Nor can later ones of the same client: the error would land inside that reply.
+        let mut begun = None;
+        if self.mid_reply.get()
+            && let Some(Slot::Replies { to, muted: false, .. }) = slots.next()
+        {
+            begun = Some(Rc::clone(to));
+        }
+        for slot in slots {
+            if now.saturating_duration_since(slot.since()) < timeout {
+                break;
+            }
+            if let Slot::Replies { to, count, muted, abandoned, .. } = slot
+                && !*abandoned
+                && begun.as_ref().is_none_or(|begun| !Rc::ptr_eq(begun, to))
+            {
+                if !*muted {
+                    let mut out = BytesMut::new();
+                    for _ in 0..*count {
+                        encode::error(&mut out, text);
+                    }
+                    to.replies(&out, 0);
+                }
+                *abandoned = true;
+                *muted = true;
+            }
+        }
+    }
+
+    /// Whether commands are outstanding and nothing has come for `limit`.
+    pub(super) fn is_stalled(&self, limit: Duration, now: Instant) -> bool {
+        self.outstanding.get() > 0 && now.saturating_duration_since(self.progress.get()) > limit
+    }
+
+    /// Whether nothing is outstanding and nothing was sent or received for `limit`.
+    pub(super) fn is_silent(&self, limit: Duration, now: Instant) -> bool {
+        let last = self.progress.get().max(self.used.get());
+        self.outstanding.get() == 0 && now.saturating_duration_since(last) >= limit
+    }
+
+    /// Gives the lane up at once; its task ends as if the connection were lost.
+    pub fn condemn(&self) {
+        self.closed.set(true);
+        self.wake();
+    }
+
+    pub(super) fn take_permit(&self) -> Option<Permit> {
+        self.permit.borrow_mut().take()
+    }
+
+    /// Carries commands and replies until the lane leaves or is lost. Returns why, with the stream where it is still
+    /// fit to be closed in order.
+    pub(super) async fn carry(
+        self: &Rc<Self>,
+        stream: UpstreamStream,
+        scratch: &RefCell<Vec<u8>>,
+    ) -> (UpstreamClose, Option<UpstreamStream>) {
+        let mut carrier =
+            Carrier { lane: Rc::clone(self), stream, scanner: ReplyScanner::default(), unflushed: false };
+        let reason = poll_fn(|cx| carrier.poll(cx, scratch)).await;
+        self.closed.set(true);
+        self.waker.borrow_mut().take();
+        self.lose_the_rest(carrier.scanner.in_frame());
+        let orderly = self.leaving.get() == Some(reason);
+        (reason, orderly.then_some(carrier.stream))
+    }
+
+    fn lose_the_rest(&self, mut partial: bool) {
+        let slots = std::mem::take(&mut *self.fifo.borrow_mut());
+        for slot in slots {
+            match slot {
+                Slot::Replies { to, count, muted, .. } => {
+                    to.lost(count, muted, std::mem::take(&mut partial) && !muted);
+                }
+                Slot::Whole { then, .. } => {
+                    partial = false;
+                    if let Some(then) = then {
+                        then(Err(Lost));
+                    }
+                }
+            }
+        }
+        self.outstanding.set(0);
+        self.resume_the_blocked();
+    }
+
+    fn resume_the_blocked(&self) {
+        for receiver in std::mem::take(&mut *self.blocked.borrow_mut()) {
+            receiver.resume();
+        }
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("key", &self.key).field("outstanding", &self.outstanding).finish()
+    }
+}
+
+/// The part of a lane that only its task touches.
+struct Carrier {
+    lane: Rc<Lane>,
+    stream: UpstreamStream,
+    scanner: ReplyScanner,
+    /// Something was written since the last flush that succeeded.
+    unflushed: bool,
+}
+
+impl Carrier {
+    fn poll(&mut self, cx: &mut Context<'_>, scratch: &RefCell<Vec<u8>>) -> Poll<UpstreamClose> {
+        self.remember_waker(cx);
+        loop {
+            if self.lane.closed.get() {
+                return Poll::Ready(UpstreamClose::Stalled);
+            }
+            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                return Poll::Ready(UpstreamClose::Lost);
+            }
+            let nothing_left = self.lane.outstanding.get() == 0 && self.lane.written.borrow().is_empty();
+            if let Some(reason) = self.lane.leaving.get()
+                && nothing_left
+            {
+                return Poll::Ready(reason);
+            }
+            if let Err(reason) = ready!(self.poll_read(cx, scratch)) {
+                return Poll::Ready(reason);
+            }
+        }
+    }
+
+    fn remember_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.lane.waker.borrow_mut();
+        match &mut *waker {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Writes what has been gathered. Pending also means: nothing to write.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let mut written = self.lane.written.borrow_mut();
+        let was_full = written.len() > FULL;
+        let had = !written.is_empty();
+        self.unflushed |= had;
+        while !written.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &written) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(sent)) => written.advance(sent),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
+            }
+        }
+        if written.is_empty() && had {
+            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
+            if written.capacity() > KEEP {
+                *written = BytesMut::new();
+            } else {
+                written.clear();
+            }
+        }
+        let has_room = written.len() <= FULL / 2;
+        drop(written);
+        if has_room && (was_full || !self.lane.blocked.borrow().is_empty()) {
+            self.lane.resume_the_blocked();
+        }
+        // Over TLS what was written may lie in rustls until a flush is ready, however many turns that takes.
+        if self.unflushed && self.stream.is_buffered() {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Pending
+    }
+
+    /// Reads once and gives every reply to whom it belongs.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &RefCell<Vec<u8>>,
+    ) -> Poll<Result<(), UpstreamClose>> {
+        let mut finished = Vec::new();
+        let result = {
+            let mut scratch = scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Err(_) => Err(UpstreamClose::Lost),
+                Ok(()) if buffer.filled().is_empty() => Err(UpstreamClose::Lost),
+                Ok(()) => {
+                    let now = Instant::now();
+                    self.lane.progress.set(now);
+                    self.distribute(buffer.filled(), now, &mut finished)
+                }
+            }
+        };
+        for (then, frames) in finished {
+            then(Ok(frames));
+        }
+        Poll::Ready(result)
+    }
+
+    fn distribute(
+        &mut self,
+        data: &[u8],
+        now: Instant,
+        finished: &mut Vec<(Then, Vec<Bytes>)>,
+    ) -> Result<(), UpstreamClose> {
+        let lane = Rc::clone(&self.lane);
+        let mut fifo = lane.fifo.borrow_mut();
+        let mut rest = data;
+        while !rest.is_empty() {
+            let Some(slot) = fifo.front_mut() else { return Err(UpstreamClose::Desync) };
+            let (taken, ended) = self.fill(slot, rest)?;
+            rest = &rest[taken..];
+            lane.outstanding.set(lane.outstanding.get() - ended as usize);
+            if slot.left() == 0 {
+                lane.seconds.record(now.saturating_duration_since(slot.since()));
+                if let Some(Slot::Whole { then: Some(then), frames, .. }) = fifo.pop_front() {
+                    finished.push((then, frames));
+                }
+            }
+        }
+        lane.mid_reply.set(self.scanner.in_frame());
+        Ok(())
+    }
+
+    /// Feeds one slot from `data`: as many of its replies as are there. Returns the bytes taken and the replies ended.
+    fn fill(&mut self, slot: &mut Slot, data: &[u8]) -> Result<(usize, u32), UpstreamClose> {
+        let mut at = 0;
+        let mut ended = 0;
+        while at < data.len() && slot.left() > ended {
+            let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
+            let kind = step.complete.or_else(|| self.scanner.kind());
+            // A push belongs to one client's tracking or subscription, and neither is ever on a lane.
+            if kind == Some(ReplyKind::Push) || step.consumed == 0 && step.complete.is_none() {
+                return Err(UpstreamClose::Desync);
+            }
+            if let Slot::Whole { frames, partial, .. } = slot {
+                partial.extend_from_slice(&data[at..at + step.consumed]);
+                if step.complete.is_some() {
+                    frames.push(partial.split().freeze());
+                }
+            }
+            // A master that has become a replica: the reply is the client's, and the next lane goes where the name
+            // points now.
+            if step.complete == Some(ReplyKind::Error) && data[at..].starts_with(b"-READONLY ") {
+                self.lane.leave(UpstreamClose::Moved);
+            }
+            at += step.consumed;
+            ended += u32::from(step.complete.is_some());
+        }
+        match slot {
+            Slot::Replies { to, count, muted, .. } => {
+                *count -= ended;
+                to.replies(if *muted { &[] } else { &data[..at] }, ended);
+            }
+            Slot::Whole { left, .. } => *left -= ended,
+        }
+        Ok((at, ended))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pool::{Budget, Kind};
+    use crate::resp::Protocol;
+
+    #[derive(Default)]
+    struct Listener {
+        heard: RefCell<Vec<u8>>,
+        owed: Cell<u32>,
+    }
+
+    impl Receiver for Listener {
+        fn replies(&self, bytes: &[u8], _ended: u32) {
+            self.heard.borrow_mut().extend_from_slice(bytes);
+        }
+
+        fn lost(&self, unanswered: u32, muted: bool, _partial: bool) {
+            self.owed.set(self.owed.get() + if muted { 0 } else { unanswered });
+        }
+
+        fn resume(&self) {}
+    }
+
+    fn lane() -> Rc<Lane> {
+        let key = LaneKey { user: 1, database: 0, protocol: Protocol::Resp2, readonly: false };
+        let permit = Budget::new(8, 1).try_acquire(Kind::Lane, "test").unwrap();
+        Lane::new(key, permit, Rc::default())
+    }
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn commands_that_follow_an_old_one_are_not_timed_out_with_it() {
+        let (lane, listener) = (lane(), Rc::new(Listener::default()));
+        let to = Rc::clone(&listener) as Rc<dyn Receiver>;
+        let start = Instant::now();
+        lane.push(b"a", 1, &to, false, start);
+        lane.push(b"b", 1, &to, false, start + Duration::from_millis(900));
+        lane.time_out(LIMIT, start + LIMIT, "ERR late");
+        assert_eq!(&*listener.heard.borrow(), b"-ERR late\r\n");
+    }
+
+    #[test]
+    fn no_time_out_is_told_inside_a_reply_that_has_begun() {
+        let (lane, listener, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
+        let (to, between) = (Rc::clone(&listener) as Rc<dyn Receiver>, Rc::clone(&other) as Rc<dyn Receiver>);
+        let start = Instant::now();
+        lane.push(b"a", 1, &to, false, start);
+        lane.push(b"b", 1, &between, false, start);
+        lane.push(b"c", 1, &to, false, start);
+        lane.mid_reply.set(true);
+        lane.time_out(LIMIT, start + LIMIT, "ERR late");
+        assert!(listener.heard.borrow().is_empty());
+        assert_eq!(&*other.heard.borrow(), b"-ERR late\r\n");
+    }
+
+    #[test]
+    fn what_a_time_out_has_answered_is_not_owed_again_when_the_lane_is_lost() {
+        let (lane, listener) = (lane(), Rc::new(Listener::default()));
+        let to = Rc::clone(&listener) as Rc<dyn Receiver>;
+        let start = Instant::now();
+        lane.push(b"a", 1, &to, false, start);
+        lane.time_out(LIMIT, start + LIMIT, "ERR late");
+        lane.push(b"b", 1, &to, false, start + LIMIT);
+        lane.lose_the_rest(false);
+        assert_eq!(listener.owed.get(), 1);
+    }
+}
