@@ -1,0 +1,14 @@
+//! What can be set about the operator's HTTP listener.
+
+/// Where `/metrics`, `/live`, `/ready` and `/status` are served (`[admin]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminOptions {
+    /// `host:port`; port 0 lets the system choose; `None` serves nothing.
+    pub address: Option<String>,
+}
+
+impl Default for AdminOptions {
+    fn default() -> Self {
+        Self { address: Some("127.0.0.1:9380".to_owned()) }
+    }
+}

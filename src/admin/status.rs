@@ -1,0 +1,77 @@
+//! `/status`: who holds what, as JSON. The listing is the pool's own state, so it cannot disagree with it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::pool::{Budget, LaneRow};
+use crate::session::ClientRow;
+
+/// The whole picture at one moment.
+#[must_use]
+pub fn status(
+    state: &str,
+    upstream: &Value,
+    budget: &Budget,
+    lanes: &[LaneRow],
+    clients: &[ClientRow],
+) -> Value {
+    let holdings = budget.holdings();
+    let mut counts = BTreeMap::new();
+    for row in &holdings {
+        *counts.entry((row.kind.label(), row.phase.label())).or_insert(0_usize) += 1;
+    }
+    let pools: Vec<_> = counts
+        .into_iter()
+        .map(|((kind, phase), connections)| json!({ "kind": kind, "phase": phase, "connections": connections }))
+        .collect();
+    let upstreams: Vec<_> = holdings
+        .iter()
+        .map(|row| {
+            json!({
+                "kind": row.kind.label(),
+                "phase": row.phase.label(),
+                "seconds": row.since.elapsed().as_secs(),
+                "holder": row.holder,
+            })
+        })
+        .collect();
+    let waiting = budget.pressure();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "state": state,
+        "upstream": upstream,
+        "connections": { "held": holdings.len(), "max": budget.cap() },
+        "pools": pools,
+        "waits": { "lanes": waiting.lanes, "leases": waiting.leases, "blocking": waiting.blocking },
+        "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
+        "upstreams": upstreams,
+        "clients": clients.iter().map(client).collect::<Vec<_>>(),
+    })
+}
+
+fn lane(row: &LaneRow) -> Value {
+    json!({
+        "user": row.user,
+        "database": row.key.database,
+        "protocol": row.key.protocol.number(),
+        "lanes": row.lanes,
+        "sessions": row.sessions,
+        "outstanding": row.outstanding,
+    })
+}
+
+fn client(row: &ClientRow) -> Value {
+    json!({
+        "id": row.id,
+        "peer": row.peer.to_string(),
+        "name": row.name,
+        "user": row.user,
+        "database": row.database,
+        "age": row.age.as_secs(),
+        "idle": row.idle.as_secs(),
+        "command": row.command,
+        "place": row.place,
+        "unsent": row.output,
+    })
+}
