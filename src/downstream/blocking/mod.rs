@@ -1,0 +1,263 @@
+//! Blocking calls, until the hub carries them: never a starved worker, never a late nil, never a lost element.
+//!
+//! A call is tried without blocking on a lane (inside MULTI nothing blocks), and then takes a lease as soon as one is
+//! free; until then it is tried again, with growing pauses. Its time counts from its arrival and is kept here. What a
+//! try or a lease popped for a client that is gone goes to the next client with the same call, else back into its key.
+
+mod on_lease;
+mod tries;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use super::Worker;
+use super::client::{Client, Unblock};
+use super::drive::Taken;
+use super::leased::sleep_until;
+use crate::command::Blocking;
+use crate::command::blocking::{self, Call, Timeout};
+use crate::pool::{Claim, LaneKey, Unavailable};
+use crate::resp::Request;
+use crate::session::Pin;
+use crate::telemetry::{ClientClose, UpstreamClose};
+use crate::upstream::Identity;
+
+use on_lease::Stay;
+use tries::own_answer;
+
+/// Where a waiting call stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing is in flight for it.
+    Queued,
+    /// A try is in flight.
+    Trying,
+    /// Answered, or its client is gone.
+    Done,
+}
+
+/// One blocking call and the client that waits for it.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    client: Rc<Client>,
+    pub(super) key: LaneKey,
+    identity: Arc<Identity>,
+    pub(super) call: Call,
+    pub(super) request: RefCell<Bytes>,
+    deadline: Option<Instant>,
+    muted: bool,
+    pub(super) state: Cell<State>,
+    /// The server may serve it there at any moment.
+    on_lease: Cell<bool>,
+    changed: Notify,
+}
+
+impl Waiter {
+    /// Whether nobody else can be serving it at this moment.
+    pub(super) fn is_free(&self) -> bool {
+        self.state.get() == State::Queued && !self.on_lease.get()
+    }
+
+    /// Gives the waiting client its element, in one step. `false`: it cannot be had there.
+    pub(super) fn deliver(&self, element: &[u8]) -> bool {
+        if self.state.get() == State::Done {
+            return false;
+        }
+        let delivered = self.muted || self.client.deliver_element(element);
+        self.state.set(State::Done);
+        self.changed.notify_one();
+        delivered
+    }
+
+    /// Whether it is answered: another's element may be handed on to it at any await.
+    fn is_done(&self) -> bool {
+        self.state.get() == State::Done
+    }
+
+    fn nil(&self) {
+        if self.is_done() {
+            return;
+        }
+        self.state.set(State::Done);
+        if !self.muted {
+            let protocol = self.client.protocol();
+            self.client.reply(|out| Call::timeout_reply(protocol, out));
+        }
+    }
+
+    fn fail(&self, text: &str) {
+        if self.is_done() {
+            return;
+        }
+        self.state.set(State::Done);
+        self.client.error(text, self.muted);
+    }
+
+    fn remaining(&self) -> Option<Duration> {
+        self.deadline.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Client {
+    /// Serves a blocking call to its end.
+    pub(super) async fn blocking(
+        self: &Rc<Self>,
+        taken: Taken,
+        command: Blocking,
+    ) -> Result<(), ClientClose> {
+        let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        // All earlier replies are out: Redis would begin to count here, too.
+        let arrived = Instant::now();
+        let parsed = Request::parse(&taken.request).and_then(|request| blocking::parse(&request, command));
+        let Some(call) = parsed else {
+            // Malformed: the server says what is wrong before it would block.
+            return self.refused_by_the_server(&taken).await;
+        };
+        let deadline = match call.timeout {
+            Timeout::After(time) => arrived.checked_add(time),
+            Timeout::Forever | Timeout::Unclear => None,
+        };
+        let waiter = Rc::new(Waiter {
+            client: Rc::clone(self),
+            key,
+            identity,
+            call,
+            request: RefCell::new(taken.request),
+            deadline,
+            muted: taken.muted,
+            state: Cell::new(State::Queued),
+            on_lease: Cell::new(false),
+            changed: Notify::new(),
+        });
+        self.worker.waiters.borrow_mut().push(Rc::clone(&waiter));
+        self.place.set(Pin::Blocked.label());
+        self.flags.set(crate::session::Flags { blocked: true, ..Default::default() });
+        self.unblock.set(None);
+        let outcome = self.watch(waiter.wait(&self.worker)).await;
+        waiter.state.set(State::Done);
+        self.worker.waiters.borrow_mut().retain(|other| !Rc::ptr_eq(other, &waiter));
+        self.flags.set(crate::session::Flags::default());
+        self.place.set("lane");
+        self.its_turn_begins();
+        outcome?
+    }
+
+    /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error.
+    async fn refused_by_the_server(self: &Rc<Self>, taken: &Taken) -> Result<(), ClientClose> {
+        let mut block = BytesMut::new();
+        Call::try_form(&taken.request, &mut block);
+        match self.exchange(&block, 3).await? {
+            Ok(frames) => {
+                if !taken.muted
+                    && let Some(own) = own_answer(&frames)
+                {
+                    self.send(&own);
+                }
+            }
+            Err(why) => self.unavailable(&why, 1, taken.muted),
+        }
+        Ok(())
+    }
+}
+
+impl Waiter {
+    /// Waits until the call is answered.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    async fn wait(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<(), ClientClose> {
+        // `$` must be made explicit first: on the lease it would mean something else than after a recall.
+        if self.call.dollars.is_empty()
+            && let Some(lease) = worker.pool.parked_lease(self.key)
+            && matches!(self.stay(worker, lease).await?, Stay::Answered)
+        {
+            return Ok(());
+        }
+        let last = self.deadline.map(|at| at + worker.blocking.grace);
+        let may_try = tokio::select! {
+            may_try = self.prepare(worker) => match may_try? {
+                Some(may_try) => may_try,
+                None => return Ok(()),
+            },
+            () = sleep_until(last) => {
+                self.nil();
+                return Ok(());
+            }
+        };
+        let mut pause = worker.blocking.retry_min;
+        let holder = format!("{}, {}", self.client.called(), Pin::Blocked.label());
+        'search: loop {
+            let lease = worker.pool.lease(self.key, &self.identity, Claim::BlockingLease, &holder, None);
+            tokio::pin!(lease);
+            loop {
+                if self.is_done() {
+                    return Ok(());
+                }
+                if may_try && self.attempt(worker).await? {
+                    return Ok(());
+                }
+                if let Some(kind) = self.client.unblock.take() {
+                    self.unblocked(kind);
+                    return Ok(());
+                }
+                // With Unclear only the server knows how long to wait, so only a lease can.
+                tokio::select! {
+                    biased;
+                    found = &mut lease => match found {
+                        Ok(lease) if self.is_done() => {
+                            // Nothing was sent on it: it goes to the next who waits.
+                            worker.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
+                            return Ok(());
+                        }
+                        Ok(lease) => match self.stay(worker, lease).await? {
+                            Stay::Answered => return Ok(()),
+                            Stay::Recalled => continue 'search,
+                        },
+                        Err(Unavailable::LoginRefused(text) | Unavailable::SelectRefused(text)) => {
+                            self.fail(&text);
+                            return Ok(());
+                        }
+                        Err(_) => {
+                            let again = Instant::now() + pause;
+                            sleep_until(Some(self.deadline.map_or(again, |at| at.min(again)))).await;
+                            if self.remaining().is_some_and(|left| left.is_zero()) {
+                                self.nil();
+                                return Ok(());
+                            }
+                            continue 'search;
+                        }
+                    },
+                    () = sleep_until(self.deadline) => {
+                        self.nil();
+                        return Ok(());
+                    }
+                    () = self.client.unblocked.notified() => {}
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(worker.blocking.retry_max);
+            }
+        }
+    }
+
+    fn unblocked(&self, kind: Unblock) {
+        match kind {
+            Unblock::Timeout => self.nil(),
+            Unblock::Error => self.fail("UNBLOCKED client unblocked via CLIENT UNBLOCK"),
+        }
+    }
+
+    async fn unblock_asked(&self) -> Unblock {
+        loop {
+            if let Some(kind) = self.client.unblock.take() {
+                return kind;
+            }
+            self.client.unblocked.notified().await;
+        }
+    }
+}

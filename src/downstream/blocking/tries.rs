@@ -1,0 +1,197 @@
+//! One try: the call inside MULTI and EXEC on a lane, where it cannot block.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::leased::sleep_until;
+use super::super::{Worker, undelivered};
+use super::{State, Waiter};
+use crate::command::blocking::{self, Call};
+use crate::pool::Lost;
+use crate::resp::{self, Request, encode};
+use crate::telemetry::ClientClose;
+
+/// Whether an error will be the same next time: forbidden, or not known.
+fn is_lasting_refusal(frame: &[u8]) -> bool {
+    resp::error_text(frame).is_some_and(|text| {
+        // EXECABORT quotes what the server refused EXEC for.
+        ["NOPERM", "unknown command"]
+            .iter()
+            .any(|cause| text.windows(cause.len()).any(|at| at == cause.as_bytes()))
+    })
+}
+
+/// What the last two frames of a try (the member's queueing, EXEC) say about the member.
+pub(super) fn own_answer(frames: &[Bytes]) -> Option<Bytes> {
+    let [.., queued, exec] = frames else { return None };
+    if resp::is_error(queued) {
+        return Some(queued.clone());
+    }
+    if resp::is_error(exec) {
+        return Some(exec.clone());
+    }
+    resp::elements(exec)?.next().map(Bytes::copy_from_slice)
+}
+
+/// Whether a member's reply is none: nil, or (XREAD in RESP3 on some versions) an empty aggregate.
+pub(super) fn is_nothing(reply: &[u8]) -> bool {
+    resp::is_null(reply) || matches!(reply, b"*0\r\n" | b"%0\r\n")
+}
+
+impl Waiter {
+    /// What must be known before the first try: whether tries are safe, and what `$` means. `None`: answered.
+    pub(super) async fn prepare(&self, worker: &Rc<Worker>) -> Result<Option<bool>, ClientClose> {
+        let may_try = self.may_try(worker).await;
+        Ok(self.resolve_dollars().await?.then_some(may_try))
+    }
+
+    /// Whether tries are safe for this user: a refused MULTI would leave its member to block the lane, so MULTI and
+    /// EXEC are tried out first, once per lane key.
+    async fn may_try(&self, worker: &Rc<Worker>) -> bool {
+        if let Some(known) = worker.may_try.borrow().get(&self.key.user) {
+            return *known;
+        }
+        let mut probe = BytesMut::new();
+        encode::command(&mut probe, &[b"MULTI"]);
+        encode::command(&mut probe, &[b"EXEC"]);
+        let Ok(Ok(frames)) = self.client.exchange(&probe, 2).await else { return false };
+        let may = frames.iter().all(|frame| !resp::is_error(frame));
+        if !may && !frames.iter().any(|frame| is_lasting_refusal(frame)) {
+            // Busy, loading …: asked again next time.
+            return false;
+        }
+        if !may {
+            tracing::warn!(
+                user = self.key.user,
+                "MULTI or EXEC refused: blocking calls of this user need a lease each"
+            );
+        }
+        let mut known = worker.may_try.borrow_mut();
+        if known.len() < 4096 {
+            known.insert(self.key.user, may);
+        }
+        may
+    }
+
+    /// Makes `$` explicit, so that what is added from now on is seen however late the connection is. `false`: answered.
+    async fn resolve_dollars(&self) -> Result<bool, ClientClose> {
+        if self.call.dollars.is_empty() {
+            return Ok(true);
+        }
+        let bytes = self.request.borrow().clone();
+        let Some(request) = Request::parse(&bytes) else { return Ok(true) };
+        let mut questions = BytesMut::new();
+        for at in 0..self.call.dollars.len() {
+            blocking::stream_position(self.call.dollar_key(&request, at), &mut questions);
+        }
+        let count = u32::try_from(self.call.dollars.len()).unwrap_or(u32::MAX);
+        let frames = match self.client.exchange(&questions, count).await? {
+            Ok(frames) => frames,
+            Err(why) => {
+                if !self.is_done() {
+                    self.client.unavailable(&why, 1, self.muted);
+                }
+                self.state.set(State::Done);
+                return Ok(false);
+            }
+        };
+        let ids: Option<Vec<_>> = frames.iter().map(|frame| blocking::last_generated_id(frame)).collect();
+        // Refused (NOPERM, WRONGTYPE …): the call goes on with its `$`, and the server judges it.
+        if let Some(ids) = ids {
+            let mut explicit = BytesMut::new();
+            self.call.with_ids(&request, &ids, &mut explicit);
+            self.request.replace(explicit.freeze());
+        }
+        Ok(true)
+    }
+
+    /// One try on a lane. `true`: the call is answered.
+    pub(super) async fn attempt(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<bool, ClientClose> {
+        let Some(group) = self.client.current_group() else { return Err(ClientClose::Denied) };
+        let patience = Instant::now() + worker.pool.shared.options.wait_timeout;
+        let until = self.deadline.map_or(patience, |at| at.min(patience));
+        if group.lane().is_none() && worker.pool.lane_ready(&group, until).await.is_err() {
+            return Ok(false);
+        }
+        if self.is_done() {
+            return Ok(true);
+        }
+        let Some(lane) = group.lane() else { return Ok(false) };
+        let mut begin = BytesMut::new();
+        encode::command(&mut begin, &[b"MULTI"]);
+        let mut block = BytesMut::new();
+        block.extend_from_slice(&self.request.borrow());
+        encode::command(&mut block, &[b"EXEC"]);
+        self.state.set(State::Trying);
+        let now = Instant::now();
+        lane.touch(now);
+        metrics::counter!("redbouncer_blocking_tries_total").increment(1);
+        let (waiter, owner) = (Rc::clone(self), Rc::clone(worker));
+        // Appended one behind the other without an await: MULTI, the call and EXEC stay contiguous.
+        let (watched, user, judge) = (Rc::clone(&lane), self.key.user, Rc::clone(worker));
+        let begun = move |frames: Result<Vec<Bytes>, Lost>| {
+            if frames.is_ok_and(|frames| frames.iter().any(|frame| resp::is_error(frame))) {
+                // The call behind it is not queued but runs, and may block everybody's lane.
+                tracing::warn!(
+                    user,
+                    "MULTI refused: a lane is given up, and calls of this user need a lease each"
+                );
+                judge.may_try.borrow_mut().insert(user, false);
+                watched.condemn();
+            }
+        };
+        lane.exchange(&begin, 1, now, Box::new(begun));
+        lane.exchange(&block, 2, now, Box::new(move |frames| waiter.tried(&owner, frames)));
+        // The answer decides, also after the deadline; but nil wins in the end, except for calls whose element has
+        // moved already when its answer is read.
+        let moved = Call::moves_before_answering(self.call.command);
+        let last = self.deadline.filter(|_| !moved).map(|at| at + worker.blocking.grace);
+        loop {
+            match self.state.get() {
+                State::Queued => return Ok(false),
+                State::Done => return Ok(true),
+                State::Trying => {}
+            }
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = sleep_until(last) => {
+                    self.nil();
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// A try's answer, in the lane's own task: deciding and writing are one step.
+    fn tried(self: &Rc<Self>, worker: &Rc<Worker>, frames: Result<Vec<Bytes>, Lost>) {
+        let own = match frames {
+            Ok(frames) => own_answer(&frames),
+            Err(Lost) => {
+                if self.state.get() == State::Trying {
+                    self.client.doom(ClientClose::UpstreamLost);
+                }
+                return;
+            }
+        };
+        let Some(own) = own else { return };
+        let waiting = self.state.get() == State::Trying;
+        if is_nothing(&own) {
+            if waiting {
+                self.state.set(State::Queued);
+                self.changed.notify_one();
+            }
+        } else if resp::is_error(&own) {
+            if waiting {
+                self.state.set(State::Done);
+                if !self.muted {
+                    self.client.send(&own);
+                }
+                self.changed.notify_one();
+            }
+        } else if !self.deliver(&own) {
+            undelivered(worker, &self.call, self.key, &self.identity, &self.request.borrow(), &own);
+        }
+    }
+}

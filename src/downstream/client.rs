@@ -1,0 +1,427 @@
+//! One client: what it has sent and not yet had answered, and what it is owed.
+//!
+//! The state lies in cells, because three parties touch it from one thread: the client's own task reads and routes,
+//! the tasks of lanes deliver replies ([`Receiver`]), and the worker lists and kills. None of them holds a borrow
+//! across an await.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::sync::Notify;
+
+use super::Worker;
+use super::socket::ClientSocket;
+use crate::pool::{Group, Lane, LaneKey, Receiver};
+use crate::resp::{Protocol, RequestScanner, encode};
+use crate::session::{ClientRow, Flags, Session};
+use crate::telemetry::ClientClose;
+use crate::upstream::{Identity, OnLoss};
+
+/// Buffers of an idle client larger than this are given back.
+const KEEP: usize = 4 << 10;
+
+/// What has been read and not yet run.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    pub(super) buffer: BytesMut,
+    pub(super) scanner: RequestScanner,
+    /// The peer has closed its side.
+    pub(super) eof: bool,
+    /// When the last bytes came, or the last answer that what follows had to wait for: waits for an upstream
+    /// connection count from here, so that a pipeline of a hundred commands does not wait a hundred times.
+    pub(super) arrived: Option<Instant>,
+}
+
+/// CLIENT UNBLOCK, on its way to a blocked client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unblock {
+    /// As if the time were up.
+    Timeout,
+    /// With an error.
+    Error,
+}
+
+/// One connected client.
+pub(crate) struct Client {
+    pub(super) id: u64,
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) opened: Instant,
+    pub(super) socket: ClientSocket,
+    pub(super) worker: Rc<Worker>,
+    pub(super) session: RefCell<Session>,
+    pub(super) identity: RefCell<Option<Arc<Identity>>>,
+    /// It came by a listener on loopback.
+    pub(super) trusted: bool,
+    pub(super) input: RefCell<Input>,
+    pub(super) out: RefCell<BytesMut>,
+    /// Replies that lanes still owe.
+    pub(super) outstanding: Cell<u32>,
+    pub(super) lane: RefCell<Option<Rc<Lane>>>,
+    pub(super) group: RefCell<Option<Rc<Group>>>,
+    /// Decided to be closed, by whoever found the reason.
+    pub(super) doomed: Cell<Option<ClientClose>>,
+    pub(super) closed: Cell<bool>,
+    pub(super) waker: RefCell<Option<Waker>>,
+    pub(super) last_input: Cell<Instant>,
+    pub(super) last_command: Cell<&'static str>,
+    pub(super) place: Cell<&'static str>,
+    pub(super) flags: Cell<Flags>,
+    /// More than `client.output_soft_limit` is unsent: nothing more is read.
+    pub(super) backpressured: Cell<bool>,
+    /// A command is being carried out off the lane: a drain waits for its answer.
+    pub(super) busy: Cell<bool>,
+    /// In the slow path: its own task does not read requests there.
+    pub(super) in_slow_path: Cell<bool>,
+    /// While stopping: what had arrived before has been read.
+    pub(super) last_read: Cell<bool>,
+    pub(super) unblock: Cell<Option<Unblock>>,
+    pub(super) unblocked: Notify,
+    /// When its leaving was noticed.
+    pub(super) gone: Cell<Option<Instant>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("id", &self.id).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        socket: ClientSocket,
+        addresses: (SocketAddr, SocketAddr),
+        session: Session,
+        identity: Option<Arc<Identity>>,
+        trusted: bool,
+    ) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Self {
+            id: session.id,
+            peer: addresses.0,
+            local: addresses.1,
+            opened: now,
+            socket,
+            worker,
+            trusted,
+            session: RefCell::new(session),
+            identity: RefCell::new(identity),
+            input: RefCell::default(),
+            out: RefCell::default(),
+            outstanding: Cell::new(0),
+            lane: RefCell::new(None),
+            group: RefCell::new(None),
+            doomed: Cell::new(None),
+            closed: Cell::new(false),
+            waker: RefCell::new(None),
+            last_input: Cell::new(now),
+            last_command: Cell::new("NULL"),
+            place: Cell::new("lane"),
+            flags: Cell::new(Flags::default()),
+            backpressured: Cell::new(false),
+            busy: Cell::new(false),
+            in_slow_path: Cell::new(false),
+            last_read: Cell::new(false),
+            unblock: Cell::new(None),
+            unblocked: Notify::new(),
+            gone: Cell::new(None),
+        })
+    }
+
+    /// Marks the client to be closed; its own task does it. The first reason stays.
+    pub(super) fn doom(&self, reason: ClientClose) {
+        if self.doomed.get().is_none() {
+            self.doomed.set(Some(reason));
+            self.wake();
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn remember_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Sends bytes to the client: what the kernel does not take now waits in the client's own buffer.
+    pub(super) fn send(&self, bytes: &[u8]) {
+        if self.closed.get() || bytes.is_empty() {
+            return;
+        }
+        let mut out = self.out.borrow_mut();
+        let mut rest = bytes;
+        if out.is_empty() {
+            match self.socket.try_write(bytes) {
+                Ok(written) => {
+                    self.worker.metrics.bytes_out.add(written as u64);
+                    rest = &bytes[written..];
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    drop(out);
+                    self.doom(ClientClose::ClientLost);
+                    return;
+                }
+            }
+        }
+        if rest.is_empty() {
+            return;
+        }
+        out.extend_from_slice(rest);
+        let unsent = out.len();
+        drop(out);
+        self.check_limits(unsent);
+        // The client's own task waits for the socket to take more.
+        self.wake();
+    }
+
+    /// Sends the bytes of a reply made here.
+    pub(super) fn reply(&self, write: impl FnOnce(&mut BytesMut)) {
+        let mut bytes = BytesMut::new();
+        write(&mut bytes);
+        self.send(&bytes);
+    }
+
+    /// Sends an error (no leading `-`) unless the client wants no replies.
+    pub(super) fn error(&self, text: &str, muted: bool) {
+        if !muted {
+            self.reply(|out| encode::error(out, text));
+        }
+    }
+
+    fn check_limits(&self, unsent: usize) {
+        let options = &self.worker.options;
+        if unsent > options.output_hard_limit {
+            self.doom(ClientClose::OutputLimit);
+        }
+        let over = unsent > options.output_soft_limit;
+        if over != self.backpressured.get() {
+            self.backpressured.set(over);
+            // Linux also gives up a live peer that keeps its window shut, so a slow reader gets more time.
+            let timeout = if over { options.user_timeout_backpressured } else { options.user_timeout };
+            self.socket.set_user_timeout(timeout);
+        }
+    }
+
+    /// Writes unsent replies. Pending: the kernel takes no more now.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut out = self.out.borrow_mut();
+        while !out.is_empty() {
+            match self.socket.try_write(&out) {
+                Ok(written) => {
+                    self.worker.metrics.bytes_out.add(written as u64);
+                    out.advance(written);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if self.socket.poll_writable(cx).is_pending() {
+                        let unsent = out.len();
+                        drop(out);
+                        self.check_limits(unsent);
+                        return Poll::Pending;
+                    }
+                }
+                Err(_) => {
+                    out.clear();
+                    drop(out);
+                    self.doom(ClientClose::ClientLost);
+                    return Poll::Ready(());
+                }
+            }
+        }
+        if out.capacity() > KEEP {
+            *out = BytesMut::new();
+        } else {
+            out.clear();
+        }
+        drop(out);
+        if self.backpressured.get() {
+            self.check_limits(0);
+        }
+        Poll::Ready(())
+    }
+
+    /// Hands a popped element (a whole reply) to the client in one step: checks that it is there, and writes. `false`:
+    /// it is gone and not a byte was taken, so the element may go to somebody else.
+    pub(super) fn deliver_element(&self, reply: &[u8]) -> bool {
+        if self.closed.get() || self.doomed.get().is_some() || self.socket.is_gone() {
+            return false;
+        }
+        if !self.out.borrow().is_empty() {
+            self.send(reply);
+            return true;
+        }
+        match self.socket.try_write(reply) {
+            Ok(0) => false,
+            Ok(written) => {
+                self.worker.metrics.bytes_out.add(written as u64);
+                self.send(&reply[written..]);
+                true
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                self.send(reply);
+                true
+            }
+            Err(_) => {
+                self.doom(ClientClose::ClientLost);
+                false
+            }
+        }
+    }
+
+    /// The key of the lanes this client's commands go over.
+    pub(super) fn lane_key(&self) -> Option<(LaneKey, Arc<Identity>)> {
+        let session = self.session.borrow();
+        let identity = self.identity.borrow().clone()?;
+        let user = session.user.as_ref()?.id;
+        let key = LaneKey {
+            user,
+            database: session.database,
+            protocol: session.protocol,
+            readonly: session.readonly,
+        };
+        Some((key, identity))
+    }
+
+    /// The lanes this client uses, found again after its key has changed.
+    pub(super) fn current_group(&self) -> Option<Rc<Group>> {
+        if let Some(group) = &*self.group.borrow() {
+            return Some(Rc::clone(group));
+        }
+        let (key, identity) = self.lane_key()?;
+        let group = self.worker.pool.group(key, &identity);
+        group.join();
+        self.group.replace(Some(Rc::clone(&group)));
+        Some(group)
+    }
+
+    /// The session's key has changed, or the client leaves: its lanes are no longer its own.
+    pub(super) fn leave_group(&self) {
+        self.lane.replace(None);
+        if let Some(group) = self.group.take() {
+            group.part(Instant::now());
+        }
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.session.borrow().protocol
+    }
+
+    /// How listings and the full-pool error call this client.
+    pub(super) fn called(&self) -> String {
+        let session = self.session.borrow();
+        if session.name.is_empty() {
+            format!("client {} ({})", self.id, self.peer)
+        } else {
+            format!("client '{}'", String::from_utf8_lossy(&session.name))
+        }
+    }
+
+    /// Its row in listings.
+    pub(super) fn row(&self, now: Instant) -> ClientRow {
+        let mut row = ClientRow::of(&self.session.borrow(), self.peer, self.local);
+        row.age = now.saturating_duration_since(self.opened);
+        row.idle = now.saturating_duration_since(self.last_input.get());
+        row.flags = self.flags.get();
+        row.input = self.input.borrow().buffer.len();
+        row.output = self.out.borrow().len();
+        row.command = self.last_command.get();
+        row.place = self.place.get();
+        row
+    }
+
+    /// When a wait for an upstream connection must end: counted from the arrival of the command's bytes.
+    pub(super) fn wait_deadline(&self) -> Instant {
+        let arrived = self.input.borrow().arrived.unwrap_or_else(Instant::now);
+        arrived + self.worker.pool.shared.options.wait_timeout
+    }
+
+    /// What was sent behind the command just answered begins to wait now.
+    pub(super) fn its_turn_begins(&self) {
+        self.input.borrow_mut().arrived = Some(Instant::now());
+    }
+
+    /// Notes the moment of departure, for the release metric.
+    pub(super) fn departs(&self, reason: ClientClose) -> ClientClose {
+        if self.gone.get().is_none() {
+            self.gone.set(Some(Instant::now()));
+        }
+        reason
+    }
+
+    /// Gives idle memory back.
+    pub(super) fn shrink(&self) {
+        let mut input = self.input.borrow_mut();
+        if input.buffer.is_empty() && input.buffer.capacity() > 0 {
+            input.buffer = BytesMut::new();
+        }
+    }
+
+    /// Bytes read ahead while the client waits for something.
+    pub(super) fn read_ahead(&self) -> usize {
+        self.input.borrow().buffer.len()
+    }
+
+    /// How long nothing has come.
+    pub(super) fn idle(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.last_input.get())
+    }
+
+    /// Whether commands of this client are unanswered, or answers unsent: a drain waits for it. A blocked client is
+    /// not: its call is given up, as by a server that stops.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.flags.get().blocked
+            && (self.outstanding.get() > 0 || !self.out.borrow().is_empty() || self.busy.get())
+    }
+}
+
+impl Receiver for Client {
+    fn replies(&self, bytes: &[u8], ended: u32) {
+        self.send(bytes);
+        if ended > 0 {
+            let left = self.outstanding.get().saturating_sub(ended);
+            self.outstanding.set(left);
+            let mut input = self.input.borrow_mut();
+            if left == 0 && !input.buffer.is_empty() {
+                input.arrived = Some(Instant::now());
+            }
+            // The task sleeps until the socket is readable; only what waits for these replies must be woken.
+            if !input.buffer.is_empty() || (left == 0 && input.eof) {
+                drop(input);
+                self.wake();
+            }
+        }
+    }
+
+    fn lost(&self, unanswered: u32, muted: bool, partial: bool) {
+        self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
+        if partial || self.worker.pool.shared.upstream.on_loss == OnLoss::Close {
+            self.doom(ClientClose::UpstreamLost);
+            return;
+        }
+        if !muted {
+            self.reply(|out| {
+                for _ in 0..unanswered {
+                    encode::error(out, "ERR redbouncer: upstream connection lost, the command may have run");
+                }
+            });
+        }
+        self.wake();
+    }
+
+    fn resume(&self) {
+        self.wake();
+    }
+}

@@ -1,0 +1,196 @@
+//! CLIENT LIST, KILL and UNBLOCK over everybody: our clients on every worker, and the server's others.
+
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use super::client::Client;
+use super::links::Message;
+use crate::pool::Unavailable;
+use crate::resp::{self, Request, encode};
+use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed};
+
+/// An id that no client of any server ever has.
+const NOBODY: &[u8] = b"9223372036854775807";
+
+impl Client {
+    /// Sends a request on the control connection, as this client's user, and returns the reply or an error reply.
+    pub(super) async fn on_control(self: &Rc<Self>, request: &Bytes) -> Bytes {
+        match self.ask_control(request.clone()).await {
+            Ok(reply) => reply,
+            Err(why) => error(&why.to_string()),
+        }
+    }
+
+    async fn ask_control(self: &Rc<Self>, request: Bytes) -> Result<Bytes, Unavailable> {
+        let Some((key, identity)) = self.lane_key() else { return Err(Unavailable::Stopping) };
+        let (reply, answer) = oneshot::channel();
+        let protocol = key.protocol;
+        let message = Message::Control { user: key.user, identity, protocol, request, reply };
+        if self.worker.links.send(0, message).await.is_err() {
+            return Err(Unavailable::Stopping);
+        }
+        answer.await.unwrap_or(Err(Unavailable::Stopping))
+    }
+
+    /// The server's NOPERM where this client's user may not do `words`, which must be without effect there.
+    pub(super) async fn forbidden(self: &Rc<Self>, words: &[&[u8]]) -> Option<Bytes> {
+        let reply = self.on_control(&command(words)).await;
+        resp::error_text(&reply).is_some_and(|text| text.starts_with(b"NOPERM")).then_some(reply)
+    }
+
+    /// Every worker's clients.
+    async fn all_rows(&self) -> Vec<ClientRow> {
+        let mut rows = self.worker.links.rows().await;
+        rows.sort_by_key(|row| row.id);
+        rows
+    }
+
+    /// Our sessions as clients, then the server's other rows; our own upstream connections are left out.
+    pub(super) async fn client_list(self: &Rc<Self>, request: &Bytes) -> Bytes {
+        let server = self.on_control(request).await;
+        if resp::is_error(&server) && !resp::error_text(&server).is_some_and(is_refusal) {
+            return server;
+        }
+        let mut text = String::new();
+        if let Some(asked) = Request::parse(request) {
+            for row in self.all_rows().await {
+                let line = row.to_string();
+                if Listed::parse(&line).is_some_and(|listed| listed_by(&asked, &listed)) {
+                    text.push_str(&line);
+                }
+            }
+        }
+        let own = self.worker.pool.shared.own_prefix();
+        let others = resp::bulk(&server).unwrap_or_default();
+        for line in String::from_utf8_lossy(others).lines() {
+            if Listed::parse(line).is_some_and(|row| !row.name.starts_with(&own)) {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        let mut out = BytesMut::new();
+        encode::verbatim_txt(&mut out, self.protocol(), &text);
+        out.freeze()
+    }
+
+    /// Kills ours here and others by their id on the server; never one of our own upstream connections.
+    pub(super) async fn client_kill(self: &Rc<Self>, request: &Bytes) -> Bytes {
+        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        let filter = match Filter::parse(&asked) {
+            Ok(filter) => filter,
+            Err(text) => return error(&text),
+        };
+        if let Some(refusal) = self.forbidden(&[b"CLIENT", b"KILL", b"ID", NOBODY]).await {
+            return refusal;
+        }
+        let mut killed = self.worker.links.kill(&filter, self.id).await;
+        let only_ours = filter.id.is_some_and(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
+        if !only_ours {
+            match self.kill_on_server(&filter).await {
+                Ok(count) => killed += count,
+                Err(reply) if killed == 0 => return reply,
+                Err(_) => {}
+            }
+        }
+        let mut out = BytesMut::new();
+        match (filter.old_form, killed) {
+            (true, 0) => encode::error(&mut out, "ERR No such client"),
+            (true, _) => encode::simple(&mut out, "OK"),
+            (false, count) => encode::integer(&mut out, count),
+        }
+        out.freeze()
+    }
+
+    async fn kill_on_server(self: &Rc<Self>, filter: &Filter) -> Result<i64, Bytes> {
+        let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
+        let Some(text) = resp::bulk(&listing) else { return Err(listing) };
+        let own = self.worker.pool.shared.own_prefix();
+        let ids: Vec<_> = String::from_utf8_lossy(text)
+            .lines()
+            .filter_map(Listed::parse)
+            .filter(|row| !row.name.starts_with(&own) && filter.matches(row, self.id))
+            .map(|row| row.id.to_string())
+            .collect();
+        let mut killed = 0;
+        for id in ids {
+            let reply = self.on_control(&command(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()])).await;
+            if resp::is_error(&reply) {
+                return Err(reply);
+            }
+            killed += resp::integer(&reply).unwrap_or_default();
+        }
+        Ok(killed)
+    }
+
+    /// Unblocks one of ours here. Others on the server, but never a connection of ours: a call held by CLIENT PAUSE
+    /// would abort the server.
+    pub(super) async fn client_unblock(self: &Rc<Self>, request: &Bytes) -> Bytes {
+        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        let id =
+            asked.arg(2).and_then(|id| std::str::from_utf8(id).ok()).and_then(|id| id.parse::<i64>().ok());
+        let Some(id) = id else { return error("ERR value is not an integer or out of range") };
+        let with_error = match asked.arg(3) {
+            None => false,
+            Some(mode) if mode.eq_ignore_ascii_case(b"timeout") => false,
+            Some(mode) if mode.eq_ignore_ascii_case(b"error") => true,
+            Some(_) => {
+                return error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR");
+            }
+        };
+        let mut out = BytesMut::new();
+        let id = u64::try_from(id).unwrap_or(0);
+        if id >= FIRST_CLIENT_ID {
+            if let Some(refusal) = self.forbidden(&[b"CLIENT", b"UNBLOCK", NOBODY]).await {
+                return refusal;
+            }
+            encode::integer(&mut out, i64::from(self.worker.links.unblock(id, with_error).await));
+            return out.freeze();
+        }
+        let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
+        let own = self.worker.pool.shared.own_prefix();
+        let is_own = resp::bulk(&listing).is_some_and(|text| {
+            String::from_utf8_lossy(text)
+                .lines()
+                .filter_map(Listed::parse)
+                .any(|row| row.id == id && row.name.starts_with(&own))
+        });
+        if is_own {
+            encode::integer(&mut out, 0);
+            return out.freeze();
+        }
+        self.on_control(request).await
+    }
+}
+
+/// Unknown commands: the provider keeps its list to itself, ours is shown all the same. NOPERM is for the user.
+fn is_refusal(text: &[u8]) -> bool {
+    text.starts_with(b"ERR unknown")
+}
+
+/// Whether CLIENT LIST's own filter (TYPE, or ID with several ids) takes `row`.
+fn listed_by(request: &Request<'_>, row: &Listed) -> bool {
+    match request.arg(2) {
+        Some(option) if option.eq_ignore_ascii_case(b"type") => {
+            request.arg(3).is_some_and(|kind| kind.eq_ignore_ascii_case(row.kind().as_bytes()))
+        }
+        Some(option) if option.eq_ignore_ascii_case(b"id") => {
+            let id = row.id.to_string();
+            request.args().skip(3).any(|wanted| wanted == id.as_bytes())
+        }
+        Some(_) | None => true,
+    }
+}
+
+fn command(words: &[&[u8]]) -> Bytes {
+    let mut out = BytesMut::new();
+    encode::command(&mut out, words);
+    out.freeze()
+}
+
+fn error(text: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    encode::error(&mut out, text);
+    out.freeze()
+}

@@ -1,0 +1,480 @@
+//! The fast path: read, find frames, append to the lane. No await, no allocation, no task switch per command.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::ReadBuf;
+
+use super::client::{Client, Input};
+use crate::command::{Asked, Class, classify};
+use crate::pool::{Lane, Receiver};
+use crate::resp::{
+    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, encode, normalise,
+};
+use crate::session::answers::After;
+use crate::session::{ReplyMode, Route, find_block};
+use crate::telemetry::ClientClose;
+
+/// Spare room for reading behind a command that has begun.
+const READ: usize = 16 << 10;
+/// At most this much room is made at once for a long command, whatever length it announces.
+const READ_AHEAD: usize = 1 << 20;
+
+/// A command taken out of the input that the fast path cannot finish.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// The whole canonical frame (or block of frames).
+    pub(super) request: Bytes,
+    /// Where it goes.
+    pub(super) route: Route,
+    /// Its reply is not wanted.
+    pub(super) muted: bool,
+    /// How many replies it is owed.
+    pub(super) replies: u32,
+}
+
+/// Why the fast path stops.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A command needs more than a lane that is there. Boxed: the task of every client has room for one.
+    Slow(Box<Taken>),
+    /// The client is to be closed.
+    Close(ClientClose),
+}
+
+/// How far the input could be run.
+enum Ran {
+    /// More bytes are needed; at least this many of the command that has begun.
+    Hungry(usize),
+    /// Something else must happen first, and will wake us: replies, or room in the lane.
+    Waiting,
+    /// See [`Step`].
+    Stop(Step),
+}
+
+/// Commands found one behind the other that go over the lane in one append.
+#[derive(Default)]
+struct Run {
+    start: usize,
+    count: u32,
+    lane: Option<Rc<Lane>>,
+}
+
+impl Client {
+    /// Runs the client until it needs the slow path or closes.
+    pub(super) fn poll_fast(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<Step> {
+        self.remember_waker(cx);
+        loop {
+            let flushed = self.poll_flush(cx).is_ready();
+            if let Some(reason) = self.doomed.get() {
+                return Poll::Ready(Step::Close(reason));
+            }
+            let mut need = 0;
+            if !self.backpressured.get() {
+                match self.run_buffered() {
+                    Ran::Stop(step) => return Poll::Ready(step),
+                    Ran::Waiting => return Poll::Pending,
+                    Ran::Hungry(missing) => need = missing,
+                }
+            }
+            if self.input.borrow().eof {
+                if self.outstanding.get() == 0 && flushed {
+                    return Poll::Ready(Step::Close(self.departs(ClientClose::ClientEof)));
+                }
+                return Poll::Pending;
+            }
+            if self.backpressured.get() {
+                return Poll::Pending;
+            }
+            if self.worker.stopping.get() {
+                // What had arrived before is still read once and answered; a client that pipelines without a pause
+                // would never be done otherwise. The drain wakes us.
+                if self.outstanding.get() > 0 || !flushed {
+                    return Poll::Pending;
+                }
+                if self.last_read.replace(true) {
+                    return Poll::Ready(Step::Close(ClientClose::Shutdown));
+                }
+            }
+            match self.poll_read_and_run(cx, need) {
+                Poll::Pending => {
+                    self.shrink();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ran::Stop(step)) => return Poll::Ready(step),
+                Poll::Ready(Ran::Hungry(_) | Ran::Waiting) => {}
+            }
+        }
+    }
+
+    /// Reads once and runs what came: straight from the worker's scratch buffer, unless a command has begun before.
+    fn poll_read_and_run(self: &Rc<Self>, cx: &mut Context<'_>, need: usize) -> Poll<Ran> {
+        if !self.input.borrow().buffer.is_empty() {
+            return self.poll_read_behind(cx, need).map(|()| Ran::Hungry(0));
+        }
+        let mut scratch = self.worker.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        let Poll::Ready(result) = self.socket.poll_read(cx, &mut buffer) else { return Poll::Pending };
+        if result.is_err() {
+            return Poll::Ready(Ran::Stop(Step::Close(self.departs(ClientClose::ClientLost))));
+        }
+        let data = buffer.filled();
+        self.note_input(data.len());
+        let mut scanner = RequestScanner::default();
+        let (used, ran) = self.consume(data, &mut scanner);
+        let mut input = self.input.borrow_mut();
+        input.scanner = scanner;
+        input.buffer.extend_from_slice(&data[used..]);
+        Poll::Ready(ran)
+    }
+
+    /// Reads once behind what is buffered already.
+    fn poll_read_behind(&self, cx: &mut Context<'_>, need: usize) -> Poll<()> {
+        let mut input = self.input.borrow_mut();
+        // What is announced is not believed: room is made in steps, as the bytes come.
+        input.buffer.reserve(need.clamp(READ, READ_AHEAD));
+        let result = self.socket.poll_read_buf(cx, &mut input.buffer);
+        drop(input);
+        match result {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(came)) => {
+                self.note_input(came);
+                Poll::Ready(())
+            }
+            Poll::Ready(Err(_)) => {
+                self.doom(self.departs(ClientClose::ClientLost));
+                Poll::Ready(())
+            }
+        }
+    }
+
+    fn note_input(&self, came: usize) {
+        let now = Instant::now();
+        self.worker.metrics.bytes_in.add(came as u64);
+        let mut input = self.input.borrow_mut();
+        input.eof |= came == 0;
+        input.arrived = Some(now);
+        drop(input);
+        self.last_input.set(now);
+    }
+
+    /// Reads ahead while the client waits in the slow path, at most `limit` bytes; ready when it leaves.
+    pub(super) fn poll_departure(&self, cx: &mut Context<'_>, limit: usize) -> Poll<Option<ClientClose>> {
+        self.remember_waker(cx);
+        let _ = self.poll_flush(cx);
+        loop {
+            if let Some(reason) = self.doomed.get() {
+                return Poll::Ready(Some(self.departs(reason)));
+            }
+            if self.input.borrow().eof {
+                return Poll::Ready(Some(self.departs(ClientClose::ClientEof)));
+            }
+            if self.read_ahead() >= limit {
+                return Poll::Ready(None);
+            }
+            if self.poll_read_behind(cx, 0).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn run_buffered(self: &Rc<Self>) -> Ran {
+        let Input { mut buffer, mut scanner, .. } = {
+            let mut input = self.input.borrow_mut();
+            if input.buffer.is_empty() {
+                return Ran::Hungry(0);
+            }
+            Input {
+                buffer: std::mem::take(&mut input.buffer),
+                scanner: std::mem::take(&mut input.scanner),
+                ..Input::default()
+            }
+        };
+        let (used, ran) = self.consume(&buffer, &mut scanner);
+        buffer.advance(used);
+        let mut input = self.input.borrow_mut();
+        input.buffer = buffer;
+        input.scanner = scanner;
+        ran
+    }
+
+    pub(super) fn limits(&self) -> RequestLimits {
+        RequestLimits {
+            max_bulk: self.worker.pool.shared.max_bulk.load(Ordering::Relaxed),
+            max_request: self.worker.options.request_limit,
+            authenticated: self.session.borrow().user.is_some(),
+        }
+    }
+
+    /// Runs the whole frames of `data`; returns how many bytes are done with.
+    fn consume(self: &Rc<Self>, data: &[u8], scanner: &mut RequestScanner) -> (usize, Ran) {
+        let mut run = Run::default();
+        let mut at = 0;
+        let ran = loop {
+            if at == data.len() {
+                break Ran::Hungry(0);
+            }
+            if self.outstanding.get() as usize + run.count as usize >= self.worker.options.pipeline_limit {
+                break Ran::Waiting;
+            }
+            match scanner.step(&data[at..], &self.limits()) {
+                Ok(RequestStep::Incomplete { need }) => break Ran::Hungry(need),
+                Ok(RequestStep::Nothing { len }) => {
+                    self.push(&mut run, &data[..at]);
+                    at += len;
+                    run.start = at;
+                }
+                Ok(RequestStep::Request(shape)) => {
+                    let frame = &data[at..at + shape.len];
+                    let taken = if shape.form == Form::Canonical {
+                        self.take(frame, &shape, &mut run, data, at)
+                    } else {
+                        self.take_odd(frame, &shape, &mut run, data, at)
+                    };
+                    match taken {
+                        Ok(len) => at += len,
+                        Err((len, ran)) => {
+                            at += len;
+                            run.start = run.start.max(at);
+                            break ran;
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.push(&mut run, &data[..at]);
+                    run.start = at;
+                    // It may have to wait for its turn: then the frame is judged again from its beginning.
+                    *scanner = RequestScanner::default();
+                    break self.broken(&error);
+                }
+            }
+        };
+        self.push(&mut run, &data[..at]);
+        (at, ran)
+    }
+
+    /// Appends the gathered run, which ends where `upto` ends, to its lane.
+    fn push(self: &Rc<Self>, run: &mut Run, upto: &[u8]) {
+        if let Some(lane) = run.lane.take()
+            && run.count > 0
+        {
+            self.push_on(&lane, &upto[run.start..], run.count, false);
+        }
+        run.start = upto.len();
+        run.count = 0;
+    }
+
+    pub(super) fn push_on(self: &Rc<Self>, lane: &Rc<Lane>, commands: &[u8], count: u32, muted: bool) {
+        self.outstanding.set(self.outstanding.get() + count);
+        let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
+        lane.push(commands, count, &receiver, muted, Instant::now());
+        if self.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
+            self.lane.replace(Some(Rc::clone(lane)));
+        }
+    }
+
+    /// Takes one canonical frame. `Ok`: it is done with, this many bytes. `Err`: stop, after this many bytes.
+    fn take(
+        self: &Rc<Self>,
+        frame: &[u8],
+        shape: &RequestFrame,
+        run: &mut Run,
+        data: &[u8],
+        at: usize,
+    ) -> Result<usize, (usize, Ran)> {
+        let request = Request::new(frame, shape);
+        let asked = classify(&request);
+        let (route, plain) = {
+            let session = self.session.borrow();
+            let route = session.route(&asked, &request, self.worker.policy());
+            (route, session.replies == ReplyMode::On)
+        };
+        match route {
+            Route::Lane if plain => {
+                self.lane_for(run, &asked, frame, 1)?;
+                self.worker.count(self, &asked);
+                run.count += 1;
+                Ok(frame.len())
+            }
+            Route::Transaction if plain => {
+                let refuse = self.worker.policy().refuse_admin;
+                match find_block(&data[at..], &self.limits(), refuse) {
+                    Some(block) => {
+                        self.lane_for(run, &asked, &data[at..at + block.len], block.commands)?;
+                        self.worker.count(self, &asked);
+                        run.count += block.commands;
+                        Ok(block.len)
+                    }
+                    None => self.take_other(frame, &request, asked, route, run, &data[..at]),
+                }
+            }
+            route => self.take_other(frame, &request, asked, route, run, &data[..at]),
+        }
+    }
+
+    /// The lane that `run` goes over, decided at its first command: the one with replies outstanding, else the best.
+    fn lane_for(
+        self: &Rc<Self>,
+        run: &mut Run,
+        asked: &Asked,
+        frames: &[u8],
+        replies: u32,
+    ) -> Result<(), (usize, Ran)> {
+        if run.lane.is_some() {
+            return Ok(());
+        }
+        let lane = if self.outstanding.get() > 0 {
+            // Order: with replies outstanding on a lane that is leaving, what follows waits for them.
+            match self.lane.borrow().clone().filter(|lane| lane.is_usable()) {
+                Some(lane) => Some(lane),
+                None => return Err((0, Ran::Waiting)),
+            }
+        } else {
+            self.current_group().and_then(|group| self.worker.pool.lane(&group, Instant::now()))
+        };
+        match lane {
+            Some(lane) if lane.is_full() => {
+                lane.await_room(Rc::clone(self) as Rc<dyn Receiver>);
+                Err((0, Ran::Waiting))
+            }
+            Some(lane) => {
+                run.lane = Some(lane);
+                Ok(())
+            }
+            None => {
+                self.worker.count(self, asked);
+                let taken = Taken {
+                    request: Bytes::copy_from_slice(frames),
+                    route: Route::Lane,
+                    muted: false,
+                    replies,
+                };
+                Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
+            }
+        }
+    }
+
+    /// Takes a frame that does not simply go over the lane. All earlier replies must be out first.
+    fn take_other(
+        self: &Rc<Self>,
+        frame: &[u8],
+        request: &Request<'_>,
+        asked: Asked,
+        route: Route,
+        run: &mut Run,
+        before: &[u8],
+    ) -> Result<usize, (usize, Ran)> {
+        self.push(run, before);
+        if self.outstanding.get() > 0 {
+            return Err((0, Ran::Waiting));
+        }
+        self.worker.count(self, &asked);
+        run.start = before.len() + frame.len();
+        match route {
+            Route::Local(class) => {
+                let after = self.answer_locally(class, request);
+                match after {
+                    After::Continue => Ok(frame.len()),
+                    After::Close => Err((frame.len(), Ran::Stop(Step::Close(ClientClose::Quit)))),
+                }
+            }
+            Route::Refuse(text) => {
+                let muted = self.session.borrow_mut().mutes_this();
+                self.error(&text, muted);
+                Ok(frame.len())
+            }
+            route => {
+                let muted = self.session.borrow_mut().mutes_this();
+                let request = Bytes::copy_from_slice(frame);
+                let taken = Taken { request, route, muted, replies: 1 };
+                Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
+            }
+        }
+    }
+
+    /// Answers from the session, as CLIENT REPLY has it.
+    pub(super) fn answer_locally(self: &Rc<Self>, class: Class, request: &Request<'_>) -> After {
+        // CLIENT REPLY answers by the mode it sets, everything else by the mode it finds.
+        let muted = class != Class::ClientReply && self.session.borrow_mut().mutes_this();
+        self.answer(class, request, muted)
+    }
+
+    /// Answers from the session; RESET and READONLY may change the lane's key.
+    pub(super) fn answer(self: &Rc<Self>, class: Class, request: &Request<'_>, muted: bool) -> After {
+        let mut out = BytesMut::new();
+        let after = if class == Class::ClientInfo {
+            let row = self.row(Instant::now()).to_string();
+            encode::verbatim_txt(&mut out, self.protocol(), &row);
+            After::Continue
+        } else {
+            let anonymous = self.worker.anonymous(self).map(|(user, _)| user);
+            self.session.borrow_mut().answer(class, request, anonymous, &mut out)
+        };
+        let silenced = class == Class::ClientReply && self.session.borrow().replies == ReplyMode::Off;
+        if class == Class::Reset {
+            self.identity.replace(self.worker.anonymous(self).map(|(_, identity)| identity));
+        }
+        if matches!(class, Class::Reset | Class::ReadOnly | Class::ReadWrite) {
+            self.leave_group();
+        }
+        if !muted && !silenced {
+            self.send(&out);
+        }
+        after
+    }
+
+    /// Takes a request that is not canonical: written anew, so that nothing odd ever enters a lane.
+    fn take_odd(
+        self: &Rc<Self>,
+        frame: &[u8],
+        shape: &RequestFrame,
+        run: &mut Run,
+        data: &[u8],
+        at: usize,
+    ) -> Result<usize, (usize, Ran)> {
+        self.push(run, &data[..at]);
+        let mut canonical = BytesMut::new();
+        let done = frame.len();
+        match normalise(frame, shape, &mut canonical) {
+            Ok(None) => {
+                run.start = at + done;
+                Ok(done)
+            }
+            Err(error) => match self.broken(&error) {
+                Ran::Waiting => Err((0, Ran::Waiting)),
+                stop => Err((done, stop)),
+            },
+            Ok(Some(shape)) => {
+                let mut own = Run::default();
+                let result = self.take(&canonical, &shape, &mut own, &canonical, 0);
+                if result.is_ok() {
+                    self.push(&mut own, &canonical);
+                }
+                run.start = at + done;
+                match result {
+                    Ok(_) => Ok(done),
+                    Err((0, ran)) => Err((0, ran)),
+                    Err((_, ran)) => Err((done, ran)),
+                }
+            }
+        }
+    }
+
+    /// A protocol error: one reply in Redis's words, after all earlier ones, then the end.
+    fn broken(&self, error: &RequestError) -> Ran {
+        if self.outstanding.get() > 0 {
+            return Ran::Waiting;
+        }
+        match error.reply() {
+            Some(text) => {
+                self.send(text.as_bytes());
+                Ran::Stop(Step::Close(ClientClose::ProtocolError))
+            }
+            None if matches!(error, RequestError::Http) => Ran::Stop(Step::Close(ClientClose::Http)),
+            None => Ran::Stop(Step::Close(ClientClose::RequestLimit)),
+        }
+    }
+}

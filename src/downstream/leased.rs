@@ -1,0 +1,504 @@
+//! A session with an upstream connection of its own.
+//!
+//! While it lasts, all the session's commands go over this connection, pipelined where their meaning does not depend on
+//! replies that are still to come. What they mean for the connection is [`LeaseState`]'s business; this file moves bytes.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::client::Client;
+use super::drive::Taken;
+use crate::command::{Class, classify};
+use crate::pool::Lease;
+use crate::resp::{Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
+use crate::session::{Expect, LeaseState, Pin, Plan, Received, Route};
+use crate::telemetry::{ClientClose, UpstreamClose};
+
+/// Commands of one client waiting to be written to its own connection, in bytes; beyond it nothing more is read.
+const WRITE_AHEAD: usize = 1 << 20;
+/// What a client may send ahead while its commands wait for replies.
+const READ_AHEAD: usize = 64 << 10;
+
+/// A client and the connection it holds.
+struct Held {
+    client: Rc<Client>,
+    lease: Lease,
+    state: LeaseState,
+    scanner: ReplyScanner,
+    written: BytesMut,
+    /// Something was written since the last flush that succeeded.
+    unflushed: bool,
+    /// A reply that must be whole before it can be judged.
+    partial: BytesMut,
+    /// When the last reply came, or the first command after it was sent.
+    since: Instant,
+    /// What lies next in the input is no command; its error must wait for earlier replies.
+    garbled: bool,
+    /// Watches for the client's leaving while nothing is read from it.
+    hangup: Option<Hangup>,
+}
+
+type Hangup = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
+/// Why the loop over a held connection stops.
+enum Event {
+    /// Nothing holds the connection any more.
+    Over,
+    /// Something to be answered beside it.
+    Aside(Route, Bytes, bool),
+    /// RESET or QUIT.
+    End(Class, Bytes),
+    /// The client has left.
+    Gone(ClientClose),
+    /// The connection is lost, or cannot be trusted.
+    Lost(UpstreamClose),
+}
+
+impl Client {
+    /// Runs `taken` and what follows on a connection of the client's own, until nothing holds it any more.
+    pub(super) async fn leased(self: &Rc<Self>, taken: Taken, pin: Pin) -> Result<(), ClientClose> {
+        let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        let holder = format!("{}, {}", self.called(), pin.label());
+        self.place.set("waits for a lease");
+        let deadline = Some(self.wait_deadline());
+        let found =
+            self.watch(self.worker.pool.lease(key, &identity, Self::claim(pin), &holder, deadline)).await;
+        self.place.set("lane");
+        let lease = match found? {
+            Ok(lease) => lease,
+            Err(why) => {
+                self.unavailable(&why, taken.replies, taken.muted);
+                return Ok(());
+            }
+        };
+        metrics::counter!("redbouncer_leases_total", "pin" => pin.label()).increment(1);
+        self.place.set(pin.label());
+        let held = Held {
+            client: Rc::clone(self),
+            lease,
+            state: LeaseState::new(),
+            scanner: ReplyScanner::default(),
+            written: BytesMut::new(),
+            unflushed: false,
+            partial: BytesMut::new(),
+            since: Instant::now(),
+            garbled: false,
+            hangup: None,
+        };
+        let outcome = held.run(taken).await;
+        self.its_turn_begins();
+        self.place.set("lane");
+        self.flags.set(crate::session::Flags::default());
+        // SELECT or HELLO on the lease may have changed the key.
+        self.leave_group();
+        outcome
+    }
+}
+
+impl Held {
+    async fn run(mut self, first: Taken) -> Result<(), ClientClose> {
+        if let Some(event) = self.carry_out(&first.request, first.muted) {
+            return self.leave(event).await;
+        }
+        loop {
+            let limit = self.client.worker.pool.shared.upstream.command_timeout;
+            // Commands come and are answered while this sleeps, so it is judged anew when it wakes.
+            let look =
+                limit.map(|limit| if self.can_time_out() { self.since } else { Instant::now() } + limit);
+            let event = tokio::select! {
+                biased;
+                event = poll_fn(|cx| self.poll(cx)) => event,
+                () = sleep_until(look) => {
+                    if !limit.is_some_and(|limit| self.can_time_out() && self.since.elapsed() >= limit) {
+                        continue;
+                    }
+                    Event::Gone(ClientClose::CommandTimeout)
+                }
+            };
+            if let Event::Aside(route, request, muted) = event {
+                let client = Rc::clone(&self.client);
+                if let Err(reason) = client.aside(route, &request, muted).await {
+                    return self.leave(Event::Gone(reason)).await;
+                }
+                continue;
+            }
+            return self.leave(event).await;
+        }
+    }
+
+    fn can_time_out(&self) -> bool {
+        self.state.is_waiting() && !self.state.is_blocked()
+    }
+
+    /// Ends the lease for `event`.
+    async fn leave(mut self, event: Event) -> Result<(), ClientClose> {
+        let client = Rc::clone(&self.client);
+        let pool = &client.worker.pool;
+        match event {
+            Event::Over | Event::Aside(..) => {
+                let clean = self.state.is_clean();
+                pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
+                Ok(())
+            }
+            Event::End(class, request) => {
+                pool.end_lease(self.lease, false, UpstreamClose::LeaseEnded, None);
+                let Some(request) = Request::parse(&request) else { return Err(ClientClose::ProtocolError) };
+                match client.answer_locally(class, &request) {
+                    crate::session::answers::After::Continue => Ok(()),
+                    crate::session::answers::After::Close => Err(ClientClose::Quit),
+                }
+            }
+            Event::Gone(ClientClose::ClientEof) if self.state.is_waiting() => {
+                self.answer_what_was_read().await;
+                // Closed here already for writing; the permit returns when the server has closed too.
+                pool.end_lease(self.lease, false, UpstreamClose::ClientGone, None);
+                Err(ClientClose::ClientEof)
+            }
+            Event::Gone(reason) => {
+                let gone = client.gone.get();
+                pool.end_lease(self.lease, false, UpstreamClose::ClientGone, gone);
+                Err(reason)
+            }
+            Event::Lost(reason) => {
+                tracing::warn!(client = client.id, reason = reason.label(), "a leased connection was lost");
+                metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => "leased")
+                    .increment(1);
+                Err(ClientClose::LeaseLost)
+            }
+        }
+    }
+
+    /// The client has closed its side with commands outstanding. Our FIN goes upstream at once; the server answers what
+    /// it has read, as it would a direct client, and then closes.
+    async fn answer_what_was_read(&mut self) {
+        let started = Instant::now();
+        let timeout = self.client.worker.pool.shared.upstream.close_timeout;
+        let _ = tokio::time::timeout(timeout, async {
+            poll_fn(|cx| self.poll_write(cx)).await?;
+            tokio::io::AsyncWriteExt::shutdown(&mut self.lease.stream).await?;
+            crate::telemetry::release_seconds(
+                self.client.gone.get().map_or(started.elapsed(), |gone| gone.elapsed()),
+            );
+            while self.state.is_waiting() {
+                if poll_fn(|cx| self.poll_upstream(cx)).await.is_err() {
+                    break;
+                }
+            }
+            std::io::Result::Ok(())
+        })
+        .await;
+    }
+
+    /// Moves bytes both ways until something happens.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                return Poll::Ready(Event::Lost(UpstreamClose::Lost));
+            }
+            self.client.flags.set(self.state.flags());
+            self.client.busy.set(self.state.is_waiting() && !self.state.is_blocked());
+            if self.state.is_over() && self.written.is_empty() {
+                return Poll::Ready(Event::Over);
+            }
+            // A client that does not read is not read for either: the server's own output limit then decides.
+            let held_back = self.client.backpressured.get();
+            if !held_back {
+                match self.poll_upstream(cx) {
+                    Poll::Ready(Ok(())) => continue,
+                    Poll::Ready(Err(reason)) => return Poll::Ready(Event::Lost(reason)),
+                    Poll::Pending => {}
+                }
+            }
+            match self.poll_client(cx) {
+                Poll::Ready(Some(event)) => return Poll::Ready(event),
+                Poll::Ready(None) => {}
+                // The client has just read: nobody has asked the server's socket to wake us.
+                Poll::Pending if held_back && !self.client.backpressured.get() => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let stream = &mut self.lease.stream;
+        self.unflushed |= !self.written.is_empty();
+        while !self.written.is_empty() {
+            match ready!(std::pin::Pin::new(&mut *stream).poll_write(cx, &self.written))? {
+                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                sent => self.written.advance(sent),
+            }
+        }
+        if self.unflushed && stream.is_buffered() {
+            ready!(std::pin::Pin::new(stream).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once from the server and delivers.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamClose>> {
+        let client = Rc::clone(&self.client);
+        let mut scratch = client.worker.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        let read = ready!(std::pin::Pin::new(&mut self.lease.stream).poll_read(cx, &mut buffer));
+        if read.is_err() || buffer.filled().is_empty() {
+            return Poll::Ready(Err(UpstreamClose::Lost));
+        }
+        Poll::Ready(self.deliver(buffer.filled()))
+    }
+
+    /// Gives replies to the client: contiguous ones in one write.
+    fn deliver(&mut self, data: &[u8]) -> Result<(), UpstreamClose> {
+        let mut at = 0;
+        let mut forward = 0;
+        while at < data.len() {
+            let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
+            let part = &data[at..at + step.consumed];
+            let kind = step.complete.or_else(|| self.scanner.kind());
+            let protocol = self.client.protocol();
+            let whole =
+                !self.partial.is_empty() || kind.is_none_or(|kind| self.state.wants_whole(kind, protocol));
+            let muted = self.state.mutes_next() && kind != Some(ReplyKind::Push);
+            if whole || muted {
+                self.client.send(&data[forward..at]);
+                if whole {
+                    self.partial.extend_from_slice(part);
+                }
+            }
+            at += step.consumed;
+            if let Some(kind) = step.complete {
+                self.since = Instant::now();
+                let frame = self.partial.split().freeze();
+                let verdict = self.judge(kind, &frame);
+                match verdict {
+                    Received::Desync => return Err(UpstreamClose::Desync),
+                    // Always whole here: pushes are, and so is all that may be one in RESP2.
+                    Received::Message => self.client.send(&frame),
+                    _ if muted => {}
+                    Received::Swallow => {}
+                    Received::Instead(reply) => self.client.send(&reply),
+                    Received::Forward if whole => self.client.send(&frame),
+                    Received::Forward => continue,
+                }
+            }
+            if whole || muted {
+                forward = at;
+            }
+        }
+        self.client.send(&data[forward..at]);
+        Ok(())
+    }
+
+    fn judge(&mut self, kind: ReplyKind, frame: &[u8]) -> Received {
+        let worker = &self.client.worker;
+        let mut session = self.client.session.borrow_mut();
+        self.state.received(kind, frame, &mut session, &|| worker.server_facts().unwrap_or_default())
+    }
+
+    /// Takes the client's next commands, and notices when it leaves.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        loop {
+            let (limit, run_again) = match self.run_input() {
+                Input::Event(event) => return Poll::Ready(Some(event)),
+                Input::Progress => return Poll::Ready(None),
+                _ if self.is_paused() => (0, false),
+                // A command has begun: one more read, however long it is.
+                Input::Hungry => (self.client.read_ahead() + 1, true),
+                Input::Waiting => (READ_AHEAD, false),
+            };
+            match self.client.poll_departure(cx, limit) {
+                Poll::Ready(Some(reason)) => return Poll::Ready(Some(Event::Gone(reason))),
+                Poll::Ready(None) if run_again => {}
+                Poll::Ready(None) => return self.poll_hangup(cx),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.written.len() > WRITE_AHEAD || self.client.backpressured.get()
+    }
+
+    /// Nothing more is read now, so end of file cannot be read either: the kernel still tells.
+    fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let client = Rc::clone(&self.client);
+        let hangup = self.hangup.get_or_insert_with(|| Box::pin(async move { client.socket.hangup().await }));
+        hangup.as_mut().poll(cx).map(|()| Some(Event::Gone(self.client.departs(ClientClose::ClientEof))))
+    }
+
+    /// Carries out what is buffered.
+    fn run_input(&mut self) -> Input {
+        let mut progress = false;
+        loop {
+            if self.state.is_over() || self.written.len() > WRITE_AHEAD {
+                return if progress || self.state.is_over() { Input::Progress } else { Input::Waiting };
+            }
+            if self.state.is_ending() || self.state.outstanding() >= self.client.worker.options.pipeline_limit
+            {
+                return if progress { Input::Progress } else { Input::Waiting };
+            }
+            let Some(next) = self.next_frame() else {
+                return match (progress, self.garbled) {
+                    (true, _) => Input::Progress,
+                    // No more bytes make this a command: the error waits for its turn.
+                    (false, true) => Input::Waiting,
+                    (false, false) => Input::Hungry,
+                };
+            };
+            let frame = match next {
+                Ok(frame) => frame,
+                Err(event) => return Input::Event(event),
+            };
+            match self.carry_out_or_wait(&frame) {
+                Some(Some(event)) => return Input::Event(event),
+                Some(None) => progress = true,
+                None => return if progress { Input::Progress } else { Input::Waiting },
+            }
+        }
+    }
+
+    /// The next whole frame, left in the buffer until it is carried out.
+    fn next_frame(&mut self) -> Option<Result<Bytes, Event>> {
+        let limits = self.client.limits();
+        self.garbled = false;
+        loop {
+            let mut input = self.client.input.borrow_mut();
+            let super::client::Input { buffer, scanner, .. } = &mut *input;
+            match scanner.step(buffer, &limits) {
+                Ok(RequestStep::Incomplete { .. }) => return None,
+                Ok(RequestStep::Nothing { len }) => buffer.advance(len),
+                Ok(RequestStep::Request(shape)) if shape.form == Form::Canonical => {
+                    return Some(Ok(Bytes::copy_from_slice(&buffer[..shape.len])));
+                }
+                Ok(RequestStep::Request(shape)) => {
+                    // Written anew in its place.
+                    let mut canonical = BytesMut::new();
+                    match normalise(&buffer[..shape.len], &shape, &mut canonical) {
+                        Ok(_) => {
+                            buffer.advance(shape.len);
+                            canonical.extend_from_slice(buffer);
+                            *buffer = canonical;
+                        }
+                        Err(error) => {
+                            drop(input);
+                            return Some(Err(self.broken(error.reply())));
+                        }
+                    }
+                }
+                Err(error) => {
+                    *scanner = crate::resp::RequestScanner::default();
+                    drop(input);
+                    if self.state.is_waiting() {
+                        self.garbled = true;
+                        return None;
+                    }
+                    return Some(Err(self.broken(error.reply())));
+                }
+            }
+        }
+    }
+
+    fn broken(&self, reply: Option<String>) -> Event {
+        if let Some(text) = reply {
+            self.client.send(text.as_bytes());
+        }
+        Event::Gone(self.client.departs(ClientClose::ProtocolError))
+    }
+
+    /// `None`: the frame must wait for replies and stays in the buffer.
+    fn carry_out_or_wait(&mut self, frame: &Bytes) -> Option<Option<Event>> {
+        let request = Request::parse(frame)?;
+        let asked = classify(&request);
+        let plan = {
+            let session = self.client.session.borrow();
+            self.state.plan(&session, &asked, &request, self.client.worker.policy())
+        };
+        if plan == Plan::AfterReplies {
+            return None;
+        }
+        self.client.input.borrow_mut().buffer.advance(frame.len());
+        self.client.worker.count(&self.client, &asked);
+        let muted = asked.class != Class::ClientReply && self.client.session.borrow_mut().mutes_this();
+        Some(self.act(plan, frame, muted))
+    }
+
+    /// Carries out a command that was taken from the input already.
+    fn carry_out(&mut self, frame: &Bytes, muted: bool) -> Option<Event> {
+        let Some(request) = Request::parse(frame) else {
+            return Some(Event::Gone(ClientClose::ProtocolError));
+        };
+        let asked = classify(&request);
+        let plan = {
+            let session = self.client.session.borrow();
+            self.state.plan(&session, &asked, &request, self.client.worker.policy())
+        };
+        self.act(plan, frame, muted)
+    }
+
+    fn act(&mut self, plan: Plan, frame: &Bytes, muted: bool) -> Option<Event> {
+        let request = Request::parse(frame)?;
+        let asked = classify(&request);
+        if !self.state.is_waiting() {
+            self.since = Instant::now();
+        }
+        match plan {
+            Plan::Forward(expect) => {
+                self.written.extend_from_slice(frame);
+                self.state.sent(expect, &asked, muted);
+            }
+            Plan::Blocking(_) => {
+                self.written.extend_from_slice(frame);
+                self.state.sent(Expect::Blocking, &asked, muted);
+            }
+            Plan::ForwardWait => {
+                encode::command(&mut self.written, &[b"PUBLISH", b"redbouncer:wait", b""]);
+                self.state.sent(Expect::WaitPublish, &asked, true);
+                self.written.extend_from_slice(frame);
+                self.state.sent(Expect::Wait, &asked, muted);
+            }
+            Plan::Hello(hello) => {
+                let version: &[u8] = match hello.protocol.unwrap_or(self.client.protocol()) {
+                    Protocol::Resp2 => b"2",
+                    Protocol::Resp3 => b"3",
+                };
+                encode::command(&mut self.written, &[b"HELLO", version]);
+                self.state.sent(Expect::Hello(hello), &asked, muted);
+            }
+            Plan::RefuseInMulti(text) => {
+                // A command that the server refuses while queueing, so that its EXEC fails as it must.
+                encode::command(&mut self.written, &[b"CLIENT"]);
+                let mut reply = BytesMut::new();
+                encode::error(&mut reply, &text);
+                self.state.sent(Expect::Instead(reply.freeze()), &asked, muted);
+            }
+            Plan::Refuse(text) => self.client.error(&text, muted),
+            Plan::Local(class) => {
+                let _ = self.client.answer(class, &request, muted);
+            }
+            Plan::End(class) => return Some(Event::End(class, frame.clone())),
+            Plan::Aside(route) => return Some(Event::Aside(route, frame.clone(), muted)),
+            Plan::AfterReplies => {}
+        }
+        None
+    }
+}
+
+enum Input {
+    Event(Event),
+    Progress,
+    Hungry,
+    Waiting,
+}
+
+/// Sleeps until `deadline`; for ever without one.
+pub(super) async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

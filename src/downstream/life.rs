@@ -1,0 +1,103 @@
+//! A client's task from its first byte to its last.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::drive::Step;
+use crate::telemetry::ClientClose;
+
+/// How long the last reply to a client that is being closed may take to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Client {
+    /// Serves the client until it is closed.
+    pub(super) async fn run(self: Rc<Self>) {
+        let reason = loop {
+            match poll_fn(|cx| self.poll_fast(cx)).await {
+                Step::Close(reason) => break reason,
+                Step::Slow(taken) => {
+                    self.busy.set(true);
+                    self.in_slow_path.set(true);
+                    // Boxed, so that an idle client does not carry the room that waiting takes.
+                    let done = Box::pin(self.slow(*taken)).await;
+                    self.busy.set(false);
+                    self.in_slow_path.set(false);
+                    if let Err(reason) = done {
+                        break reason;
+                    }
+                }
+            }
+        };
+        Box::pin(self.close(reason)).await;
+    }
+
+    async fn close(&self, reason: ClientClose) {
+        let speaks_last = match reason {
+            ClientClose::Quit
+            | ClientClose::Killed
+            | ClientClose::ProtocolError
+            | ClientClose::CommandTimeout
+            | ClientClose::Denied
+            | ClientClose::TooMany
+            | ClientClose::Shutdown
+            | ClientClose::UpstreamLost
+            | ClientClose::LeaseLost
+            | ClientClose::ClientEof => true,
+            ClientClose::ClientLost
+            | ClientClose::Http
+            | ClientClose::RequestLimit
+            | ClientClose::OutputLimit
+            | ClientClose::IdleTimeout
+            | ClientClose::LoginTimeout
+            | ClientClose::HalfCommand => false,
+        };
+        if speaks_last && !self.out.borrow().is_empty() {
+            let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| self.poll_flush(cx))).await;
+        }
+        self.closed.set(true);
+        self.waker.borrow_mut().take();
+        self.leave_group();
+        // Slots in lanes may hold this client until their replies have come; its socket is closed now.
+        self.socket.close();
+        self.worker.forget(self);
+        metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label()).increment(1);
+        let age = self.opened.elapsed();
+        match reason {
+            ClientClose::ClientEof | ClientClose::Quit | ClientClose::Shutdown => {
+                tracing::debug!(client = self.id, peer = %self.peer, reason = reason.label(), ?age, "client closed");
+            }
+            _ => {
+                tracing::info!(client = self.id, peer = %self.peer, reason = reason.label(), ?age, "client closed");
+            }
+        }
+    }
+
+    /// The limits that time sets: a login, a command begun, silence.
+    pub(super) fn age(&self, now: Instant) {
+        let options = &self.worker.options;
+        let idle = self.idle(now);
+        let logged_in = self.session.borrow().user.is_some();
+        let flags = self.flags.get();
+        let listens = flags.blocked
+            || flags.monitor
+            || flags.tracking
+            || flags.channels + flags.patterns + flags.shards > 0;
+        if !logged_in && now.saturating_duration_since(self.opened) > options.login_timeout {
+            self.doom(ClientClose::LoginTimeout);
+        } else if !self.is_busy()
+            && !flags.blocked
+            && self.read_ahead() > 0
+            && idle > options.half_command_timeout
+        {
+            self.doom(ClientClose::HalfCommand);
+        } else if let Some(limit) = options.idle_timeout
+            && idle > limit
+            && !listens
+            && !self.is_busy()
+        {
+            self.doom(ClientClose::IdleTimeout);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! How workers are reached from other threads: messages in, answers back. Never on the path of a command.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::pool::{LaneRow, Unavailable};
+use crate::resp::Protocol;
+use crate::session::{ClientRow, Filter};
+use crate::telemetry::CommandSeconds;
+use crate::upstream::Identity;
+
+/// What a worker is asked from outside its thread.
+#[derive(Debug)]
+pub enum Message {
+    /// A new client.
+    Client(Accepted),
+    /// The rows of its clients.
+    Rows(oneshot::Sender<Vec<ClientRow>>),
+    /// The rows of its lanes.
+    Lanes(oneshot::Sender<Vec<LaneRow>>),
+    /// CLIENT KILL; the answer is how many it closed.
+    Kill(Filter, u64, oneshot::Sender<i64>),
+    /// CLIENT UNBLOCK; the answer is whether the client was blocked.
+    Unblock(u64, bool, oneshot::Sender<bool>),
+    /// A request for the control connection, which the first worker keeps.
+    Control {
+        /// Whose request it is, as a number.
+        user: u64,
+        /// As whom to log in.
+        identity: Arc<Identity>,
+        /// In which protocol to ask.
+        protocol: Protocol,
+        /// The whole request.
+        request: Bytes,
+        /// Where the whole reply goes.
+        reply: oneshot::Sender<Result<Bytes, Unavailable>>,
+    },
+    /// Publish what has been counted since the last time.
+    Publish(oneshot::Sender<CommandSeconds>),
+    /// The server's address has changed.
+    AddressChanged,
+    /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
+    /// how many clients were cut with commands in flight.
+    Drain(Instant, oneshot::Sender<usize>),
+}
+
+/// An accepted connection, on its way to its worker.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, not yet registered with any runtime.
+    pub stream: std::net::TcpStream,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// Where it came to.
+    pub local: SocketAddr,
+    /// Whether the listener it came by is on loopback.
+    pub trusted: bool,
+}
+
+/// One worker as the others see it.
+#[derive(Clone, Debug)]
+pub struct Link {
+    sender: mpsc::Sender<Message>,
+    clients: Arc<AtomicUsize>,
+}
+
+/// All workers.
+#[derive(Clone, Debug)]
+pub struct Links(Arc<[Link]>);
+
+impl Link {
+    /// A link and the end that its worker keeps.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Message>) {
+        let (sender, receiver) = mpsc::channel(1024);
+        (Self { sender, clients: Arc::default() }, receiver)
+    }
+
+    /// A client that was handed to this worker is gone.
+    pub(super) fn client_left(&self) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Links {
+    /// All workers, the first one first.
+    #[must_use]
+    pub fn new(links: Vec<Link>) -> Self {
+        Self(links.into())
+    }
+
+    /// The link of one worker.
+    pub(super) fn of(&self, worker: usize) -> Option<Link> {
+        self.0.get(worker).cloned()
+    }
+
+    /// How many clients are connected, on all workers.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.0.iter().map(|link| link.clients.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Hands a new client to the worker with the fewest.
+    ///
+    /// # Errors
+    /// Gives the connection back when the worker is gone (the proxy is stopping).
+    pub async fn hand(&self, accepted: Accepted) -> Result<(), ()> {
+        let Some(link) = self.0.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed)) else {
+            return Err(());
+        };
+        link.clients.fetch_add(1, Ordering::Relaxed);
+        let sent = link.sender.send(Message::Client(accepted)).await;
+        sent.map_err(|_| {
+            link.clients.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    /// Sends `message` to one worker.
+    ///
+    /// # Errors
+    /// When that worker is gone.
+    pub async fn send(&self, worker: usize, message: Message) -> Result<(), ()> {
+        let Some(link) = self.0.get(worker) else { return Err(()) };
+        link.sender.send(message).await.map_err(|_| ())
+    }
+
+    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Message) -> Vec<T> {
+        let mut answers = Vec::new();
+        for worker in 0..self.0.len() {
+            let (sender, receiver) = oneshot::channel();
+            if self.send(worker, question(sender)).await.is_ok()
+                && let Ok(answer) = receiver.await
+            {
+                answers.push(answer);
+            }
+        }
+        answers
+    }
+
+    /// The rows of all clients.
+    pub async fn rows(&self) -> Vec<ClientRow> {
+        self.ask(Message::Rows).await.into_iter().flatten().collect()
+    }
+
+    /// The rows of all lanes.
+    pub async fn lanes(&self) -> Vec<LaneRow> {
+        self.ask(Message::Lanes).await.into_iter().flatten().collect()
+    }
+
+    /// Has every worker publish its counts, so that a scrape is of this moment, and returns what is not the exporter's.
+    pub async fn publish(&self) -> Vec<CommandSeconds> {
+        self.ask(Message::Publish).await
+    }
+
+    /// Closes the clients that `filter` means; `me` is who asks.
+    pub async fn kill(&self, filter: &Filter, me: u64) -> i64 {
+        self.ask(|reply| Message::Kill(filter.clone(), me, reply)).await.into_iter().sum()
+    }
+
+    /// Unblocks a blocked client. `false`: no such client, or it is not blocked.
+    pub async fn unblock(&self, id: u64, with_error: bool) -> bool {
+        self.ask(|reply| Message::Unblock(id, with_error, reply)).await.into_iter().any(|done| done)
+    }
+
+    /// Tells every worker that the server's address has changed.
+    pub async fn address_changed(&self) {
+        for worker in 0..self.0.len() {
+            // A worker that is gone has no lanes to move.
+            let _ = self.send(worker, Message::AddressChanged).await;
+        }
+    }
+
+    /// Drains every worker at the same time. Returns how many clients were cut.
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        let mut answers = Vec::new();
+        for worker in 0..self.0.len() {
+            let (sender, receiver) = oneshot::channel();
+            if self.send(worker, Message::Drain(deadline, sender)).await.is_ok() {
+                answers.push(receiver);
+            }
+        }
+        let mut cut = 0;
+        for answer in answers {
+            cut += answer.await.unwrap_or(0);
+        }
+        cut
+    }
+}

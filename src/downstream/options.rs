@@ -1,0 +1,144 @@
+//! What can be set about clients: where they connect, what each may cost, who may do what, and how blocking calls wait.
+
+use std::time::Duration;
+
+use crate::upstream::Keepalive;
+
+/// Where clients connect (`[listen]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// `host:port`, one listener each; port 0 lets the system choose.
+    pub addresses: Vec<String>,
+    /// Answer DENIED to clients from elsewhere when `auth.mode = "open"` and a listener is beyond loopback.
+    pub protected_mode: bool,
+    /// Connections the kernel may hold before we accept them (it caps this at `net.core.somaxconn`).
+    pub backlog: u32,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { addresses: vec!["127.0.0.1:6380".to_owned()], protected_mode: true, backlog: 1024 }
+    }
+}
+
+/// What one client may cost and how long it may be silent (`[client]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// Clients connected at the same time.
+    pub max: usize,
+    /// A client that sends nothing for this long is closed; `None` leaves it to keepalive.
+    pub idle_timeout: Option<Duration>,
+    /// A client that must log in and has not within this time is closed.
+    pub login_timeout: Duration,
+    /// A client that sent half a command and nothing more for this long is closed.
+    pub half_command_timeout: Duration,
+    /// The largest request in bytes, as Redis's `client-query-buffer-limit`.
+    pub request_limit: usize,
+    /// Commands of one client that may be outstanding before its socket is not read.
+    pub pipeline_limit: usize,
+    /// Unsent reply bytes above which no more of a client's requests are read.
+    pub output_soft_limit: usize,
+    /// Unsent reply bytes above which a client is closed.
+    pub output_hard_limit: usize,
+    /// TCP_USER_TIMEOUT: replies unacknowledged for this long end the connection.
+    pub user_timeout: Duration,
+    /// TCP_USER_TIMEOUT while a client is above its soft limit: Linux also ends a live peer that keeps its window shut.
+    pub user_timeout_backpressured: Duration,
+    /// TCP keepalive of an idle client.
+    pub keepalive: Keepalive,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            max: 10_000,
+            idle_timeout: None,
+            login_timeout: Duration::from_secs(10),
+            half_command_timeout: Duration::from_secs(60),
+            request_limit: 1 << 30,
+            pipeline_limit: 1024,
+            output_soft_limit: 1 << 20,
+            output_hard_limit: 512 << 20,
+            user_timeout: Duration::from_secs(10),
+            user_timeout_backpressured: Duration::from_secs(60),
+            keepalive: Keepalive::default(),
+        }
+    }
+}
+
+/// Who a client is and what it may ask for (`[auth]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthOptions {
+    /// How a client gets its identity on the server.
+    pub mode: AuthMode,
+    /// What happens to commands that reach beyond the client's own connection.
+    pub admin_commands: AdminCommands,
+    /// How long a verified login or an observed refusal is believed without asking the server again.
+    pub cache_ttl: Duration,
+}
+
+impl Default for AuthOptions {
+    fn default() -> Self {
+        Self {
+            mode: AuthMode::default(),
+            admin_commands: AdminCommands::default(),
+            cache_ttl: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How a client gets its identity on the server (`auth.mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthMode {
+    /// Not written: as `Open` on loopback, as `Passthrough` elsewhere.
+    #[default]
+    Unset,
+    /// A client without credentials uses the upstream identity.
+    Open,
+    /// A client gets NOAUTH until its AUTH was accepted by the server.
+    Passthrough,
+}
+
+impl AuthMode {
+    /// The words that stand for the values; none stands for `Unset`.
+    pub const WORDS: [(&'static str, Self); 2] = [("open", Self::Open), ("passthrough", Self::Passthrough)];
+}
+
+/// What happens to commands that reach beyond the client's own connection (`auth.admin_commands`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdminCommands {
+    /// They go to the server, whose ACL decides.
+    #[default]
+    Pass,
+    /// They are answered with a clear error.
+    Refuse,
+}
+
+impl AdminCommands {
+    /// The words that stand for the values.
+    pub const WORDS: [(&'static str, Self); 2] = [("pass", Self::Pass), ("refuse", Self::Refuse)];
+}
+
+/// How blocking calls wait when no connection is theirs (`[blocking]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockingOptions {
+    /// Put an element back that was popped for a client that is gone and that nobody else waits for.
+    pub give_back: bool,
+    /// The shortest time between two tries of one waiting call.
+    pub retry_min: Duration,
+    /// The longest time between two tries of one waiting call.
+    pub retry_max: Duration,
+    /// How long after a call's own timeout an answer already under way is still waited for.
+    pub grace: Duration,
+}
+
+impl Default for BlockingOptions {
+    fn default() -> Self {
+        Self {
+            give_back: true,
+            retry_min: Duration::from_millis(100),
+            retry_max: Duration::from_secs(1),
+            grace: Duration::from_millis(200),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What the fast path cannot finish: commands that wait for a connection, a login, or another's answer.
+//!
+//! Every wait here runs beside [`Client::watch`], so a client that leaves is noticed at once.
+
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
+
+use super::client::Client;
+use super::drive::Taken;
+use crate::command::Class;
+use crate::pool::{Claim, LaneKey, Unavailable};
+use crate::resp::{self, Request, encode};
+use crate::session::{Pin, Route};
+use crate::telemetry::ClientClose;
+
+/// What a waiting client may send ahead; beyond it, only its leaving is watched for.
+const READ_AHEAD: usize = 64 << 10;
+
+impl Client {
+    /// Runs `work` until it is done or the client leaves, whichever is first.
+    pub(super) async fn watch<T>(&self, work: impl Future<Output = T>) -> Result<T, ClientClose> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            reason = self.departure() => Err(reason),
+        }
+    }
+
+    /// As [`Self::watch`], but a client that has only closed its sending side still gets its answer. For work that
+    /// holds nothing upstream for this client alone.
+    pub(super) async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, ClientClose> {
+        tokio::pin!(work);
+        if !self.has_closed_its_side() {
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                reason = self.departure() => if reason != ClientClose::ClientEof {
+                    return Err(reason);
+                },
+            }
+        }
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            reason = poll_fn(|cx| self.poll_doomed(cx)) => Err(self.departs(reason)),
+        }
+    }
+
+    /// Returns when the client leaves. Reads ahead meanwhile, within bounds.
+    pub(super) async fn departure(&self) -> ClientClose {
+        if let Some(reason) = poll_fn(|cx| self.poll_departure(cx, READ_AHEAD)).await {
+            return reason;
+        }
+        // Full: nothing more is read, so end of file cannot be read either. The kernel still tells.
+        tokio::select! {
+            () = self.socket.hangup() => self.departs(ClientClose::ClientEof),
+            reason = poll_fn(|cx| self.poll_doomed(cx)) => self.departs(reason),
+        }
+    }
+
+    fn has_closed_its_side(&self) -> bool {
+        self.input.borrow().eof
+    }
+
+    fn poll_doomed(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<ClientClose> {
+        self.remember_waker(cx);
+        let _ = self.poll_flush(cx);
+        self.doomed.get().map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+    }
+
+    /// Finishes one command.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) async fn slow(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+        match taken.route.clone() {
+            Route::Lane => self.over_a_lane(taken).await,
+            Route::Transaction => self.leased(taken, Pin::Multi).await,
+            Route::Lease(pin) => self.leased(taken, pin).await,
+            Route::Blocking(command) => self.blocking(taken, command).await,
+            Route::Login(hello) => self.login(hello, taken.muted).await,
+            Route::Select(index) => self.select(index, taken.muted).await,
+            Route::Ask => self.ask(taken).await,
+            route @ (Route::Control | Route::Clients(_) | Route::Proxy) => {
+                self.aside(route, &taken.request, taken.muted).await
+            }
+            // Answered on the fast path.
+            Route::Local(_) | Route::Refuse(_) => Ok(()),
+        }
+    }
+
+    /// Waits for a lane and sends the command over it, or answers that there is none.
+    async fn over_a_lane(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+        let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
+        let deadline = self.wait_deadline();
+        loop {
+            self.place.set("waits for a lane");
+            let ready = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await;
+            self.place.set("lane");
+            if let Err(why) = ready? {
+                self.unavailable(&why, taken.replies, taken.muted);
+                return Ok(());
+            }
+            if let Some(lane) = group.lane() {
+                self.push_on(&lane, &taken.request, taken.replies, taken.muted);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers `replies` commands with the reason why there is no connection.
+    pub(super) fn unavailable(&self, why: &Unavailable, replies: u32, muted: bool) {
+        if matches!(why, Unavailable::Full(_)) {
+            metrics::counter!("redbouncer_pool_full_total").increment(1);
+            self.worker.warn_full(&format!("{why}"));
+        }
+        let text = why.to_string();
+        for _ in 0..replies {
+            self.error(&text, muted);
+        }
+    }
+
+    /// SELECT of a database: the first use is verified upstream, so that an error is the server's own.
+    async fn select(self: &Rc<Self>, index: u32, muted: bool) -> Result<(), ClientClose> {
+        let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        let group = self.worker.pool.group(LaneKey { database: index, ..key }, &identity);
+        if !group.is_verified() {
+            // Counted as a user of the key while it waits, so that the lane is not closed for want of one.
+            group.join();
+            let ready = self.patiently(self.worker.pool.lane_ready(&group, self.wait_deadline())).await;
+            group.part(Instant::now());
+            if let Err(why) = ready? {
+                self.unavailable(&why, 1, muted);
+                return Ok(());
+            }
+        }
+        self.leave_group();
+        self.session.borrow_mut().database = index;
+        if !muted {
+            self.reply(|out| encode::simple(out, "OK"));
+        }
+        Ok(())
+    }
+
+    /// A command that is in no table: the server is asked what it is, once per worker.
+    async fn ask(self: &Rc<Self>, mut taken: Taken) -> Result<(), ClientClose> {
+        let Some(request) = Request::parse(&taken.request) else { return Err(ClientClose::ProtocolError) };
+        let name = request.name().to_ascii_lowercase();
+        let known = self.worker.asked.borrow().get(&name).copied();
+        let needs_lease = match known {
+            Some(answer) => answer,
+            None => {
+                let mut question = BytesMut::new();
+                encode::command(&mut question, &[b"COMMAND", b"INFO", &name]);
+                match self.exchange(&question, 1).await? {
+                    Ok(frames) => {
+                        let answer = needs_lease(frames.first());
+                        let mut asked = self.worker.asked.borrow_mut();
+                        if asked.len() < 1024 {
+                            asked.insert(name, answer);
+                        }
+                        answer
+                    }
+                    Err(why) => {
+                        self.unavailable(&why, 1, taken.muted);
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        if needs_lease {
+            self.leased(taken, Pin::State).await
+        } else {
+            taken.route = Route::Lane;
+            self.over_a_lane(taken).await
+        }
+    }
+
+    /// An exchange of our own on the client's lane: the reply frames, or why there is no lane.
+    pub(super) async fn exchange(
+        self: &Rc<Self>,
+        commands: &[u8],
+        replies: u32,
+    ) -> Result<Result<Vec<Bytes>, Unavailable>, ClientClose> {
+        let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
+        let deadline = self.wait_deadline();
+        if let Err(why) = self.watch(self.worker.pool.lane_ready(&group, deadline)).await? {
+            return Ok(Err(why));
+        }
+        let Some(lane) = group.lane() else { return Err(ClientClose::UpstreamLost) };
+        let (sender, receiver) = oneshot::channel();
+        let then = Box::new(move |frames| drop(sender.send(frames)));
+        lane.exchange(commands, replies, Instant::now(), then);
+        match self.watch(receiver).await? {
+            Ok(Ok(frames)) => Ok(Ok(frames)),
+            Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
+        }
+    }
+
+    /// What is answered beside the client's own connection: listings, kills, the control connection.
+    pub(super) async fn aside(
+        self: &Rc<Self>,
+        route: Route,
+        request: &Bytes,
+        muted: bool,
+    ) -> Result<(), ClientClose> {
+        let reply = match route {
+            Route::Clients(Class::ClientList) => self.patiently(self.client_list(request)).await?,
+            Route::Clients(Class::ClientKill) => self.patiently(self.client_kill(request)).await?,
+            Route::Clients(_) => self.patiently(self.client_unblock(request)).await?,
+            Route::Proxy => self.patiently(self.proxy_command(request)).await?,
+            _ => self.patiently(self.on_control(request)).await?,
+        };
+        if !muted {
+            self.send(&reply);
+        }
+        // CLIENT KILL of oneself is answered first (`clientCommand` in redis `networking.c`).
+        self.doomed.get().map_or(Ok(()), Err)
+    }
+
+    /// How a wait for a lease is queued for `pin`.
+    pub(super) fn claim(pin: Pin) -> Claim {
+        if pin == Pin::Blocked { Claim::BlockingLease } else { Claim::Lease }
+    }
+}
+
+/// Reads COMMAND INFO's answer: blocking commands, and those of publish and subscribe that scripts may not run, make
+/// state on their connection. An error leaves the question open: then a lease is safe.
+fn needs_lease(answer: Option<&Bytes>) -> bool {
+    let Some(answer) = answer else { return true };
+    if resp::is_error(answer) {
+        return true;
+    }
+    let Some(row) = resp::elements(answer).and_then(|mut rows| rows.next()) else { return false };
+    let Some(flags) = resp::elements(row).and_then(|mut parts| parts.nth(2)).and_then(resp::elements) else {
+        // nil: the server does not know it either, and will say so.
+        return false;
+    };
+    let flags: Vec<_> = flags.filter_map(resp::bulk).collect();
+    flags.contains(&&b"blocking"[..])
+        || (flags.contains(&&b"pubsub"[..]) && flags.contains(&&b"noscript"[..]))
+}

@@ -1,0 +1,399 @@
+//! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use metrics::{Counter, counter};
+use tokio::sync::{Mutex, mpsc};
+
+use super::blocking::Waiter;
+use super::client::{Client, Unblock};
+use super::links::{Accepted, Link, Links, Message};
+use super::login::Directory;
+use super::options::{AdminCommands, AuthMode, AuthOptions, BlockingOptions, ClientOptions};
+use super::socket::ClientSocket;
+use crate::command::{Asked, rows};
+use crate::pool::{Control, Pool, Pressure};
+use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
+use crate::telemetry::{ClientClose, Counted, UpstreamClose, publish_gauge};
+use crate::upstream::Identity;
+
+/// The rhythm of a worker's housekeeping.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a drain looks whether it is done.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// What all workers' clients share.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Limits and times of clients.
+    pub clients: ClientOptions,
+    /// Who may do what.
+    pub auth: AuthOptions,
+    /// How blocking calls wait.
+    pub blocking: BlockingOptions,
+    /// Who is who.
+    pub directory: Arc<Directory>,
+    /// The next client's id.
+    pub ids: Arc<AtomicU64>,
+}
+
+/// The counters of one worker's hot path.
+pub(super) struct WorkerMetrics {
+    pub(super) bytes_in: Counted,
+    pub(super) bytes_out: Counted,
+    commands: Vec<Cell<u64>>,
+    handles: RefCell<HashMap<usize, Counter>>,
+    label: String,
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(super) pool: Rc<Pool>,
+    pub(super) options: ClientOptions,
+    pub(super) auth: AuthOptions,
+    pub(super) blocking: BlockingOptions,
+    pub(super) directory: Arc<Directory>,
+    pub(super) links: Links,
+    pub(super) scratch: RefCell<Vec<u8>>,
+    pub(super) clients: RefCell<HashMap<u64, Rc<Client>>>,
+    pub(super) waiters: RefCell<Vec<Rc<Waiter>>>,
+    /// Whether commands that are in no table need a lease, as the server said.
+    pub(super) asked: RefCell<HashMap<Vec<u8>, bool>>,
+    /// Whether a user may MULTI and EXEC, so that blocking calls can be tried.
+    pub(super) may_try: RefCell<HashMap<u64, bool>>,
+    pub(super) verifying: Mutex<()>,
+    pub(super) metrics: WorkerMetrics,
+    /// Elements on their way back into their keys.
+    pub(super) saving: Cell<usize>,
+    pub(super) stopping: Cell<bool>,
+    ids: Arc<AtomicU64>,
+    link: Option<Link>,
+    policy: Cell<Policy>,
+    warned_full: Cell<Option<Instant>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("clients", &self.clients.borrow().len()).finish_non_exhaustive()
+    }
+}
+
+impl WorkerMetrics {
+    fn new(index: usize) -> Self {
+        let bytes = |direction: &'static str| {
+            Counted::new(counter!("redbouncer_client_bytes_total", "direction" => direction))
+        };
+        Self {
+            bytes_in: bytes("in"),
+            bytes_out: bytes("out"),
+            commands: (0..=rows().len()).map(|_| Cell::new(0)).collect(),
+            handles: RefCell::default(),
+            label: index.to_string(),
+        }
+    }
+
+    fn publish(&self) {
+        self.bytes_in.publish();
+        self.bytes_out.publish();
+        let mut handles = self.handles.borrow_mut();
+        for (at, cell) in self.commands.iter().enumerate() {
+            let count = cell.replace(0);
+            if count > 0 {
+                let name = rows().get(at).map_or("unknown", |row| row.name);
+                handles
+                    .entry(at)
+                    .or_insert_with(|| counter!("redbouncer_commands_total", "command" => name))
+                    .increment(count);
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// A worker without clients.
+    #[must_use]
+    pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: Terms, links: Links) -> Rc<Self> {
+        let refuse_admin = terms.auth.admin_commands == AdminCommands::Refuse;
+        let link = links.of(index);
+        Rc::new(Self {
+            pool,
+            options: terms.clients,
+            auth: terms.auth,
+            blocking: terms.blocking,
+            directory: terms.directory,
+            links,
+            scratch: RefCell::new(vec![0; 64 << 10]),
+            clients: RefCell::default(),
+            waiters: RefCell::default(),
+            asked: RefCell::default(),
+            may_try: RefCell::default(),
+            verifying: Mutex::new(()),
+            metrics: WorkerMetrics::new(index),
+            saving: Cell::new(0),
+            stopping: Cell::new(false),
+            ids: terms.ids,
+            link,
+            policy: Cell::new(Policy { refuse_admin, cluster: false }),
+            warned_full: Cell::new(None),
+        })
+    }
+
+    /// Runs until the drain is over.
+    pub(crate) async fn run(self: Rc<Self>, mut messages: mpsc::Receiver<Message>) {
+        let control = Rc::new(Mutex::new(Control::default()));
+        let mut pressure = self.pool.shared.budget.watch_pressure();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut ticks = 0_u64;
+        loop {
+            tokio::select! {
+                message = messages.recv() => match message {
+                    None => return,
+                    Some(Message::Drain(deadline, reply)) => {
+                        let cut = self.drain(deadline, &mut messages, &control).await;
+                        let _ = reply.send(cut);
+                        return;
+                    }
+                    Some(message) => self.handle(message, &control),
+                },
+                changed = pressure.changed() => if changed.is_ok() {
+                    let now: Pressure = *pressure.borrow_and_update();
+                    self.pool.relieve(now, Instant::now());
+                },
+                _ = tick.tick() => {
+                    ticks += 1;
+                    self.tick(ticks, &control);
+                }
+            }
+        }
+    }
+
+    fn handle(self: &Rc<Self>, message: Message, control: &Rc<Mutex<Control>>) {
+        // An answer nobody waits for any more is dropped.
+        match message {
+            Message::Client(accepted) => self.admit(accepted),
+            Message::Rows(reply) => {
+                let now = Instant::now();
+                drop(reply.send(self.clients.borrow().values().map(|client| client.row(now)).collect()));
+            }
+            Message::Lanes(reply) => drop(reply.send(self.pool.lane_rows())),
+            Message::Kill(filter, me, reply) => drop(reply.send(self.kill(&filter, me))),
+            Message::Unblock(id, with_error, reply) => drop(reply.send(self.unblock(id, with_error))),
+            Message::Control { user, identity, protocol, request, reply } => {
+                let (pool, control) = (Rc::clone(&self.pool), Rc::clone(control));
+                self.pool.tasks().spawn_local(async move {
+                    let mut control = control.lock().await;
+                    let answer = control.ask(&pool, user, &identity, protocol, &request).await;
+                    drop(reply.send(answer));
+                });
+            }
+            Message::Publish(reply) => {
+                self.publish();
+                drop(reply.send(self.pool.seconds().clone()));
+            }
+            Message::AddressChanged => self.pool.leave_all(UpstreamClose::Moved),
+            // Handled by the loop itself.
+            Message::Drain(..) => {}
+        }
+    }
+
+    fn admit(self: &Rc<Self>, accepted: Accepted) {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let anonymous = self.anonymous_for(accepted.trusted);
+        let (user, identity) = anonymous.unzip();
+        let session = Session::new(id, user, self.pool.shared.upstream.database);
+        let socket = tokio::net::TcpStream::from_std(accepted.stream)
+            .and_then(|stream| ClientSocket::new(stream, &self.options.keepalive, self.options.user_timeout));
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!(peer = %accepted.peer, %error, "a client was gone before it was served");
+                if let Some(link) = &self.link {
+                    link.client_left();
+                }
+                return;
+            }
+        };
+        let client = Client::new(
+            Rc::clone(self),
+            socket,
+            (accepted.peer, accepted.local),
+            session,
+            identity,
+            accepted.trusted,
+        );
+        self.clients.borrow_mut().insert(id, Rc::clone(&client));
+        tracing::debug!(client = id, peer = %accepted.peer, "client connected");
+        self.pool.tasks().spawn_local(client.run());
+    }
+
+    /// The client is closed: nothing here knows it any more.
+    pub(super) fn forget(&self, client: &Client) {
+        self.clients.borrow_mut().remove(&client.id);
+        if let Some(link) = &self.link {
+            link.client_left();
+        }
+    }
+
+    /// Who a client without credentials is: the identity of the configuration on loopback and where `open` is set,
+    /// else nobody.
+    fn anonymous_for(&self, trusted: bool) -> Option<(User, Arc<Identity>)> {
+        let open = match self.auth.mode {
+            AuthMode::Open => true,
+            AuthMode::Unset => trusted,
+            AuthMode::Passthrough => false,
+        };
+        open.then(|| self.directory.own())
+    }
+
+    pub(super) fn anonymous(&self, client: &Client) -> Option<(User, Arc<Identity>)> {
+        self.anonymous_for(client.trusted)
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        self.policy.get()
+    }
+
+    /// Counts a command under its row.
+    pub(super) fn count(&self, client: &Client, asked: &Asked) {
+        let at = match asked.row {
+            Some(row) => {
+                client.last_command.set(row.name);
+                let first = rows().as_ptr().addr();
+                (std::ptr::from_ref(row).addr() - first) / size_of_val(row)
+            }
+            None => rows().len(),
+        };
+        if let Some(cell) = self.metrics.commands.get(at) {
+            cell.set(cell.get() + 1);
+        }
+    }
+
+    pub(super) fn server_facts(&self) -> Option<ServerFacts> {
+        let server = self.pool.shared.connector.server()?;
+        Some(ServerFacts {
+            server: server.server.clone(),
+            version: server.version.clone(),
+            mode: server.mode.clone(),
+            role: server.role.clone(),
+            modules: server.modules.iter().map(|module| (module.name.clone(), module.version)).collect(),
+        })
+    }
+
+    pub(super) fn server_has_resp3(&self) -> bool {
+        self.pool.shared.connector.server().is_none_or(|server| server.hello)
+    }
+
+    /// Says that the pool is full, and who holds what; at most once a second.
+    pub(super) fn warn_full(&self, text: &str) {
+        let now = Instant::now();
+        if self.warned_full.get().is_none_or(|last| now - last >= Duration::from_secs(1)) {
+            self.warned_full.set(Some(now));
+            tracing::warn!(reason = "pool_full", "{text}");
+        }
+    }
+
+    fn kill(&self, filter: &Filter, me: u64) -> i64 {
+        let now = Instant::now();
+        let mut killed = 0;
+        for client in self.clients.borrow().values() {
+            let row = Listed::parse(&client.row(now).to_string());
+            if row.is_some_and(|row| filter.matches(&row, me)) {
+                client.doom(ClientClose::Killed);
+                killed += 1;
+            }
+        }
+        killed
+    }
+
+    fn unblock(&self, id: u64, with_error: bool) -> bool {
+        let clients = self.clients.borrow();
+        let Some(client) = clients
+            .get(&id)
+            .filter(|client| client.flags.get().blocked && client.place.get() == Pin::Blocked.label())
+        else {
+            return false;
+        };
+        client.unblock.set(Some(if with_error { Unblock::Error } else { Unblock::Timeout }));
+        client.unblocked.notify_one();
+        true
+    }
+
+    fn tick(self: &Rc<Self>, ticks: u64, control: &Rc<Mutex<Control>>) {
+        let now = Instant::now();
+        self.pool.tick(now);
+        if !ticks.is_multiple_of(10) {
+            return;
+        }
+        let mut policy = self.policy.get();
+        policy.cluster = self.server_facts().is_some_and(|facts| facts.mode == "cluster");
+        self.policy.set(policy);
+        for client in self.clients.borrow().values() {
+            client.age(now);
+        }
+        self.publish();
+        let (pool, control) = (Rc::clone(&self.pool), Rc::clone(control));
+        let limit = self.pool.shared.options.idle_timeout;
+        self.pool.tasks().spawn_local(async move {
+            // In use: then it is not idle.
+            if let Ok(mut control) = control.try_lock() {
+                control.age(&pool, limit).await;
+            }
+        });
+    }
+
+    fn publish(&self) {
+        self.metrics.publish();
+        publish_gauge("redbouncer_clients", &[("worker", &self.metrics.label)], self.clients.borrow().len());
+    }
+
+    /// Closes idle and blocked clients at once, the others when their answers are out, and then everything upstream.
+    async fn drain(
+        self: &Rc<Self>,
+        deadline: Instant,
+        messages: &mut mpsc::Receiver<Message>,
+        control: &Rc<Mutex<Control>>,
+    ) -> usize {
+        self.stopping.set(true);
+        let mut cut = 0;
+        while !self.clients.borrow().is_empty() {
+            let late = Instant::now() >= deadline;
+            for client in self.clients.borrow().values() {
+                if late && client.is_busy() && client.doomed.get().is_none() {
+                    cut += 1;
+                }
+                if late || (client.in_slow_path.get() && !client.is_busy()) {
+                    client.doom(ClientClose::Shutdown);
+                } else {
+                    client.wake();
+                }
+            }
+            self.pause(messages, control).await;
+        }
+        while (self.pool.outstanding() > 0 || self.saving.get() > 0) && Instant::now() < deadline {
+            self.pause(messages, control).await;
+        }
+        self.pool.stop();
+        control.lock().await.close(&self.pool, UpstreamClose::Shutdown).await;
+        let tasks = self.pool.tasks();
+        tasks.close();
+        let patience = self.pool.shared.upstream.close_timeout + Duration::from_secs(1);
+        if tokio::time::timeout(patience, tasks.wait()).await.is_err() {
+            tracing::warn!("some connections did not close in time");
+        }
+        self.publish();
+        cut
+    }
+
+    /// One step of the drain; questions from outside are still answered.
+    async fn pause(self: &Rc<Self>, messages: &mut mpsc::Receiver<Message>, control: &Rc<Mutex<Control>>) {
+        if let Ok(Some(message)) = tokio::time::timeout(DRAIN_STEP, messages.recv()).await {
+            self.handle(message, control);
+        }
+    }
+}
