@@ -1,1 +1,218 @@
-//! cli.
+//! The command line: which subcommand, with which settings, and what its exit code is.
+//!
+//! stdout carries only what a command was asked for; everything else goes to stderr. Exit codes are part of the
+//! interface: 0 done, 1 failed, 64 a configuration the operator must mend (`EX_USAGE` of sysexits.h), 75 a drain that
+//! cut commands in flight.
+
+pub mod commands;
+mod status;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Flags};
+
+/// A flag, key, variable or value that the operator must mend.
+const BAD_CONFIGURATION: u8 = 64;
+
+/// PgBouncer for Redis: any number of clients over a small, bounded set of upstream connections.
+#[derive(Parser)]
+#[command(name = "redbouncer", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+const AFTER_HELP: &str = "Precedence: flag, then environment (REDBOUNCER_SECTION__KEY, and REDBOUNCER_UPSTREAM, \
+    REDBOUNCER_LISTEN, REDBOUNCER_ADMIN, REDBOUNCER_CONFIG), then file, then default. Every key: docs/configuration.md.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy (also without a subcommand)
+    Run(Settings),
+    /// Show pools, clients and waits of a running proxy, found by --admin or the configuration
+    Status {
+        #[command(flatten)]
+        settings: Settings,
+        /// Print the proxy's JSON instead of a listing
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the command table: how each Redis command is routed, and why
+    Commands {
+        /// Print JSON instead of a listing
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Flags are text here: the configuration reads them by the same rules as variables and files.
+#[derive(Args)]
+struct Settings {
+    /// Address for clients, host:port; may be repeated [default: 127.0.0.1:6380]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+    /// The Redis server, redis[s]://user:password@host:port/database [default: redis://127.0.0.1:6379]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Address for /metrics, /live, /ready and /status, or "" for none [default: 127.0.0.1:9380]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// A configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Upstream connections of all kinds at the most [default: 8]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<String>,
+    /// Threads that serve clients [default: 1]
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+    /// Any key of the configuration; may be repeated
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl From<Settings> for Flags {
+    fn from(settings: Settings) -> Self {
+        let Settings { listen, upstream, admin, config, max_connections, workers, set } = settings;
+        Self { config, listen, upstream, admin, max_connections, workers, set }
+    }
+}
+
+/// Does what the command line asks for.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match Cli::try_parse_from(&arguments) {
+        Ok(cli) => run(cli),
+        Err(wrong) => usage(&wrong, &arguments),
+    }
+}
+
+fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        None => with_config(cli.settings, crate::proxy::run),
+        Some(Command::Run(settings)) => with_config(settings, crate::proxy::run),
+        Some(Command::Status { settings, json }) => {
+            with_config(settings, |config| match status::fetch(&config.admin) {
+                Ok(body) if json => print(&format!("{body:#}\n")),
+                Ok(body) => print(&status::listing(&body)),
+                Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
+            })
+        }
+        Some(Command::Commands { json: true }) => print(&commands::render_json()),
+        Some(Command::Commands { json: false }) => print(&commands::render()),
+    }
+}
+
+fn with_config(settings: Settings, act: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match Config::load(&settings.into(), std::env::vars_os()) {
+        Ok(config) => act(config),
+        Err(errors) => {
+            let lines: String =
+                errors.iter().map(|wrong| format!("redbouncer: configuration: {wrong}\n")).collect();
+            fail(&lines, BAD_CONFIGURATION)
+        }
+    }
+}
+
+/// Help and version are what was asked for; everything else clap says is the operator's to mend.
+fn usage(wrong: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    match wrong.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(&wrong.render().to_string()),
+        _ => fail(&without_urls(&wrong.render().to_string(), arguments), BAD_CONFIGURATION),
+    }
+}
+
+/// clap repeats an argument it did not expect, and a URL in the wrong place has its password in it.
+fn without_urls(text: &str, arguments: &[OsString]) -> String {
+    let texts = arguments.iter().skip(1).map(|argument| argument.to_string_lossy());
+    texts.fold(text.to_owned(), |text, argument| {
+        let values = [Some(argument.as_ref()), argument.split_once('=').map(|(_, value)| value)];
+        let secret = |value: &&str| value.contains("://") || value.contains('@');
+        values.into_iter().flatten().filter(secret).fold(text, |text, value| text.replace(value, "***"))
+    })
+}
+
+/// Writes the answer to stdout. A reader that has gone (`| head`) is no failure.
+fn print(text: &str) -> ExitCode {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(wrong) if wrong.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(text: &str, code: u8) -> ExitCode {
+    // stderr is the last resort: if it cannot be written to, the exit code still says it.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn complaint(line: &str) -> String {
+        let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let wrong = Cli::try_parse_from(&arguments).err().unwrap();
+        without_urls(&wrong.render().to_string(), &arguments)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_may_be_left_out() {
+        let flags = "--listen a:1 --listen b:2 --upstream redis://h --admin c:3 --config f --max-connections 9 \
+                     --workers 2 --set pool.linger=2s --set log.level=debug";
+        let bare: Flags = parse(&format!("redbouncer {flags}")).unwrap().settings.into();
+        let Some(Command::Run(settings)) = parse(&format!("redbouncer run {flags}")).unwrap().command else {
+            panic!("not run");
+        };
+        for flags in [bare, settings.into()] {
+            assert_eq!(flags.listen, ["a:1", "b:2"]);
+            assert_eq!(flags.upstream.as_deref(), Some("redis://h"));
+            assert_eq!(flags.admin.as_deref(), Some("c:3"));
+            assert_eq!(flags.config, Some("f".into()));
+            assert_eq!(flags.max_connections.as_deref(), Some("9"));
+            assert_eq!(flags.workers.as_deref(), Some("2"));
+            assert_eq!(flags.set, ["pool.linger=2s", "log.level=debug"]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_flag_is_named_with_the_nearest_known_one() {
+        let text = complaint("redbouncer --max-conections 8");
+        assert!(text.contains("'--max-conections'") && text.contains("'--max-connections'"), "{text}");
+    }
+
+    #[test]
+    fn a_url_in_the_wrong_place_is_not_repeated() {
+        for line in [
+            "redbouncer redis://:hunter2@h",
+            "redbouncer run redis://:hunter2@h",
+            "redbouncer --upsteam redis://:hunter2@h",
+            "redbouncer --upsteam=redis://:hunter2@h",
+            "redbouncer status --json=redis://:hunter2@h",
+            "redbouncer commands :hunter2@h",
+        ] {
+            let text = complaint(line);
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+}

@@ -1,1 +1,155 @@
-//! config.
+//! File, environment and flags, merged and checked into the options owned by the parts they configure.
+//!
+//! Precedence: flag, then environment, then file, then default. Nothing else in the program reads a file, a variable or
+//! a flag, and nothing here is global: `proxy` hands each part its own options. Everything that is wrong is reported at
+//! once, each with the place it came from, and nothing is started (exit code 64).
+
+mod address;
+mod check;
+mod error;
+mod key;
+mod keys;
+mod source;
+mod url;
+mod value;
+
+#[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use error::{ConfigError, Origin};
+
+use crate::admin::AdminOptions;
+use crate::downstream::{AuthOptions, BlockingOptions, ClientOptions, ListenOptions};
+use crate::pool::PoolOptions;
+use crate::shutdown::ShutdownOptions;
+use crate::telemetry::logging::LogOptions;
+use crate::upstream::{NameOptions, UpstreamOptions};
+use keys::KEYS;
+use source::{CONFIG_VARIABLE, Layers};
+
+/// Everything that can be set, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: ListenOptions,
+    /// Threads that serve clients, one runtime each (`listen.workers`).
+    pub workers: usize,
+    /// What one client may cost.
+    pub client: ClientOptions,
+    /// Who a client is and what it may ask for.
+    pub auth: AuthOptions,
+    /// How blocking calls wait.
+    pub blocking: BlockingOptions,
+    /// How to reach the server.
+    pub upstream: UpstreamOptions,
+    /// How this instance names itself on the server (`[hygiene]`).
+    pub naming: NameOptions,
+    /// The bound on upstream connections.
+    pub pool: PoolOptions,
+    /// The operator's HTTP listener.
+    pub admin: AdminOptions,
+    /// How long a stop may take.
+    pub shutdown: ShutdownOptions,
+    /// What is logged and how.
+    pub log: LogOptions,
+}
+
+/// The command line's part, as text. No `Debug`: a URL holds a password.
+#[derive(Clone, Default)]
+pub struct Flags {
+    /// `--config`: the file to read instead of the one named by `REDBOUNCER_CONFIG`.
+    pub config: Option<PathBuf>,
+    /// `--listen`, once for each address.
+    pub listen: Vec<String>,
+    /// `--upstream`
+    pub upstream: Option<String>,
+    /// `--admin`
+    pub admin: Option<String>,
+    /// `--max-connections`
+    pub max_connections: Option<String>,
+    /// `--workers`
+    pub workers: Option<String>,
+    /// `--set section.key=value`, each.
+    pub set: Vec<String>,
+}
+
+impl Config {
+    /// Merges and checks what the command line, the environment and the file say.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at least one; all of it is for the operator to mend.
+    pub fn load(
+        flags: &Flags,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let environment: Vec<_> = environment.into_iter().collect();
+        let mut layers = Layers::default();
+        if let Some((path, origin)) = file_named(flags, &environment) {
+            match fs::read_to_string(&path) {
+                Ok(text) => layers.file(&path, &text),
+                Err(source) => layers.errors.push(ConfigError::Unreadable { path, origin, source }),
+            }
+        }
+        layers.environment(environment);
+        layers.flags(flags);
+        Self::from_layers(layers)
+    }
+
+    /// Every key with its value as TOML, credentials as `***`; `None` where nothing is set.
+    pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
+        KEYS.iter().map(|key| (key.path, key.show(self)))
+    }
+
+    fn from_layers(mut layers: Layers) -> Result<Self, Vec<ConfigError>> {
+        let mut config = Self::default();
+        for key in KEYS {
+            if let Some((given, origin)) = layers.given(key)
+                && let Err(wrong) = key.put(&mut config, given)
+            {
+                let origin = origin.clone();
+                layers.errors.push(ConfigError::Invalid { key: key.path, origin, wrong });
+            }
+        }
+        // With a wrong value replaced by its default, what it would conflict with is guesswork.
+        if layers.errors.is_empty() {
+            check::check(&config, &mut layers);
+        }
+        if layers.errors.is_empty() { Ok(config) } else { Err(layers.errors) }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ListenOptions::default(),
+            workers: 1,
+            client: ClientOptions::default(),
+            auth: AuthOptions::default(),
+            blocking: BlockingOptions::default(),
+            upstream: UpstreamOptions::default(),
+            naming: NameOptions::default(),
+            pool: PoolOptions::default(),
+            admin: AdminOptions::default(),
+            shutdown: ShutdownOptions::default(),
+            log: LogOptions::default(),
+        }
+    }
+}
+
+/// The file to read, if one is named. None is read by being there: a proxy started in the wrong directory would
+/// otherwise serve with somebody else's settings.
+fn file_named(flags: &Flags, environment: &[(OsString, OsString)]) -> Option<(PathBuf, Origin)> {
+    let by_flag = flags.config.clone().map(|path| (path, Origin::Flag("--config".to_owned())));
+    by_flag.or_else(|| {
+        let (_, path) =
+            environment.iter().find(|(name, path)| name == CONFIG_VARIABLE && !path.is_empty())?;
+        Some((Path::new(path).to_owned(), Origin::Environment(CONFIG_VARIABLE.to_owned())))
+    })
+}

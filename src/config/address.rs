@@ -1,0 +1,99 @@
+//! `host:port`, where a listener binds.
+
+use super::value::{Wrong, is_harmless};
+
+/// Checks one address and returns it trimmed. Names are resolved when they are bound, not here.
+pub(super) fn parse(text: &str) -> Result<String, Wrong> {
+    let text = text.trim();
+    let wrong = |what: &str| {
+        let found = if is_harmless(&text.replace([':', '[', ']'], "")) {
+            format!(", found \"{text}\"")
+        } else {
+            String::new()
+        };
+        Err(format!(
+            "{what}: expected host:port, such as \"127.0.0.1:6380\", \"[::1]:6380\" or \"0.0.0.0:6380\"{found}"
+        ))
+    };
+    let Some((host, port)) = text.rsplit_once(':') else { return wrong("no port") };
+    if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err() {
+        return wrong("the port is not a number up to 65535");
+    }
+    if host.is_empty() {
+        return wrong("no host");
+    }
+    let is_ipv6 = |host: &str| {
+        let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        inner.is_some_and(|h| h.split('%').next().unwrap_or(h).parse::<std::net::Ipv6Addr>().is_ok())
+    };
+    let is_name = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+    if is_name(host) || is_ipv6(host) { Ok(text.to_owned()) } else { wrong("not a host name or address") }
+}
+
+/// Checks a list of addresses: at least one, none twice.
+pub(super) fn parse_all(texts: &[String]) -> Result<Vec<String>, Wrong> {
+    let mut addresses: Vec<String> = Vec::new();
+    for text in texts {
+        let address = parse(text)?;
+        if addresses.contains(&address) && !address.ends_with(":0") {
+            return Err(format!("{address} is listed twice"));
+        }
+        addresses.push(address);
+    }
+    if addresses.is_empty() {
+        return Err("no address: expected host:port, such as \"127.0.0.1:6380\"".to_owned());
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_addresses_with_a_port_are_taken() {
+        for good in [
+            "127.0.0.1:6380",
+            "0.0.0.0:0",
+            "[::1]:6380",
+            "[::]:1",
+            "[fe80::1%eth0]:1",
+            "localhost:65535",
+            "my-host_1.local:1",
+        ] {
+            assert_eq!(parse(good).unwrap(), good);
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for bad in [
+            "",
+            "6380",
+            ":6380",
+            "localhost",
+            "localhost:",
+            "h:65536",
+            "h:-1",
+            "h:+1",
+            "::1:6380",
+            "[::1]",
+            "redis://h:1",
+            "a b:1",
+            "[h]:1",
+            "h:6380/0",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(!parse("redis://:hunter2@h").unwrap_err().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_list_names_each_address_once() {
+        let list = |texts: &[&str]| parse_all(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
+        assert!(list(&[]).is_err());
+        assert!(list(&["a:1", "a:1"]).unwrap_err().contains("twice"));
+        assert_eq!(list(&["a:0", "a:0"]).unwrap().len(), 2);
+    }
+}

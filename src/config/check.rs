@@ -1,0 +1,89 @@
+//! Rules that need more than one key.
+
+use super::Config;
+use super::error::ConfigError;
+use super::source::Layers;
+
+/// Adds what is wrong between keys whose values are each allowed.
+pub(super) fn check(config: &Config, layers: &mut Layers) {
+    budget(config, layers);
+    orders(config, layers);
+    credentials(config, layers);
+    tls(config, layers);
+}
+
+/// Every worker owns its lanes outright, so each needs two of its own beside what they share.
+fn budget(config: &Config, layers: &mut Layers) {
+    let (max, workers) = (config.pool.max_connections, config.workers);
+    let least = 4 + 2 * workers;
+    if workers > 1 && max < least {
+        conflict(
+            layers,
+            ("pool.max_connections", "listen.workers"),
+            format!(
+                "{workers} workers need at least {least} connections (4 + 2 × workers, because lanes are not shared \
+                 between workers), but only {max} are allowed; raise pool.max_connections or lower listen.workers"
+            ),
+        );
+    }
+}
+
+/// What is called a minimum may not be above its maximum.
+fn orders(config: &Config, layers: &mut Layers) {
+    let Config { upstream, blocking, client, .. } = config;
+    let pairs = [
+        ("upstream.backoff_min", "upstream.backoff_max", upstream.backoff_min <= upstream.backoff_max),
+        ("blocking.retry_min", "blocking.retry_max", blocking.retry_min <= blocking.retry_max),
+        (
+            "client.output_soft_limit",
+            "client.output_hard_limit",
+            client.output_soft_limit <= client.output_hard_limit,
+        ),
+        (
+            "client.user_timeout",
+            "client.user_timeout_backpressured",
+            client.user_timeout <= client.user_timeout_backpressured,
+        ),
+    ];
+    for (low, high, in_order) in pairs {
+        if !in_order {
+            conflict(layers, (low, high), "the first must not be greater than the second".to_owned());
+        }
+    }
+}
+
+/// A user without a password logs in nowhere; more likely the URL's password stands in the place of the user.
+fn credentials(config: &Config, layers: &mut Layers) {
+    if config.upstream.username.is_some() && config.upstream.password.is_none() {
+        conflict(
+            layers,
+            ("upstream.url", "upstream.password_file"),
+            "the URL names a user but there is no password; a password without a user is written redis://:password@host"
+                .to_owned(),
+        );
+    }
+}
+
+fn tls(config: &Config, layers: &mut Layers) {
+    let tls = &config.upstream.tls_options;
+    if tls.cert.is_some() != tls.key.is_some() {
+        let wrong = "a certificate and its key are given together or not at all".to_owned();
+        conflict(layers, ("upstream.tls.cert", "upstream.tls.key"), wrong);
+    }
+    let given = [
+        ("upstream.tls.ca", tls.ca.is_some()),
+        ("upstream.tls.server_name", tls.server_name.is_some()),
+        ("upstream.tls.cert", tls.cert.is_some()),
+        ("upstream.tls.key", tls.key.is_some()),
+        ("upstream.tls.insecure", tls.insecure),
+    ];
+    for (key, _) in given.iter().filter(|(_, set)| *set && !config.upstream.tls) {
+        let wrong = "TLS is set up but not used: the URL begins with redis://, not rediss://".to_owned();
+        conflict(layers, ("upstream.url", key), wrong);
+    }
+}
+
+fn conflict(layers: &mut Layers, keys: (&'static str, &'static str), wrong: String) {
+    let (first, second) = (layers.origin(keys.0), layers.origin(keys.1));
+    layers.errors.push(ConfigError::Conflict { keys, first, second, wrong });
+}

@@ -1,0 +1,171 @@
+//! What one key is: its name, what it takes, and which field of [`Config`] it stands for.
+//!
+//! Reading a value, showing it, naming its type in an error and in `docs/configuration.md` all come from here, so the
+//! four cannot disagree.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::value::{self, Given, Wrong};
+use super::{Config, address};
+
+/// One key: a row of [`KEYS`](super::keys::KEYS).
+pub(super) struct Key {
+    /// `section.key`, as in a file with a dotted key.
+    pub(super) path: &'static str,
+    /// What it takes and where it goes.
+    pub(super) field: Field,
+    /// Said after "expected …" when a value is refused; empty where the expectation explains itself.
+    pub(super) because: &'static str,
+}
+
+/// What a key takes, with the field it stands for. One accessor serves reading and writing.
+pub(super) enum Field {
+    Duration(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
+    /// Zero stands for `None`.
+    OptionalDuration(fn(&mut Config) -> &mut Option<Duration>, RangeInclusive<Duration>),
+    /// TCP keepalive times, which the kernel counts in whole seconds.
+    Seconds(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
+    /// Bytes, with the least value.
+    Size(fn(&mut Config) -> &mut usize, usize),
+    Count(fn(&mut Config) -> &mut usize, RangeInclusive<u32>),
+    SmallCount(fn(&mut Config) -> &mut u32, RangeInclusive<u32>),
+    Switch(fn(&mut Config) -> &mut bool),
+    /// A file or a name; empty text stands for `None`.
+    Path(fn(&mut Config) -> &mut Option<std::path::PathBuf>),
+    OptionalText(fn(&mut Config) -> &mut Option<String>),
+    Addresses(fn(&mut Config) -> &mut Vec<String>),
+    OptionalAddress(fn(&mut Config) -> &mut Option<String>),
+    /// Text with rules of its own: what it takes, how it is taken, how it is shown (`None`: not set).
+    Text {
+        form: &'static str,
+        put: fn(&mut Config, &str) -> Result<(), Wrong>,
+        show: fn(&Config) -> Option<String>,
+    },
+}
+
+impl Key {
+    pub(super) const fn new(path: &'static str, field: Field) -> Self {
+        Self { path, field, because: "" }
+    }
+
+    pub(super) const fn because(self, because: &'static str) -> Self {
+        Self { path: self.path, field: self.field, because }
+    }
+
+    /// `pool` of `pool.linger`, `upstream.tls` of `upstream.tls.ca`.
+    pub(super) fn section(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// `REDBOUNCER_POOL__LINGER`.
+    pub(super) fn variable(&self) -> String {
+        format!("REDBOUNCER_{}", self.path.replace('.', "__").to_ascii_uppercase())
+    }
+
+    /// Checks a value and stores it.
+    pub(super) fn put(&self, config: &mut Config, given: &Given) -> Result<(), Wrong> {
+        let duration = |range: &RangeInclusive<Duration>| {
+            given.duration().and_then(|d| if range.contains(&d) { Ok(d) } else { Err(given.found()) })
+        };
+        let whole = |d: Duration| if d.subsec_nanos() == 0 { Ok(d) } else { Err(given.found()) };
+        let text = || self.explain(given.text());
+        let set = |text: String| Some(text).filter(|t| !t.is_empty());
+        match &self.field {
+            Field::Duration(of, range) => store(of(config), self.explain(duration(range))),
+            Field::OptionalDuration(of, _) if given.duration() == Ok(Duration::ZERO) => {
+                store(of(config), Ok(None))
+            }
+            Field::OptionalDuration(of, range) => store(of(config), self.explain(duration(range).map(Some))),
+            Field::Seconds(of, range) => store(of(config), self.explain(duration(range).and_then(whole))),
+            Field::Size(of, least) => store(of(config), self.explain(given.size(*least))),
+            Field::Count(of, range) => {
+                store(of(config), self.explain(given.count(range).map(|n| n as usize)))
+            }
+            Field::SmallCount(of, range) => store(of(config), self.explain(given.count(range))),
+            Field::Switch(of) => store(of(config), self.explain(given.switch())),
+            Field::Path(of) => store(of(config), text().map(|t| set(t).map(Into::into))),
+            Field::OptionalText(of) => store(of(config), text().map(set)),
+            Field::Addresses(of) => {
+                store(of(config), self.explain(given.list()).and_then(|texts| address::parse_all(&texts)))
+            }
+            Field::OptionalAddress(of) => {
+                store(of(config), text().and_then(|t| set(t).map(|t| address::parse(&t)).transpose()))
+            }
+            Field::Text { put, .. } => put(config, &text()?),
+        }
+    }
+
+    /// The value as TOML, credentials as `***`; `None` where nothing is set.
+    pub(super) fn show(&self, config: &Config) -> Option<String> {
+        // The accessors want `&mut`; a copy is cheap beside a second set of accessors that could name another field.
+        let mut copy = config.clone();
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        Some(match &self.field {
+            Field::Duration(of, _) | Field::Seconds(of, _) => quoted(&value::show_duration(*of(&mut copy))),
+            Field::OptionalDuration(of, _) => {
+                quoted(&value::show_duration(of(&mut copy).unwrap_or_default()))
+            }
+            Field::Size(of, _) => quoted(&value::show_size(*of(&mut copy))),
+            Field::Count(of, _) => of(&mut copy).to_string(),
+            Field::SmallCount(of, _) => of(&mut copy).to_string(),
+            Field::Switch(of) => of(&mut copy).to_string(),
+            Field::Path(of) => quoted(&of(&mut copy).as_ref()?.to_string_lossy()),
+            Field::OptionalText(of) | Field::OptionalAddress(of) => quoted(of(&mut copy).as_ref()?),
+            Field::Addresses(of) => {
+                format!("[{}]", of(&mut copy).iter().map(|a| quoted(a)).collect::<Vec<_>>().join(", "))
+            }
+            Field::Text { show, .. } => quoted(&show(config)?),
+        })
+    }
+
+    /// What the key takes, in words: for errors and for the reference.
+    pub(super) fn form(&self) -> String {
+        let between = |range: &RangeInclusive<Duration>| {
+            format!("{} to {}", value::show_duration(*range.start()), value::show_duration(*range.end()))
+        };
+        match &self.field {
+            Field::Duration(_, range) => format!("duration, {}", between(range)),
+            Field::OptionalDuration(_, range) => format!("duration, {}, or 0 for none", between(range)),
+            Field::Seconds(_, range) => format!("duration in whole seconds, {}", between(range)),
+            Field::Size(_, least) => format!("size, {} or more", value::show_size(*least)),
+            Field::Count(_, range) | Field::SmallCount(_, range) => {
+                format!("whole number, {} to {}", range.start(), range.end())
+            }
+            Field::Switch(_) => "true or false".to_owned(),
+            Field::Path(_) => "path of a file".to_owned(),
+            Field::OptionalText(_) => "text".to_owned(),
+            Field::Addresses(_) => "list of host:port".to_owned(),
+            Field::OptionalAddress(_) => "host:port, or \"\" for none".to_owned(),
+            Field::Text { form, .. } => (*form).to_owned(),
+        }
+    }
+
+    fn explain<T>(&self, checked: Result<T, Wrong>) -> Result<T, Wrong> {
+        checked.map_err(|found| self.wrong(&found))
+    }
+
+    /// "expected …, found …", with an example where the form needs one.
+    fn wrong(&self, found: &str) -> Wrong {
+        let example = match &self.field {
+            Field::Duration(..) | Field::OptionalDuration(..) => " (such as \"250ms\", \"2s\", \"1h\")",
+            Field::Seconds(..) => " (such as \"10s\")",
+            Field::Size(..) => " (such as \"16KiB\", \"64MiB\", \"1GiB\")",
+            Field::Addresses(_) | Field::OptionalAddress(_) => " (such as \"127.0.0.1:6380\")",
+            Field::Count(..)
+            | Field::SmallCount(..)
+            | Field::Switch(_)
+            | Field::Path(_)
+            | Field::OptionalText(_)
+            | Field::Text { .. } => "",
+        };
+        let because = if self.because.is_empty() { String::new() } else { format!(": {}", self.because) };
+        format!("expected {}{example}, {found}{because}", self.form())
+    }
+}
+
+/// Stores what was checked; what was refused leaves the slot as it is.
+pub(super) fn store<T>(slot: &mut T, checked: Result<T, Wrong>) -> Result<(), Wrong> {
+    *slot = checked?;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! Every key there is, one row each, in the order of `config.toml` and `docs/configuration.md`.
+//!
+//! Defaults are not here: they stand beside the fields, in the options of the part that owns them. Bounds are: they keep
+//! out values that would switch a safeguard off by accident or that the kernel would refuse later.
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::key::{Field, Key, store};
+use super::value::{Given, Wrong};
+use super::{Config, url};
+use crate::downstream::{AdminCommands, AuthMode};
+use crate::telemetry::logging::{self, LogFormat};
+use crate::upstream::{NameOptions, OnLoss, Secret};
+
+const ZERO: Duration = Duration::ZERO;
+const MS: Duration = Duration::from_millis(1);
+const TENTH: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What the kernel takes for TCP_KEEPIDLE and TCP_KEEPINTVL is up to 32,767 s; an hour is already too long to be of use.
+const KEEPALIVE: RangeInclusive<Duration> = SECOND..=HOUR;
+/// TCP_KEEPCNT (`man 7 tcp`) is up to 127.
+const PROBES: RangeInclusive<u32> = 1..=127;
+
+pub(super) static KEYS: &[Key] = &[
+    // [listen]
+    Key::new("listen.addresses", Field::Addresses(|c| &mut c.listen.addresses)),
+    Key::new("listen.workers", Field::Count(|c| &mut c.workers, 1..=64)),
+    Key::new("listen.backlog", Field::SmallCount(|c| &mut c.listen.backlog, 1..=65_535)),
+    Key::new("listen.protected_mode", Field::Switch(|c| &mut c.listen.protected_mode)),
+    // [upstream]
+    Key::new("upstream.url", URL),
+    Key::new("upstream.password_file", PASSWORD_FILE),
+    Key::new("upstream.connect_timeout", Field::Duration(|c| &mut c.upstream.connect_timeout, TENTH..=HOUR)),
+    Key::new("upstream.backoff_min", Field::Duration(|c| &mut c.upstream.backoff_min, MS..=HOUR)),
+    Key::new("upstream.backoff_max", Field::Duration(|c| &mut c.upstream.backoff_max, MS..=HOUR)),
+    Key::new("upstream.connect_rate", Field::SmallCount(|c| &mut c.upstream.connect_rate, 1..=100_000)),
+    Key::new("upstream.loading_retry", Field::Duration(|c| &mut c.upstream.loading_retry, ZERO..=HOUR)),
+    Key::new("upstream.command_timeout", Field::OptionalDuration(|c| &mut c.upstream.command_timeout, MS..=DAY)),
+    Key::new("upstream.stall_timeout", Field::Duration(|c| &mut c.upstream.stall_timeout, SECOND..=DAY)),
+    Key::new("upstream.close_timeout", Field::Duration(|c| &mut c.upstream.close_timeout, TENTH..=MINUTE)),
+    Key::new("upstream.on_loss", ON_LOSS),
+    Key::new("upstream.user_timeout", Field::Duration(|c| &mut c.upstream.user_timeout, SECOND..=HOUR)),
+    Key::new("upstream.keepalive_idle", Field::Seconds(|c| &mut c.upstream.keepalive.idle, KEEPALIVE)),
+    Key::new("upstream.keepalive_interval", Field::Seconds(|c| &mut c.upstream.keepalive.interval, KEEPALIVE)),
+    Key::new("upstream.keepalive_count", Field::SmallCount(|c| &mut c.upstream.keepalive.count, PROBES)),
+    Key::new("upstream.resolve_interval", Field::Duration(|c| &mut c.upstream.resolve_interval, SECOND..=DAY)),
+    // [upstream.tls]
+    Key::new("upstream.tls.ca", Field::Path(|c| &mut c.upstream.tls_options.ca)),
+    Key::new("upstream.tls.server_name", Field::OptionalText(|c| &mut c.upstream.tls_options.server_name)),
+    Key::new("upstream.tls.cert", Field::Path(|c| &mut c.upstream.tls_options.cert)),
+    Key::new("upstream.tls.key", Field::Path(|c| &mut c.upstream.tls_options.key)),
+    Key::new("upstream.tls.insecure", Field::Switch(|c| &mut c.upstream.tls_options.insecure)),
+    // [pool]
+    Key::new("pool.max_connections", Field::Count(|c| &mut c.pool.max_connections, 4..=65_535)).because(
+        "one connection is the control connection, one is the lane that commands share, and blocking calls and \
+         subscriptions need one each",
+    ),
+    Key::new("pool.lanes_per_key", Field::Count(|c| &mut c.pool.lanes_per_key, 1..=64)),
+    Key::new("pool.wait_timeout", Field::Duration(|c| &mut c.pool.wait_timeout, MS..=HOUR)),
+    Key::new("pool.idle_timeout", Field::Duration(|c| &mut c.pool.idle_timeout, TENTH..=DAY)),
+    Key::new("pool.linger", Field::Duration(|c| &mut c.pool.linger, ZERO..=DAY)),
+    Key::new("pool.max_lifetime", Field::Duration(|c| &mut c.pool.max_lifetime, SECOND..=MONTH)),
+    Key::new("pool.min_turn", Field::Duration(|c| &mut c.pool.min_turn, MS..=MINUTE)),
+    // [client]
+    Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)),
+    Key::new("client.idle_timeout", Field::OptionalDuration(|c| &mut c.client.idle_timeout, SECOND..=MONTH)),
+    Key::new("client.login_timeout", Field::Duration(|c| &mut c.client.login_timeout, TENTH..=HOUR)),
+    Key::new("client.half_command_timeout", Field::Duration(|c| &mut c.client.half_command_timeout, TENTH..=HOUR)),
+    Key::new("client.request_limit", Field::Size(|c| &mut c.client.request_limit, 64 << 10)),
+    Key::new("client.pipeline_limit", Field::Count(|c| &mut c.client.pipeline_limit, 1..=1_000_000)),
+    Key::new("client.output_soft_limit", Field::Size(|c| &mut c.client.output_soft_limit, 16 << 10)),
+    Key::new("client.output_hard_limit", Field::Size(|c| &mut c.client.output_hard_limit, 16 << 10)),
+    Key::new("client.user_timeout", Field::Duration(|c| &mut c.client.user_timeout, SECOND..=HOUR)),
+    Key::new(
+        "client.user_timeout_backpressured",
+        Field::Duration(|c| &mut c.client.user_timeout_backpressured, SECOND..=HOUR),
+    ),
+    Key::new("client.keepalive_idle", Field::Seconds(|c| &mut c.client.keepalive.idle, KEEPALIVE)),
+    Key::new("client.keepalive_interval", Field::Seconds(|c| &mut c.client.keepalive.interval, KEEPALIVE)),
+    Key::new("client.keepalive_count", Field::SmallCount(|c| &mut c.client.keepalive.count, PROBES)),
+    // [blocking]
+    Key::new("blocking.give_back", Field::Switch(|c| &mut c.blocking.give_back)),
+    Key::new("blocking.retry_min", Field::Duration(|c| &mut c.blocking.retry_min, MS..=MINUTE)),
+    Key::new("blocking.retry_max", Field::Duration(|c| &mut c.blocking.retry_max, MS..=MINUTE)),
+    Key::new("blocking.grace", Field::Duration(|c| &mut c.blocking.grace, ZERO..=MINUTE)),
+    // [hygiene]
+    Key::new("hygiene.name", NAME),
+    Key::new("hygiene.heartbeat", Field::Duration(|c| &mut c.naming.heartbeat, SECOND..=HOUR)),
+    // [auth]
+    Key::new("auth.mode", AUTH_MODE),
+    Key::new("auth.admin_commands", ADMIN_COMMANDS),
+    Key::new("auth.cache_ttl", Field::Duration(|c| &mut c.auth.cache_ttl, ZERO..=DAY)),
+    // [admin]
+    Key::new("admin.address", Field::OptionalAddress(|c| &mut c.admin.address)),
+    // [shutdown]
+    Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)),
+    // [log]
+    Key::new("log.level", LOG_LEVEL),
+    Key::new("log.format", LOG_FORMAT),
+];
+
+const URL: Field = Field::Text {
+    form: "redis://user:password@host:port/database, or rediss:// for TLS",
+    put: |c, text| url::apply(text, &mut c.upstream),
+    show: |c| Some(url::show(&c.upstream)),
+};
+
+const PASSWORD_FILE: Field = Field::Text {
+    form: "path of a file",
+    put: read_password,
+    // The file's name is not kept: once read, there is only the password.
+    show: |c| c.upstream.password.as_ref().map(|_| "***".to_owned()),
+};
+
+/// Reads the password; one line break at the end, which editors add, does not belong to it.
+///
+/// The path is not repeated in errors: the commonest mistake is to write the password itself.
+fn read_password(config: &mut Config, path: &str) -> Result<(), Wrong> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    if config.upstream.password.is_some() {
+        return Err("there is a password in upstream.url as well; leave one of them out".to_owned());
+    }
+    let mut bytes = fs::read(path).map_err(|wrong| format!("the file cannot be read: {wrong}"))?;
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+        bytes.pop_if(|last| *last == b'\r');
+    }
+    if bytes.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
+    config.upstream.password = Some(Secret::new(bytes));
+    Ok(())
+}
+
+const ON_LOSS: Field = Field::Text {
+    form: "\"close\" or \"error\"",
+    put: |c, text| store(&mut c.upstream.on_loss, choose(&OnLoss::WORDS, text)),
+    show: |c| word(&OnLoss::WORDS, &c.upstream.on_loss),
+};
+
+const AUTH_MODE: Field = Field::Text {
+    form: "\"open\" or \"passthrough\", or \"\" to decide by address",
+    put: |c, text| {
+        let unset = text.is_empty();
+        store(&mut c.auth.mode, if unset { Ok(AuthMode::Unset) } else { choose(&AuthMode::WORDS, text) })
+    },
+    show: |c| word(&AuthMode::WORDS, &c.auth.mode),
+};
+
+const ADMIN_COMMANDS: Field = Field::Text {
+    form: "\"pass\" or \"refuse\"",
+    put: |c, text| store(&mut c.auth.admin_commands, choose(&AdminCommands::WORDS, text)),
+    show: |c| word(&AdminCommands::WORDS, &c.auth.admin_commands),
+};
+
+const LOG_FORMAT: Field = Field::Text {
+    form: "\"text\" or \"json\"",
+    put: |c, text| store(&mut c.log.format, choose(&LogFormat::WORDS, text)),
+    show: |c| word(&LogFormat::WORDS, &c.log.format),
+};
+
+const LOG_LEVEL: Field = Field::Text {
+    form: "\"error\", \"warn\", \"info\", \"debug\", \"trace\", \"off\", or a filter such as \"info,redbouncer::pool=debug\"",
+    put: |c, text| {
+        if !logging::is_level(text) {
+            let found = Given::Text(text.to_owned()).found();
+            return Err(format!(
+                "expected a level (error, warn, info, debug, trace, off) or a filter, {found}"
+            ));
+        }
+        c.log.level = text.to_owned();
+        Ok(())
+    },
+    show: |c| Some(c.log.level.clone()),
+};
+
+const NAME: Field = Field::Text {
+    form: "letters, digits and . _ -, 63 at the most, or \"\" for the host's name",
+    put: |c, text| {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if !NameOptions::is_valid(text) {
+            let found = Given::Text(text.to_owned()).found();
+            return Err(format!(
+                "expected letters, digits and . _ -, {} at the most, {found}",
+                NameOptions::MAX_LEN
+            ));
+        }
+        c.naming.name = text.to_owned();
+        Ok(())
+    },
+    show: |c| Some(c.naming.name.clone()),
+};
+
+/// The value that a word stands for, or the words there are.
+fn choose<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T, Wrong> {
+    let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    found.ok_or_else(|| {
+        let all: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        format!("expected {}, {}", all.join(" or "), Given::Text(text.to_owned()).found())
+    })
+}
+
+/// The word that stands for a value, if one does.
+fn word<T: PartialEq>(words: &[(&str, T)], value: &T) -> Option<String> {
+    words.iter().find(|(_, v)| v == value).map(|(word, _)| (*word).to_owned())
+}
