@@ -1,1 +1,339 @@
-//! proxy.
+//! The whole proxy: assembled, run, drained.
+//!
+//! The main thread accepts, serves the admin port, watches signals and the server's address; each worker is a thread
+//! with a runtime of its own. They share the budget, the links between them, and the metrics.
+
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, AdminError, View};
+use crate::config::Config;
+use crate::downstream::{
+    Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Terms, Worker, listen,
+};
+use crate::pool::{Budget, DialGate, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
+use crate::resp::Protocol;
+use crate::session::FIRST_CLIENT_ID;
+use crate::shutdown::StopSignals;
+use crate::telemetry::{self, CommandSeconds, logging, publish_gauge};
+use crate::upstream::{Connector, TlsSetupError};
+
+/// The configuration names something that cannot be used (a certificate that is not there).
+const BAD_CONFIGURATION: u8 = 64;
+/// The grace ended with commands in flight.
+const CUT: u8 = 75;
+/// How often gauges are published and the exporter's samples are tidied.
+const PUBLISH: Duration = Duration::from_secs(1);
+
+/// Why the proxy could not start.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("cannot install the metrics exporter: {0}")]
+    Metrics(String),
+    #[error("the operating system refuses: {0}")]
+    System(#[from] std::io::Error),
+}
+
+impl StartError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Tls(_) => ExitCode::from(BAD_CONFIGURATION),
+            Self::Listen(_) | Self::Admin(_) | Self::Metrics(_) | Self::System(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Runs the proxy until a signal has drained it.
+#[must_use]
+pub fn run(config: Config) -> ExitCode {
+    if let Err(error) = logging::start(&config.log) {
+        return complain(&error.to_string(), ExitCode::from(BAD_CONFIGURATION));
+    }
+    let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
+        let outcome = runtime.block_on(Proxy::assemble_and_serve(config));
+        // A name lookup that hangs cannot be cancelled; it must not hold up the exit.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => complain(&error.to_string(), error.exit_code()),
+    }
+}
+
+fn complain(text: &str, code: ExitCode) -> ExitCode {
+    tracing::error!("{text}");
+    code
+}
+
+fn runtime() -> std::io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+}
+
+/// Everything that lives as long as the process.
+struct Proxy {
+    shared: Shared,
+    links: Links,
+    exporter: PrometheusHandle,
+    stopping: AtomicBool,
+}
+
+impl Proxy {
+    async fn assemble_and_serve(config: Config) -> Result<ExitCode, StartError> {
+        let exporter = install_metrics()?;
+        let connector = Arc::new(Connector::new(&config.upstream)?);
+        let listeners = listen(&config.listen).await?;
+        let admin = match &config.admin.address {
+            Some(address) => Some(admin::Server::bind(address).await?),
+            None => None,
+        };
+        let mut signals = StopSignals::install()?;
+        let shared = Shared {
+            budget: Budget::new(config.pool.max_connections, config.workers),
+            connector,
+            gate: Arc::new(DialGate::new(config.upstream.connect_rate)),
+            health: Arc::default(),
+            options: config.pool.clone(),
+            upstream: config.upstream.clone(),
+            naming: config.naming.clone(),
+            max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
+            max_bulk_refused: Arc::default(),
+            boot: format!("{:08x}", fastrand::u32(..)).into(),
+        };
+        let (links, threads) = start_workers(&config, &shared)?;
+        let proxy = Rc::new(Self { shared, links, exporter, stopping: AtomicBool::new(false) });
+        let door = Doorkeeper {
+            links: proxy.links.clone(),
+            max_clients: config.client.max,
+            mode: config.auth.mode,
+            protected_mode: config.listen.protected_mode,
+        };
+        proxy.announce(&config, &listeners, admin.as_ref());
+        let accepting: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| tokio::task::spawn_local(listener.accept(door.clone())))
+            .collect();
+        if let Some(server) = admin {
+            tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
+        }
+        tokio::task::spawn_local(Rc::clone(&proxy).housekeeping(signal(SignalKind::hangup())?));
+        let first = signals.next().await;
+        let code = proxy.stop(first, &accepting, &mut signals, config.shutdown.drain_timeout).await;
+        for thread in threads {
+            // A worker that panicked has said so; there is nothing left to wait for.
+            drop(thread.join());
+        }
+        Ok(code)
+    }
+
+    fn announce(&self, config: &Config, listeners: &[Listener], admin: Option<&admin::Server>) {
+        let addresses: Vec<_> = listeners.iter().map(|listener| listener.address().to_string()).collect();
+        let scheme = if config.upstream.tls { "rediss" } else { "redis" };
+        tracing::info!(
+            listen = addresses.join(","),
+            admin = admin.map_or_else(|| "off".to_owned(), |server| server.address().to_string()),
+            upstream = format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
+            max_connections = config.pool.max_connections,
+            workers = config.workers,
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
+    }
+
+    async fn housekeeping(self: Rc<Self>, mut hangup: Signal) {
+        let mut publish = tokio::time::interval(PUBLISH);
+        let mut resolve = tokio::time::interval(self.shared.upstream.resolve_interval.max(PUBLISH));
+        loop {
+            tokio::select! {
+                _ = publish.tick() => self.publish(),
+                _ = hangup.recv() => tracing::warn!("SIGHUP ignored: settings are read at the start only"),
+                _ = resolve.tick() => {
+                    if matches!(self.shared.connector.address_changed().await, Ok(true)) {
+                        tracing::warn!("the upstream's address has changed; lanes move to the new one");
+                        self.links.address_changed().await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let holdings = self.shared.budget.holdings();
+        for kind in Kind::ALL {
+            for phase in Phase::ALL {
+                let count = holdings.iter().filter(|row| row.kind == kind && row.phase == phase).count();
+                let labels = [("kind", kind.label()), ("phase", phase.label())];
+                publish_gauge("redbouncer_upstream_connections", &labels, count);
+            }
+        }
+        publish_gauge("redbouncer_upstream_connections_max", &[], self.shared.budget.cap());
+        publish_gauge("redbouncer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        let waiting = self.shared.budget.pressure();
+        for (claim, count) in
+            [("lane", waiting.lanes), ("lease", waiting.leases), ("blocking", waiting.blocking)]
+        {
+            publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
+        }
+        self.exporter.run_upkeep();
+    }
+
+    /// Closes the door, drains the workers, says what was closed.
+    async fn stop(
+        &self,
+        signal: &str,
+        accepting: &[tokio::task::JoinHandle<()>],
+        signals: &mut StopSignals,
+        grace: Duration,
+    ) -> ExitCode {
+        self.stopping.store(true, Ordering::Relaxed);
+        for listener in accepting {
+            listener.abort();
+        }
+        let clients = self.links.clients();
+        let upstreams = self.shared.budget.held();
+        tracing::info!(signal, clients, upstreams, grace = %Short(grace), "stopping");
+        let cut = tokio::select! {
+            cut = self.links.drain(Instant::now() + grace) => cut,
+            second = async { signals.settle().await; signals.next().await } => {
+                tracing::warn!(signal = second, "stopping at once");
+                std::process::exit(i32::from(CUT));
+            }
+        };
+        let left = self.shared.budget.held();
+        if left == 0 {
+            tracing::info!(connections = upstreams, "all upstream connections closed");
+        } else {
+            tracing::warn!(connections = upstreams, left, "some upstream connections did not close in time");
+        }
+        if cut > 0 {
+            tracing::warn!(clients = cut, "the grace ended with commands in flight");
+            return ExitCode::from(CUT);
+        }
+        ExitCode::SUCCESS
+    }
+}
+
+impl View for Proxy {
+    async fn metrics(&self) -> String {
+        let seconds = self.links.publish().await;
+        self.publish();
+        self.exporter.render() + &CommandSeconds::render(&seconds)
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed)
+    }
+
+    async fn status(&self) -> Value {
+        let state = if self.is_ready() { "serving" } else { "stopping" };
+        let mut upstream = self.shared.connector.server().map_or_else(
+            || json!({ "server": "not reached yet" }),
+            |server| {
+                json!({
+                    "server": server.server,
+                    "version": server.version,
+                    "mode": server.mode,
+                    "role": server.role,
+                })
+            },
+        );
+        if let Some(down) = self.shared.health.down_for() {
+            upstream["unreachable_seconds"] = json!(down.as_secs());
+        }
+        let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
+        clients.sort_by_key(|row| row.id);
+        admin::status(state, &upstream, &self.shared.budget, &lanes, &clients)
+    }
+}
+
+fn install_metrics() -> Result<PrometheusHandle, StartError> {
+    let fail = |error: &dyn std::fmt::Display| StartError::Metrics(error.to_string());
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(
+            Matcher::Full("redbouncer_upstream_release_seconds".to_owned()),
+            &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 1.0],
+        )
+        .map_err(|error| fail(&error))?
+        .build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|error| fail(&error))?;
+    telemetry::describe();
+    Ok(handle)
+}
+
+fn start_workers(config: &Config, shared: &Shared) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
+    let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new()).unzip();
+    let links = Links::new(links);
+    let terms = Terms {
+        clients: config.client.clone(),
+        auth: config.auth.clone(),
+        blocking: config.blocking.clone(),
+        directory: Arc::new(Directory::new(&config.upstream)),
+        ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
+    };
+    let mut threads = Vec::new();
+    for (index, end) in ends.into_iter().enumerate() {
+        let (shared, terms, links) = (shared.clone(), terms.clone(), links.clone());
+        // Built here, so that a refusal of the operating system is an error at the start and not a panic later.
+        let work = move || work(index, shared, terms, links, end);
+        threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
+    }
+    Ok((links, threads))
+}
+
+/// A worker's thread.
+fn work(index: usize, shared: Shared, terms: Terms, links: Links, messages: mpsc::Receiver<Message>) {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(index, %error, "a worker cannot start");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let pool = Pool::new(shared, TaskTracker::new());
+        if index == 0 {
+            pool.tasks().spawn_local(greet(Rc::clone(&pool), Arc::clone(&terms.directory)));
+        }
+        Worker::new(index, pool, terms, links).run(messages).await;
+    });
+    runtime.shutdown_background();
+}
+
+/// The first login, before any client needs it: a wrong address or password is in the log at once.
+async fn greet(pool: Rc<Pool>, directory: Arc<Directory>) {
+    let (user, identity) = directory.own();
+    let database = pool.shared.upstream.database;
+    let key = LaneKey { user: user.id, database, protocol: Protocol::Resp2, readonly: false };
+    let group = pool.group(key, &identity);
+    group.join();
+    match pool.lane_ready(&group, pool.wait_deadline()).await {
+        Ok(()) => {
+            if let Some(server) = pool.shared.connector.server() {
+                tracing::info!(server = %server.server, version = %server.version, mode = %server.mode, "upstream reached");
+            }
+        }
+        Err(Unavailable::Stopping) => {}
+        Err(why) => {
+            tracing::error!(reason = %why, "the upstream cannot be used yet; clients wait and are told");
+        }
+    }
+    group.part(Instant::now());
+}
