@@ -1,1 +1,33 @@
-//! it
+//! The integration tests: a real redis-server, the real proxy, raw RESP on the wire.
+//!
+//! One file per capability. A scenario whose expectation is Redis's own behaviour is listed in `on_both!` and runs twice:
+//! `directly` against the server, which shows that the expectation is right, and `proxied`, which shows that the proxy
+//! keeps it. Numbers of connections are always read from the server's `CLIENT LIST`, never from our own counters.
+//! Waiting is always for a condition with a deadline (`until`); there is no bare sleep.
+
+// A failed expectation is how a test reports, so what the library forbids itself is the normal tool here.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod harness;
+
+mod blocking;
+mod blocking_calls;
+mod bound;
+mod command_table;
+mod concurrency;
+mod config;
+mod docs;
+mod framing;
+mod grounds;
+mod loss;
+mod network;
+mod pubsub;
+mod regressions;
+mod release;
+mod seeing;
+mod sessions;
+mod stopping;
+mod structure;
+mod tls;
+mod transactions;

@@ -1,0 +1,196 @@
+//! The documents that can drift, held to the code: metrics, reasons, error texts, and the links between pages.
+//!
+//! People read these pages in the middle of an outage, so a row that is missing or wrong is a fault like any other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use redbouncer::session::Pin;
+use redbouncer::telemetry::{ClientClose, METRICS, UpstreamClose};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The rows of the table behind `heading` (behind the page's first table head without one), as their cells.
+fn table<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let lines = page.lines().skip_while(|line| *line != heading).skip_while(|line| !line.starts_with('|'));
+    let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+/// The words in backquotes of each row's first cell.
+fn first_words(rows: &[Vec<&str>]) -> Vec<String> {
+    rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect()
+}
+
+/// Files below `directory` that end in `end`, build output and downloads left out.
+fn files(directory: &Path, end: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if !name.starts_with('.') && !["target", "node_modules"].contains(&name.as_str()) {
+                found.extend(files(&path, end));
+            }
+        } else if name.ends_with(end) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn every_metric_is_documented_as_the_code_describes_it() {
+    let page = read("docs/metrics.md");
+    let documented = table(&page, "# Metrics");
+    let expected: Vec<Vec<String>> = METRICS
+        .iter()
+        .map(|(name, kind, labels, meaning)| {
+            vec![format!("`{name}`"), kind.to_string(), labels.to_string(), meaning.to_string()]
+        })
+        .collect();
+    assert_eq!(documented, expected);
+}
+
+#[test]
+fn every_metric_is_counted_somewhere() {
+    let mut uses: BTreeMap<&str, usize> = METRICS.iter().map(|(name, ..)| (*name, 0)).collect();
+    for path in files(&root().join("src"), ".rs") {
+        let text = fs::read_to_string(&path).unwrap();
+        for (name, count) in &mut uses {
+            *count += text.matches(name).count();
+        }
+    }
+    // A name that begins another one is found in it, too; so each must be found more often than it is listed.
+    for (name, count) in &uses {
+        let listed = METRICS.iter().filter(|(other, ..)| other.contains(name)).count();
+        assert!(*count > listed, "{name} is listed and never set");
+    }
+}
+
+#[test]
+fn every_reason_for_closing_a_client_is_documented() {
+    let page = read("docs/metrics.md");
+    let known: Vec<_> = ClientClose::ALL.iter().map(|reason| reason.label()).collect();
+    assert_eq!(first_words(&table(&page, "## Why clients are closed")), known);
+}
+
+#[test]
+fn every_reason_for_closing_an_upstream_connection_is_documented() {
+    let page = read("docs/metrics.md");
+    let known: Vec<_> = UpstreamClose::ALL.iter().map(|reason| reason.label()).collect();
+    assert_eq!(first_words(&table(&page, "## Why upstream connections are closed")), known);
+}
+
+#[test]
+fn every_pin_is_documented() {
+    let page = read("docs/metrics.md");
+    let known: Vec<_> = Pin::ALL.iter().map(|pin| pin.label()).collect();
+    assert_eq!(first_words(&table(&page, "## Why leases are taken")), known);
+}
+
+/// The fixed beginnings of our own error texts in a source file: up to the first value.
+fn error_texts(source: &str) -> BTreeSet<String> {
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let literals = |before: &str, put: &str| -> Vec<String> {
+        code.match_indices(before)
+            .map(|(at, _)| {
+                let text = &code[at + before.len()..];
+                format!("{put}{}", text[..text.find(['"', '{']).unwrap_or(0)].trim_end())
+            })
+            .collect()
+    };
+    let dial = "ERR redbouncer: no upstream connection: ";
+    let mut texts = BTreeSet::new();
+    texts.extend(literals("\"ERR redbouncer: ", "ERR redbouncer: "));
+    texts.extend(literals("\"redbouncer: no upstream", "ERR redbouncer: no upstream"));
+    texts.extend(literals(" own(\"", dial));
+    texts.extend(literals(" own(&format!(\"", dial));
+    texts
+}
+
+#[test]
+fn every_error_text_of_ours_is_in_the_operations_page() {
+    let page = read("docs/operations.md");
+    let documented: Vec<String> = first_words(&table(&page, "## Error texts"));
+    let mut seen = 0;
+    for path in files(&root().join("src"), ".rs") {
+        for text in error_texts(&fs::read_to_string(&path).unwrap()) {
+            seen += 1;
+            // The page writes ⟨value⟩ where the source has {value}.
+            let known = documented.iter().any(|row| row.starts_with(&text));
+            assert!(known, "{}: {text:?} has no row in docs/operations.md", path.display());
+        }
+    }
+    assert!(seen >= 15, "only {seen} texts were found: the reader is broken");
+}
+
+#[test]
+fn the_reader_of_error_texts_stops_at_values_and_skips_tests() {
+    let source =
+        "f(\"ERR redbouncer: '{name}' is refused\"); own(\"down\");\n#[cfg(test)] \"ERR redbouncer: test\"";
+    let texts: Vec<_> = error_texts(source).into_iter().collect();
+    assert_eq!(texts, ["ERR redbouncer: '", "ERR redbouncer: no upstream connection: down"]);
+}
+
+/// The anchor that a heading gets: lower case, spaces to hyphens, other signs left out.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    let kept = kept.chars().filter(|sign| sign.is_alphanumeric() || [' ', '-', '_'].contains(sign));
+    kept.map(|sign| if sign == ' ' { '-' } else { sign }).collect()
+}
+
+/// The anchors of a page, code blocks left out.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#'))).collect()
+}
+
+/// The targets of a page's links.
+fn links(page: &str) -> Vec<&str> {
+    page.match_indices("](").filter_map(|(at, _)| page[at + 2..].split(')').next()).collect()
+}
+
+#[test]
+fn links_between_pages_resolve() {
+    let mut checked = 0;
+    for path in files(root(), ".md") {
+        let page = fs::read_to_string(&path).unwrap();
+        for link in links(&page) {
+            if link.contains("://") {
+                continue;
+            }
+            let (target, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let file = if target.is_empty() { path.clone() } else { path.parent().unwrap().join(target) };
+            assert!(file.exists(), "{}: {link} leads nowhere", path.display());
+            if !fragment.is_empty() {
+                let known = anchors(&fs::read_to_string(&file).unwrap());
+                assert!(known.contains(fragment), "{}: {link} has no such heading", path.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked >= 20, "only {checked} links were found: the reader is broken");
+}
+
+#[test]
+fn source_files_that_the_architecture_names_exist() {
+    let page = read("docs/architecture.md");
+    let named =
+        page.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") || word.ends_with('/'));
+    let mut checked = 0;
+    for word in named {
+        let places = [root().join(word), root().join("src").join(word)];
+        assert!(places.iter().any(|place| place.exists()), "docs/architecture.md names {word}");
+        checked += 1;
+    }
+    assert!(checked >= 20, "only {checked} names were found: the reader is broken");
+}

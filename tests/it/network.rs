@@ -1,0 +1,128 @@
+//! Hosts that vanish: no FIN, no RST, just silence. Needs root, network namespaces and iptables; says so otherwise.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Client, Crowd, Namespace, Proxy, Server, Stage, State, is_root, throughout, until};
+
+/// The design's promise for a client whose host is gone.
+const KNOWN: Duration = Duration::from_secs(30);
+
+/// A proxy that the other host can reach.
+fn proxy_on_the_link(namespace: &Namespace, server: &Server) -> Proxy {
+    let address = format!("listen.addresses=[\"{}:0\"]", namespace.near_address());
+    Proxy::start(server, &[&address, "auth.mode=open", "listen.protected_mode=false"])
+}
+
+fn clients_whose_host_vanishes(state: State) {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start();
+    server.call(&format!("SET big {}", "x".repeat(3 << 20)));
+    let proxy = proxy_on_the_link(&namespace, &server);
+    let crowd = Crowd::start_in(&namespace, proxy.address(), 3, state);
+    until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
+    namespace.vanish();
+    let start = Instant::now();
+    let held = || server.rows().iter().filter(|row| !row.get("name").ends_with(":control")).count();
+    // A lane lingers for a second after its last client.
+    until("everything is released", KNOWN + Duration::from_secs(2), || held() == 0);
+    eprintln!("{state:?}: released {:?} after the host vanished", start.elapsed());
+    server.call("RPUSH blocked later");
+    throughout("the element stays", Duration::from_millis(200), || server.call("LLEN blocked").int() == 1);
+    drop(crowd);
+}
+
+#[test]
+fn an_idle_client_whose_host_vanished_is_known_in_30_seconds() {
+    clients_whose_host_vanishes(State::Idle);
+}
+
+#[test]
+fn a_blocked_client_whose_host_vanished_is_known_in_30_seconds() {
+    clients_whose_host_vanishes(State::InBlpop);
+}
+
+#[test]
+fn a_client_that_was_being_sent_to_when_its_host_vanished_is_known_in_30_seconds() {
+    clients_whose_host_vanishes(State::InFlight);
+}
+
+#[test]
+fn a_watching_client_whose_host_vanished_is_known_in_30_seconds() {
+    clients_whose_host_vanishes(State::InWatch);
+}
+
+#[test]
+fn a_blocked_client_whose_host_vanished_with_a_reply_on_its_way_is_known_in_30_seconds() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start();
+    let proxy = proxy_on_the_link(&namespace, &server);
+    let _crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
+    until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
+    namespace.vanish();
+    // Unacknowledged data turns keepalive off; without TCP_USER_TIMEOUT this would take a quarter of an hour.
+    for _ in 0..3 {
+        server.call("RPUSH blocked into-the-void");
+    }
+    until("everything is released", KNOWN + Duration::from_secs(2), || {
+        server.rows().iter().all(|row| row.get("name").ends_with(":control"))
+    });
+}
+
+#[test]
+fn a_server_whose_host_vanished_does_not_hold_its_clients_for_minutes() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start_in(&namespace);
+    let proxy = Proxy::start(&server, &[]);
+    let mut asking = proxy.connect();
+    let mut blocked = proxy.connect();
+    asking.call("PING");
+    blocked.start("BLPOP none 0");
+    blocked.expect_silence(Duration::from_millis(200));
+    namespace.vanish();
+    asking.start("INCR n");
+    let limit = Duration::from_secs(38);
+    asking.expect_end(limit);
+    blocked.expect_end(limit);
+}
+
+#[test]
+fn stopped_clients_that_never_read_stay_bounded_and_stop_nobody() {
+    let stage = Stage::proxied();
+    stage.server.call(&format!("SET big {}", "x".repeat(1 << 20)));
+    let mut steady = stage.connect();
+    steady.call("PING");
+    let before = stage.proxy().resident();
+    let crowd = Crowd::start(stage.address(), 40, State::Idle);
+    crowd.freeze();
+    // Clients of this process that never read either, beside the stopped process that holds its connections.
+    let mut deaf: Vec<Client> = (0..40).map(|_| stage.connect()).collect();
+    for client in &mut deaf {
+        client.shrink_receive_buffer();
+        for _ in 0..4 {
+            client.start("GET big");
+        }
+    }
+    for number in 0..200 {
+        let start = Instant::now();
+        assert_eq!(steady.call(&format!("ECHO {number}")).text(), number.to_string());
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+    let grown = stage.proxy().resident().saturating_sub(before);
+    // 1 MiB soft limit and at the most the replies of the commands already taken: four of 1 MiB for each of 40.
+    assert!(grown < 40 * (5 << 20), "{grown} bytes");
+    let address: SocketAddr = stage.address();
+    assert_eq!(Client::connect(address).call("PING").text(), "PONG");
+}

@@ -1,0 +1,204 @@
+//! SIGTERM and SIGINT: nobody new, what is on its way arrives, the server is left clean, the exit code is the truth.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Client, Ended, PATIENCE, Stage, encode, until};
+
+/// A script that keeps the server busy for that many milliseconds and then answers 42.
+fn busy(milliseconds: u32) -> Vec<u8> {
+    let script = format!(
+        "local s=redis.call('time') local n repeat n=redis.call('time') \
+         until (n[1]-s[1])*1000000+(n[2]-s[2])>{milliseconds}000 return 42"
+    );
+    encode(&["EVAL", &script, "0"])
+}
+
+fn closes_idle_and_blocked(signal: &str) {
+    let stage = Stage::proxied();
+    let mut idle: Vec<Client> = (0..20).map(|_| stage.connect()).collect();
+    for client in &mut idle {
+        client.call("PING");
+    }
+    let mut blocked: Vec<Client> = (0..20).map(|_| stage.connect()).collect();
+    for client in &mut blocked {
+        client.start("BLPOP none 0");
+    }
+    let mut subscribed = stage.connect();
+    subscribed.call("SUBSCRIBE c");
+    let mut watching = stage.connect();
+    watching.call("WATCH w");
+    idle[0].call("PING");
+    let (server, proxy) = stage.into_parts();
+    proxy.signal(signal);
+    let exit = proxy.wait(Duration::from_secs(5));
+    assert_eq!(exit.code, Some(0), "{exit:#?}");
+    assert!(exit.took < Duration::from_secs(3), "{:?}", exit.took);
+    for client in idle.iter_mut().chain(&mut blocked) {
+        client.expect_end(PATIENCE);
+    }
+    subscribed.expect_end(PATIENCE);
+    let last = exit.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("all upstream connections closed"), "the last line is {last}");
+    assert_eq!(server.clients(), 0, "{:?}", server.rows());
+    server.call("RPUSH none x");
+    assert_eq!(server.call("LLEN none").int(), 1);
+}
+
+#[test]
+fn sigterm_closes_idle_and_blocked_clients_and_ends_with_zero() {
+    closes_idle_and_blocked("TERM");
+}
+
+#[test]
+fn sigint_closes_idle_and_blocked_clients_and_ends_with_zero() {
+    closes_idle_and_blocked("INT");
+}
+
+#[test]
+fn a_proxy_that_nobody_used_ends_with_zero() {
+    let (server, proxy) = Stage::proxied().into_parts();
+    let exit = proxy.stop();
+    assert_eq!(exit.code, Some(0), "{exit:#?}");
+    assert!(exit.took < Duration::from_secs(3), "{exit:#?}");
+    let last = exit.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("all upstream connections closed"), "{exit:#?}");
+    assert_eq!(server.clients(), 0);
+}
+
+#[test]
+fn replies_in_flight_are_delivered() {
+    let stage = Stage::proxied();
+    let mut client = stage.connect();
+    let mut other = stage.connect();
+    other.call("PING");
+    client.send(busy(700));
+    client.start("INCR behind");
+    other.start("INCR behind");
+    until("the script runs", PATIENCE, || stage.server.is_busy());
+    let (server, proxy) = stage.into_parts();
+    proxy.signal("TERM");
+    assert_eq!(client.reply().int(), 42);
+    let (mine, theirs) = (client.reply().int(), other.reply().int());
+    assert_eq!(mine + theirs, 3, "both increments are answered, in some order");
+    client.expect_end(PATIENCE);
+    other.expect_end(PATIENCE);
+    let exit = proxy.wait(Duration::from_secs(5));
+    assert_eq!(exit.code, Some(0), "{exit:#?}");
+    assert_eq!(server.clients(), 0);
+    assert_eq!(server.call("GET behind").text(), "2");
+}
+
+#[test]
+fn a_big_reply_on_its_way_is_delivered_whole() {
+    let stage = Stage::proxied();
+    let value = "v".repeat(6 << 20);
+    stage.server.call(&format!("SET big {value}"));
+    let mut client = stage.connect();
+    client.shrink_receive_buffer();
+    client.start("GET big");
+    until("the server has answered", PATIENCE, || stage.server.calls_of("get") == 1);
+    let (_server, proxy) = stage.into_parts();
+    proxy.signal("TERM");
+    assert!(client.reply().text() == value);
+    client.expect_end(PATIENCE);
+    assert_eq!(proxy.wait(Duration::from_secs(10)).code, Some(0));
+}
+
+#[test]
+fn nobody_new_is_let_in_while_it_drains() {
+    let stage = Stage::proxied();
+    let address = stage.address();
+    let mut client = stage.connect();
+    client.send(busy(1_500));
+    until("the script runs", PATIENCE, || stage.server.is_busy());
+    let (_server, proxy) = stage.into_parts();
+    proxy.signal("TERM");
+    until("the listener is closed", Duration::from_secs(1), || match Client::try_connect(address) {
+        Err(_) => true,
+        Ok(mut late) => {
+            late.try_send("PING\r\n").is_err() || late.try_reply(Duration::from_millis(300)).is_err()
+        }
+    });
+    let ready = proxy.try_http("/ready");
+    assert!(ready.as_ref().is_none_or(|(status, _)| *status != 200), "{ready:?}");
+    assert_eq!(client.reply().int(), 42);
+    assert_eq!(proxy.wait(Duration::from_secs(5)).code, Some(0));
+}
+
+#[test]
+fn commands_cut_by_the_end_of_the_grace_are_told_by_75() {
+    let stage = Stage::proxied_with(&["shutdown.drain_timeout=500ms"]);
+    let mut client = stage.connect();
+    client.call("PING");
+    stage.server.signal("STOP");
+    client.start("INCR never-answered");
+    client.expect_silence(Duration::from_millis(100));
+    let (server, proxy) = stage.into_parts();
+    let start = Instant::now();
+    proxy.signal("TERM");
+    let exit = proxy.wait(Duration::from_secs(8));
+    server.signal("CONT");
+    assert_eq!(exit.code, Some(75), "{exit:#?}");
+    assert!(start.elapsed() >= Duration::from_millis(480), "the grace was not given: {:?}", start.elapsed());
+    let (_, ended) = client.read_to_end(PATIENCE);
+    assert_ne!(ended, Ended::Late);
+}
+
+#[test]
+fn a_second_signal_is_at_once() {
+    for second in ["TERM", "INT"] {
+        let stage = Stage::proxied_with(&["shutdown.drain_timeout=60s"]);
+        let mut client = stage.connect();
+        client.call("PING");
+        stage.server.signal("STOP");
+        client.start("INCR never-answered");
+        client.expect_silence(Duration::from_millis(100));
+        let (server, mut proxy) = stage.into_parts();
+        proxy.signal("TERM");
+        let address = proxy.address();
+        until("the drain has begun", PATIENCE, || Client::try_connect(address).is_err());
+        assert!(proxy.is_running());
+        let start = Instant::now();
+        // A second one within some milliseconds of the first counts as the same, so it is sent until it is heard.
+        until("the proxy ends", Duration::from_secs(5), || {
+            proxy.signal(second);
+            !proxy.is_running()
+        });
+        let exit = proxy.wait(Duration::from_secs(5));
+        server.signal("CONT");
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_eq!(exit.code, Some(75), "a command in flight was cut: {exit:#?}");
+    }
+}
+
+#[test]
+fn a_blocked_client_is_closed_without_losing_an_element() {
+    for _ in 0..5 {
+        let stage = Stage::proxied();
+        let mut clients: Vec<Client> = (0..10).map(|_| stage.connect()).collect();
+        for client in &mut clients {
+            client.start("BLPOP jobs 0");
+        }
+        clients[0].expect_silence(Duration::from_millis(30));
+        let (server, proxy) = stage.into_parts();
+        proxy.signal("TERM");
+        // Elements arrive while it drains: each is delivered or still there.
+        for number in 0..20 {
+            server.call(&format!("RPUSH jobs {number}"));
+        }
+        let delivered: usize = clients
+            .iter_mut()
+            .map(|client| {
+                let (bytes, ended) = client.read_to_end(PATIENCE);
+                assert_ne!(ended, Ended::Late);
+                usize::from(!bytes.is_empty())
+            })
+            .sum();
+        assert_eq!(proxy.wait(Duration::from_secs(10)).code, Some(0));
+        let left = usize::try_from(server.call("LLEN jobs").int()).unwrap();
+        // Redis itself drops what it serves to a waiter whose FIN it reads in the same turn of its loop (seen with strace
+        // on 7.0.15: RPUSH read, five FINs read, no element written): one push can fall into that turn.
+        let found = delivered + left;
+        assert!((19..=20).contains(&found), "{delivered} delivered, {left} left of 20");
+    }
+}
