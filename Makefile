@@ -1,0 +1,47 @@
+# `make demo` shows what redbouncer is for, `make test` checks it. Both install what they need (deploy/install.sh).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: help demo test lint bench
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
+
+help:
+	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
+	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
+	@echo "make lint   formatting and clippy"
+	@echo "make bench  redbouncer against twemproxy and a direct connection"
+
+demo:
+	@deploy/install.sh build redis network node
+	cargo build --release --quiet
+	cd deploy/demo
+	if [ package-lock.json -nt node_modules/.package-lock.json ]; then
+	  npm install --no-save --silent --no-audit --no-fund
+	  touch node_modules/.package-lock.json
+	fi
+	exec node demo.mjs --proxy "$(abspath $(TARGET))/release/redbouncer"
+
+# The debug build, for its assertions and overflow checks.
+test:
+	@deploy/install.sh build redis network node python
+	cargo build
+	if cargo nextest --version >/dev/null 2>&1; then
+	  cargo nextest run
+	  cargo test --doc
+	else
+	  cargo test
+	fi
+	tests/run-clients "$(TARGET)/debug/redbouncer"
+	benches/run --quick --only complete --proxy "$(TARGET)/debug/redbouncer"
+
+lint:
+	@deploy/install.sh build
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+bench:
+	@deploy/install.sh build redis twemproxy
+	./benches/run
