@@ -1,6 +1,6 @@
 //! Dialling with TLS: whom we accept, and what we say of whom we do not.
 
-use std::sync::LazyLock;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustls::HandshakeKind;
@@ -16,11 +16,14 @@ use crate::upstream::{
 
 const VALID: (i32, i32) = (2020, 2120);
 
-/// One authority and one server that all the tests may dial.
-static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
+/// One authority for each test's thread, which ends with it and takes its files along.
+fn authority() -> Rc<Authority> {
+    thread_local! { static AUTHORITY: Rc<Authority> = Rc::new(Authority::new()); }
+    AUTHORITY.with(Rc::clone)
+}
 
 fn issued(name: &str, names: &[&str]) -> Issued {
-    AUTHORITY.issue(name, names, VALID)
+    authority().issue(name, names, VALID)
 }
 
 async fn dial(options: &UpstreamOptions) -> Result<crate::upstream::Established, DialError> {
@@ -37,9 +40,9 @@ async fn fault(options: &UpstreamOptions) -> TlsFault {
 #[tokio::test]
 async fn a_server_signed_by_the_given_authority_is_accepted() {
     let certificate = issued("good", &["localhost", "127.0.0.1"]);
-    let server = RedisServer::start_tls(&certificate, &AUTHORITY, &["--requirepass", "s3cret"]);
+    let server = RedisServer::start_tls(&certificate, &authority(), &["--requirepass", "s3cret"]);
     for host in ["127.0.0.1", "localhost"] {
-        let options = UpstreamOptions { host: host.to_owned(), ..AUTHORITY.options(server.port) };
+        let options = UpstreamOptions { host: host.to_owned(), ..authority().options(server.port) };
         let connector = Connector::new(&options).unwrap();
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
             let login = Login { identity: identity(None, "s3cret"), database: 1, ..login(Protocol::Resp3) };
@@ -59,7 +62,7 @@ async fn a_server_signed_by_the_given_authority_is_accepted() {
 
 #[tokio::test]
 async fn an_authority_we_do_not_know_is_not_accepted() {
-    let server = RedisServer::start_tls(&issued("unknown", &["127.0.0.1"]), &AUTHORITY, &[]);
+    let server = RedisServer::start_tls(&issued("unknown", &["127.0.0.1"]), &authority(), &[]);
     let options = UpstreamOptions { tls: true, ..options(server.port) };
     let found = fault(&options).await;
     assert_eq!(found, TlsFault::UnknownAuthority);
@@ -74,8 +77,8 @@ async fn an_authority_we_do_not_know_is_not_accepted() {
 
 #[tokio::test]
 async fn a_certificate_for_another_name_is_not_accepted() {
-    let server = RedisServer::start_tls(&issued("other", &["redis.example"]), &AUTHORITY, &[]);
-    let mut options = AUTHORITY.options(server.port);
+    let server = RedisServer::start_tls(&issued("other", &["redis.example"]), &authority(), &[]);
+    let mut options = authority().options(server.port);
     let found = fault(&options).await;
     assert!(
         matches!(&found, TlsFault::WrongName { detail } if detail.contains("redis.example")),
@@ -88,19 +91,19 @@ async fn a_certificate_for_another_name_is_not_accepted() {
 
 #[tokio::test]
 async fn a_certificate_out_of_its_time_is_not_accepted() {
-    let old = AUTHORITY.issue("old", &["127.0.0.1"], (2001, 2002));
-    let server = RedisServer::start_tls(&old, &AUTHORITY, &[]);
-    assert_eq!(fault(&AUTHORITY.options(server.port)).await, TlsFault::Expired);
-    let early = AUTHORITY.issue("early", &["127.0.0.1"], (2090, 2091));
-    let server = RedisServer::start_tls(&early, &AUTHORITY, &[]);
-    assert_eq!(fault(&AUTHORITY.options(server.port)).await, TlsFault::NotYetValid);
+    let old = authority().issue("old", &["127.0.0.1"], (2001, 2002));
+    let server = RedisServer::start_tls(&old, &authority(), &[]);
+    assert_eq!(fault(&authority().options(server.port)).await, TlsFault::Expired);
+    let early = authority().issue("early", &["127.0.0.1"], (2090, 2091));
+    let server = RedisServer::start_tls(&early, &authority(), &[]);
+    assert_eq!(fault(&authority().options(server.port)).await, TlsFault::NotYetValid);
 }
 
 #[tokio::test]
 async fn a_server_that_wants_our_certificate_gets_it_or_is_named() {
     let certificate = issued("mutual", &["127.0.0.1"]);
-    let server = RedisServer::start_tls(&certificate, &AUTHORITY, &["--tls-auth-clients", "yes"]);
-    let mut options = AUTHORITY.options(server.port);
+    let server = RedisServer::start_tls(&certificate, &authority(), &["--tls-auth-clients", "yes"]);
+    let mut options = authority().options(server.port);
     let found = fault(&options).await;
     assert!(matches!(found, TlsFault::ClientCertificate { .. }), "{found:?}");
     let ours = issued("ours", &["proxy"]);
@@ -113,20 +116,20 @@ async fn a_server_that_wants_our_certificate_gets_it_or_is_named() {
 async fn tls_on_a_plain_port_is_named() {
     let server = RedisServer::start(&[]);
     let options =
-        UpstreamOptions { connect_timeout: Duration::from_millis(500), ..AUTHORITY.options(server.port) };
+        UpstreamOptions { connect_timeout: Duration::from_millis(500), ..authority().options(server.port) };
     // This version waits for the end of the line that it takes our first record for; others answer with an error.
     let failed = dial(&options).await.unwrap_err();
     assert!(matches!(failed, DialError::Timeout { phase: Phase::Tls, .. }), "{failed:?}");
     assert!(failed.to_string().contains("without TLS"), "{failed}");
 
     let port = fake(b"", &[b"-ERR unknown command\r\n"]).await;
-    let found = fault(&AUTHORITY.options(port)).await;
+    let found = fault(&authority().options(port)).await;
     assert_eq!(found, TlsFault::NotTls);
 }
 
 #[tokio::test]
 async fn plain_redis_on_a_tls_port_is_named() {
-    let server = RedisServer::start_tls(&issued("secured", &["127.0.0.1"]), &AUTHORITY, &[]);
+    let server = RedisServer::start_tls(&issued("secured", &["127.0.0.1"]), &authority(), &[]);
     let failed = dial(&options(server.port)).await.unwrap_err();
     assert!(failed.to_string().contains("TLS"), "{failed:?}");
     dial(&options(server.plain_port())).await.expect("its plain port is plain");
@@ -138,10 +141,10 @@ async fn plain_redis_on_a_tls_port_is_named() {
 
 #[tokio::test]
 async fn a_full_server_hangs_up_before_the_handshake() {
-    let server = RedisServer::start_tls(&issued("full", &["127.0.0.1"]), &AUTHORITY, &[]);
-    let held = dial(&AUTHORITY.options(server.port)).await.unwrap();
+    let server = RedisServer::start_tls(&issued("full", &["127.0.0.1"]), &authority(), &[]);
+    let held = dial(&authority().options(server.port)).await.unwrap();
     server.tell(&["CONFIG SET maxclients 1"]);
-    let failed = dial(&AUTHORITY.options(server.port)).await.unwrap_err();
+    let failed = dial(&authority().options(server.port)).await.unwrap_err();
     assert!(failed.retryable(), "{failed:?}");
     assert!(
         matches!(
@@ -156,7 +159,8 @@ async fn a_full_server_hangs_up_before_the_handshake() {
 #[tokio::test]
 async fn silence_in_the_handshake_times_out_there() {
     let port = fake(b"", &[]).await;
-    let options = UpstreamOptions { connect_timeout: Duration::from_millis(200), ..AUTHORITY.options(port) };
+    let options =
+        UpstreamOptions { connect_timeout: Duration::from_millis(200), ..authority().options(port) };
     let failed = dial(&options).await.unwrap_err();
     assert!(matches!(failed, DialError::Timeout { phase: Phase::Tls, .. }), "{failed:?}");
 }
@@ -164,7 +168,7 @@ async fn silence_in_the_handshake_times_out_there() {
 #[test]
 fn a_setup_that_cannot_work_is_refused_before_any_dial() {
     let with = |change: &dyn Fn(&mut TlsOptions)| {
-        let mut options = AUTHORITY.options(1);
+        let mut options = authority().options(1);
         change(&mut options.tls_options);
         Connector::new(&options).map(|_| ()).unwrap_err()
     };
@@ -192,7 +196,7 @@ fn a_broken_key_file_is_not_quoted() {
     let key = dir.path().join("broken.key");
     std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nhunter2 hunter2\n-----END PRIVATE KEY-----\n")
         .unwrap();
-    let mut options = AUTHORITY.options(1);
+    let mut options = authority().options(1);
     options.tls_options.cert = Some(issued("broken", &["proxy"]).cert);
     options.tls_options.key = Some(key);
     let failed = Connector::new(&options).map(|_| ()).unwrap_err();
