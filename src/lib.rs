@@ -17,6 +17,8 @@ pub mod upstream;
 
 pub mod pool;
 
+pub mod hub;
+
 pub mod admin;
 
 pub mod downstream;

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::downstream::{
     Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Terms, Worker, listen,
 };
-use crate::pool::{Budget, DialGate, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
+use crate::pool::{Budget, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
 use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
@@ -106,7 +106,11 @@ impl Proxy {
         };
         let mut signals = StopSignals::install()?;
         let shared = Shared {
-            budget: Budget::new(config.pool.max_connections, config.workers),
+            budget: Budget::new(
+                config.pool.max_connections,
+                config.workers,
+                Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub },
+            ),
             connector,
             gate: Arc::new(DialGate::new(config.upstream.connect_rate)),
             health: Arc::default(),
@@ -186,9 +190,12 @@ impl Proxy {
         publish_gauge("redbouncer_upstream_connections_max", &[], self.shared.budget.cap());
         publish_gauge("redbouncer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         let waiting = self.shared.budget.pressure();
-        for (claim, count) in
-            [("lane", waiting.lanes), ("lease", waiting.leases), ("blocking", waiting.blocking)]
-        {
+        for (claim, count) in [
+            ("lane", waiting.lanes),
+            ("lease", waiting.leases),
+            ("hub", waiting.hubs),
+            ("blocking", waiting.blocking),
+        ] {
             publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
         }
         self.exporter.run_upkeep();
@@ -285,6 +292,7 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Links, Vec<JoinHan
         clients: config.client.clone(),
         auth: config.auth.clone(),
         blocking: config.blocking.clone(),
+        pubsub: config.pubsub.clone(),
         directory: Arc::new(Directory::new(&config.upstream)),
         ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
     };

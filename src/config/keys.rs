@@ -11,6 +11,7 @@ use super::key::{Field, Key, store};
 use super::value::{Given, Wrong};
 use super::{Config, url};
 use crate::downstream::{AdminCommands, AuthMode};
+use crate::hub::Resubscribe;
 use crate::telemetry::logging::{self, LogFormat};
 use crate::upstream::{NameOptions, OnLoss, Secret};
 
@@ -86,10 +87,14 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("client.keepalive_interval", Field::Seconds(|c| &mut c.client.keepalive.interval, KEEPALIVE)),
     Key::new("client.keepalive_count", Field::SmallCount(|c| &mut c.client.keepalive.count, PROBES)),
     // [blocking]
+    Key::new("blocking.hub", Field::Switch(|c| &mut c.blocking.hub)),
     Key::new("blocking.give_back", Field::Switch(|c| &mut c.blocking.give_back)),
     Key::new("blocking.retry_min", Field::Duration(|c| &mut c.blocking.retry_min, MS..=MINUTE)),
     Key::new("blocking.retry_max", Field::Duration(|c| &mut c.blocking.retry_max, MS..=MINUTE)),
     Key::new("blocking.grace", Field::Duration(|c| &mut c.blocking.grace, ZERO..=MINUTE)),
+    // [pubsub]
+    Key::new("pubsub.hub", Field::Switch(|c| &mut c.pubsub.hub)),
+    Key::new("pubsub.resubscribe", RESUBSCRIBE),
     // [hygiene]
     Key::new("hygiene.name", NAME),
     Key::new("hygiene.heartbeat", Field::Duration(|c| &mut c.naming.heartbeat, SECOND..=HOUR)),
@@ -145,6 +150,12 @@ const ON_LOSS: Field = Field::Text {
     form: "\"close\" or \"error\"",
     put: |c, text| store(&mut c.upstream.on_loss, choose(&OnLoss::WORDS, text)),
     show: |c| word(&OnLoss::WORDS, &c.upstream.on_loss),
+};
+
+const RESUBSCRIBE: Field = Field::Text {
+    form: "\"close\" or \"silent\"",
+    put: |c, text| store(&mut c.pubsub.resubscribe, choose(&Resubscribe::WORDS, text)),
+    show: |c| word(&Resubscribe::WORDS, &c.pubsub.resubscribe),
 };
 
 const AUTH_MODE: Field = Field::Text {

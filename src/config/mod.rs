@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigError, Origin};
 
 use crate::admin::AdminOptions;
-use crate::downstream::{AuthOptions, BlockingOptions, ClientOptions, ListenOptions};
+use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
+use crate::hub::{BlockingOptions, PubSubOptions};
 use crate::pool::PoolOptions;
 use crate::shutdown::ShutdownOptions;
 use crate::telemetry::logging::LogOptions;
@@ -46,6 +47,8 @@ pub struct Config {
     pub auth: AuthOptions,
     /// How blocking calls wait.
     pub blocking: BlockingOptions,
+    /// How subscribers are served.
+    pub pubsub: PubSubOptions,
     /// How to reach the server.
     pub upstream: UpstreamOptions,
     /// How this instance names itself on the server (`[hygiene]`).
@@ -133,6 +136,7 @@ impl Default for Config {
             client: ClientOptions::default(),
             auth: AuthOptions::default(),
             blocking: BlockingOptions::default(),
+            pubsub: PubSubOptions::default(),
             upstream: UpstreamOptions::default(),
             naming: NameOptions::default(),
             pool: PoolOptions::default(),

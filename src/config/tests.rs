@@ -173,7 +173,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
 
 #[test]
 fn a_section_for_a_feature_that_does_not_exist_is_refused() {
-    for section in ["pubsub", "cleanup", "clients", "pool.tls"] {
+    for section in ["dashboard", "cleanup", "clients", "pool.tls"] {
         assert_says(&error(file(&format!("[{section}]\n"))), &[&format!("[{section}]"), ".toml:1"]);
     }
     assert!(file("[pool]\n[upstream.tls]\n").is_ok());

@@ -22,7 +22,7 @@ mod worker;
 pub use accept::{Doorkeeper, ListenError, Listener, listen};
 pub use links::{Accepted, Link, Links, Message};
 pub use login::Directory;
-pub use options::{AdminCommands, AuthMode, AuthOptions, BlockingOptions, ClientOptions, ListenOptions};
+pub use options::{AdminCommands, AuthMode, AuthOptions, ClientOptions, ListenOptions};
 pub use worker::Terms;
 pub(crate) use worker::Worker;
 

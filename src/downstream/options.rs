@@ -1,4 +1,4 @@
-//! What can be set about clients: where they connect, what each may cost, who may do what, and how blocking calls wait.
+//! What can be set about clients: where they connect, what each may cost, and who may do what.
 
 use std::time::Duration;
 
@@ -117,28 +117,4 @@ pub enum AdminCommands {
 impl AdminCommands {
     /// The words that stand for the values.
     pub const WORDS: [(&'static str, Self); 2] = [("pass", Self::Pass), ("refuse", Self::Refuse)];
-}
-
-/// How blocking calls wait when no connection is theirs (`[blocking]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockingOptions {
-    /// Put an element back that was popped for a client that is gone and that nobody else waits for.
-    pub give_back: bool,
-    /// The shortest time between two tries of one waiting call.
-    pub retry_min: Duration,
-    /// The longest time between two tries of one waiting call.
-    pub retry_max: Duration,
-    /// How long after a call's own timeout an answer already under way is still waited for.
-    pub grace: Duration,
-}
-
-impl Default for BlockingOptions {
-    fn default() -> Self {
-        Self {
-            give_back: true,
-            retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(1),
-            grace: Duration::from_millis(200),
-        }
-    }
 }

@@ -14,9 +14,10 @@ use super::blocking::Waiter;
 use super::client::{Client, Unblock};
 use super::links::{Accepted, Link, Links, Message};
 use super::login::Directory;
-use super::options::{AdminCommands, AuthMode, AuthOptions, BlockingOptions, ClientOptions};
+use super::options::{AdminCommands, AuthMode, AuthOptions, ClientOptions};
 use super::socket::ClientSocket;
 use crate::command::{Asked, rows};
+use crate::hub::{BlockingOptions, PubSubOptions};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, publish_gauge};
@@ -36,6 +37,8 @@ pub struct Terms {
     pub auth: AuthOptions,
     /// How blocking calls wait.
     pub blocking: BlockingOptions,
+    /// How subscribers are served.
+    pub pubsub: PubSubOptions,
     /// Who is who.
     pub directory: Arc<Directory>,
     /// The next client's id.

@@ -21,11 +21,15 @@ pub enum Kind {
     Lane,
     /// Held by one session alone.
     Lease,
+    /// A blocking hub: watches the keys that one user's blocked sessions wait for.
+    Blocking,
+    /// A pub/sub hub: subscribed to what one user's sessions listen to.
+    PubSub,
 }
 
 impl Kind {
     /// All kinds, in the order of listings.
-    pub const ALL: [Self; 3] = [Self::Control, Self::Lane, Self::Lease];
+    pub const ALL: [Self; 5] = [Self::Control, Self::Lane, Self::Lease, Self::Blocking, Self::PubSub];
 
     /// The word used in metrics, listings and connection names.
     #[must_use]
@@ -34,6 +38,8 @@ impl Kind {
             Self::Control => "control",
             Self::Lane => "shared",
             Self::Lease => "leased",
+            Self::Blocking => "blocking",
+            Self::PubSub => "pubsub",
         }
     }
 }
@@ -69,8 +75,10 @@ impl Phase {
 pub enum Claim {
     /// A lane that sessions need now.
     Lane,
-    /// A lease that a session cannot do without (WATCH, subscriptions, MONITOR …).
+    /// A lease that a session cannot do without (WATCH, MONITOR …).
     Lease,
+    /// The pub/sub hub of a further user, whose subscribers wait for it.
+    PubSub,
     /// A lease for a blocking call, which is served by tries on a lane meanwhile. It waits behind the others.
     BlockingLease,
 }
@@ -82,6 +90,8 @@ pub struct Pressure {
     pub lanes: usize,
     /// Waiting leases that no try can stand in for.
     pub leases: usize,
+    /// Waiting pub/sub hubs.
+    pub hubs: usize,
     /// Waiting leases for blocking calls.
     pub blocking: usize,
 }
@@ -90,7 +100,7 @@ impl Pressure {
     /// Whether anybody waits at all.
     #[must_use]
     pub fn any(&self) -> bool {
-        self.lanes + self.leases + self.blocking > 0
+        self.lanes + self.leases + self.hubs + self.blocking > 0
     }
 }
 
@@ -107,11 +117,21 @@ pub struct Holding {
     pub holder: String,
 }
 
+/// Which hubs are in use: each keeps one connection that nothing else may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hubs {
+    /// `blocking.hub`
+    pub blocking: bool,
+    /// `pubsub.hub`
+    pub pubsub: bool,
+}
+
 /// The cap and what is held under it.
 #[derive(Debug)]
 pub struct Budget {
     cap: usize,
-    lane_floor: usize,
+    /// Of each kind, how many nobody else may have.
+    floors: [usize; Kind::ALL.len()],
     state: Mutex<State>,
     pressure: watch::Sender<Pressure>,
 }
@@ -119,13 +139,14 @@ pub struct Budget {
 #[derive(Debug, Default)]
 struct State {
     holdings: HashMap<u64, Holding>,
-    held: [usize; 3],
+    held: [usize; Kind::ALL.len()],
     lanes: VecDeque<Waiting>,
     leases: VecDeque<Waiting>,
+    hubs: VecDeque<Waiting>,
     blocking: VecDeque<Waiting>,
     next: u64,
-    /// Which of lanes and leases gets the next open permit when both wait.
-    lane_turn: bool,
+    /// The claim that got the last open permit: the others come first now.
+    last: Option<Claim>,
 }
 
 #[derive(Debug)]
@@ -153,14 +174,19 @@ pub struct Permit {
 }
 
 impl Budget {
-    /// A budget of `cap` connections for `workers` worker threads. Floors: one control connection, and lanes
-    /// max(2, workers) (one lane when the cap is below 6); they are never lent to a lease.
+    /// A budget of `cap` connections for `workers` worker threads. Floors, never lent to another kind: one control
+    /// connection, lanes max(2, workers) (one lane when the cap is below 6), and one connection for each hub in use
+    /// (with a cap of 4 only for the first of them).
     #[must_use]
-    pub fn new(cap: usize, workers: usize) -> Arc<Self> {
-        let lane_floor = if cap < 6 { 1 } else { workers.max(2) };
+    pub fn new(cap: usize, workers: usize, hubs: Hubs) -> Arc<Self> {
+        let mut floors = [0; Kind::ALL.len()];
+        floors[Kind::Control as usize] = 1;
+        floors[Kind::Lane as usize] = if cap < 6 { 1 } else { workers.max(2) };
+        floors[Kind::Blocking as usize] = usize::from(hubs.blocking);
+        floors[Kind::PubSub as usize] = usize::from(hubs.pubsub && (cap > 4 || !hubs.blocking));
         Arc::new(Self {
             cap,
-            lane_floor,
+            floors,
             state: Mutex::new(State::default()),
             pressure: watch::Sender::new(Pressure::default()),
         })
@@ -172,10 +198,10 @@ impl Budget {
         self.cap
     }
 
-    /// How many permits are open to leases and to lanes beyond their floor.
+    /// How many permits are open to leases, and to lanes and hubs beyond their floors.
     #[must_use]
     pub fn open_permits(&self) -> usize {
-        self.cap.saturating_sub(1 + self.lane_floor)
+        self.cap.saturating_sub(self.floors.iter().sum())
     }
 
     /// Watches how many wait, so that a worker can give up what it does not need.
@@ -191,7 +217,8 @@ impl Budget {
         let somebody_waits = match kind {
             Kind::Control => false,
             Kind::Lane => !state.lanes.is_empty(),
-            Kind::Lease => !(state.leases.is_empty() && state.blocking.is_empty() && state.lanes.is_empty()),
+            Kind::Lease | Kind::Blocking | Kind::PubSub if self.is_within_floor(&state, kind) => false,
+            Kind::Lease | Kind::Blocking | Kind::PubSub => state.anybody_waits(),
         };
         if somebody_waits || !self.has_room(&state, kind) {
             return None;
@@ -217,7 +244,9 @@ impl Budget {
     pub fn is_next(&self, place: u64) -> bool {
         let state = self.state.lock();
         let first = state.leases.front().or_else(|| state.blocking.front());
-        state.lanes.is_empty() && first.is_some_and(|waiting| waiting.ticket == place)
+        state.lanes.is_empty()
+            && state.hubs.is_empty()
+            && first.is_some_and(|waiting| waiting.ticket == place)
     }
 
     /// Every connection that holds a permit, oldest first.
@@ -249,20 +278,22 @@ impl Budget {
     /// How many lanes there are beyond those that only lanes may be.
     #[must_use]
     pub fn lanes_above_floor(&self) -> usize {
-        self.state.lock().held[Kind::Lane as usize].saturating_sub(self.lane_floor)
+        self.above_floor(&self.state.lock(), Kind::Lane)
     }
 
     /// The error a client gets when no permit came free within `waited`: who holds what, and the longest lease.
     #[must_use]
     pub fn full_text(&self, waited: Duration) -> String {
         let state = self.state.lock();
-        let [control, lanes, leases] = state.held;
+        let [control, lanes, leases, blocking, pubsub] = state.held;
+        let beyond = self.open_used(&state) - leases;
         let mut text = format!(
-            "redbouncer: no upstream connection within {} ({} of {}: {control} control, {lanes} lanes, {leases} of {} leases",
+            "redbouncer: no upstream connection within {} ({} of {}: {control} control, {lanes} lanes, {} hubs, {leases} of {} leases",
             Short(waited),
             state.holdings.len(),
             self.cap,
-            self.open_permits().saturating_sub(lanes.saturating_sub(self.lane_floor)),
+            blocking + pubsub,
+            self.open_permits().saturating_sub(beyond),
         );
         let longest =
             state.holdings.values().filter(|row| row.kind == Kind::Lease).min_by_key(|row| row.since);
@@ -273,17 +304,25 @@ impl Budget {
         text
     }
 
+    fn above_floor(&self, state: &State, kind: Kind) -> usize {
+        state.held[kind as usize].saturating_sub(self.floors[kind as usize])
+    }
+
+    fn is_within_floor(&self, state: &State, kind: Kind) -> bool {
+        state.held[kind as usize] < self.floors[kind as usize]
+    }
+
+    /// How many open permits are taken.
+    fn open_used(&self, state: &State) -> usize {
+        Kind::ALL.iter().map(|kind| self.above_floor(state, *kind)).sum()
+    }
+
     fn has_room(&self, state: &State, kind: Kind) -> bool {
-        let [control, lanes, leases] = state.held;
         if state.holdings.len() >= self.cap {
             return false;
         }
-        let open_used = leases + lanes.saturating_sub(self.lane_floor);
-        match kind {
-            Kind::Control => control < 1,
-            Kind::Lane => lanes < self.lane_floor || open_used < self.open_permits(),
-            Kind::Lease => open_used < self.open_permits(),
-        }
+        self.is_within_floor(state, kind)
+            || (kind != Kind::Control && self.open_used(state) < self.open_permits())
     }
 
     fn grant(self: &Arc<Self>, state: &mut State, kind: Kind, holder: String) -> Permit {
@@ -294,39 +333,51 @@ impl Budget {
         Permit { id, kind, budget: Some(Arc::clone(self)) }
     }
 
-    /// Grants what can be granted. Lanes within their floor first: nobody else can use those.
+    /// Grants what can be granted: first what lies within a floor, which nobody else can use; then the queues in turn.
     fn serve(self: &Arc<Self>, state: &mut State) {
         loop {
             state.forget_the_gone();
-            let lane = !state.lanes.is_empty() && self.has_room(state, Kind::Lane);
-            let within_floor = lane && state.held[Kind::Lane as usize] < self.lane_floor;
-            let lease = self.has_room(state, Kind::Lease);
-            let claim = if within_floor || (lane && (state.lane_turn || state.leases.is_empty())) {
-                Claim::Lane
-            } else if lease && !state.leases.is_empty() {
-                Claim::Lease
-            } else if lease && !state.blocking.is_empty() {
-                Claim::BlockingLease
-            } else {
-                break;
-            };
-            let kind = match claim {
-                Claim::Lane => Kind::Lane,
-                Claim::Lease | Claim::BlockingLease => Kind::Lease,
-            };
-            let Some(waiting) = state.queue(claim).pop_front() else { break };
-            if !within_floor {
-                state.lane_turn = claim != Claim::Lane;
+            let Some(claim) = self.next_claim(state) else { break };
+            let kind = claim.kind();
+            if !self.is_within_floor(state, kind) {
+                state.last = Some(claim);
             }
+            let Some(waiting) = state.queue(claim).pop_front() else { break };
             let permit = self.grant(state, kind, waiting.holder);
             if let Err(mut unwanted) = waiting.grant.send(permit) {
                 unwanted.budget = None;
                 state.give_back(unwanted.id, kind);
             }
         }
-        let now =
-            Pressure { lanes: state.lanes.len(), leases: state.leases.len(), blocking: state.blocking.len() };
+        let now = Pressure {
+            lanes: state.lanes.len(),
+            leases: state.leases.len(),
+            hubs: state.hubs.len(),
+            blocking: state.blocking.len(),
+        };
         self.pressure.send_if_modified(|was| std::mem::replace(was, now) != now);
+    }
+
+    fn next_claim(&self, state: &mut State) -> Option<Claim> {
+        let mut in_turn = [Claim::Lane, Claim::PubSub, Claim::Lease];
+        if let Some(at) = state.last.and_then(|last| in_turn.iter().position(|claim| *claim == last)) {
+            in_turn.rotate_left(at + 1);
+        }
+        let mut waiting = in_turn.to_vec();
+        waiting.push(Claim::BlockingLease);
+        waiting.retain(|claim| !state.queue(*claim).is_empty() && self.has_room(state, claim.kind()));
+        let within = waiting.iter().find(|claim| self.is_within_floor(state, claim.kind()));
+        within.or(waiting.first()).copied()
+    }
+}
+
+impl Claim {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Lane => Kind::Lane,
+            Self::PubSub => Kind::PubSub,
+            Self::Lease | Self::BlockingLease => Kind::Lease,
+        }
     }
 }
 
@@ -335,12 +386,17 @@ impl State {
         match claim {
             Claim::Lane => &mut self.lanes,
             Claim::Lease => &mut self.leases,
+            Claim::PubSub => &mut self.hubs,
             Claim::BlockingLease => &mut self.blocking,
         }
     }
 
+    fn anybody_waits(&self) -> bool {
+        !(self.lanes.is_empty() && self.leases.is_empty() && self.hubs.is_empty() && self.blocking.is_empty())
+    }
+
     fn forget_the_gone(&mut self) {
-        for queue in [&mut self.lanes, &mut self.leases, &mut self.blocking] {
+        for queue in [&mut self.lanes, &mut self.leases, &mut self.hubs, &mut self.blocking] {
             while queue.front().is_some_and(|waiting| waiting.grant.is_closed()) {
                 queue.pop_front();
             }
@@ -453,7 +509,7 @@ mod tests {
 
     #[test]
     fn leases_never_get_the_floors_of_lanes_and_control() {
-        let budget = Budget::new(8, 1);
+        let budget = Budget::new(8, 1, Hubs::default());
         let leases: Vec<_> = (0..8).filter_map(|_| take(&budget, Kind::Lease)).collect();
         assert_eq!(leases.len(), 5);
         assert!(take(&budget, Kind::Lane).is_some());
@@ -462,7 +518,7 @@ mod tests {
 
     #[test]
     fn lanes_beyond_their_floor_use_open_permits_and_the_cap_holds() {
-        let budget = Budget::new(8, 1);
+        let budget = Budget::new(8, 1, Hubs::default());
         let lanes: Vec<_> = (0..20).filter_map(|_| take(&budget, Kind::Lane)).collect();
         assert_eq!(lanes.len(), 7);
         let control = take(&budget, Kind::Control).unwrap();
@@ -474,7 +530,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_permit_given_back_goes_to_the_longest_waiter() {
-        let budget = Budget::new(4, 1);
+        let budget = Budget::new(4, 1, Hubs::default());
         let held: Vec<_> = (0..2).filter_map(|_| take(&budget, Kind::Lease)).collect();
         let mut first = budget.queue(Claim::Lease, "first");
         let mut second = budget.queue(Claim::Lease, "second");
@@ -486,11 +542,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_blocking_call_waits_behind_those_who_cannot_do_without() {
-        let budget = Budget::new(4, 1);
+        let budget = Budget::new(4, 1, Hubs::default());
         let held: Vec<_> = (0..2).filter_map(|_| take(&budget, Kind::Lease)).collect();
         let mut blocking = budget.queue(Claim::BlockingLease, "b");
         let mut watch = budget.queue(Claim::Lease, "w");
-        assert_eq!(budget.pressure(), Pressure { lanes: 0, leases: 1, blocking: 1 });
+        assert_eq!(budget.pressure(), Pressure { leases: 1, blocking: 1, ..Pressure::default() });
         let [a, b] = <[Permit; 2]>::try_from(held).unwrap();
         drop(a);
         let permit = now(&mut watch).await;
@@ -502,7 +558,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_that_leaves_loses_no_permit() {
-        let budget = Budget::new(4, 1);
+        let budget = Budget::new(4, 1, Hubs::default());
         let held: Vec<_> = (0..2).filter_map(|_| take(&budget, Kind::Lease)).collect();
         let gone = budget.queue(Claim::Lease, "gone");
         let granted_then_gone = budget.queue(Claim::Lease, "late");
@@ -515,7 +571,7 @@ mod tests {
 
     #[tokio::test]
     async fn lanes_and_leases_take_turns_for_open_permits() {
-        let budget = Budget::new(4, 1);
+        let budget = Budget::new(4, 1, Hubs::default());
         let mut held: Vec<_> = (0..3).filter_map(|_| take(&budget, Kind::Lane)).collect();
         assert_eq!(held.len(), 3);
         let mut lanes = [budget.queue(Claim::Lane, "l1"), budget.queue(Claim::Lane, "l2")];
@@ -532,16 +588,55 @@ mod tests {
 
     #[test]
     fn the_full_text_says_who_holds_what() {
-        let budget = Budget::new(8, 1);
+        let budget = Budget::new(8, 1, Hubs::default());
         let leases: Vec<_> = (0..5).filter_map(|_| take(&budget, Kind::Lease)).collect();
         leases[0].describe("client 'x', WATCH");
         let text = budget.full_text(Duration::from_secs(2));
         assert!(
             text.starts_with(
-                "redbouncer: no upstream connection within 2s (5 of 8: 0 control, 0 lanes, 5 of 5 leases"
+                "redbouncer: no upstream connection within 2s (5 of 8: 0 control, 0 lanes, 0 hubs, 5 of 5 leases"
             ),
             "{text}"
         );
         assert!(text.contains("longest: "), "{text}");
+    }
+
+    const BOTH: Hubs = Hubs { blocking: true, pubsub: true };
+
+    #[test]
+    fn each_hub_has_a_connection_that_leases_cannot_take() {
+        let budget = Budget::new(8, 1, BOTH);
+        let leases: Vec<_> = (0..8).filter_map(|_| take(&budget, Kind::Lease)).collect();
+        assert_eq!(leases.len(), 3);
+        assert!(take(&budget, Kind::Blocking).is_some());
+        let _hub = take(&budget, Kind::PubSub).unwrap();
+        assert!(take(&budget, Kind::PubSub).is_none());
+        drop(leases);
+        assert!(take(&budget, Kind::PubSub).is_some());
+    }
+
+    #[test]
+    fn a_small_cap_keeps_a_floor_for_the_blocking_hub_first() {
+        for (cap, open) in [(4, 1), (5, 1), (6, 1), (8, 3)] {
+            assert_eq!(Budget::new(cap, 1, BOTH).open_permits(), open, "cap {cap}");
+        }
+        let pubsub_only = Hubs { blocking: false, pubsub: true };
+        assert_eq!(Budget::new(4, 1, pubsub_only).open_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_further_hub_waits_in_turn_with_leases() {
+        let budget = Budget::new(8, 1, BOTH);
+        let _own = take(&budget, Kind::PubSub).unwrap();
+        let mut held: Vec<_> = (0..3).filter_map(|_| take(&budget, Kind::Lease)).collect();
+        let mut leases = [budget.queue(Claim::Lease, "a"), budget.queue(Claim::Lease, "b")];
+        let mut hub = budget.queue(Claim::PubSub, "hub");
+        held.truncate(1);
+        let mut got = Vec::new();
+        for lease in &mut leases {
+            got.extend(now(lease).await);
+        }
+        assert_eq!(got.len(), 1);
+        assert!(now(&mut hub).await.is_some_and(|permit| permit.kind() == Kind::PubSub));
     }
 }

@@ -263,7 +263,7 @@ impl Pool {
     async fn dial(&self, login: &Login, kind: Kind) -> Result<Established, DialError> {
         match kind {
             Kind::Lease => self.shared.gate.lease().await,
-            Kind::Lane | Kind::Control => self.shared.gate.lane().await,
+            Kind::Lane | Kind::Control | Kind::Blocking | Kind::PubSub => self.shared.gate.lane().await,
         }
         self.connect(login, kind).await
     }

@@ -535,7 +535,7 @@ mod tests {
 
     fn lane() -> Rc<Lane> {
         let key = LaneKey { user: 1, database: 0, protocol: Protocol::Resp2, readonly: false };
-        let permit = Budget::new(8, 1).try_acquire(Kind::Lane, "test").unwrap();
+        let permit = Budget::new(8, 1, crate::pool::Hubs::default()).try_acquire(Kind::Lane, "test").unwrap();
         Lane::new(key, permit, Rc::default())
     }
 

@@ -30,7 +30,7 @@ use crate::resp::encode;
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::{Connector, Identity, NameOptions, UpstreamOptions};
 
-pub use budget::{Budget, Claim, Kind, Permit, Phase, Pressure, Short};
+pub use budget::{Budget, Claim, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
 pub use gate::DialGate;
 pub use group::Group;
@@ -369,7 +369,8 @@ impl Pool {
     /// Gives up what others wait for: parked leases, then blocked ones where a session cannot do without a lease, and
     /// lanes in turn.
     pub fn relieve(self: &Rc<Self>, pressure: Pressure, now: Instant) {
-        let waiting = pressure.leases + pressure.blocking + pressure.lanes;
+        let for_sessions = pressure.leases + pressure.hubs;
+        let waiting = for_sessions + pressure.blocking + pressure.lanes;
         let mut freed = 0;
         while freed < waiting {
             let Some((_, lease)) = self.parked.borrow_mut().pop() else { break };
@@ -377,10 +378,10 @@ impl Pool {
             freed += 1;
         }
         let coming = freed + self.shared.budget.closing();
-        let recalled = self.recall((pressure.leases + pressure.lanes).saturating_sub(coming));
+        let recalled = self.recall((for_sessions + pressure.lanes).saturating_sub(coming));
         // Lanes beyond their floor live in permits that leases may have too.
-        let for_leases = pressure.leases.saturating_sub(freed + recalled);
-        let lanes = pressure.lanes + for_leases.min(self.shared.budget.lanes_above_floor());
+        let unserved = for_sessions.saturating_sub(freed + recalled);
+        let lanes = pressure.lanes + unserved.min(self.shared.budget.lanes_above_floor());
         if lanes > 0 {
             self.give_a_turn(lanes, now);
         }

@@ -45,7 +45,7 @@ impl Pool {
         let entry = Rc::new(Entry::default());
         self.blocked.borrow_mut().push(Rc::clone(&entry));
         let pressure = self.shared.budget.pressure();
-        if pressure.leases + pressure.lanes > 0 {
+        if pressure.leases + pressure.hubs + pressure.lanes > 0 {
             // Who waits was announced when this lease was not yet in the list.
             self.relieve(pressure, Instant::now());
         }

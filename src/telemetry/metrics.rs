@@ -163,7 +163,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "redbouncer_pool_waiting",
         "gauge",
         "claim",
-        "Waiting for a permit: lanes, leases, leases for blocking calls.",
+        "Waiting for a permit: lanes, leases, pub/sub hubs of further users, leases for blocking calls.",
     ),
     ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
     ("redbouncer_leases_total", "counter", "pin", "Leases taken, by the reason for them."),
