@@ -231,6 +231,20 @@ impl Pool {
         self.dial(&login, kind).await.map_err(|error| refused(&error, error.public_text()))
     }
 
+    /// Dials a hub's connection once, when the rate allows it. The caller holds the permit.
+    ///
+    /// # Errors
+    /// As [`crate::upstream::Connector::dial`]; the caller waits ([`Self::backoff`]) and tries again, or gives up.
+    pub async fn dial_hub(
+        &self,
+        key: LaneKey,
+        identity: &Arc<Identity>,
+        kind: Kind,
+    ) -> Result<Established, DialError> {
+        let login = self.login(key, identity, kind);
+        self.dial(&login, kind).await
+    }
+
     /// Dials in a task of its own, so that a client that leaves meanwhile does not drop a connection which the server
     /// may not have noticed yet: its permit stays with it until it is closed in order, or serves somebody else.
     async fn dial_lease(
@@ -287,7 +301,9 @@ impl Pool {
         }
     }
 
-    fn backoff(&self) -> Backoff {
+    /// The pauses between dials that fail.
+    #[must_use]
+    pub fn backoff(&self) -> Backoff {
         Backoff::new(self.shared.upstream.backoff_min, self.shared.upstream.backoff_max)
     }
 }
@@ -299,7 +315,8 @@ enum Found {
 }
 
 /// What a refusal for good means to the client.
-fn refused(error: &DialError, text: String) -> Unavailable {
+#[must_use]
+pub fn refused(error: &DialError, text: String) -> Unavailable {
     match error {
         // The server speaks of our HELLO there, which the client knows nothing of.
         DialError::Login { .. } if text.starts_with("NOAUTH") => {

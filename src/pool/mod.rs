@@ -32,6 +32,7 @@ use crate::upstream::{Connector, Identity, NameOptions, UpstreamOptions};
 
 pub use budget::{Budget, Claim, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
+pub use dial::refused;
 pub use gate::DialGate;
 pub use group::Group;
 pub use health::Health;
@@ -286,7 +287,7 @@ impl Pool {
     }
 
     /// Closes a connection and returns when its permit is back.
-    pub(super) async fn close_now(
+    pub async fn close_now(
         &self,
         stream: crate::upstream::UpstreamStream,
         permit: Permit,
