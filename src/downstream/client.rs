@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::Worker;
 use super::socket::ClientSocket;
+use crate::hub::Unblock;
 use crate::pool::{Group, Lane, LaneKey, Receiver};
 use crate::resp::{Protocol, RequestScanner, encode};
 use crate::session::{ClientRow, Flags, Session};
@@ -35,15 +36,6 @@ pub(super) struct Input {
     /// When the last bytes came, or the last answer that what follows had to wait for: waits for an upstream
     /// connection count from here, so that a pipeline of a hundred commands does not wait a hundred times.
     pub(super) arrived: Option<Instant>,
-}
-
-/// CLIENT UNBLOCK, on its way to a blocked client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unblock {
-    /// As if the time were up.
-    Timeout,
-    /// With an error.
-    Error,
 }
 
 /// One connected client.
@@ -82,6 +74,8 @@ pub(crate) struct Client {
     pub(super) last_read: Cell<bool>,
     pub(super) unblock: Cell<Option<Unblock>>,
     pub(super) unblocked: Notify,
+    /// Since its last blocking call it has sent commands, and may wait for what they wrote.
+    pub(super) has_written: Cell<bool>,
     /// When its leaving was noticed.
     pub(super) gone: Cell<Option<Instant>>,
 }
@@ -130,6 +124,7 @@ impl Client {
             last_read: Cell::new(false),
             unblock: Cell::new(None),
             unblocked: Notify::new(),
+            has_written: Cell::new(false),
             gone: Cell::new(None),
         })
     }

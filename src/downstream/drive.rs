@@ -269,6 +269,7 @@ impl Client {
 
     pub(super) fn push_on(self: &Rc<Self>, lane: &Rc<Lane>, commands: &[u8], count: u32, muted: bool) {
         self.outstanding.set(self.outstanding.get() + count);
+        self.has_written.set(true);
         let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
         lane.push(commands, count, &receiver, muted, Instant::now());
         if self.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {

@@ -78,6 +78,7 @@ impl Client {
         };
         metrics::counter!("redbouncer_leases_total", "pin" => pin.label()).increment(1);
         self.place.set(pin.label());
+        self.has_written.set(true);
         let held = Held {
             client: Rc::clone(self),
             lease,

@@ -11,13 +11,13 @@ use metrics::{Counter, counter};
 use tokio::sync::{Mutex, mpsc};
 
 use super::blocking::Waiter;
-use super::client::{Client, Unblock};
+use super::client::Client;
 use super::links::{Accepted, Link, Links, Message};
 use super::login::Directory;
 use super::options::{AdminCommands, AuthMode, AuthOptions, ClientOptions};
 use super::socket::ClientSocket;
 use crate::command::{Asked, rows};
-use crate::hub::{BlockingOptions, PubSubOptions};
+use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubOptions, Unblock};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, publish_gauge};
@@ -60,6 +60,9 @@ pub(crate) struct Worker {
     pub(super) options: ClientOptions,
     pub(super) auth: AuthOptions,
     pub(super) blocking: BlockingOptions,
+    pub(super) give_back: Rc<GiveBack>,
+    /// Where blocking calls wait.
+    pub(super) hubs: Rc<BlockingHubs>,
     pub(super) directory: Arc<Directory>,
     pub(super) links: Links,
     pub(super) scratch: RefCell<Vec<u8>>,
@@ -123,8 +126,17 @@ impl Worker {
     pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: Terms, links: Links) -> Rc<Self> {
         let refuse_admin = terms.auth.admin_commands == AdminCommands::Refuse;
         let link = links.of(index);
+        let give_back = GiveBack::new(Rc::clone(&pool), terms.blocking.give_back);
+        let hubs = BlockingHubs::new(
+            Rc::clone(&pool),
+            terms.blocking.clone(),
+            Rc::clone(&give_back),
+            terms.auth.cache_ttl,
+        );
         Rc::new(Self {
             pool,
+            give_back,
+            hubs,
             options: terms.clients,
             auth: terms.auth,
             blocking: terms.blocking,
@@ -166,7 +178,7 @@ impl Worker {
                 },
                 changed = pressure.changed() => if changed.is_ok() {
                     let now: Pressure = *pressure.borrow_and_update();
-                    self.pool.relieve(now, Instant::now());
+                    self.relieve(now, Instant::now());
                 },
                 _ = tick.tick() => {
                     ticks += 1;
@@ -199,7 +211,10 @@ impl Worker {
                 self.publish();
                 drop(reply.send(self.pool.seconds().clone()));
             }
-            Message::AddressChanged => self.pool.leave_all(UpstreamClose::Moved),
+            Message::AddressChanged => {
+                self.pool.leave_all(UpstreamClose::Moved);
+                self.hubs.leave_all(UpstreamClose::Moved);
+            }
             // Handled by the loop itself.
             Message::Drain(..) => {}
         }
@@ -318,7 +333,8 @@ impl Worker {
         let clients = self.clients.borrow();
         let Some(client) = clients
             .get(&id)
-            .filter(|client| client.flags.get().blocked && client.place.get() == Pin::Blocked.label())
+            .filter(|client| client.flags.get().blocked)
+            .filter(|client| [Pin::Blocked.label(), Pin::HUB].contains(&client.place.get()))
         else {
             return false;
         };
@@ -327,9 +343,23 @@ impl Worker {
         true
     }
 
+    /// Gives up what others wait for and cannot do without.
+    fn relieve(&self, pressure: Pressure, now: Instant) {
+        self.pool.relieve(pressure, now);
+        let wanted = pressure.leases + pressure.hubs + pressure.lanes;
+        let coming = self.pool.shared.budget.closing();
+        self.hubs.yield_open_permits(wanted.saturating_sub(coming), now);
+    }
+
     fn tick(self: &Rc<Self>, ticks: u64, control: &Rc<Mutex<Control>>) {
         let now = Instant::now();
         self.pool.tick(now);
+        self.hubs.tick(now, self.links.clients() == 0);
+        // A lane or a hub may have been too young to give up, a blocking call still on its way to its lease.
+        let pressure = self.pool.shared.budget.pressure();
+        if pressure.any() {
+            self.relieve(pressure, now);
+        }
         if !ticks.is_multiple_of(10) {
             return;
         }
@@ -352,6 +382,8 @@ impl Worker {
 
     fn publish(&self) {
         self.metrics.publish();
+        publish_gauge("redbouncer_blocking_waiters", &[], self.hubs.waiting());
+        publish_gauge("redbouncer_blocking_keys", &[], self.hubs.watched());
         publish_gauge("redbouncer_clients", &[("worker", &self.metrics.label)], self.clients.borrow().len());
     }
 
@@ -378,10 +410,11 @@ impl Worker {
             }
             self.pause(messages, control).await;
         }
-        while (self.pool.outstanding() > 0 || self.saving.get() > 0) && Instant::now() < deadline {
+        while self.is_settling() && Instant::now() < deadline {
             self.pause(messages, control).await;
         }
         self.pool.stop();
+        self.hubs.leave_all(UpstreamClose::Shutdown);
         control.lock().await.close(&self.pool, UpstreamClose::Shutdown).await;
         let tasks = self.pool.tasks();
         tasks.close();
@@ -391,6 +424,11 @@ impl Worker {
         }
         self.publish();
         cut
+    }
+
+    /// Whether replies or elements are still under way.
+    fn is_settling(&self) -> bool {
+        self.pool.outstanding() + self.hubs.in_flight() + self.give_back.pending() + self.saving.get() > 0
     }
 
     /// One step of the drain; questions from outside are still answered.

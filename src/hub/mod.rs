@@ -2,6 +2,10 @@
 //!
 //! A blocked client and a subscriber hold nothing upstream of their own. Hubs live on the first worker.
 
+mod blocking;
+mod give_back;
 mod options;
 
+pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting};
+pub use give_back::{GiveBack, fate};
 pub use options::{BlockingOptions, PubSubOptions, Resubscribe};

@@ -20,7 +20,7 @@ pub struct BlockingOptions {
 impl Default for BlockingOptions {
     fn default() -> Self {
         Self {
-            hub: false,
+            hub: true,
             give_back: true,
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(1),

@@ -281,6 +281,12 @@ impl Budget {
         self.above_floor(&self.state.lock(), Kind::Lane)
     }
 
+    /// How many blocking hubs there are beyond the one that only a hub may be.
+    #[must_use]
+    pub fn hubs_above_floor(&self) -> usize {
+        self.above_floor(&self.state.lock(), Kind::Blocking)
+    }
+
     /// The error a client gets when no permit came free within `waited`: who holds what, and the longest lease.
     #[must_use]
     pub fn full_text(&self, waited: Duration) -> String {

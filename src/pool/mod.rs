@@ -149,6 +149,12 @@ impl Pool {
         &self.seconds
     }
 
+    /// What connections of this worker are read into, one at a time.
+    #[must_use]
+    pub fn scratch(&self) -> &RefCell<Vec<u8>> {
+        &self.scratch
+    }
+
     /// The tasks of this worker.
     #[must_use]
     pub fn tasks(&self) -> &TaskTracker {
@@ -329,11 +335,6 @@ impl Pool {
             } else {
                 self.parked.borrow_mut().push((since, lease));
             }
-        }
-        // A lane may have been too young to give up, a blocking call still on its way to its lease.
-        let pressure = self.shared.budget.pressure();
-        if pressure.any() {
-            self.relieve(pressure, now);
         }
     }
 

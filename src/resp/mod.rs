@@ -11,6 +11,7 @@
 
 mod arguments;
 mod decode;
+mod downgrade;
 mod elements;
 pub mod encode;
 mod error;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use arguments::{Args, Request};
 pub use decode::{MAX_DEPTH, decode};
+pub use downgrade::downgrade;
 pub use elements::{Elements, bulk, elements, error_text, integer, is_error, is_null};
 pub use error::{DecodeError, ReplyError, RequestError};
 pub use inline::normalise;

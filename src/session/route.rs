@@ -31,6 +31,9 @@ pub enum Pin {
 }
 
 impl Pin {
+    /// What listings show of a client that waits in the blocking hub, which pins nothing.
+    pub const HUB: &'static str = "blocking hub";
+
     /// Every pin, for documentation and for handles made once.
     pub const ALL: [Self; 10] = [
         Self::Watch,

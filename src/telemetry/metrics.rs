@@ -167,7 +167,14 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ),
     ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
     ("redbouncer_leases_total", "counter", "pin", "Leases taken, by the reason for them."),
-    ("redbouncer_blocking_tries_total", "counter", "", "Blocking calls tried without blocking on a lane."),
+    ("redbouncer_blocking_waiters", "gauge", "", "Blocked clients that wait in a blocking hub."),
+    ("redbouncer_blocking_keys", "gauge", "", "Keys that blocking hubs watch."),
+    (
+        "redbouncer_blocking_tries_total",
+        "counter",
+        "on",
+        "Blocking calls tried without blocking: on the hub's connection, or on a lane.",
+    ),
     (
         "redbouncer_elements_undelivered_total",
         "counter",

@@ -13,6 +13,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod timeout;
+mod waits;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::resp::{Protocol, Request, encode};
 pub use parse::parse;
 pub(super) use parse::{blocks, options_end};
 pub use stream::{last_generated_id, stream_position};
+pub use waits::Waited;
 
 /// What a blocking call waits for and how long: indices into its request's words.
 #[derive(Clone, PartialEq, Eq, Debug)]

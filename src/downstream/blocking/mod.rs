@@ -1,9 +1,11 @@
-//! Blocking calls, until the hub carries them: never a starved worker, never a late nil, never a lost element.
+//! Blocking calls: never a starved worker, never a late nil, never a lost element.
 //!
-//! A call is tried without blocking on a lane (inside MULTI nothing blocks), and then takes a lease as soon as one is
-//! free; until then it is tried again, with growing pauses. Its time counts from its arrival and is kept here. What a
-//! try or a lease popped for a client that is gone goes to the next client with the same call, else back into its key.
+//! A call waits in the hub of its user (`in_hub`). Where that cannot be, it is tried without blocking on a lane (inside
+//! MULTI nothing blocks), and takes a lease as soon as one is free; until then it is tried again, with growing pauses.
+//! Its time counts from its arrival and is kept here. What a try or a lease popped for a client that is gone goes to the
+//! next client with the same call, else back into its key.
 
+mod in_hub;
 mod on_lease;
 mod tries;
 
@@ -16,11 +18,12 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::Worker;
-use super::client::{Client, Unblock};
+use super::client::Client;
 use super::drive::Taken;
 use super::leased::sleep_until;
 use crate::command::Blocking;
 use crate::command::blocking::{self, Call, Timeout};
+use crate::hub::Unblock;
 use crate::pool::{Claim, LaneKey, Unavailable};
 use crate::resp::Request;
 use crate::session::Pin;
@@ -122,6 +125,15 @@ impl Client {
             Timeout::After(time) => arrived.checked_add(time),
             Timeout::Forever | Timeout::Unclear => None,
         };
+        self.place.set(Pin::Blocked.label());
+        self.flags.set(crate::session::Flags { blocked: true, ..Default::default() });
+        self.unblock.set(None);
+        let hub = self.wait_in_hub((key, Arc::clone(&identity)), (&call, &taken.request), deadline, taken.muted);
+        let answered = self.watch(hub).await.and_then(|answered| answered);
+        if !matches!(answered, Ok(false)) {
+            self.no_longer_blocked();
+            return answered.map(drop);
+        }
         let waiter = Rc::new(Waiter {
             client: Rc::clone(self),
             key,
@@ -135,16 +147,17 @@ impl Client {
             changed: Notify::new(),
         });
         self.worker.waiters.borrow_mut().push(Rc::clone(&waiter));
-        self.place.set(Pin::Blocked.label());
-        self.flags.set(crate::session::Flags { blocked: true, ..Default::default() });
-        self.unblock.set(None);
         let outcome = self.watch(waiter.wait(&self.worker)).await;
         waiter.state.set(State::Done);
         self.worker.waiters.borrow_mut().retain(|other| !Rc::ptr_eq(other, &waiter));
+        self.no_longer_blocked();
+        outcome?
+    }
+
+    fn no_longer_blocked(&self) {
         self.flags.set(crate::session::Flags::default());
         self.place.set("lane");
         self.its_turn_begins();
-        outcome?
     }
 
     /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error.

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::client::Unblock;
 use super::super::leased::sleep_until;
 use super::super::{Worker, undelivered};
 use super::tries::is_nothing;
 use super::{State, Waiter};
 use crate::command::blocking::Call;
+use crate::hub::Unblock;
 use crate::pool::Lease;
 use crate::resp::{self, ReplyScanner, Request};
 use crate::session::Pin;

@@ -127,7 +127,7 @@ impl Waiter {
         self.state.set(State::Trying);
         let now = Instant::now();
         lane.touch(now);
-        metrics::counter!("redbouncer_blocking_tries_total").increment(1);
+        metrics::counter!("redbouncer_blocking_tries_total", "on" => "lane").increment(1);
         let (waiter, owner) = (Rc::clone(self), Rc::clone(worker));
         // Appended one behind the other without an await: MULTI, the call and EXEC stay contiguous.
         let (watched, user, judge) = (Rc::clone(&lane), self.key.user, Rc::clone(worker));

@@ -1,0 +1,127 @@
+//! A call that waits in the blocking hub: it holds nothing upstream.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::super::client::Client;
+use crate::command::blocking::{Call, Timeout};
+use crate::hub::{Arrival, End, Waiting};
+use crate::pool::LaneKey;
+use crate::session::Pin;
+use crate::telemetry::ClientClose;
+use crate::upstream::Identity;
+
+/// A call that waits for less than this looks for itself: a wake might come too late.
+const BRIEF: Duration = Duration::from_millis(100);
+
+/// A client as the hub sees it.
+struct Waits {
+    client: Rc<Client>,
+    muted: bool,
+    delivered: Cell<bool>,
+    end: RefCell<Option<End>>,
+    changed: Notify,
+}
+
+impl Waiting for Waits {
+    fn deliver(&self, reply: &[u8]) -> bool {
+        let taken = self.muted || self.client.deliver_element(reply);
+        if taken {
+            self.delivered.set(true);
+            self.changed.notify_one();
+        }
+        taken
+    }
+
+    fn end(&self, end: End) {
+        self.end.replace(Some(end));
+        self.changed.notify_one();
+    }
+}
+
+impl Client {
+    /// Lets a call wait in the hub. `false`: it has to go on otherwise, with the time it has left.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) async fn wait_in_hub(
+        self: &Rc<Self>,
+        (key, identity): (LaneKey, Arc<Identity>),
+        (call, request): (&Call, &Bytes),
+        deadline: Option<Instant>,
+        muted: bool,
+    ) -> Result<bool, ClientClose> {
+        let must_look = self.has_written.take()
+            || match call.timeout {
+                Timeout::After(time) => time < BRIEF,
+                Timeout::Forever => false,
+                // Only the server knows how long that is.
+                Timeout::Unclear => return Ok(false),
+            };
+        let waits = Rc::new(Waits {
+            client: Rc::clone(self),
+            muted,
+            delivered: Cell::new(false),
+            end: RefCell::new(None),
+            changed: Notify::new(),
+        });
+        let arrival = Arrival {
+            key,
+            identity,
+            call: call.clone(),
+            request: request.clone(),
+            deadline,
+            must_look,
+            waiting: Rc::clone(&waits) as Rc<dyn Waiting>,
+        };
+        let Some(seat) = self.worker.hubs.arrive(arrival) else { return Ok(false) };
+        self.place.set(Pin::HUB);
+        loop {
+            if waits.delivered.get() {
+                return Ok(true);
+            }
+            if let Some(end) = waits.end.take() {
+                return self.wait_ended(end, muted);
+            }
+            if let Some(how) = self.unblock.take() {
+                seat.unblock(how);
+                continue;
+            }
+            tokio::select! {
+                () = waits.changed.notified() => {}
+                () = self.unblocked.notified() => {}
+            }
+        }
+    }
+
+    fn wait_ended(&self, end: End, muted: bool) -> Result<bool, ClientClose> {
+        match end {
+            End::Nil => {
+                if !muted {
+                    let protocol = self.protocol();
+                    self.reply(|out| Call::timeout_reply(protocol, out));
+                }
+                Ok(true)
+            }
+            End::Error(words) => {
+                if !muted {
+                    self.send(&words);
+                }
+                Ok(true)
+            }
+            End::Close(words, reason) => {
+                self.send(&words);
+                Err(reason)
+            }
+            End::Fallback => {
+                self.place.set(Pin::Blocked.label());
+                Ok(false)
+            }
+        }
+    }
+}

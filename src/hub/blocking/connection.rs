@@ -1,0 +1,521 @@
+//! A hub's connection: permit, dial, tracking, then bytes for the waitlist until it is lost or nobody needs it.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Sleep;
+
+use super::super::{BlockingOptions, GiveBack};
+use super::waiter::{Arrival, End, Unblock};
+use super::waitlist::{GiveUp, Times, Waitlist};
+use crate::pool::{Kind, LaneKey, Phase, Pool, Unavailable, refused};
+use crate::resp::{self, Protocol, ReplyScanner, encode};
+use crate::telemetry::UpstreamClose;
+use crate::upstream::{DialError, Identity, UpstreamStream};
+
+/// Replies to the first words on a connection come at once; a server that takes longer is not going to answer soon.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Redis's default for `tracking-table-max-keys`, taken for granted where the server does not say.
+const TABLE: usize = 1_000_000;
+/// The first version of Redis that keeps invalidations out of the reply that is being written.
+const FIRST_VERSION: u32 = 7;
+
+/// The hub of one user.
+pub(super) struct Hub {
+    pool: Rc<Pool>,
+    user: u64,
+    identity: Arc<Identity>,
+    waitlist: RefCell<Waitlist>,
+    waker: RefCell<Option<Waker>>,
+    leaving: Cell<Option<UpstreamClose>>,
+    /// Its permit is wanted by somebody who cannot do without.
+    yielding: Cell<bool>,
+    opened: Cell<Option<Instant>>,
+    /// Since when nobody waits.
+    idle_since: Cell<Option<Instant>>,
+    /// When something last came from the server.
+    heard: Cell<Instant>,
+    swept: Cell<Instant>,
+    /// Keys that may be watched: half of the server's tracking table.
+    limit: Cell<usize>,
+    tries: metrics::Counter,
+}
+
+/// Why a connection is no longer carried.
+enum Over {
+    /// Nobody waits, or it is wanted elsewhere: closed in order.
+    Left(UpstreamClose),
+    /// It failed, or cannot be trusted.
+    Lost(UpstreamClose),
+    /// This user may not use a hub.
+    Refused,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// A hub for the user of `arrival`, not yet connected. `None` where the server is known to be unfit.
+    pub(super) fn new(
+        pool: Rc<Pool>,
+        options: &BlockingOptions,
+        give_back: &Rc<GiveBack>,
+        arrival: &Arrival,
+    ) -> Option<Rc<Self>> {
+        if !is_fit(&pool) {
+            return None;
+        }
+        let times = Times { grace: options.grace, stall: pool.shared.upstream.stall_timeout };
+        let giver = Rc::clone(give_back);
+        let give_back = Rc::new(move |key: LaneKey, identity: &Arc<Identity>, back: Option<Bytes>| {
+            giver.send(key, identity, back);
+        });
+        let now = Instant::now();
+        Some(Rc::new(Self {
+            pool,
+            user: arrival.key.user,
+            identity: Arc::clone(&arrival.identity),
+            waitlist: RefCell::new(Waitlist::new(times, give_back)),
+            waker: RefCell::new(None),
+            leaving: Cell::new(None),
+            yielding: Cell::new(false),
+            opened: Cell::new(None),
+            idle_since: Cell::new(None),
+            heard: Cell::new(now),
+            swept: Cell::new(now),
+            limit: Cell::new(TABLE / 2),
+            tries: metrics::counter!("redbouncer_blocking_tries_total", "on" => "hub"),
+        }))
+    }
+
+    pub(super) fn arrive(&self, arrival: Arrival) -> Option<u64> {
+        if self.yielding.get() {
+            return None;
+        }
+        let mut waitlist = self.waitlist.borrow_mut();
+        if waitlist.watched() >= self.limit.get() {
+            return None;
+        }
+        let id = waitlist.arrive(arrival);
+        drop(waitlist);
+        self.idle_since.set(None);
+        self.wake();
+        id
+    }
+
+    pub(super) fn gone(&self, id: u64) {
+        self.waitlist.borrow_mut().gone(id);
+    }
+
+    pub(super) fn unblock(&self, id: u64, how: Unblock) {
+        self.waitlist.borrow_mut().unblock(id, how);
+    }
+
+    pub(super) fn dismiss(&self, how: &End) {
+        self.waitlist.borrow_mut().dismiss(how);
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.waitlist.borrow().in_flight()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waitlist.borrow().waiting()
+    }
+
+    pub(super) fn watched(&self) -> usize {
+        self.waitlist.borrow().watched()
+    }
+
+    pub(super) fn opened(&self) -> Option<Instant> {
+        self.opened.get()
+    }
+
+    /// Whether it has had its turn.
+    pub(super) fn may_yield(&self, now: Instant) -> bool {
+        let turn = self.pool.shared.options.min_turn;
+        self.opened.get().is_some_and(|at| now.saturating_duration_since(at) >= turn)
+    }
+
+    pub(super) fn yield_permit(&self) {
+        self.yielding.set(true);
+        self.leave(UpstreamClose::Turn);
+    }
+
+    /// The connection is closed when what is in flight has been answered.
+    pub(super) fn leave(&self, reason: UpstreamClose) {
+        if self.leaving.get().is_none() {
+            self.leaving.set(Some(reason));
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn tick(&self, now: Instant, deserted: bool) {
+        let mut waitlist = self.waitlist.borrow_mut();
+        self.tries.increment(waitlist.take_tries());
+        if waitlist.waiting() > 0 {
+            self.idle_since.set(None);
+        } else if self.idle_since.get().is_none() {
+            self.idle_since.set(Some(now));
+        }
+        let options = &self.pool.shared.options;
+        let patience = if deserted { options.linger } else { options.idle_timeout };
+        let idle = self.idle_since.get().is_some_and(|at| now.saturating_duration_since(at) >= patience);
+        let heartbeat = self.pool.shared.naming.heartbeat;
+        if self.opened.get().is_some() && now.saturating_duration_since(self.swept.get()) >= heartbeat {
+            self.swept.set(now);
+            waitlist.sweep();
+            self.wake();
+        }
+        let stall = self.pool.shared.upstream.stall_timeout;
+        let stalled = waitlist.oldest(now).is_some_and(|age| age > stall)
+            && now.saturating_duration_since(self.heard.get()) > stall;
+        drop(waitlist);
+        if idle {
+            self.leave(UpstreamClose::Idle);
+        }
+        if stalled {
+            self.leaving.set(Some(UpstreamClose::Stalled));
+            self.wake();
+        }
+    }
+
+    /// Connects, and again after a loss, as long as anybody waits.
+    pub(super) async fn run(self: &Rc<Self>) -> Ended {
+        let mut backoff = self.pool.backoff();
+        'permit: loop {
+            let holder = format!("blocking hub of user '{}'", self.identity.name());
+            let permit = self.pool.shared.budget.try_acquire(Kind::Blocking, &holder);
+            let Some(permit) = permit else { return Ended::NoPermit };
+            loop {
+                permit.enter(Phase::Dialling);
+                let connected = tokio::select! {
+                    connected = self.connect() => connected,
+                    () = self.keep_time() => Ok(None),
+                };
+                match connected {
+                    Ok(Some((stream, database))) => {
+                        backoff = self.pool.backoff();
+                        permit.enter(Phase::Open);
+                        let (over, stream) = self.carry(stream, database).await;
+                        match over {
+                            Over::Refused => return Ended::Refused,
+                            Over::Left(reason) => {
+                                self.pool.close_now(stream, permit, reason).await;
+                                match reason {
+                                    UpstreamClose::Shutdown => return Ended::Done,
+                                    UpstreamClose::Turn => return Ended::NoPermit,
+                                    _ if self.waiting() > 0 => continue 'permit,
+                                    _ => return Ended::Done,
+                                }
+                            }
+                            Over::Lost(reason) => lost(reason),
+                        }
+                    }
+                    Ok(None) => return Ended::Refused,
+                    Err(error) if error.retryable() => {}
+                    Err(error) => match refused(&error, error.public_text()) {
+                        Unavailable::LoginRefused(text) | Unavailable::SelectRefused(text) => {
+                            let mut words = BytesMut::new();
+                            encode::error(&mut words, &text);
+                            self.dismiss(&End::Error(words.freeze()));
+                        }
+                        Unavailable::Full(_) | Unavailable::Down(_) | Unavailable::Stopping => {
+                            return Ended::Refused;
+                        }
+                    },
+                }
+                if self.waiting() == 0 {
+                    return Ended::Done;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(backoff.next()) => {}
+                    () = self.keep_time() => {}
+                }
+            }
+        }
+    }
+
+    /// Lets deadlines pass while there is no connection. Never returns.
+    async fn keep_time(&self) {
+        let mut clock = Clock::default();
+        poll_fn(|cx| {
+            self.remember_waker(cx);
+            clock.poll(cx, &self.waitlist);
+            Poll::<()>::Pending
+        })
+        .await;
+    }
+
+    /// Dials and turns tracking on. `None`: the server or the user is not fit for a hub.
+    async fn connect(&self) -> Result<Option<(UpstreamStream, u32)>, DialError> {
+        let database = self.pool.shared.upstream.database;
+        let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
+        let established = self.pool.dial_hub(key, &self.identity, Kind::Blocking).await?;
+        if !is_fit(&self.pool) {
+            tracing::warn!("the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease");
+            return Ok(None);
+        }
+        let mut stream = established.stream;
+        let answers = tokio::time::timeout(PATIENCE, first_words(&mut stream)).await;
+        // Silence, or a loss: as a dial that failed.
+        let Ok(Ok(answers)) = answers else { return Ok(None) };
+        let [tracking, multi, exec, table] = answers;
+        if let Some(refusal) = [tracking, multi, exec].iter().find_map(|answer| resp::error_text(answer)) {
+            tracing::warn!(
+                user = self.identity.name(),
+                refusal = %String::from_utf8_lossy(refusal),
+                "no blocking hub for this user: its blocking calls are tried on lanes or take a lease"
+            );
+            return Ok(None);
+        }
+        let table = resp::elements(&table)
+            .and_then(|mut pair| std::str::from_utf8(resp::bulk(pair.nth(1)?)?).ok()?.parse().ok())
+            // 0 means without a bound.
+            .map_or(TABLE, |keys: usize| if keys == 0 { usize::MAX } else { keys });
+        self.limit.set((table / 2).max(1));
+        Ok(Some((stream, database)))
+    }
+
+    /// Carries the waitlist's bytes until the connection is over.
+    async fn carry(self: &Rc<Self>, stream: UpstreamStream, database: u32) -> (Over, UpstreamStream) {
+        let now = Instant::now();
+        self.opened.set(Some(now));
+        self.heard.set(now);
+        self.swept.set(now);
+        self.leaving.set(None);
+        self.waitlist.borrow_mut().connected(database);
+        let mut carrier = Carrier {
+            hub: Rc::clone(self),
+            stream,
+            scanner: ReplyScanner::default(),
+            partial: BytesMut::new(),
+            clock: Clock::default(),
+            unflushed: false,
+        };
+        let over = poll_fn(|cx| carrier.poll(cx)).await;
+        self.opened.set(None);
+        self.waitlist.borrow_mut().disconnected();
+        (over, carrier.stream)
+    }
+
+    fn remember_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Whether the connection is to be left now.
+    fn poll_leaving(&self) -> Option<Over> {
+        let mut waitlist = self.waitlist.borrow_mut();
+        match waitlist.given_up() {
+            Some(GiveUp::Refused) => return Some(Over::Refused),
+            Some(GiveUp::Astray) => return Some(Over::Lost(UpstreamClose::Desync)),
+            Some(GiveUp::Moved) if self.leaving.get().is_none() => self.leaving.set(Some(UpstreamClose::Moved)),
+            Some(GiveUp::Moved) | None => {}
+        }
+        let reason = self.leaving.get()?;
+        if reason == UpstreamClose::Stalled {
+            return Some(Over::Lost(reason));
+        }
+        if reason == UpstreamClose::Idle && waitlist.waiting() > 0 {
+            self.leaving.set(None);
+            return None;
+        }
+        waitlist.pause();
+        (waitlist.in_flight() == 0 && waitlist.out().is_empty()).then_some(Over::Left(reason))
+    }
+}
+
+/// How a hub ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nobody needs it.
+    Done,
+    /// This user may not use one, or this server has none.
+    Refused,
+    /// There is no connection for it under the cap.
+    NoPermit,
+}
+
+/// The part that only the hub's task touches.
+struct Carrier {
+    hub: Rc<Hub>,
+    stream: UpstreamStream,
+    scanner: ReplyScanner,
+    partial: BytesMut,
+    clock: Clock,
+    /// Something was written since the last flush that succeeded.
+    unflushed: bool,
+}
+
+impl Carrier {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
+        self.hub.remember_waker(cx);
+        loop {
+            self.clock.poll(cx, &self.hub.waitlist);
+            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                return Poll::Ready(Over::Lost(UpstreamClose::Lost));
+            }
+            if let Some(over) = self.hub.poll_leaving() {
+                return Poll::Ready(over);
+            }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(reason)) => return Poll::Ready(Over::Lost(reason)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let mut waitlist = self.hub.waitlist.borrow_mut();
+        let out = waitlist.out();
+        self.unflushed |= !out.is_empty();
+        while !out.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, out) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(sent)) => out.advance(sent),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        // `advance` leaves the buffer at its end: a new one starts at the front of its memory.
+        if out.capacity() > 0 && self.unflushed {
+            *out = BytesMut::with_capacity(out.capacity().min(KEEP));
+        }
+        if self.unflushed && self.stream.is_buffered() {
+            std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamClose>> {
+        let hub = Rc::clone(&self.hub);
+        let mut scratch = hub.pool.scratch().borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        match std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+            Err(_) => Poll::Ready(Err(UpstreamClose::Lost)),
+            Ok(()) if buffer.filled().is_empty() => Poll::Ready(Err(UpstreamClose::Lost)),
+            Ok(()) => Poll::Ready(self.receive(buffer.filled())),
+        }
+    }
+
+    fn receive(&mut self, data: &[u8]) -> Result<(), UpstreamClose> {
+        let now = Instant::now();
+        self.hub.heard.set(now);
+        let mut waitlist = self.hub.waitlist.borrow_mut();
+        let mut rest = data;
+        while !rest.is_empty() {
+            let step = self.scanner.step(rest).map_err(|_| UpstreamClose::Desync)?;
+            let (part, behind) = rest.split_at(step.consumed);
+            rest = behind;
+            match step.complete {
+                Some(kind) if self.partial.is_empty() => waitlist.receive(kind, part, now)?,
+                Some(kind) => {
+                    self.partial.extend_from_slice(part);
+                    waitlist.receive(kind, &self.partial.split(), now)?;
+                }
+                None => self.partial.extend_from_slice(part),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A drained write buffer larger than this is given back.
+const KEEP: usize = 64 << 10;
+
+/// Wakes the hub's task when a deadline comes.
+#[derive(Default)]
+struct Clock {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    /// Ends what is due, and asks to be woken for the next.
+    fn poll(&mut self, cx: &mut Context<'_>, waitlist: &RefCell<Waitlist>) {
+        loop {
+            let mut waitlist = waitlist.borrow_mut();
+            waitlist.expire(Instant::now());
+            let Some(next) = waitlist.next_timer() else { return };
+            drop(waitlist);
+            let next = tokio::time::Instant::from_std(next);
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
+            if sleep.deadline() != next {
+                sleep.as_mut().reset(next);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether the server can serve a hub, as far as is known: RESP3, and invalidations that never come inside a reply.
+fn is_fit(pool: &Pool) -> bool {
+    pool.shared.connector.server().is_none_or(|server| {
+        let major = server.version.split('.').next().and_then(|major| major.parse().ok());
+        server.hello && major.is_none_or(|major: u32| major >= FIRST_VERSION)
+    })
+}
+
+fn lost(reason: UpstreamClose) {
+    metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => Kind::Blocking.label())
+        .increment(1);
+    tracing::warn!(reason = reason.label(), "the connection of a blocking hub was lost");
+}
+
+/// What is said first on a connection. MULTI and EXEC are tried out before any call depends on them: behind a MULTI that
+/// is refused, a call would block.
+async fn first_words(stream: &mut UpstreamStream) -> std::io::Result<[Bytes; 4]> {
+    let mut words = BytesMut::new();
+    encode::command(&mut words, &[b"CLIENT", b"TRACKING", b"ON"]);
+    encode::command(&mut words, &[b"MULTI"]);
+    encode::command(&mut words, &[b"EXEC"]);
+    encode::command(&mut words, &[b"CONFIG", b"GET", b"tracking-table-max-keys"]);
+    stream.write_all(&words).await?;
+    stream.flush().await?;
+    let mut answers: [Bytes; 4] = Default::default();
+    let mut scanner = ReplyScanner::default();
+    let mut chunk = vec![0; 4 << 10];
+    let mut partial = BytesMut::new();
+    let mut at = 0;
+    while at < answers.len() {
+        let came = stream.read(&mut chunk).await?;
+        if came == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut rest = &chunk[..came];
+        while !rest.is_empty() {
+            let step = scanner.step(rest).map_err(|_| std::io::ErrorKind::InvalidData)?;
+            partial.extend_from_slice(&rest[..step.consumed]);
+            rest = &rest[step.consumed..];
+            if step.complete.is_some() {
+                let answer = answers.get_mut(at).ok_or(std::io::ErrorKind::InvalidData)?;
+                *answer = partial.split().freeze();
+                at += 1;
+            }
+        }
+    }
+    Ok(answers)
+}

@@ -1,0 +1,173 @@
+//! One blocking call that waits in a hub, and how its client is reached.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::command::Blocking;
+use crate::command::blocking::{Call, Waited};
+use crate::pool::LaneKey;
+use crate::resp::{Protocol, Request, encode};
+use crate::telemetry::ClientClose;
+use crate::upstream::Identity;
+
+/// How the client of a blocking call is reached. Called from the hub's task; must not call back into the hub.
+pub trait Waiting {
+    /// Hands over an element, the call's whole reply in the client's protocol, in one step: looks whether the client
+    /// is there, and writes. `false`: it is gone and not a byte was taken, so the element may go to somebody else.
+    fn deliver(&self, reply: &[u8]) -> bool;
+    /// Ends the wait without an element.
+    fn end(&self, end: End);
+}
+
+/// How a wait ends without an element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The time is up, or CLIENT UNBLOCK said so.
+    Nil,
+    /// This whole error reply.
+    Error(Bytes),
+    /// Closed, after this whole error reply (which may be empty).
+    Close(Bytes, ClientClose),
+    /// The hub cannot serve this call: the client has to go about it otherwise.
+    Fallback,
+}
+
+/// CLIENT UNBLOCK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unblock {
+    /// As if the time were up.
+    Timeout,
+    /// With an error.
+    Error,
+}
+
+/// A blocking call as it arrives.
+pub struct Arrival {
+    /// Under which key its client's commands run: user, database, protocol.
+    pub key: LaneKey,
+    /// Who the user is.
+    pub identity: Arc<Identity>,
+    /// The call, taken apart.
+    pub call: Call,
+    /// The whole canonical request.
+    pub request: Bytes,
+    /// When its own timeout ends; `None`: never.
+    pub deadline: Option<Instant>,
+    /// It has to look for itself, even on a key known to be empty: its client has written since its last call, or
+    /// waits so briefly that a wake could come too late.
+    pub must_look: bool,
+    /// How its client is reached.
+    pub waiting: Rc<dyn Waiting>,
+}
+
+impl std::fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrival").field("key", &self.key).field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+/// Where a waiter stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing is in flight for it.
+    Queued,
+    /// It is in exactly one request in flight.
+    Trying,
+}
+
+/// A waiting call.
+pub(super) struct Waiter {
+    pub(super) key: LaneKey,
+    pub(super) identity: Arc<Identity>,
+    pub(super) call: Call,
+    pub(super) request: Bytes,
+    /// The request with its timeout blanked: whoever has the same may be handed the same element.
+    pub(super) shape: Bytes,
+    /// The group of an XREADGROUP.
+    pub(super) group: Option<Bytes>,
+    /// One spot for each of the call's keys.
+    pub(super) spots: Vec<usize>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) must_look: bool,
+    pub(super) waiting: Rc<dyn Waiting>,
+    pub(super) state: State,
+    /// The call's own first answer has not come, so an error is its answer.
+    pub(super) first: bool,
+    /// `$` or `+` has yet to be made explicit.
+    pub(super) floating: bool,
+    /// The deadline has passed while something was in flight.
+    pub(super) overdue: bool,
+    pub(super) unblock: Option<Unblock>,
+    /// The client has left, or has its answer: what a try still brings goes elsewhere.
+    pub(super) gone: bool,
+}
+
+impl Waiter {
+    pub(super) fn new(arrival: Arrival) -> Option<Self> {
+        let request = Request::parse(&arrival.request)?;
+        let shape = shape(&arrival.call, &request);
+        let group = arrival.call.group(&request).map(Bytes::copy_from_slice);
+        let floating = !arrival.call.floating(&request).is_empty();
+        Some(Self {
+            key: arrival.key,
+            identity: arrival.identity,
+            call: arrival.call,
+            request: arrival.request,
+            shape,
+            group,
+            spots: Vec::new(),
+            deadline: arrival.deadline,
+            must_look: arrival.must_look,
+            waiting: arrival.waiting,
+            state: State::Queued,
+            first: true,
+            floating,
+            overdue: false,
+            unblock: None,
+            gone: false,
+        })
+    }
+
+    pub(super) fn kind(&self) -> Waited {
+        self.call.command.waits_for()
+    }
+
+    pub(super) fn is_free(&self) -> bool {
+        self.state == State::Queued && !self.gone
+    }
+
+    /// Whether an element belongs to nobody else once it was read for this call.
+    pub(super) fn pops(&self) -> bool {
+        !matches!(self.call.command, Blocking::XRead | Blocking::XReadGroup)
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.key.protocol
+    }
+
+    /// The request has become this one.
+    pub(super) fn rewrite(&mut self, request: Bytes) {
+        if let Some(parsed) = Request::parse(&request) {
+            self.shape = shape(&self.call, &parsed);
+        }
+        self.request = request;
+    }
+}
+
+/// The call with its name in lower case and without its timeout.
+fn shape(call: &Call, request: &Request<'_>) -> Bytes {
+    let name = request.name().to_ascii_lowercase();
+    let mut words: Vec<&[u8]> = request.args().collect();
+    if let Some(word) = words.first_mut() {
+        *word = &name;
+    }
+    if let Some(word) = words.get_mut(call.timeout_arg) {
+        *word = b"";
+    }
+    let mut out = BytesMut::new();
+    encode::command(&mut out, &words);
+    out.freeze()
+}

@@ -1,0 +1,350 @@
+//! What the server's answers mean.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::waiter::{End, State};
+use super::tries::{Ask, Purpose, Sent};
+use super::{Access, GiveUp, Known, Waitlist};
+use crate::command::Blocking;
+use crate::command::blocking::last_generated_id;
+use crate::resp::{self, Protocol, Request};
+use crate::telemetry::{ClientClose, UpstreamClose};
+
+/// How long a call waits after an error that passes by itself.
+const PASSING: Duration = Duration::from_millis(100);
+
+/// What Redis tells blocked clients when their server becomes a replica (`disconnectOrRedirectAllBlockedClients` in
+/// redis `blocked.c`), before it closes them.
+const DEMOTED: &[u8] =
+    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
+
+/// A member's part of an answer.
+enum Own<'a> {
+    /// Nil, or an empty XREAD.
+    Nothing,
+    Element(&'a [u8]),
+    Error(&'a [u8]),
+    /// The call may run, but what is left may not be counted.
+    Uncountable,
+}
+
+impl Waitlist {
+    /// The last reply to `sent` has come.
+    pub(super) fn answered(&mut self, sent: &Sent, last: &[u8], now: Instant) -> Result<(), UpstreamClose> {
+        match sent.purpose {
+            Purpose::Ping => return Ok(()),
+            Purpose::Select(database) => {
+                self.selected(database, last);
+                return Ok(());
+            }
+            Purpose::Call { .. } | Purpose::Positions { .. } | Purpose::Look { .. } => {}
+        }
+        self.switches -= usize::from(sent.select.is_some());
+        if sent.unguarded {
+            // Members have run outside of MULTI, and the call may block this connection: nothing here can be trusted.
+            self.given_up = Some(GiveUp::Refused);
+            self.give_up_on(sent);
+            return Ok(());
+        }
+        let members: Vec<&[u8]> = resp::elements(last).map(Iterator::collect).unwrap_or_default();
+        let executed = !resp::is_error(last);
+        if executed && (members.len() != sent.members() || members.iter().any(|part| part.starts_with(b">"))) {
+            return Err(UpstreamClose::Desync);
+        }
+        let (select, rest) = members.split_at(usize::from(sent.select.is_some() && executed));
+        if let (Some(database), Some(reply)) = (sent.select, select.first()) {
+            if resp::is_error(reply) {
+                // What ran behind it ran in another database.
+                self.given_up = Some(GiveUp::Astray);
+                self.give_up_on(sent);
+                return Ok(());
+            }
+            self.database = database;
+        }
+        let (own, cards) = rest.split_at(sent.own_members().min(rest.len()));
+        self.note_cards(sent, cards, executed);
+        let error = sent.refused.as_ref().map_or(last, |(_, words)| words);
+        match &sent.purpose {
+            Purpose::Call { waiters, request } => {
+                let own = self.own(sent, own.first().copied(), error);
+                self.call_answered(waiters, request, own, &sent.cards, now);
+            }
+            Purpose::Positions { waiter, .. } => self.positioned(*waiter, executed.then_some(own)),
+            Purpose::Look { spots } => self.looked(spots, own.first().copied(), now),
+            Purpose::Select(_) | Purpose::Ping => {}
+        }
+        for at in &sent.cards {
+            self.pump(*at);
+        }
+        self.end_the_overdue();
+        Ok(())
+    }
+
+    fn own<'a>(&self, sent: &Sent, own: Option<&'a [u8]>, error: &'a [u8]) -> Own<'a> {
+        let select = usize::from(sent.select.is_some());
+        let uncountable = sent.refused.as_ref().is_some_and(|(at, _)| *at > select);
+        match own {
+            None if uncountable && error.starts_with(b"-NOPERM") => Own::Uncountable,
+            None => Own::Error(error),
+            Some(reply) if resp::is_error(reply) => Own::Error(reply),
+            Some(reply) if is_nothing(reply) => Own::Nothing,
+            Some(reply) => Own::Element(reply),
+        }
+    }
+
+    /// What the spots hold, as of this answer.
+    fn note_cards(&mut self, sent: &Sent, cards: &[&[u8]], executed: bool) {
+        for (i, at) in sent.cards.iter().enumerate() {
+            let Some(spot) = self.spots.at_mut(*at) else { continue };
+            spot.asking = spot.asking.saturating_sub(1);
+            if !executed {
+                continue;
+            }
+            let reply = cards.get(i).copied().unwrap_or_default();
+            spot.known = match resp::integer(reply) {
+                Some(left) => Known::Left(u64::try_from(left).unwrap_or(0)),
+                None if is_code(reply, b"WRONGTYPE") => Known::OtherType,
+                None => Known::Unknown,
+            };
+        }
+    }
+
+    /// A refused or misplaced request: its waiters' calls may have run.
+    fn give_up_on(&mut self, sent: &Sent) {
+        for id in sent.waiters() {
+            if let Some(waiter) = self.waiters.get_mut(id) {
+                waiter.state = State::Queued;
+                if waiter.gone {
+                    self.remove(*id);
+                } else {
+                    self.finish(*id, End::Close(Bytes::new(), ClientClose::UpstreamLost));
+                }
+            }
+        }
+    }
+
+    fn selected(&mut self, database: u32, reply: &[u8]) {
+        self.switches -= 1;
+        let refused = resp::is_error(reply);
+        if refused {
+            self.access.remove(&database);
+        } else {
+            self.database = database;
+            self.access.insert(database, Access::Granted);
+        }
+        let mut waiting: Vec<_> = self
+            .waiters
+            .iter()
+            .filter(|(_, waiter)| waiter.key.database == database)
+            .map(|(id, _)| *id)
+            .collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            if refused {
+                self.finish(id, End::Error(Bytes::copy_from_slice(reply)));
+            } else {
+                self.start(id);
+            }
+        }
+    }
+
+    fn call_answered(
+        &mut self,
+        waiters: &[u64],
+        request: &Bytes,
+        own: Own<'_>,
+        cards: &[usize],
+        now: Instant,
+    ) {
+        let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
+        let (spots, group, woken) = (lead.spots.clone(), lead.group.clone(), !lead.first);
+        for id in waiters {
+            if let Some(waiter) = self.waiters.get_mut(id) {
+                waiter.state = State::Queued;
+            }
+        }
+        let something = matches!(own, Own::Element(_) | Own::Error(_));
+        match own {
+            Own::Nothing => {
+                for at in cards.iter().filter(|_| woken) {
+                    if let Some(spot) = self.spots.at_mut(*at) {
+                        spot.wake_was_empty();
+                    }
+                }
+                waiters.iter().for_each(|id| self.nothing_for(*id));
+            }
+            Own::Element(reply) => {
+                for at in &spots {
+                    if let Some(spot) = self.spots.at_mut(*at) {
+                        spot.wake_was_full();
+                    }
+                }
+                waiters.iter().for_each(|id| self.deliver(*id, request, reply));
+            }
+            Own::Error(reply) => waiters.iter().for_each(|id| self.failed(*id, reply, now)),
+            Own::Uncountable => {
+                if let Some(kind) = waiters.first().and_then(|id| self.waiters.get(id)).map(|w| w.kind())
+                    && !self.uncountable.contains(&kind)
+                {
+                    self.uncountable.push(kind);
+                }
+                waiters.iter().for_each(|id| self.end_or_forget(*id, End::Fallback));
+            }
+        }
+        if let (Some(group), true) = (&group, something) {
+            spots.iter().for_each(|at| self.next_of_group(*at, group));
+        }
+        spots.iter().filter(|at| !cards.contains(at)).for_each(|at| self.pump(*at));
+    }
+
+    /// The call has found nothing and goes on waiting, unless its time was up meanwhile.
+    fn nothing_for(&mut self, id: u64) {
+        let Some(waiter) = self.waiters.get_mut(&id) else { return };
+        waiter.first = false;
+        if waiter.gone {
+            self.remove(id);
+        } else if let Some(how) = waiter.unblock.take() {
+            self.end_unblocked(id, how);
+        } else if waiter.overdue {
+            self.finish(id, End::Nil);
+        }
+    }
+
+    /// The call was answered with an error. On its first try that is its answer. After a wake it is what Redis would do
+    /// with a client that is blocked already.
+    fn failed(&mut self, id: u64, reply: &[u8], now: Instant) {
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        let demoted = is_code(reply, b"READONLY");
+        if demoted {
+            self.given_up = Some(GiveUp::Moved);
+        }
+        if waiter.gone || waiter.first || waiter.call.command == Blocking::XReadGroup {
+            return self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
+        }
+        let spots = waiter.spots.clone();
+        if demoted {
+            let words = Bytes::from_static(DEMOTED);
+            self.end_or_forget(id, End::Close(words, ClientClose::UpstreamLost));
+        } else if is_passing(reply) {
+            for at in spots {
+                if let Some(spot) = self.spots.at_mut(at) {
+                    spot.known = Known::Unknown;
+                    spot.not_before = Some(now + PASSING);
+                    self.delayed.insert((now + PASSING, at));
+                }
+            }
+            self.nothing_for(id);
+        } else if is_code(reply, b"WRONGTYPE") {
+            let usable = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.known != Known::OtherType);
+            let keep: Vec<bool> = spots.iter().map(usable).collect();
+            if keep.iter().all(|keep| *keep) {
+                // The keys are sound: it is the destination.
+                self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
+            } else if keep.contains(&true) {
+                self.send_for_keys(id, &keep);
+            } else {
+                self.nothing_for(id);
+            }
+        } else {
+            self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
+        }
+    }
+
+    fn end_or_forget(&mut self, id: u64, how: End) {
+        if self.waiters.get(&id).is_some_and(|waiter| waiter.gone) {
+            self.remove(id);
+        } else {
+            self.finish(id, how);
+        }
+    }
+
+    /// Hands the element to its waiter in one step, else to the next one with the same call, else back.
+    fn deliver(&mut self, id: u64, request: &Bytes, reply: &[u8]) {
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        let taken = !waiter.gone && give(waiter, reply);
+        if taken || !waiter.pops() {
+            // What a stream holds stays there; an entry read for a group is pending for its consumer.
+            return self.remove(id);
+        }
+        let (key, identity, shape) = (waiter.key, std::sync::Arc::clone(&waiter.identity), waiter.shape.clone());
+        let (call, first_spot) = (waiter.call.clone(), waiter.spots.first().copied());
+        self.remove(id);
+        let others: Vec<u64> = first_spot
+            .and_then(|at| self.spots.at(at))
+            .map(|spot| spot.queue.iter().copied().collect())
+            .unwrap_or_default();
+        for other in others {
+            let fits = self.waiters.get(&other).is_some_and(|waiter| {
+                waiter.is_free() && waiter.shape == shape && give(waiter, reply)
+            });
+            if fits {
+                crate::hub::fate("handed_on");
+                return self.remove(other);
+            }
+        }
+        let back = Request::parse(request).and_then(|request| call.give_back(&request, reply));
+        (self.give_back)(key, &identity, back.map(BytesMut::freeze));
+    }
+
+    /// The ids for `$` and `+` have come.
+    fn positioned(&mut self, id: u64, answers: Option<&[&[u8]]>) {
+        let Some(waiter) = self.waiters.get_mut(&id) else { return };
+        waiter.state = State::Queued;
+        if waiter.gone {
+            return self.remove(id);
+        }
+        let Some(request) = Request::parse(&waiter.request) else { return };
+        let answers = answers.unwrap_or_default();
+        let ids: Vec<Bytes> = answers.iter().filter_map(|reply| last_generated_id(reply)).collect();
+        let floating = waiter.call.floating(&request);
+        if !floating.is_empty() && ids.len() == floating.len() {
+            // What `+` asks for may be there already: it is asked as it stands, once.
+            let now = waiter.call.with_positions(&request, &ids, false);
+            let later = waiter.call.with_positions(&request, &ids, true);
+            let only_dollars = waiter.call.dollars.len() == waiter.call.keys.len();
+            waiter.floating = false;
+            waiter.rewrite(later);
+            if only_dollars {
+                self.nothing_for(id);
+            } else {
+                self.send_request(vec![id], now, Ask::All);
+            }
+        } else if answers.iter().any(|reply| is_code(reply, b"WRONGTYPE")) {
+            // The call itself will be told.
+            let request = waiter.request.clone();
+            self.send_request(vec![id], request, Ask::All);
+        } else {
+            self.finish(id, End::Fallback);
+        }
+    }
+}
+
+/// Gives `reply` to the waiter's client in its protocol.
+fn give(waiter: &super::Waiter, reply: &[u8]) -> bool {
+    match waiter.protocol() {
+        Protocol::Resp3 => waiter.waiting.deliver(reply),
+        Protocol::Resp2 => {
+            let mut out = BytesMut::with_capacity(reply.len() + 32);
+            resp::downgrade(reply, &mut out);
+            waiter.waiting.deliver(&out)
+        }
+    }
+}
+
+/// Whether a member's reply is none: nil, or (XREAD on some versions) an empty aggregate.
+fn is_nothing(reply: &[u8]) -> bool {
+    resp::is_null(reply) || matches!(reply, b"*0\r\n" | b"%0\r\n")
+}
+
+fn is_code(reply: &[u8], code: &[u8]) -> bool {
+    resp::error_text(reply).is_some_and(|text| text.starts_with(code))
+}
+
+/// Errors that a blocked client of Redis would not see: the server's state, which passes.
+fn is_passing(reply: &[u8]) -> bool {
+    const CODES: [&[u8]; 7] =
+        [b"BUSY", b"LOADING", b"MASTERDOWN", b"CLUSTERDOWN", b"TRYAGAIN", b"MISCONF", b"OOM"];
+    CODES.iter().any(|code| is_code(reply, code))
+}

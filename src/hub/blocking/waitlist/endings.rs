@@ -1,0 +1,89 @@
+//! Waits that end without an element: the time is up, or CLIENT UNBLOCK.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::waiter::{End, State, Unblock};
+use super::Waitlist;
+use crate::command::blocking::Call;
+use crate::resp::encode;
+use crate::telemetry::ClientClose;
+
+impl Waitlist {
+    /// Ends what is due, and lets delayed tries go.
+    pub(in crate::hub::blocking) fn expire(&mut self, now: Instant) {
+        while let Some((_, id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.pop_first();
+            self.is_due(id, now);
+        }
+        while let Some((_, at)) = self.delayed.first().copied().filter(|(at, _)| *at <= now) {
+            self.delayed.pop_first();
+            if let Some(spot) = self.spots.at_mut(at) {
+                spot.not_before = None;
+            }
+            self.pump(at);
+        }
+    }
+
+    /// A call's time is up. With nothing in flight it gets nil at once. With a try in flight the answer decides, for a
+    /// while: an element that was popped for it should reach it.
+    fn is_due(&mut self, id: u64, now: Instant) {
+        let asking = self.is_being_asked(id);
+        let Some(waiter) = self.waiters.get_mut(&id) else { return };
+        waiter.deadline = None;
+        let moves = Call::moves_before_answering(waiter.call.command);
+        match (waiter.state, waiter.overdue) {
+            (State::Queued, false) if waiter.first && asking => {
+                waiter.overdue = true;
+                self.overdue.insert(id);
+                self.remind(id, now + self.times.grace);
+            }
+            (State::Queued, _) => self.finish(id, End::Nil),
+            (State::Trying, false) => {
+                waiter.overdue = true;
+                self.remind(id, now + if moves { self.times.stall } else { self.times.grace });
+            }
+            (State::Trying, true) if moves => {
+                self.finish(id, End::Close(Bytes::new(), ClientClose::UpstreamLost));
+            }
+            (State::Trying, true) => self.finish(id, End::Nil),
+        }
+    }
+
+    fn remind(&mut self, id: u64, at: Instant) {
+        if let Some(waiter) = self.waiters.get_mut(&id) {
+            waiter.deadline = Some(at);
+            self.deadlines.insert((at, id));
+        }
+    }
+
+    /// Whether an answer under way will say what a waiter's keys hold.
+    fn is_being_asked(&self, id: u64) -> bool {
+        let Some(waiter) = self.waiters.get(&id) else { return false };
+        waiter.spots.iter().any(|at| self.spots.at(*at).is_some_and(|spot| spot.asking > 0))
+    }
+
+    /// Those whose time was up while an older waiter's answer was awaited: it has come, and they are still not served.
+    pub(super) fn end_the_overdue(&mut self) {
+        let waiting: Vec<_> = self.overdue.iter().copied().collect();
+        for id in waiting {
+            let free = self.waiters.get(&id).is_some_and(|waiter| waiter.is_free());
+            if free && !self.is_being_asked(id) {
+                self.finish(id, End::Nil);
+            }
+        }
+    }
+
+    pub(super) fn end_unblocked(&mut self, id: u64, how: Unblock) {
+        let end = match how {
+            Unblock::Timeout => End::Nil,
+            Unblock::Error => {
+                let mut words = BytesMut::new();
+                encode::error(&mut words, "UNBLOCKED client unblocked via CLIENT UNBLOCK");
+                End::Error(words.freeze())
+            }
+        };
+        self.finish(id, end);
+    }
+}

@@ -1,0 +1,349 @@
+//! Who waits for which key, what is known of each key, and what has been asked of the server: the hub without its
+//! socket.
+//!
+//! The hub's connection has CLIENT TRACKING on, so the server says when a key changes that was read there. A wake pops
+//! nothing: the call of the longest waiter then runs inside MULTI and EXEC, where it cannot block, together with the
+//! command that says how many elements are left and arms the key again. What always holds:
+//!
+//! 1. Nothing is popped unless a waiter was at hand when the request was written.
+//! 2. A waiter is in at most one request in flight.
+//! 3. Where a waiter is queued, its key is armed and was empty, or a request in flight says what it holds, or a timer
+//!    of a few milliseconds does.
+//! 4. Every try ends in exactly one of: nil, delivered, handed on, given back, an error.
+//! 5. What is known of a key changes only in the order of the connection's bytes.
+//! 6. The tries of one key leave in the order of its waiters.
+//!
+//! Pure: bytes in, bytes out, the time as an argument; clients are called through [`Waiting`].
+
+mod answers;
+mod endings;
+mod spot;
+mod sweep;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
+mod tries;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::waiter::{Arrival, End, State, Unblock, Waiter};
+use crate::command::blocking::Waited;
+use crate::pool::LaneKey;
+use crate::resp::{self, ReplyKind};
+use crate::telemetry::{ClientClose, UpstreamClose};
+use crate::upstream::Identity;
+
+use spot::{Known, Spots};
+use tries::Sent;
+
+/// Puts an element back that nobody can be given: the request that does it, as whom, under which key.
+pub(super) type GiveBack = Rc<dyn Fn(LaneKey, &Arc<Identity>, Option<Bytes>)>;
+
+/// The times that govern a waitlist.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// How long after its deadline a call's answer under way is awaited.
+    pub(super) grace: Duration,
+    /// The same for calls whose element has moved already when their answer comes.
+    pub(super) stall: Duration,
+}
+
+/// Why the connection has to be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GiveUp {
+    /// The user may not do what a hub needs: no further calls here.
+    Refused,
+    /// The server has become a replica: the next connection goes where the name points now.
+    Moved,
+    /// The connection was found in another database than it must be in.
+    Astray,
+}
+
+/// Whether the connection may be switched to a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Asked,
+    Granted,
+}
+
+/// The waiting calls of one user.
+pub(super) struct Waitlist {
+    times: Times,
+    give_back: GiveBack,
+    waiters: HashMap<u64, Waiter>,
+    arrivals: u64,
+    spots: Spots,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Spots whose next try is delayed.
+    delayed: BTreeSet<(Instant, usize)>,
+    /// Queued ones whose time is up while a request in flight will say whether there was something for them.
+    overdue: BTreeSet<u64>,
+    /// What is in flight, in the order of the connection.
+    sent: VecDeque<Sent>,
+    out: BytesMut,
+    online: bool,
+    /// The database that the connection was in when the last reply was read.
+    database: u32,
+    /// Requests in flight that change the database.
+    switches: usize,
+    access: HashMap<u32, Access>,
+    /// What this user may not count, and so not wait for here.
+    uncountable: Vec<Waited>,
+    exists_refused: bool,
+    given_up: Option<GiveUp>,
+    tries: u64,
+}
+
+impl Waitlist {
+    pub(super) fn new(times: Times, give_back: GiveBack) -> Self {
+        Self {
+            times,
+            give_back,
+            waiters: HashMap::new(),
+            arrivals: 0,
+            spots: Spots::default(),
+            deadlines: BTreeSet::new(),
+            delayed: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+            sent: VecDeque::new(),
+            out: BytesMut::new(),
+            online: false,
+            database: 0,
+            switches: 0,
+            access: HashMap::new(),
+            uncountable: Vec::new(),
+            exists_refused: false,
+            given_up: None,
+            tries: 0,
+        }
+    }
+
+    /// A call has arrived. Returns its number, or `None` when it cannot wait here.
+    pub(super) fn arrive(&mut self, arrival: Arrival) -> Option<u64> {
+        if self.uncountable.contains(&arrival.call.command.waits_for()) {
+            return None;
+        }
+        let mut waiter = Waiter::new(arrival)?;
+        self.arrivals += 1;
+        let id = self.arrivals;
+        let request = resp::Request::parse(&waiter.request)?;
+        let (database, kind) = (waiter.key.database, waiter.kind());
+        let words: Vec<&[u8]> = request.args().collect();
+        for key in &waiter.call.keys {
+            let at = self.spots.enter(database, kind, words.get(*key).copied().unwrap_or_default());
+            waiter.spots.push(at);
+            if let Some(spot) = self.spots.at_mut(at) {
+                spot.queue.insert(id);
+            }
+        }
+        if let Some(deadline) = waiter.deadline {
+            self.deadlines.insert((deadline, id));
+        }
+        self.waiters.insert(id, waiter);
+        self.start(id);
+        Some(id)
+    }
+
+    /// The client has left. Nothing upstream; what a try still brings goes elsewhere.
+    pub(super) fn gone(&mut self, id: u64) {
+        match self.waiters.get_mut(&id) {
+            Some(waiter) if waiter.state == State::Trying => {
+                waiter.gone = true;
+                self.leave_queues(id);
+            }
+            Some(_) => self.remove(id),
+            None => {}
+        }
+    }
+
+    /// CLIENT UNBLOCK. Inside a try the try's element comes first.
+    pub(super) fn unblock(&mut self, id: u64, how: Unblock) {
+        match self.waiters.get_mut(&id) {
+            Some(waiter) if waiter.state == State::Trying => waiter.unblock = Some(how),
+            Some(_) => self.end_unblocked(id, how),
+            None => {}
+        }
+    }
+
+    /// The connection is there, in `database`: everybody's keys are asked for.
+    pub(super) fn connected(&mut self, database: u32) {
+        self.online = true;
+        self.given_up = None;
+        self.database = database;
+        self.access.insert(database, Access::Granted);
+        self.uncountable.clear();
+        self.exists_refused = false;
+        let mut waiting: Vec<_> = self.waiters.keys().copied().collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            self.start(id);
+        }
+    }
+
+    /// The connection is lost. Those in a try are closed, because their call may have run; the others keep waiting.
+    pub(super) fn disconnected(&mut self) {
+        self.online = false;
+        self.out.clear();
+        self.access.clear();
+        self.delayed.clear();
+        self.switches = 0;
+        self.spots.forget_all_knowledge();
+        for sent in std::mem::take(&mut self.sent) {
+            for id in sent.waiters() {
+                let Some(waiter) = self.waiters.get_mut(id) else { continue };
+                if waiter.gone {
+                    self.remove(*id);
+                } else if sent.runs_a_call() {
+                    self.finish(*id, End::Close(Bytes::new(), ClientClose::UpstreamLost));
+                } else {
+                    waiter.state = State::Queued;
+                }
+            }
+        }
+    }
+
+    /// Nothing more is asked on this connection: it is about to be left.
+    pub(super) fn pause(&mut self) {
+        self.online = false;
+    }
+
+    /// Ends every wait in the same way.
+    pub(super) fn dismiss(&mut self, how: &End) {
+        let mut waiting: Vec<_> = self.waiters.keys().copied().collect();
+        waiting.sort_unstable();
+        for id in waiting {
+            if self.waiters.get(&id).is_some_and(|waiter| waiter.is_free()) {
+                self.finish(id, how.clone());
+            }
+        }
+    }
+
+    /// Takes one whole frame from the server.
+    ///
+    /// # Errors
+    /// It is nothing that was asked for: the connection is out of step.
+    pub(super) fn receive(
+        &mut self,
+        kind: ReplyKind,
+        frame: &[u8],
+        now: Instant,
+    ) -> Result<(), UpstreamClose> {
+        if kind == ReplyKind::Push {
+            self.pushed(frame, now);
+            return Ok(());
+        }
+        let Some(sent) = self.sent.front_mut() else { return Err(UpstreamClose::Desync) };
+        if !sent.take(frame) {
+            return Ok(());
+        }
+        match self.sent.pop_front() {
+            Some(sent) => self.answered(&sent, frame, now),
+            None => Ok(()),
+        }
+    }
+
+    /// A push: keys that have changed, or all of them (FLUSHALL, or the server's table was flushed).
+    fn pushed(&mut self, frame: &[u8], now: Instant) {
+        let Some(mut parts) = resp::elements(frame) else { return };
+        if parts.next().and_then(resp::bulk) != Some(b"invalidate") {
+            return;
+        }
+        let Some(keys) = parts.next() else { return };
+        let woken: Vec<usize> = match resp::elements(keys) {
+            Some(keys) => {
+                keys.filter_map(resp::bulk).flat_map(|key| self.spots.named(key).to_vec()).collect()
+            }
+            None => self.spots.iter().map(|(at, _)| at).collect(),
+        };
+        for at in &woken {
+            if let Some(spot) = self.spots.at_mut(*at) {
+                spot.known = Known::Unknown;
+                if spot.queue.is_empty() {
+                    continue;
+                }
+                if let Some(patience) = spot.patience()
+                    && spot.not_before.is_none()
+                {
+                    spot.not_before = Some(now + patience);
+                    self.delayed.insert((now + patience, *at));
+                }
+            }
+        }
+        for at in woken {
+            self.pump(at);
+        }
+    }
+
+    /// What has to be written; the caller takes it away.
+    pub(super) fn out(&mut self) -> &mut BytesMut {
+        &mut self.out
+    }
+
+    /// When [`Self::expire`] has something to do.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        let deadline = self.deadlines.first().map(|(at, _)| *at);
+        let delayed = self.delayed.first().map(|(at, _)| *at);
+        deadline.into_iter().chain(delayed).min()
+    }
+
+    /// Whether the connection has to be given up, and why.
+    pub(super) fn given_up(&self) -> Option<GiveUp> {
+        self.given_up
+    }
+
+    /// How many calls wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// How many keys are watched.
+    pub(super) fn watched(&self) -> usize {
+        self.spots.len()
+    }
+
+    /// How many requests are in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.sent.len()
+    }
+
+    /// How long the oldest request has been in flight.
+    pub(super) fn oldest(&self, now: Instant) -> Option<Duration> {
+        self.sent.front().map(|sent| now.saturating_duration_since(sent.since))
+    }
+
+    /// How many tries were sent since this was last asked.
+    pub(super) fn take_tries(&mut self) -> u64 {
+        std::mem::take(&mut self.tries)
+    }
+
+    fn leave_queues(&mut self, id: u64) {
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        if let Some(deadline) = waiter.deadline {
+            self.deadlines.remove(&(deadline, id));
+        }
+        self.overdue.remove(&id);
+        for at in &waiter.spots {
+            self.spots.leave(*at, id);
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        self.leave_queues(id);
+        self.waiters.remove(&id);
+    }
+
+    /// Ends a wait without an element. A waiter in a try stays known until the try's answer.
+    fn finish(&mut self, id: u64, how: End) {
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        let (waiting, gone) = (Rc::clone(&waiter.waiting), waiter.gone);
+        self.gone(id);
+        if !gone {
+            waiting.end(how);
+        }
+    }
+}

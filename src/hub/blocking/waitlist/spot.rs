@@ -1,0 +1,174 @@
+//! What is known of each key that is waited for.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use slab::Slab;
+
+use crate::command::blocking::Waited;
+
+/// Keys that nobody waits for stay known, because most waiters come back at once; at most this many.
+const VACANT: usize = 10_000;
+/// Wakes without an element in a row before the next one is delayed: another consumer wins this key.
+const LOST_IN_A_ROW: u32 = 3;
+
+/// What was last heard of a key. Changed in the order of the connection's replies and pushes, and by nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Nothing, or it has changed since.
+    Unknown,
+    /// It held this many elements, and the server will say when that changes.
+    Left(u64),
+    /// It is of another type, and the server will say when that changes.
+    OtherType,
+}
+
+/// One key in one database, as calls of one kind wait for it.
+#[derive(Debug)]
+pub(super) struct Spot {
+    pub(super) database: u32,
+    pub(super) kind: Waited,
+    pub(super) name: Bytes,
+    pub(super) known: Known,
+    /// Who waits for it, by arrival; those in a try included.
+    pub(super) queue: BTreeSet<u64>,
+    /// Requests in flight whose reply will say what it holds.
+    pub(super) asking: u32,
+    /// Wakes in a row that found nothing.
+    empty_wakes: u32,
+    /// No try for it before this.
+    pub(super) not_before: Option<Instant>,
+    /// When the last waiter left, as a number.
+    vacated: u64,
+}
+
+impl Spot {
+    /// Whether nothing can be had here until the server says otherwise.
+    pub(super) fn is_settled(&self) -> bool {
+        match (self.kind, self.known) {
+            (_, Known::Unknown) => false,
+            // A stream may be full and hold nothing for this id or group.
+            (Waited::Stream, Known::Left(_)) | (_, Known::OtherType) => true,
+            (Waited::List | Waited::SortedSet, Known::Left(left)) => left == 0,
+        }
+    }
+
+    /// A wake has found nothing.
+    pub(super) fn wake_was_empty(&mut self) {
+        self.empty_wakes = self.empty_wakes.saturating_add(1);
+    }
+
+    /// A wake has found something.
+    pub(super) fn wake_was_full(&mut self) {
+        self.empty_wakes = 0;
+    }
+
+    /// How long to wait after the next wake: nothing at first, then 1, 2, 4 … 10 ms where other consumers win every
+    /// time, and 100 ms after a long row of that.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let lost = self.empty_wakes.checked_sub(LOST_IN_A_ROW)?;
+        Some(Duration::from_millis(if lost > 50 { 100 } else { (1 << lost.min(4)).min(10) }))
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Spots {
+    spots: Slab<Spot>,
+    by_name: HashMap<Bytes, Vec<usize>>,
+    /// Spots that were left, the first one first, with the number of that leaving.
+    vacant: VecDeque<(usize, u64)>,
+    leavings: u64,
+}
+
+impl Spots {
+    /// The spot of a key, made when there is none.
+    pub(super) fn enter(&mut self, database: u32, kind: Waited, name: &[u8]) -> usize {
+        let found = self.named(name).iter().copied();
+        let mut found = found.filter(|at| {
+            self.spots.get(*at).is_some_and(|spot| spot.database == database && spot.kind == kind)
+        });
+        if let Some(at) = found.next() {
+            return at;
+        }
+        let name = Bytes::copy_from_slice(name);
+        let at = self.spots.insert(Spot {
+            database,
+            kind,
+            name: name.clone(),
+            known: Known::Unknown,
+            queue: BTreeSet::new(),
+            asking: 0,
+            empty_wakes: 0,
+            not_before: None,
+            vacated: 0,
+        });
+        self.by_name.entry(name).or_default().push(at);
+        at
+    }
+
+    /// The spots of a key's name, in all databases and kinds.
+    pub(super) fn named(&self, name: &[u8]) -> &[usize] {
+        self.by_name.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn at(&self, at: usize) -> Option<&Spot> {
+        self.spots.get(at)
+    }
+
+    pub(super) fn at_mut(&mut self, at: usize) -> Option<&mut Spot> {
+        self.spots.get_mut(at)
+    }
+
+    /// All spots, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Spot)> {
+        self.spots.iter()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.spots.len()
+    }
+
+    /// A waiter leaves a spot. Of those nobody waits for, the oldest are forgotten.
+    pub(super) fn leave(&mut self, at: usize, waiter: u64) {
+        let Some(spot) = self.spots.get_mut(at) else { return };
+        if !spot.queue.remove(&waiter) || !spot.queue.is_empty() {
+            return;
+        }
+        self.leavings += 1;
+        spot.vacated = self.leavings;
+        self.vacant.push_back((at, self.leavings));
+        if self.vacant.len() > VACANT
+            && let Some((oldest, leaving)) = self.vacant.pop_front()
+            // It may have been waited for again since, or stand for another key by now.
+            && let Some(spot) = self.spots.get(oldest).filter(|spot| spot.vacated == leaving)
+            && spot.queue.is_empty()
+        {
+            if spot.asking == 0 {
+                self.forget(oldest);
+            } else {
+                self.vacant.push_back((oldest, leaving));
+            }
+        }
+    }
+
+    fn forget(&mut self, at: usize) {
+        let spot = self.spots.remove(at);
+        if let Some(spots) = self.by_name.get_mut(&spot.name) {
+            spots.retain(|other| *other != at);
+            if spots.is_empty() {
+                self.by_name.remove(&spot.name);
+            }
+        }
+    }
+
+    /// The connection is lost: nothing is known any more, nothing is asked.
+    pub(super) fn forget_all_knowledge(&mut self) {
+        for (_, spot) in &mut self.spots {
+            spot.known = Known::Unknown;
+            spot.asking = 0;
+            spot.not_before = None;
+        }
+    }
+}

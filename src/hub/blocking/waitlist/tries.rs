@@ -1,0 +1,355 @@
+//! What is written to the server, and when.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::waiter::State;
+use super::{Access, Known, Waitlist};
+use crate::command::blocking::{Waited, stream_position};
+use crate::resp::{self, Request, encode};
+
+/// Requests in one write of ours that the server answers together.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) purpose: Purpose,
+    pub(super) since: Instant,
+    /// SELECT of this database is the first member.
+    pub(super) select: Option<u32>,
+    /// The spots whose cardinality is asked, by the last members in this order.
+    pub(super) cards: Vec<usize>,
+    /// Replies read so far.
+    seen: usize,
+    /// MULTI was refused, so the members ran on their own.
+    pub(super) unguarded: bool,
+    /// The first member that the server refused to queue, and its words.
+    pub(super) refused: Option<(usize, Bytes)>,
+}
+
+/// What a request in flight is for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// The call of these waiters: of one, or of several that ask for the same entries of a stream.
+    Call {
+        waiters: Vec<u64>,
+        /// As it was sent.
+        request: Bytes,
+    },
+    /// The ids that a call's `$` and `+` stand for.
+    Positions { waiter: u64, count: usize },
+    /// Whether there is anything at all where nothing should be.
+    Look { spots: Vec<usize> },
+    /// Whether the user may use a database; by itself, so that nothing follows in the wrong one.
+    Select(u32),
+    /// That we are alive.
+    Ping,
+}
+
+impl Sent {
+    fn new(purpose: Purpose) -> Self {
+        Self {
+            purpose,
+            since: Instant::now(),
+            select: None,
+            cards: Vec::new(),
+            seen: 0,
+            unguarded: false,
+            refused: None,
+        }
+    }
+
+    /// The waiters in it.
+    pub(super) fn waiters(&self) -> &[u64] {
+        match &self.purpose {
+            Purpose::Call { waiters, .. } => waiters,
+            Purpose::Positions { waiter, .. } => std::slice::from_ref(waiter),
+            Purpose::Look { .. } | Purpose::Select(_) | Purpose::Ping => &[],
+        }
+    }
+
+    /// Whether a waiter's own call is among it.
+    pub(super) fn runs_a_call(&self) -> bool {
+        matches!(self.purpose, Purpose::Call { .. })
+    }
+
+    /// How many members stand between SELECT and the cardinalities.
+    pub(super) fn own_members(&self) -> usize {
+        match self.purpose {
+            Purpose::Call { .. } | Purpose::Look { .. } => 1,
+            Purpose::Positions { count, .. } => count,
+            Purpose::Select(_) | Purpose::Ping => 0,
+        }
+    }
+
+    pub(super) fn members(&self) -> usize {
+        usize::from(self.select.is_some()) + self.own_members() + self.cards.len()
+    }
+
+    /// Takes the next reply. `true`: it was the last one.
+    pub(super) fn take(&mut self, frame: &[u8]) -> bool {
+        let at = self.seen;
+        self.seen += 1;
+        if matches!(self.purpose, Purpose::Select(_) | Purpose::Ping) {
+            return true;
+        }
+        if at > self.members() {
+            return true;
+        }
+        if resp::is_error(frame) {
+            match at.checked_sub(1) {
+                None => self.unguarded = true,
+                Some(member) => {
+                    self.refused.get_or_insert_with(|| (member, Bytes::copy_from_slice(frame)));
+                }
+            }
+        }
+        false
+    }
+}
+
+/// Which spots a try asks about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ask {
+    /// All that are not settled.
+    All,
+    /// All but this one: a later try of the same write asks about it.
+    AllBut(usize),
+}
+
+impl Waitlist {
+    /// A call's first step, or its first on a new connection.
+    pub(super) fn start(&mut self, id: u64) {
+        let Some(waiter) = self.waiters.get(&id).filter(|waiter| waiter.is_free()) else { return };
+        if !self.online || !self.may_use(waiter.key.database) {
+            return;
+        }
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        if waiter.kind() == Waited::Stream {
+            if waiter.floating { self.ask_positions(id) } else { self.send_call(vec![id], Ask::All) }
+            return;
+        }
+        let spots = waiter.spots.clone();
+        let (first, must_look) = (waiter.first, waiter.must_look);
+        let known = |at: &usize| self.spots.at(*at).map(|spot| spot.known);
+        // What is of another type is an error for a call that arrives.
+        if first && spots.iter().any(|at| known(at) == Some(Known::OtherType)) {
+            self.send_call(vec![id], Ask::All);
+        } else if spots.iter().all(|at| known(at) == Some(Known::Left(0))) {
+            if !(first && must_look) {
+                return self.settle(id);
+            }
+            let behind = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.queue.first() != Some(&id));
+            if spots.iter().any(behind) {
+                // The older ones look first.
+                for at in &spots {
+                    if let Some(spot) = self.spots.at_mut(*at) {
+                        spot.known = Known::Unknown;
+                    }
+                }
+                spots.into_iter().for_each(|at| self.pump(at));
+            } else {
+                self.send_call(vec![id], Ask::All);
+            }
+        } else {
+            spots.into_iter().for_each(|at| self.pump(at));
+        }
+    }
+
+    fn settle(&mut self, id: u64) {
+        if let Some(waiter) = self.waiters.get_mut(&id) {
+            waiter.first = false;
+        }
+    }
+
+    /// Lets the waiters of a spot try: as many as can succeed, or one to find out. Nothing when a request in flight will
+    /// say what the spot holds: it runs after whatever has happened until now.
+    pub(super) fn pump(&mut self, at: usize) {
+        let Some(spot) = self.spots.at(at) else { return };
+        if !self.online || spot.asking > 0 || spot.not_before.is_some() || spot.queue.is_empty() {
+            return;
+        }
+        let (database, kind) = (spot.database, spot.kind);
+        let chances = match (kind, spot.known) {
+            (_, Known::OtherType) => 0,
+            (_, Known::Unknown) => 1,
+            (Waited::Stream, Known::Left(_)) => 0,
+            (Waited::List | Waited::SortedSet, Known::Left(left)) => usize::try_from(left).unwrap_or(usize::MAX),
+        };
+        if chances == 0 || !self.may_use(database) {
+            return;
+        }
+        if kind == Waited::Stream {
+            return self.pump_stream(at);
+        }
+        let Some(spot) = self.spots.at(at) else { return };
+        let free = spot.queue.iter().filter(|id| self.waiters.get(*id).is_some_and(|waiter| waiter.is_free()));
+        let next: Vec<u64> = free.take(chances).copied().collect();
+        for (i, id) in next.iter().enumerate() {
+            let ask = if i + 1 == next.len() { Ask::All } else { Ask::AllBut(at) };
+            self.send_call(vec![*id], ask);
+        }
+    }
+
+    /// After a wake of a stream: each distinct XREAD once, and of each group the longest waiter.
+    fn pump_stream(&mut self, at: usize) {
+        let Some(spot) = self.spots.at(at) else { return };
+        let mut groups = HashSet::new();
+        let mut tries: Vec<(Bytes, Vec<u64>)> = Vec::new();
+        let mut floating = Vec::new();
+        for id in &spot.queue {
+            let Some(waiter) = self.waiters.get(id).filter(|waiter| waiter.is_free()) else { continue };
+            if waiter.floating {
+                floating.push(*id);
+            } else if let Some(group) = &waiter.group {
+                if groups.insert(group.clone()) {
+                    tries.push((waiter.shape.clone(), vec![*id]));
+                }
+            } else {
+                match tries.iter_mut().find(|(shape, _)| *shape == waiter.shape) {
+                    Some((_, waiters)) => waiters.push(*id),
+                    None => tries.push((waiter.shape.clone(), vec![*id])),
+                }
+            }
+        }
+        floating.into_iter().for_each(|id| self.ask_positions(id));
+        tries.into_iter().for_each(|(_, waiters)| self.send_call(waiters, Ask::All));
+    }
+
+    /// The next waiter of a group tries: the one before has got something.
+    pub(super) fn next_of_group(&mut self, at: usize, group: &Bytes) {
+        let Some(spot) = self.spots.at(at) else { return };
+        let next = spot.queue.iter().copied().find(|id| {
+            self.waiters.get(id).is_some_and(|waiter| waiter.is_free() && waiter.group.as_ref() == Some(group))
+        });
+        if let Some(id) = next {
+            self.send_call(vec![id], Ask::All);
+        }
+    }
+
+    /// Runs the call of `waiters` without blocking.
+    fn send_call(&mut self, waiters: Vec<u64>, ask: Ask) {
+        let Some(request) = waiters.first().and_then(|id| self.waiters.get(id)).map(|lead| lead.request.clone())
+        else {
+            return;
+        };
+        self.send_request(waiters, request, ask);
+    }
+
+    /// The same for some of the keys only.
+    pub(super) fn send_for_keys(&mut self, id: u64, keep: &[bool]) {
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        let Some(request) = Request::parse(&waiter.request) else { return };
+        let mut out = BytesMut::new();
+        waiter.call.with_keys(&request, keep, &mut out);
+        self.send_request(vec![id], out.freeze(), Ask::All);
+    }
+
+    /// Runs `request`, which may differ from the waiters' own, without blocking.
+    pub(super) fn send_request(&mut self, waiters: Vec<u64>, request: Bytes, ask: Ask) {
+        let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
+        let database = lead.key.database;
+        let spots = lead.spots.clone();
+        for id in &waiters {
+            if let Some(waiter) = self.waiters.get_mut(id) {
+                waiter.state = State::Trying;
+            }
+            self.overdue.remove(id);
+        }
+        self.tries += 1;
+        let mut sent = Sent::new(Purpose::Call { waiters, request: request.clone() });
+        self.ask(&mut sent, &spots, ask);
+        self.write(sent, database, |out| out.extend_from_slice(&request));
+    }
+
+    /// Asks what a call's `$` and `+` stand for now. What is added from here on is not missed: the ids are read in the
+    /// same transaction that arms the streams.
+    fn ask_positions(&mut self, id: u64) {
+        let Some(waiter) = self.waiters.get_mut(&id) else { return };
+        let Some(request) = Request::parse(&waiter.request) else { return };
+        let mut questions = BytesMut::new();
+        let floating = waiter.call.floating(&request);
+        for (key, _) in &floating {
+            stream_position(request.arg(*key).unwrap_or_default(), &mut questions);
+        }
+        waiter.state = State::Trying;
+        let (database, spots) = (waiter.key.database, waiter.spots.clone());
+        let mut sent = Sent::new(Purpose::Positions { waiter: id, count: floating.len() });
+        self.ask(&mut sent, &spots, Ask::All);
+        self.write(sent, database, |out| out.extend_from_slice(&questions));
+    }
+
+    /// Adds the cardinalities that a request asks.
+    fn ask(&mut self, sent: &mut Sent, spots: &[usize], ask: Ask) {
+        for at in spots {
+            let skip = match ask {
+                Ask::All => false,
+                Ask::AllBut(other) => other == *at,
+            };
+            if let Some(spot) = self.spots.at_mut(*at)
+                && !skip
+                && !spot.is_settled()
+                && spot.asking == 0
+            {
+                spot.asking += 1;
+                sent.cards.push(*at);
+            }
+        }
+    }
+
+    /// Looks whether spots that should be empty are.
+    pub(super) fn look(&mut self, database: u32, spots: Vec<usize>) {
+        let mut words: Vec<Bytes> = vec![Bytes::from_static(b"EXISTS")];
+        for at in &spots {
+            if let Some(spot) = self.spots.at_mut(*at) {
+                spot.asking += 1;
+                words.push(spot.name.clone());
+            }
+        }
+        let words: Vec<&[u8]> = words.iter().map(|word| &word[..]).collect();
+        let mut request = BytesMut::new();
+        encode::command(&mut request, &words);
+        self.write(Sent::new(Purpose::Look { spots }), database, |out| out.extend_from_slice(&request));
+    }
+
+    /// Shows the server that we are alive.
+    pub(super) fn ping(&mut self) {
+        encode::command(&mut self.out, &[b"PING"]);
+        self.sent.push_back(Sent::new(Purpose::Ping));
+    }
+
+    /// Writes a transaction for `database`. SELECT is a member of it unless the connection is surely there: were it
+    /// refused outside, what follows would run in another database.
+    fn write(&mut self, mut sent: Sent, database: u32, own: impl FnOnce(&mut BytesMut)) {
+        let out = &mut self.out;
+        encode::command(out, &[b"MULTI"]);
+        if self.switches > 0 || self.database != database {
+            encode::command(out, &[b"SELECT", database.to_string().as_bytes()]);
+            sent.select = Some(database);
+            self.switches += 1;
+        }
+        own(out);
+        for at in &sent.cards {
+            if let Some(spot) = self.spots.at(*at) {
+                encode::command(out, &[spot.kind.cardinality(), &spot.name]);
+            }
+        }
+        encode::command(out, &[b"EXEC"]);
+        self.sent.push_back(sent);
+    }
+
+    /// Whether calls may run in `database`. The first use asks, by a SELECT of its own whose answer is awaited.
+    fn may_use(&mut self, database: u32) -> bool {
+        match self.access.get(&database) {
+            Some(Access::Granted) => true,
+            Some(Access::Asked) => false,
+            None => {
+                self.access.insert(database, Access::Asked);
+                self.switches += 1;
+                encode::command(&mut self.out, &[b"SELECT", database.to_string().as_bytes()]);
+                self.sent.push_back(Sent::new(Purpose::Select(database)));
+                false
+            }
+        }
+    }
+}

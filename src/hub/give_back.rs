@@ -1,0 +1,93 @@
+//! The way back for elements that were popped for a client that is gone.
+//!
+//! What can be neither handed on nor put back is lost, as it would be with a direct connection, and is counted with its
+//! reason; its value is never logged.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::pool::{LaneKey, Pool};
+use crate::resp;
+use crate::upstream::Identity;
+
+/// Puts elements back where they came from.
+#[derive(Debug)]
+pub struct GiveBack {
+    pool: Rc<Pool>,
+    /// `blocking.give_back`
+    enabled: bool,
+    pending: Cell<usize>,
+}
+
+impl GiveBack {
+    /// Gives back over the lanes of `pool`, where it is `enabled`.
+    #[must_use]
+    pub fn new(pool: Rc<Pool>, enabled: bool) -> Rc<Self> {
+        Rc::new(Self { pool, enabled, pending: Cell::new(0) })
+    }
+
+    /// How many elements are on their way.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending.get()
+    }
+
+    /// Sends `back` over a lane of the same user and database, as soon as there is one. `None`: there is no way back for
+    /// this kind of element.
+    pub fn send(self: &Rc<Self>, key: LaneKey, identity: &Arc<Identity>, back: Option<Bytes>) {
+        let Some(back) = back.filter(|_| self.enabled) else {
+            tracing::warn!("a popped element could not be delivered");
+            return fate("lost");
+        };
+        let (this, identity) = (Rc::clone(self), Arc::clone(identity));
+        self.pending.set(self.pending.get() + 1);
+        self.pool.tasks().spawn_local(async move {
+            let pool = &this.pool;
+            let group = pool.group(key, &identity);
+            group.join();
+            let ready = pool.lane_ready(&group, pool.wait_deadline()).await;
+            match (ready, group.lane()) {
+                (Ok(()), Some(lane)) => lane.exchange(
+                    &back,
+                    1,
+                    Instant::now(),
+                    Box::new(|answer| match answer {
+                        Ok(frames) if frames.first().is_some_and(|reply| !resp::is_error(reply)) => {
+                            fate("given_back");
+                        }
+                        Ok(frames) => {
+                            let code = frames.first().and_then(|reply| resp::error_text(reply)).map(code_of);
+                            tracing::warn!(?code, "a popped element could not be given back");
+                            fate("lost");
+                        }
+                        Err(_) => {
+                            tracing::warn!("a popped element may be lost: connection lost while giving it back");
+                            fate("lost");
+                        }
+                    }),
+                ),
+                _ => {
+                    tracing::warn!("a popped element is lost: no connection to give it back");
+                    fate("lost");
+                }
+            }
+            group.part(Instant::now());
+            this.pending.set(this.pending.get() - 1);
+        });
+    }
+}
+
+/// The first word of an error (WRONGTYPE, NOPERM …): the rest may hold a key.
+fn code_of(text: &[u8]) -> String {
+    let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
+    String::from_utf8_lossy(word).into_owned()
+}
+
+/// Counts what became of an element whose client was gone.
+pub fn fate(fate: &'static str) {
+    metrics::counter!("redbouncer_elements_undelivered_total", "fate" => fate).increment(1);
+}
