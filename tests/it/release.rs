@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::harness::{Client, Crowd, PATIENCE, Stage, State, enter_state, throughout, until};
+use crate::harness::{Client, Crowd, PATIENCE, Proxy, Server, Stage, State, enter_state, throughout, until};
 
 /// `pool.linger` plus one second, plus what a busy machine needs to look.
 const RELEASED: Duration = Duration::from_millis(1_000 + 1_000 + 300);
@@ -139,17 +139,18 @@ fn closed_while_others_work(state: State) {
 
 #[test]
 fn a_leased_connection_is_closed_at_once() {
-    let stage = Stage::proxied();
-    let mut lane = stage.connect();
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &["blocking.hub=false", "pubsub.hub=false"]);
+    let mut lane = proxy.connect();
     lane.call("PING");
-    let resting = stage.server.clients();
+    let resting = server.clients();
     for command in ["BLPOP k 0", "WATCH w", "SUBSCRIBE c", "MONITOR"] {
-        let mut client = stage.connect();
+        let mut client = proxy.connect();
         client.start(command);
-        until("it holds a connection", Duration::from_secs(5), || stage.server.clients() > resting);
+        until("it holds a connection", Duration::from_secs(5), || server.clients() > resting);
         client.reset();
         // Far below every time limit: the end of the client is what ends the lease.
-        until("it is gone", Duration::from_millis(500), || stage.server.clients() == resting);
+        until("it is gone", Duration::from_millis(500), || server.clients() == resting);
     }
 }
 

@@ -90,12 +90,12 @@ fn a_client_that_leaves_releases_its_tls_lease_at_once() {
     let proxy = secured.trusting();
     let mut client = proxy.connect();
     client.call("PING");
-    client.start("BLPOP nothing 0");
-    let blocked = || secured.server.rows().iter().any(|row| row.get("cmd") == "blpop");
-    until("it blocks", PATIENCE, blocked);
+    client.start("WATCH nothing");
+    let leased = || secured.server.rows().iter().any(|row| row.get("name").ends_with(":leased"));
+    until("it holds a lease", PATIENCE, leased);
     let start = Instant::now();
     client.reset();
-    until("the server has its connection back", PATIENCE, || !blocked());
+    until("the server has its connection back", PATIENCE, || !leased());
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 

@@ -1,0 +1,495 @@
+//! The waitlist before a small model of a server: lists and tracking, nothing else, so that thousands of schedules run
+//! in a second and every one can be checked against what must always hold.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::*;
+use crate::command::{Class, blocking, classify};
+use crate::resp::{Protocol, Request, RequestLimits, RequestScanner, RequestStep, encode};
+
+/// What a client of the waitlist got.
+#[derive(Default)]
+struct Desk {
+    got: RefCell<Vec<String>>,
+    ended: RefCell<Option<End>>,
+    dead: Cell<bool>,
+}
+
+impl super::super::waiter::Waiting for Desk {
+    fn deliver(&self, reply: &[u8]) -> bool {
+        if self.dead.get() {
+            return false;
+        }
+        self.got.borrow_mut().push(String::from_utf8_lossy(reply).into_owned());
+        true
+    }
+
+    fn end(&self, end: End) {
+        self.ended.replace(Some(end));
+    }
+}
+
+/// Lists, sorted sets of one score, and who is told about changes: as redis-server with CLIENT TRACKING ON.
+#[derive(Default)]
+struct Model {
+    lists: BTreeMap<String, VecDeque<String>>,
+    strings: BTreeSet<String>,
+    armed: BTreeSet<String>,
+    queue: Option<Vec<Vec<String>>>,
+    /// Own changes are told behind EXEC's reply.
+    pending: Vec<String>,
+    commands: usize,
+}
+
+impl Model {
+    fn push(&mut self, key: &str, values: &[&str], out: &mut BytesMut) {
+        let list = self.lists.entry(key.to_owned()).or_default();
+        list.extend(values.iter().map(|value| (*value).to_owned()));
+        self.changed(key, out);
+    }
+
+    fn changed(&mut self, key: &str, out: &mut BytesMut) {
+        if self.armed.remove(key) {
+            out.extend_from_slice(format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes());
+        }
+    }
+
+    /// Runs what the waitlist has written; its replies and pushes.
+    fn run(&mut self, mut written: &[u8]) -> BytesMut {
+        let mut out = BytesMut::new();
+        while !written.is_empty() {
+            let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, authenticated: true };
+            let Ok(RequestStep::Request(shape)) = RequestScanner::default().step(written, &limits) else {
+                panic!("not a request: {written:?}")
+            };
+            let request = Request::new(&written[..shape.len], &shape);
+            let words: Vec<String> =
+                request.args().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+            written = &written[shape.len..];
+            self.commands += 1;
+            match (words[0].as_str(), self.queue.as_mut()) {
+                ("MULTI", _) => {
+                    self.queue = Some(Vec::new());
+                    encode::simple(&mut out, "OK");
+                }
+                ("EXEC", _) => {
+                    let members = self.queue.take().unwrap();
+                    encode::array(&mut out, members.len());
+                    for member in members {
+                        self.member(&member, &mut out);
+                    }
+                    for key in std::mem::take(&mut self.pending) {
+                        out.extend_from_slice(
+                            format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes(),
+                        );
+                    }
+                }
+                (_, Some(queue)) => {
+                    queue.push(words);
+                    encode::simple(&mut out, "QUEUED");
+                }
+                (_, None) => encode::simple(&mut out, "OK"),
+            }
+        }
+        out
+    }
+
+    fn member(&mut self, words: &[String], out: &mut BytesMut) {
+        match words[0].to_ascii_uppercase().as_str() {
+            "BLPOP" => {
+                let keys = &words[1..words.len() - 1];
+                for key in keys {
+                    if self.strings.contains(key) {
+                        encode::error(out, "WRONGTYPE Operation against a key holding the wrong kind of value");
+                        return;
+                    }
+                    if let Some(value) = self.lists.get_mut(key).and_then(VecDeque::pop_front) {
+                        if self.armed.remove(key) {
+                            self.pending.push(key.clone());
+                        }
+                        encode::array(out, 2);
+                        encode::bulk(out, key.as_bytes());
+                        encode::bulk(out, value.as_bytes());
+                        return;
+                    }
+                }
+                out.extend_from_slice(b"_\r\n");
+            }
+            "LLEN" => {
+                self.armed.insert(words[1].clone());
+                if self.strings.contains(&words[1]) {
+                    encode::error(out, "WRONGTYPE Operation against a key holding the wrong kind of value");
+                    return;
+                }
+                let left = self.lists.get(&words[1]).map_or(0, VecDeque::len);
+                encode::integer(out, i64::try_from(left).unwrap());
+            }
+            "EXISTS" => {
+                let there = words[1..].iter().filter(|key| {
+                    self.lists.get(*key).is_some_and(|list| !list.is_empty()) || self.strings.contains(*key)
+                });
+                encode::integer(out, i64::try_from(there.count()).unwrap());
+            }
+            "SELECT" => encode::simple(out, "OK"),
+            other => panic!("the model does not know {other}"),
+        }
+    }
+}
+
+struct Bench {
+    waitlist: Waitlist,
+    model: Model,
+    back: Rc<RefCell<Vec<String>>>,
+    now: Instant,
+    /// What the server has said and the waitlist has not read.
+    wire: BytesMut,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let back = Rc::new(RefCell::new(Vec::new()));
+        let kept = Rc::clone(&back);
+        let give_back: GiveBack = Rc::new(move |_, _, request: Option<Bytes>| {
+            let request = request.unwrap();
+            let words: Vec<_> = Request::parse(&request)
+                .unwrap()
+                .args()
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect();
+            kept.borrow_mut().push(words.join(" "));
+        });
+        let times = Times { grace: Duration::from_millis(200), stall: Duration::from_secs(60) };
+        let mut waitlist = Waitlist::new(times, give_back);
+        waitlist.connected(0);
+        Self { waitlist, model: Model::default(), back, now: Instant::now(), wire: BytesMut::new() }
+    }
+
+    fn arrive(&mut self, words: &str, timeout: Option<Duration>) -> (u64, Rc<Desk>) {
+        self.arrive_in(words, timeout, 0)
+    }
+
+    fn arrive_in(&mut self, words: &str, timeout: Option<Duration>, database: u32) -> (u64, Rc<Desk>) {
+        let mut frame = BytesMut::new();
+        encode::command(&mut frame, &words.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+        let request = Request::parse(&frame).unwrap();
+        let Class::Blocking(command) = classify(&request).class else { panic!("{words}") };
+        let call = blocking::parse(&request, command).unwrap();
+        let desk = Rc::new(Desk::default());
+        let arrival = Arrival {
+            key: LaneKey { user: 1, database, protocol: Protocol::Resp3, readonly: false },
+            identity: Arc::default(),
+            call,
+            request: frame.freeze(),
+            deadline: timeout.map(|timeout| self.now + timeout),
+            must_look: false,
+            waiting: Rc::clone(&desk) as Rc<dyn super::super::waiter::Waiting>,
+        };
+        (self.waitlist.arrive(arrival).unwrap(), desk)
+    }
+
+    /// The server runs what was written; nothing is read yet.
+    fn server_runs(&mut self) {
+        let written = self.waitlist.out().split();
+        let said = self.model.run(&written);
+        self.wire.extend_from_slice(&said);
+    }
+
+    fn push(&mut self, key: &str, values: &[&str]) {
+        let mut told = BytesMut::new();
+        self.model.push(key, values, &mut told);
+        self.wire.extend_from_slice(&told);
+    }
+
+    /// The waitlist reads what the server has said.
+    fn read(&mut self) {
+        let said = self.wire.split();
+        let mut rest = &said[..];
+        while !rest.is_empty() {
+            let step = crate::resp::ReplyScanner::default().step(rest).unwrap();
+            self.waitlist.receive(step.complete.unwrap(), &rest[..step.consumed], self.now).unwrap();
+            rest = &rest[step.consumed..];
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..100 {
+            self.server_runs();
+            if self.wire.is_empty() {
+                match self.waitlist.next_timer().filter(|at| *at <= self.now + Duration::from_millis(150)) {
+                    Some(at) => {
+                        self.now = at;
+                        self.waitlist.expire(at);
+                        continue;
+                    }
+                    None => return,
+                }
+            }
+            self.read();
+        }
+        panic!("it never comes to rest");
+    }
+}
+
+fn element(key: &str, value: &str) -> String {
+    format!("*2\r\n${}\r\n{key}\r\n${}\r\n{value}\r\n", key.len(), value.len())
+}
+
+#[test]
+fn the_longest_waiter_is_served_first_and_the_rest_go_on_waiting() {
+    let mut bench = Bench::new();
+    let waiters: Vec<_> = (0..3).map(|_| bench.arrive("BLPOP k 0", None).1).collect();
+    bench.settle();
+    bench.push("k", &["a", "b"]);
+    bench.settle();
+    assert_eq!(*waiters[0].got.borrow(), [element("k", "a")]);
+    assert_eq!(*waiters[1].got.borrow(), [element("k", "b")]);
+    assert!(waiters[2].got.borrow().is_empty());
+    bench.push("k", &["c"]);
+    bench.settle();
+    assert_eq!(*waiters[2].got.borrow(), [element("k", "c")]);
+}
+
+#[test]
+fn coming_back_to_a_key_known_to_be_empty_costs_nothing_upstream() {
+    let mut bench = Bench::new();
+    let _first = bench.arrive("BLPOP k 0", None);
+    bench.settle();
+    let before = bench.model.commands;
+    for _ in 0..100 {
+        let (id, _) = bench.arrive("BLPOP k 0", None);
+        bench.waitlist.gone(id);
+    }
+    bench.settle();
+    assert_eq!(bench.model.commands, before);
+}
+
+#[test]
+fn a_burst_on_one_key_is_served_in_two_round_trips() {
+    let mut bench = Bench::new();
+    let waiters: Vec<_> = (0..50).map(|_| bench.arrive("BLPOP k 0", None).1).collect();
+    bench.settle();
+    let values: Vec<String> = (0..50).map(|value| value.to_string()).collect();
+    bench.push("k", &values.iter().map(String::as_str).collect::<Vec<_>>());
+    for _ in 0..2 {
+        bench.read();
+        bench.server_runs();
+    }
+    bench.read();
+    assert!(waiters.iter().all(|waiter| waiter.got.borrow().len() == 1));
+}
+
+#[test]
+fn an_element_of_a_client_that_died_in_its_try_goes_to_the_next_with_the_same_call() {
+    let mut bench = Bench::new();
+    let (_, first) = bench.arrive("BLPOP k 7", None);
+    let (_, other_call) = bench.arrive("BLPOP k other 7", None);
+    let (_, same_call) = bench.arrive("blpop k 9", None);
+    bench.settle();
+    bench.push("k", &["a"]);
+    bench.read();
+    bench.server_runs();
+    // Between the reply and the write.
+    first.dead.set(true);
+    bench.settle();
+    assert!(other_call.got.borrow().is_empty());
+    assert_eq!(*same_call.got.borrow(), [element("k", "a")]);
+    assert!(bench.back.borrow().is_empty());
+}
+
+#[test]
+fn with_nobody_to_hand_it_to_an_element_goes_back() {
+    let mut bench = Bench::new();
+    let (id, _) = bench.arrive("BLPOP k 0", None);
+    bench.settle();
+    bench.push("k", &["a"]);
+    bench.read();
+    bench.server_runs();
+    bench.waitlist.gone(id);
+    bench.settle();
+    assert_eq!(*bench.back.borrow(), ["LPUSH k a"]);
+    assert_eq!(bench.waitlist.waiting(), 0);
+}
+
+#[test]
+fn time_that_runs_out_with_nothing_in_flight_is_nil_at_once() {
+    let mut bench = Bench::new();
+    let (_, waiter) = bench.arrive("BLPOP k 1", Some(Duration::from_secs(1)));
+    bench.settle();
+    let before = bench.model.commands;
+    bench.now += Duration::from_secs(1);
+    bench.waitlist.expire(bench.now);
+    assert_eq!(*waiter.ended.borrow(), Some(End::Nil));
+    bench.settle();
+    assert_eq!(bench.model.commands, before);
+}
+
+#[test]
+fn time_that_runs_out_in_a_try_waits_for_its_answer_but_not_for_ever() {
+    for answered in [true, false] {
+        let mut bench = Bench::new();
+        let (_, waiter) = bench.arrive("BLPOP k 1", Some(Duration::from_secs(1)));
+        bench.settle();
+        bench.push("k", &["a"]);
+        bench.read();
+        bench.server_runs();
+        bench.now += Duration::from_secs(1);
+        bench.waitlist.expire(bench.now);
+        assert_eq!(*waiter.ended.borrow(), None);
+        if answered {
+            bench.read();
+            assert_eq!(*waiter.got.borrow(), [element("k", "a")]);
+        } else {
+            bench.now += Duration::from_millis(200);
+            bench.waitlist.expire(bench.now);
+            assert_eq!(*waiter.ended.borrow(), Some(End::Nil));
+            bench.settle();
+            assert_eq!(*bench.back.borrow(), ["LPUSH k a"]);
+        }
+    }
+}
+
+#[test]
+fn a_key_that_became_another_type_is_left_out_and_the_others_are_still_waited_for() {
+    let mut bench = Bench::new();
+    let (_, waiter) = bench.arrive("BLPOP a b 0", None);
+    bench.settle();
+    bench.model.strings.insert("a".to_owned());
+    let mut told = BytesMut::new();
+    bench.model.changed("a", &mut told);
+    bench.wire.extend_from_slice(&told);
+    bench.settle();
+    assert_eq!(*waiter.ended.borrow(), None);
+    bench.push("b", &["x"]);
+    bench.settle();
+    assert_eq!(*waiter.got.borrow(), [element("b", "x")]);
+    // Who comes now is told, as by the server.
+    let (_, late) = bench.arrive("BLPOP a b 0", None);
+    bench.settle();
+    assert!(matches!(&*late.ended.borrow(), Some(End::Error(words)) if words.starts_with(b"-WRONGTYPE")));
+}
+
+#[test]
+fn a_lost_connection_closes_only_those_in_a_try() {
+    let mut bench = Bench::new();
+    let (_, tried) = bench.arrive("BLPOP a 0", None);
+    let (_, quiet) = bench.arrive("BLPOP b 0", None);
+    bench.settle();
+    bench.push("a", &["x"]);
+    bench.read();
+    bench.waitlist.disconnected();
+    assert!(matches!(&*tried.ended.borrow(), Some(End::Close(..))));
+    assert_eq!(*quiet.ended.borrow(), None);
+    bench.wire.clear();
+    bench.model = Model::default();
+    bench.push("b", &["y"]);
+    bench.waitlist.connected(0);
+    bench.settle();
+    assert_eq!(*quiet.got.borrow(), [element("b", "y")]);
+}
+
+#[test]
+fn what_tracking_does_not_tell_is_found_by_the_sweep() {
+    let mut bench = Bench::new();
+    let (_, waiter) = bench.arrive("BLPOP k 0", None);
+    bench.settle();
+    // As SWAPDB does it: nobody is told.
+    bench.model.lists.entry("k".to_owned()).or_default().push_back("a".to_owned());
+    bench.settle();
+    assert!(waiter.got.borrow().is_empty());
+    bench.waitlist.sweep();
+    bench.settle();
+    assert_eq!(*waiter.got.borrow(), [element("k", "a")]);
+}
+
+#[test]
+fn a_key_that_others_always_win_is_tried_more_and_more_patiently() {
+    let mut bench = Bench::new();
+    let _waiter = bench.arrive("BLPOP k 0", None);
+    bench.settle();
+    let (start, before) = (bench.now, bench.model.commands);
+    for _ in 0..500 {
+        bench.push("k", &["x"]);
+        bench.model.lists.clear();
+        bench.settle();
+    }
+    let (took, commands) = (bench.now - start, bench.model.commands - before);
+    assert!(took > Duration::from_secs(2), "{commands} commands in {took:?}");
+}
+
+#[test]
+fn another_database_is_asked_for_before_anything_runs_in_it() {
+    let mut bench = Bench::new();
+    let _here = bench.arrive("BLPOP k 0", None);
+    let _there = bench.arrive_in("BLPOP k 0", None, 5);
+    let written = bench.waitlist.out().clone();
+    let text = String::from_utf8_lossy(&written).into_owned();
+    assert_eq!(text.matches("BLPOP").count(), 1, "{text}");
+    assert!(text.ends_with("*2\r\n$6\r\nSELECT\r\n$1\r\n5\r\n"), "{text}");
+    bench.server_runs();
+    bench.read();
+    let written = bench.waitlist.out().clone();
+    let text = String::from_utf8_lossy(&written).into_owned();
+    assert_eq!(text.matches("BLPOP").count(), 1, "{text}");
+}
+
+/// Random schedules: every value pushed ends in exactly one place, and nobody waits on a key that has something.
+#[test]
+fn in_ten_thousand_schedules_nothing_is_lost_doubled_or_overlooked() {
+    for seed in 0..10_000 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut bench = Bench::new();
+        let mut desks: Vec<(u64, Rc<Desk>)> = Vec::new();
+        let mut pushed = 0;
+        for _ in 0..random.usize(5..40) {
+            match random.usize(0..10) {
+                0..=3 => {
+                    let keys = ["a", "b", "c"];
+                    let some: Vec<&str> = (0..random.usize(1..3)).map(|_| keys[random.usize(0..3)]).collect();
+                    let timeout = random.bool().then(|| Duration::from_millis(random.u64(1..500)));
+                    desks.push(bench.arrive(&format!("BLPOP {} 5", some.join(" ")), timeout));
+                }
+                4 | 5 => {
+                    let key = ["a", "b", "c"][random.usize(0..3)];
+                    let values: Vec<String> =
+                        (0..random.usize(1..4)).map(|i| format!("v{}", pushed + i)).collect();
+                    pushed += values.len();
+                    bench.push(key, &values.iter().map(String::as_str).collect::<Vec<_>>());
+                }
+                6 => bench.server_runs(),
+                7 => bench.read(),
+                8 => {
+                    bench.now += Duration::from_millis(random.u64(1..200));
+                    let now = bench.now;
+                    bench.waitlist.expire(now);
+                }
+                _ if desks.is_empty() => {}
+                _ => {
+                    let (id, desk) = &desks[random.usize(0..desks.len())];
+                    desk.dead.set(true);
+                    bench.waitlist.gone(*id);
+                }
+            }
+        }
+        bench.settle();
+        let mut found: Vec<String> = desks
+            .iter()
+            .flat_map(|(_, desk)| desk.got.borrow().clone())
+            .map(|reply| reply.split("\r\n").nth(4).unwrap().to_owned())
+            .collect();
+        found.extend(bench.back.borrow().iter().map(|back| back.split(' ').nth(2).unwrap().to_owned()));
+        for list in bench.model.lists.values() {
+            found.extend(list.iter().cloned());
+        }
+        found.sort();
+        let mut all: Vec<String> = (0..pushed).map(|value| format!("v{value}")).collect();
+        all.sort();
+        assert_eq!(found, all, "seed {seed}");
+        assert!(desks.iter().all(|(_, desk)| desk.got.borrow().len() <= 1), "seed {seed}");
+        for (at, spot) in bench.waitlist.spots.iter() {
+            let name = String::from_utf8_lossy(&spot.name).into_owned();
+            let full = bench.model.lists.get(&name).is_some_and(|list| !list.is_empty());
+            assert!(spot.queue.is_empty() || !full, "seed {seed}: spot {at} ({name}) is waited for and full");
+        }
+    }
+}
