@@ -293,6 +293,7 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Links, Vec<JoinHan
         auth: config.auth.clone(),
         blocking: config.blocking.clone(),
         pubsub: config.pubsub.clone(),
+        audience: Arc::default(),
         directory: Arc::new(Directory::new(&config.upstream)),
         ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
     };

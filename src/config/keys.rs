@@ -8,9 +8,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::key::{Field, Key, store};
-use super::value::{Given, Wrong};
+use super::value::{Given, Wrong, show_duration, show_size};
 use super::{Config, url};
-use crate::downstream::{AdminCommands, AuthMode};
+use crate::downstream::{AdminCommands, AuthMode, OutputLimit};
 use crate::hub::Resubscribe;
 use crate::telemetry::logging::{self, LogFormat};
 use crate::upstream::{NameOptions, OnLoss, Secret};
@@ -78,6 +78,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("client.pipeline_limit", Field::Count(|c| &mut c.client.pipeline_limit, 1..=1_000_000)),
     Key::new("client.output_soft_limit", Field::Size(|c| &mut c.client.output_soft_limit, 16 << 10)),
     Key::new("client.output_hard_limit", Field::Size(|c| &mut c.client.output_hard_limit, 16 << 10)),
+    Key::new("client.output_buffer_limit", OUTPUT_BUFFER_LIMIT),
     Key::new("client.user_timeout", Field::Duration(|c| &mut c.client.user_timeout, SECOND..=HOUR)),
     Key::new(
         "client.user_timeout_backpressured",
@@ -150,6 +151,29 @@ const ON_LOSS: Field = Field::Text {
     form: "\"close\" or \"error\"",
     put: |c, text| store(&mut c.upstream.on_loss, choose(&OnLoss::WORDS, text)),
     show: |c| word(&OnLoss::WORDS, &c.upstream.on_loss),
+};
+
+const OUTPUT_BUFFER_LIMIT: Field = Field::Text {
+    form: "\"hard soft time\", two sizes and a duration, such as \"32MiB 8MiB 60s\"",
+    put: |c, text| {
+        let parts: Vec<_> = text.split_whitespace().map(|part| Given::Text(part.to_owned())).collect();
+        let [hard, soft, soft_for] = parts.as_slice() else {
+            return Err(format!(
+                "expected a hard limit, a soft limit and its time, {}",
+                Given::Text(text.to_owned()).found()
+            ));
+        };
+        let limit = OutputLimit { hard: hard.size(1)?, soft: soft.size(1)?, soft_for: soft_for.duration()? };
+        if limit.soft > limit.hard {
+            return Err("the hard limit, which comes first, must not be below the soft one".to_owned());
+        }
+        c.client.output_buffer_limit = limit;
+        Ok(())
+    },
+    show: |c| {
+        let OutputLimit { hard, soft, soft_for } = c.client.output_buffer_limit;
+        Some(format!("{} {} {}", show_size(hard), show_size(soft), show_duration(soft_for)))
+    },
 };
 
 const RESUBSCRIBE: Field = Field::Text {

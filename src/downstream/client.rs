@@ -11,20 +11,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::Worker;
+use super::out::Out;
 use super::socket::ClientSocket;
+use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
 use crate::pool::{Group, Lane, LaneKey, Receiver};
 use crate::resp::{Protocol, RequestScanner, encode};
 use crate::session::{ClientRow, Flags, Session};
 use crate::telemetry::ClientClose;
 use crate::upstream::{Identity, OnLoss};
-
-/// Buffers of an idle client larger than this are given back.
-const KEEP: usize = 4 << 10;
 
 /// What has been read and not yet run.
 #[derive(Debug, Default)]
@@ -51,12 +50,18 @@ pub(crate) struct Client {
     /// It came by a listener on loopback.
     pub(super) trusted: bool,
     pub(super) input: RefCell<Input>,
-    pub(super) out: RefCell<BytesMut>,
+    pub(super) out: RefCell<Out>,
     /// Replies that lanes still owe.
     pub(super) outstanding: Cell<u32>,
     pub(super) lane: RefCell<Option<Rc<Lane>>>,
     pub(super) group: RefCell<Option<Rc<Group>>>,
     /// Decided to be closed, by whoever found the reason.
+    /// Its subscriptions, if it has any.
+    pub(super) subscriber: RefCell<Option<Rc<Subscriber>>>,
+    /// Part of a reply has been sent.
+    pub(super) mid_reply: Cell<bool>,
+    /// Since when it has left more unread than subscribers may for long.
+    pub(super) over_soft_since: Cell<Option<Instant>>,
     pub(super) doomed: Cell<Option<ClientClose>>,
     pub(super) closed: Cell<bool>,
     pub(super) waker: RefCell<Option<Waker>>,
@@ -111,6 +116,9 @@ impl Client {
             outstanding: Cell::new(0),
             lane: RefCell::new(None),
             group: RefCell::new(None),
+            subscriber: RefCell::new(None),
+            mid_reply: Cell::new(false),
+            over_soft_since: Cell::new(None),
             doomed: Cell::new(None),
             closed: Cell::new(false),
             waker: RefCell::new(None),
@@ -175,11 +183,40 @@ impl Client {
         if rest.is_empty() {
             return;
         }
-        out.extend_from_slice(rest);
+        out.append(rest);
         let unsent = out.len();
         drop(out);
         self.check_limits(unsent);
         // The client's own task waits for the socket to take more.
+        self.wake();
+    }
+
+    /// As [`Self::send`], but what the kernel does not take now is kept by reference.
+    pub(super) fn send_shared(&self, mut bytes: Bytes) {
+        if self.closed.get() || bytes.is_empty() {
+            return;
+        }
+        let mut out = self.out.borrow_mut();
+        if out.is_empty() {
+            match self.socket.try_write(&bytes) {
+                Ok(written) => {
+                    self.worker.metrics.bytes_out.add(written as u64);
+                    bytes.advance(written);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    drop(out);
+                    return self.doom(ClientClose::ClientLost);
+                }
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        out.share(bytes);
+        let unsent = out.len();
+        drop(out);
+        self.check_limits(unsent);
         self.wake();
     }
 
@@ -202,6 +239,7 @@ impl Client {
         if unsent > options.output_hard_limit {
             self.doom(ClientClose::OutputLimit);
         }
+        self.check_subscriber_limits(unsent);
         let over = unsent > options.output_soft_limit;
         if over != self.backpressured.get() {
             self.backpressured.set(over);
@@ -215,11 +253,8 @@ impl Client {
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut out = self.out.borrow_mut();
         while !out.is_empty() {
-            match self.socket.try_write(&out) {
-                Ok(written) => {
-                    self.worker.metrics.bytes_out.add(written as u64);
-                    out.advance(written);
-                }
+            match out.write_to(&self.socket) {
+                Ok(written) => self.worker.metrics.bytes_out.add(written as u64),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if self.socket.poll_writable(cx).is_pending() {
                         let unsent = out.len();
@@ -236,13 +271,9 @@ impl Client {
                 }
             }
         }
-        if out.capacity() > KEEP {
-            *out = BytesMut::new();
-        } else {
-            out.clear();
-        }
+        out.shrink();
         drop(out);
-        if self.backpressured.get() {
+        if self.backpressured.get() || self.over_soft_since.get().is_some() {
             self.check_limits(0);
         }
         Poll::Ready(())
@@ -329,11 +360,14 @@ impl Client {
         let mut row = ClientRow::of(&self.session.borrow(), self.peer, self.local);
         row.age = now.saturating_duration_since(self.opened);
         row.idle = now.saturating_duration_since(self.last_input.get());
-        row.flags = self.flags.get();
+        row.flags = self.listed_flags();
         row.input = self.input.borrow().buffer.len();
         row.output = self.out.borrow().len();
         row.command = self.last_command.get();
-        row.place = self.place.get();
+        row.place = match self.place.get() {
+            "lane" if self.session.borrow().listens > 0 => "pubsub hub",
+            place => place,
+        };
         row
     }
 
@@ -383,8 +417,9 @@ impl Client {
 }
 
 impl Receiver for Client {
-    fn replies(&self, bytes: &[u8], ended: u32) {
+    fn replies(&self, bytes: &[u8], ended: u32, begun: bool) {
         self.send(bytes);
+        self.set_mid_reply(begun);
         if ended > 0 {
             let left = self.outstanding.get().saturating_sub(ended);
             self.outstanding.set(left);

@@ -10,7 +10,7 @@ use tokio::io::ReadBuf;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
-use crate::pool::{Lane, Receiver};
+use crate::pool::{Lane, Lost, Receiver};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, encode, normalise,
 };
@@ -34,6 +34,8 @@ pub(super) struct Taken {
     pub(super) muted: bool,
     /// How many replies it is owed.
     pub(super) replies: u32,
+    /// PUBLISH or SPUBLISH, whose reply counts our hubs where it should count their clients.
+    pub(super) is_publish: bool,
 }
 
 /// Why the fast path stops.
@@ -277,6 +279,21 @@ impl Client {
         }
     }
 
+    /// Sends PUBLISH, and corrects its reply when it comes.
+    pub(super) fn publish_on(self: &Rc<Self>, lane: &Rc<Lane>, frame: &[u8]) {
+        let now = Instant::now();
+        self.outstanding.set(self.outstanding.get() + 1);
+        self.has_written.set(true);
+        let (client, request) = (Rc::clone(self), Bytes::copy_from_slice(frame));
+        let then = move |answer: Result<Vec<Bytes>, Lost>| match answer.as_deref() {
+            Ok([reply, ..]) => client.replies(&client.corrected_count(&request, reply), 1, false),
+            Ok([]) | Err(Lost) => client.lost(1, false, false),
+        };
+        lane.touch(now);
+        lane.exchange(frame, 1, now, Box::new(then));
+        self.lane.replace(Some(Rc::clone(lane)));
+    }
+
     /// Takes one canonical frame. `Ok`: it is done with, this many bytes. `Err`: stop, after this many bytes.
     fn take(
         self: &Rc<Self>,
@@ -294,6 +311,18 @@ impl Client {
             (route, session.replies == ReplyMode::On)
         };
         match route {
+            Route::Lane
+                if plain && asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty() =>
+            {
+                self.push(run, &data[..at]);
+                self.lane_for(run, &asked, frame, 1)?;
+                self.worker.count(self, &asked);
+                if let Some(lane) = run.lane.take() {
+                    self.publish_on(&lane, frame);
+                }
+                run.start = at + frame.len();
+                Ok(frame.len())
+            }
             Route::Lane if plain => {
                 self.lane_for(run, &asked, frame, 1)?;
                 self.worker.count(self, &asked);
@@ -352,6 +381,7 @@ impl Client {
                     route: Route::Lane,
                     muted: false,
                     replies,
+                    is_publish: asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty(),
                 };
                 Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
@@ -390,7 +420,7 @@ impl Client {
             route => {
                 let muted = self.session.borrow_mut().mutes_this();
                 let request = Bytes::copy_from_slice(frame);
-                let taken = Taken { request, route, muted, replies: 1 };
+                let taken = Taken { request, route, muted, replies: 1, is_publish: false };
                 Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
         }
@@ -417,6 +447,9 @@ impl Client {
         let silenced = class == Class::ClientReply && self.session.borrow().replies == ReplyMode::Off;
         if class == Class::Reset {
             self.identity.replace(self.worker.anonymous(self).map(|(_, identity)| identity));
+        }
+        if class == Class::Reset {
+            self.leave_subscriptions();
         }
         if matches!(class, Class::Reset | Class::ReadOnly | Class::ReadWrite) {
             self.leave_group();

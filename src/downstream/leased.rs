@@ -292,6 +292,7 @@ impl Held {
             }
         }
         self.client.send(&data[forward..at]);
+        self.client.set_mid_reply(forward < at && self.scanner.in_frame());
         Ok(())
     }
 

@@ -44,6 +44,7 @@ impl Client {
             | ClientClose::Shutdown
             | ClientClose::UpstreamLost
             | ClientClose::LeaseLost
+            | ClientClose::SubscriptionLost
             | ClientClose::ClientEof => true,
             ClientClose::ClientLost
             | ClientClose::Http
@@ -59,6 +60,7 @@ impl Client {
         self.closed.set(true);
         self.waker.borrow_mut().take();
         self.leave_group();
+        self.leave_subscriptions();
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();
         self.worker.forget(self);
@@ -79,7 +81,7 @@ impl Client {
         let options = &self.worker.options;
         let idle = self.idle(now);
         let logged_in = self.session.borrow().user.is_some();
-        let flags = self.flags.get();
+        let flags = self.listed_flags();
         let listens = flags.blocked
             || flags.monitor
             || flags.tracking

@@ -13,9 +13,11 @@ mod life;
 mod links;
 mod login;
 mod options;
+mod out;
 mod proxy_commands;
 mod slow;
 mod socket;
+mod subscriptions;
 mod undelivered;
 mod worker;
 
@@ -23,6 +25,7 @@ pub use accept::{Doorkeeper, ListenError, Listener, listen};
 pub use links::{Accepted, Link, Links, Message};
 pub use login::Directory;
 pub use options::{AdminCommands, AuthMode, AuthOptions, ClientOptions, ListenOptions};
+pub use subscriptions::OutputLimit;
 pub use worker::Terms;
 pub(crate) use worker::Worker;
 

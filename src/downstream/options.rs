@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::subscriptions::OutputLimit;
 use crate::upstream::Keepalive;
 
 /// Where clients connect (`[listen]`).
@@ -40,6 +41,8 @@ pub struct ClientOptions {
     pub output_soft_limit: usize,
     /// Unsent reply bytes above which a client is closed.
     pub output_hard_limit: usize,
+    /// How much a subscriber may leave unread.
+    pub output_buffer_limit: OutputLimit,
     /// TCP_USER_TIMEOUT: replies unacknowledged for this long end the connection.
     pub user_timeout: Duration,
     /// TCP_USER_TIMEOUT while a client is above its soft limit: Linux also ends a live peer that keeps its window shut.
@@ -59,6 +62,7 @@ impl Default for ClientOptions {
             pipeline_limit: 1024,
             output_soft_limit: 1 << 20,
             output_hard_limit: 512 << 20,
+            output_buffer_limit: OutputLimit::default(),
             user_timeout: Duration::from_secs(10),
             user_timeout_backpressured: Duration::from_secs(60),
             keepalive: Keepalive::default(),

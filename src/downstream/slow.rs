@@ -85,7 +85,7 @@ impl Client {
             Route::Login(hello) => self.login(hello, taken.muted).await,
             Route::Select(index) => self.select(index, taken.muted).await,
             Route::Ask => self.ask(taken).await,
-            route @ (Route::Control | Route::Clients(_) | Route::Proxy) => {
+            route @ (Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..)) => {
                 self.aside(route, &taken.request, taken.muted).await
             }
             // Answered on the fast path.
@@ -106,7 +106,11 @@ impl Client {
                 return Ok(());
             }
             if let Some(lane) = group.lane() {
-                self.push_on(&lane, &taken.request, taken.replies, taken.muted);
+                if taken.is_publish && !taken.muted {
+                    self.publish_on(&lane, &taken.request);
+                } else {
+                    self.push_on(&lane, &taken.request, taken.replies, taken.muted);
+                }
                 return Ok(());
             }
         }
@@ -209,6 +213,11 @@ impl Client {
         muted: bool,
     ) -> Result<(), ClientClose> {
         let reply = match route {
+            Route::Listen(listen, true) => return self.listen(listen, request, muted).await,
+            Route::Listen(listen, false) => {
+                self.unlisten(listen, request);
+                return Ok(());
+            }
             Route::Clients(Class::ClientList) => self.patiently(self.client_list(request)).await?,
             Route::Clients(Class::ClientKill) => self.patiently(self.client_kill(request)).await?,
             Route::Clients(_) => self.patiently(self.client_unblock(request)).await?,

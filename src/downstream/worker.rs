@@ -17,7 +17,7 @@ use super::login::Directory;
 use super::options::{AdminCommands, AuthMode, AuthOptions, ClientOptions};
 use super::socket::ClientSocket;
 use crate::command::{Asked, rows};
-use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubOptions, Unblock};
+use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, publish_gauge};
@@ -39,6 +39,8 @@ pub struct Terms {
     pub blocking: BlockingOptions,
     /// How subscribers are served.
     pub pubsub: PubSubOptions,
+    /// Who hears what.
+    pub audience: Arc<Audience>,
     /// Who is who.
     pub directory: Arc<Directory>,
     /// The next client's id.
@@ -63,6 +65,8 @@ pub(crate) struct Worker {
     pub(super) give_back: Rc<GiveBack>,
     /// Where blocking calls wait.
     pub(super) hubs: Rc<BlockingHubs>,
+    /// Where subscribers listen.
+    pub(super) pubsub: Rc<PubSubHubs>,
     pub(super) directory: Arc<Directory>,
     pub(super) links: Links,
     pub(super) scratch: RefCell<Vec<u8>>,
@@ -133,10 +137,13 @@ impl Worker {
             Rc::clone(&give_back),
             terms.auth.cache_ttl,
         );
+        let pubsub_hub = terms.pubsub.hub;
+        let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
         Rc::new(Self {
             pool,
             give_back,
             hubs,
+            pubsub,
             options: terms.clients,
             auth: terms.auth,
             blocking: terms.blocking,
@@ -153,7 +160,7 @@ impl Worker {
             stopping: Cell::new(false),
             ids: terms.ids,
             link,
-            policy: Cell::new(Policy { refuse_admin, cluster: false }),
+            policy: Cell::new(Policy { refuse_admin, pubsub_hub, cluster: false }),
             warned_full: Cell::new(None),
         })
     }
@@ -214,6 +221,7 @@ impl Worker {
             Message::AddressChanged => {
                 self.pool.leave_all(UpstreamClose::Moved);
                 self.hubs.leave_all(UpstreamClose::Moved);
+                self.pubsub.leave_all(UpstreamClose::Moved);
             }
             // Handled by the loop itself.
             Message::Drain(..) => {}
@@ -355,6 +363,7 @@ impl Worker {
         let now = Instant::now();
         self.pool.tick(now);
         self.hubs.tick(now, self.links.clients() == 0);
+        self.pubsub.tick(now);
         // A lane or a hub may have been too young to give up, a blocking call still on its way to its lease.
         let pressure = self.pool.shared.budget.pressure();
         if pressure.any() {
@@ -383,6 +392,7 @@ impl Worker {
     fn publish(&self) {
         self.metrics.publish();
         publish_gauge("redbouncer_blocking_waiters", &[], self.hubs.waiting());
+        publish_gauge("redbouncer_pubsub_names", &[], self.pubsub.names());
         publish_gauge("redbouncer_blocking_keys", &[], self.hubs.watched());
         publish_gauge("redbouncer_clients", &[("worker", &self.metrics.label)], self.clients.borrow().len());
     }
@@ -415,6 +425,7 @@ impl Worker {
         }
         self.pool.stop();
         self.hubs.leave_all(UpstreamClose::Shutdown);
+        self.pubsub.leave_all(UpstreamClose::Shutdown);
         control.lock().await.close(&self.pool, UpstreamClose::Shutdown).await;
         let tasks = self.pool.tasks();
         tasks.close();

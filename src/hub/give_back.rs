@@ -65,7 +65,9 @@ impl GiveBack {
                             fate("lost");
                         }
                         Err(_) => {
-                            tracing::warn!("a popped element may be lost: connection lost while giving it back");
+                            tracing::warn!(
+                                "a popped element may be lost: connection lost while giving it back"
+                            );
                             fate("lost");
                         }
                     }),

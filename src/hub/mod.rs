@@ -3,9 +3,12 @@
 //! A blocked client and a subscriber hold nothing upstream of their own. Hubs live on the first worker.
 
 mod blocking;
+mod carrier;
 mod give_back;
 mod options;
+mod pubsub;
 
 pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting};
 pub use give_back::{GiveBack, fate};
 pub use options::{BlockingOptions, PubSubOptions, Resubscribe};
+pub use pubsub::{Asking, Audience, Listener, Message, PubSubHubs, Station};

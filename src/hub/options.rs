@@ -30,12 +30,18 @@ impl Default for BlockingOptions {
 }
 
 /// How subscribers are served (`[pubsub]`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PubSubOptions {
     /// All subscribers of a user share one connection. Off: each takes a lease.
     pub hub: bool,
     /// What subscribers notice of the loss of that connection.
     pub resubscribe: Resubscribe,
+}
+
+impl Default for PubSubOptions {
+    fn default() -> Self {
+        Self { hub: true, resubscribe: Resubscribe::default() }
+    }
 }
 
 /// What subscribers notice when the hub's connection is lost (`pubsub.resubscribe`).

@@ -36,8 +36,8 @@ pub struct LaneKey {
 
 /// Who gets replies. Called from the lane's task; must not call back into the lane.
 pub trait Receiver {
-    /// Bytes of replies, in order; with them `ended` replies are complete. The last one may be partial.
-    fn replies(&self, bytes: &[u8], ended: u32);
+    /// Bytes of replies, in order; with them `ended` replies are complete, and with `begun` the last one is not.
+    fn replies(&self, bytes: &[u8], ended: u32, begun: bool);
     /// The connection is lost: `unanswered` commands were written and have no reply; `partial` when the first of them
     /// had begun. With `muted` nothing is owed for them: their replies were unwanted, or a time-out was the answer.
     fn lost(&self, unanswered: u32, muted: bool, partial: bool);
@@ -269,7 +269,7 @@ impl Lane {
                     for _ in 0..*count {
                         encode::error(&mut out, text);
                     }
-                    to.replies(&out, 0);
+                    to.replies(&out, 0, false);
                 }
                 *abandoned = true;
                 *muted = true;
@@ -500,7 +500,8 @@ impl Carrier {
         match slot {
             Slot::Replies { to, count, muted, .. } => {
                 *count -= ended;
-                to.replies(if *muted { &[] } else { &data[..at] }, ended);
+                let begun = !*muted && self.scanner.in_frame();
+                to.replies(if *muted { &[] } else { &data[..at] }, ended, begun);
             }
             Slot::Whole { left, .. } => *left -= ended,
         }
@@ -522,7 +523,7 @@ mod tests {
     }
 
     impl Receiver for Listener {
-        fn replies(&self, bytes: &[u8], _ended: u32) {
+        fn replies(&self, bytes: &[u8], _ended: u32, _begun: bool) {
             self.heard.borrow_mut().extend_from_slice(bytes);
         }
 

@@ -57,6 +57,14 @@ pub fn array(out: &mut BytesMut, len: usize) {
     header(out, b'*', len);
 }
 
+/// The header of a push, `len` elements follow. RESP2 has none: an array.
+pub fn push(out: &mut BytesMut, protocol: Protocol, len: usize) {
+    match protocol {
+        Protocol::Resp2 => header(out, b'*', len),
+        Protocol::Resp3 => header(out, b'>', len),
+    }
+}
+
 /// The header of a map; `pairs` keys and values follow. RESP2 has no maps: an array of twice as many.
 pub fn map(out: &mut BytesMut, protocol: Protocol, pairs: usize) {
     match protocol {

@@ -31,6 +31,17 @@ pub enum After {
     Close,
 }
 
+/// AUTH on a connection that holds more than a user.
+pub(super) const AUTH_WHILE_HELD: &str = "ERR redbouncer: AUTH is not possible while this connection holds WATCH, MULTI, subscriptions or tracking";
+
+/// The error for what a RESP2 subscriber may not do.
+pub(super) fn not_while_subscribed(asked: &Asked) -> String {
+    let name = asked.row.map_or("this command", |row| row.name);
+    format!(
+        "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+    )
+}
+
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
 
 /// The error for a wrong number of arguments.
@@ -157,6 +168,7 @@ impl Session {
                 encode::simple(out, "RESET");
             }
             Class::Select => encode::simple(out, "OK"),
+            Class::Ping => ping_while_subscribed(request, out),
             Class::ReadOnly | Class::ReadWrite => {
                 self.readonly = class == Class::ReadOnly;
                 encode::simple(out, "OK");
@@ -256,6 +268,16 @@ impl Session {
         encode::bulk(out, b"prefixes");
         encode::array(out, 0);
     }
+}
+
+/// PING of a RESP2 subscriber looks like a message (`pingCommand` in redis `server.c`).
+fn ping_while_subscribed(request: &Request<'_>, out: &mut BytesMut) {
+    if request.argc() > 2 {
+        return encode::error(out, &wrong_arity("ping"));
+    }
+    encode::array(out, 2);
+    encode::bulk(out, b"pong");
+    encode::bulk(out, request.arg(1).unwrap_or_default());
 }
 
 fn help(out: &mut BytesMut) {

@@ -12,18 +12,7 @@ use bytes::{Bytes, BytesMut};
 use crate::command::{Asked, Blocking, Class};
 use crate::resp::{self, Protocol, ReplyKind, Request, encode};
 
-use super::{Flags, Hello, Pin, Policy, Route, Session, answers};
-
-/// Which of the three sets of subscriptions a confirmation is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// SUBSCRIBE.
-    Channels,
-    /// PSUBSCRIBE.
-    Patterns,
-    /// SSUBSCRIBE.
-    Shards,
-}
+use super::{Flags, Hello, Listen, Pin, Policy, Route, Session, answers};
 
 /// What a command that was sent on the lease is answered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -250,6 +239,11 @@ impl LeaseState {
     #[must_use]
     pub fn plan(&self, session: &Session, asked: &Asked, request: &Request<'_>, policy: Policy) -> Plan {
         match asked.class {
+            _ if session.is_restricted() => {
+                if self.is_waiting() {
+                    return Plan::AfterReplies;
+                }
+            }
             Class::Pass | Class::Publish | Class::Ping if !(asked.policy && policy.refuse_admin) => {
                 return Plan::Forward(Expect::Reply);
             }
@@ -280,14 +274,13 @@ impl LeaseState {
             Route::Local(class) => Plan::Local(class),
             Route::Refuse(text) => Plan::Refuse(text),
             Route::Select(index) => Plan::Forward(Expect::Select(index)),
-            Route::Login(hello) if hello.credentials.is_some() => Plan::Refuse(
-                "ERR redbouncer: AUTH is not possible while this connection holds WATCH, MULTI, subscriptions or tracking"
-                    .to_owned(),
-            ),
+            Route::Login(hello) if hello.credentials.is_some() => {
+                Plan::Refuse(answers::AUTH_WHILE_HELD.to_owned())
+            }
             Route::Login(hello) => Plan::Hello(hello),
             Route::Blocking(command) => Plan::Blocking(command),
             Route::Lease(pin) => self.plan_pin(pin, asked, request),
-            Route::Control | Route::Clients(_) | Route::Proxy => Plan::Aside(route),
+            Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..) => Plan::Aside(route),
         }
     }
 
@@ -334,6 +327,7 @@ impl LeaseState {
             | Route::Lease(_)
             | Route::Control
             | Route::Clients(_)
+            | Route::Listen(..)
             | Route::Proxy => {
                 let name = asked.row.map_or("this command", |row| row.name);
                 Plan::RefuseInMulti(format!("ERR redbouncer: '{name}' is not possible inside MULTI"))
@@ -357,12 +351,7 @@ impl LeaseState {
                 Route::Refuse(text) => Plan::Refuse(text.clone()),
                 _ => Plan::Forward(Expect::Reply),
             },
-            _ => {
-                let name = asked.row.map_or("this command", |row| row.name);
-                Plan::Refuse(format!(
-                    "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
-                ))
-            }
+            _ => Plan::Refuse(answers::not_while_subscribed(asked)),
         }
     }
 

@@ -8,6 +8,7 @@ mod block;
 mod hello;
 mod kill;
 mod lease;
+mod listen;
 mod route;
 mod row;
 
@@ -22,6 +23,7 @@ pub use block::{Block, find_block};
 pub use hello::{Credentials, Hello};
 pub use kill::{Filter, Listed};
 pub use lease::{Expect, LeaseState, Plan, Received};
+pub use listen::{Listen, Subscriptions};
 pub use route::{Pin, Policy, Route};
 pub use row::{ClientRow, Flags};
 
@@ -65,6 +67,8 @@ pub struct Session {
     pub protocol: Protocol,
     /// Set by READONLY on a cluster: reads may go to a replica's keys.
     pub readonly: bool,
+    /// Subscriptions in the pub/sub hub, of all kinds. In RESP2 they leave the client few other commands.
+    pub listens: usize,
     /// CLIENT REPLY.
     pub replies: ReplyMode,
     /// CLIENT SETNAME; empty when unset.

@@ -1,9 +1,9 @@
 //! Where one command goes.
 
 use crate::command::{Asked, Blocking, Class};
-use crate::resp::Request;
+use crate::resp::{Protocol, Request};
 
-use super::{Hello, Session, answers};
+use super::{Hello, Listen, Session, answers};
 
 /// Why a session needs an upstream connection of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,8 @@ pub enum Route {
     Refuse(String),
     /// On a connection of the session's own.
     Lease(Pin),
+    /// SUBSCRIBE and its kin (`true`) or UNSUBSCRIBE and its kin, in the pub/sub hub.
+    Listen(Listen, bool),
     /// A call that may block.
     Blocking(Blocking),
     /// AUTH, or HELLO with AUTH: verified upstream.
@@ -100,6 +102,8 @@ pub enum Route {
 pub struct Policy {
     /// Refuse commands that reach beyond the client's own connection.
     pub refuse_admin: bool,
+    /// Subscribers share a hub; otherwise each takes a lease.
+    pub pubsub_hub: bool,
     /// The upstream is a cluster node, so READONLY and ASKING mean something.
     pub cluster: bool,
 }
@@ -118,6 +122,9 @@ impl Session {
         if let Some(refusal) = answers::arity_error(asked, request) {
             return Route::Refuse(refusal);
         }
+        if self.is_restricted() {
+            return restricted(asked);
+        }
         match asked.class {
             Class::Pass | Class::Publish | Class::Ping => Route::Lane,
             Class::Multi => Route::Transaction,
@@ -125,7 +132,12 @@ impl Session {
             Class::Exec | Class::Discard | Class::Unwatch => Route::Lane,
             Class::Watch => Route::Lease(Pin::Watch),
             Class::Select => answers::select(self, request),
-            Class::Auth | Class::Hello => Hello::route(self, asked.class, request),
+            Class::Auth | Class::Hello => match Hello::route(self, asked.class, request) {
+                Route::Login(hello) if hello.credentials.is_some() && self.listens > 0 => {
+                    Route::Refuse(answers::AUTH_WHILE_HELD.to_owned())
+                }
+                route => route,
+            },
             Class::Quit
             | Class::Reset
             | Class::ClientSetName
@@ -150,7 +162,10 @@ impl Session {
             | Class::SSubscribe
             | Class::Unsubscribe
             | Class::PUnsubscribe
-            | Class::SUnsubscribe => Route::Lease(Pin::Subscribed),
+            | Class::SUnsubscribe => match Listen::of(asked.class) {
+                Some((listen, join)) if policy.pubsub_hub => Route::Listen(listen, join),
+                _ => Route::Lease(Pin::Subscribed),
+            },
             Class::Monitor => Route::Lease(Pin::Monitor),
             Class::Blocking(command) => Route::Blocking(command),
             Class::Wait => Route::Lease(Pin::Wait),
@@ -167,6 +182,13 @@ impl Session {
         }
     }
 
+    /// Whether subscriptions leave this client only what a RESP2 subscriber may do (`processCommand` in redis
+    /// `server.c`).
+    #[must_use]
+    pub fn is_restricted(&self) -> bool {
+        self.listens > 0 && self.protocol == Protocol::Resp2
+    }
+
     /// Before a login only AUTH, HELLO, QUIT and RESET run (flag `no-auth` in redis `src/commands/*.json`).
     fn route_before_login(&self, asked: &Asked, request: &Request<'_>) -> Route {
         if let Some(refusal) = answers::arity_error(asked, request) {
@@ -177,5 +199,17 @@ impl Session {
             Class::Quit | Class::Reset => Route::Local(asked.class),
             _ => Route::Refuse("NOAUTH Authentication required.".to_owned()),
         }
+    }
+}
+
+/// What a RESP2 subscriber may do.
+fn restricted(asked: &Asked) -> Route {
+    match asked.class {
+        Class::Unknown => Route::Ask,
+        Class::Quit | Class::Reset | Class::Ping => Route::Local(asked.class),
+        class => match Listen::of(class) {
+            Some((listen, join)) => Route::Listen(listen, join),
+            None => Route::Refuse(answers::not_while_subscribed(asked)),
+        },
     }
 }

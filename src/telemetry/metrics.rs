@@ -175,6 +175,14 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "on",
         "Blocking calls tried without blocking: on the hub's connection, or on a lane.",
     ),
+    ("redbouncer_pubsub_names", "gauge", "", "Channels and patterns that pub/sub hubs are subscribed to."),
+    (
+        "redbouncer_pubsub_messages_total",
+        "counter",
+        "",
+        "Published messages that pub/sub hubs have received.",
+    ),
+    ("redbouncer_pubsub_deliveries_total", "counter", "", "Deliveries of published messages to clients."),
     (
         "redbouncer_elements_undelivered_total",
         "counter",

@@ -29,6 +29,8 @@ pub enum ClientClose {
     UpstreamLost,
     /// The upstream connection that held this client's state was lost.
     LeaseLost,
+    /// The connection that carried this client's subscriptions was lost: messages may be missing.
+    SubscriptionLost,
     /// No reply within `upstream.command_timeout` on a lease.
     CommandTimeout,
     /// `client.max` clients were connected already.
@@ -41,7 +43,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -55,6 +57,7 @@ impl ClientClose {
         Self::HalfCommand,
         Self::UpstreamLost,
         Self::LeaseLost,
+        Self::SubscriptionLost,
         Self::CommandTimeout,
         Self::TooMany,
         Self::Denied,
@@ -78,6 +81,7 @@ impl ClientClose {
             Self::HalfCommand => "half_command",
             Self::UpstreamLost => "upstream_lost",
             Self::LeaseLost => "lease_lost",
+            Self::SubscriptionLost => "subscription_lost",
             Self::CommandTimeout => "command_timeout",
             Self::TooMany => "too_many",
             Self::Denied => "denied",

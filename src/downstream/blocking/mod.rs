@@ -128,7 +128,8 @@ impl Client {
         self.place.set(Pin::Blocked.label());
         self.flags.set(crate::session::Flags { blocked: true, ..Default::default() });
         self.unblock.set(None);
-        let hub = self.wait_in_hub((key, Arc::clone(&identity)), (&call, &taken.request), deadline, taken.muted);
+        let hub =
+            self.wait_in_hub((key, Arc::clone(&identity)), (&call, &taken.request), deadline, taken.muted);
         let answered = self.watch(hub).await.and_then(|answered| answered);
         if !matches!(answered, Ok(false)) {
             self.no_longer_blocked();

@@ -2,16 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::Sleep;
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
 use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
@@ -33,7 +32,7 @@ pub(super) struct Hub {
     user: u64,
     identity: Arc<Identity>,
     waitlist: RefCell<Waitlist>,
-    waker: RefCell<Option<Waker>>,
+    bell: Bell,
     leaving: Cell<Option<UpstreamClose>>,
     /// Its permit is wanted by somebody who cannot do without.
     yielding: Cell<bool>,
@@ -46,16 +45,6 @@ pub(super) struct Hub {
     /// Keys that may be watched: half of the server's tracking table.
     limit: Cell<usize>,
     tries: metrics::Counter,
-}
-
-/// Why a connection is no longer carried.
-enum Over {
-    /// Nobody waits, or it is wanted elsewhere: closed in order.
-    Left(UpstreamClose),
-    /// It failed, or cannot be trusted.
-    Lost(UpstreamClose),
-    /// This user may not use a hub.
-    Refused,
 }
 
 impl std::fmt::Debug for Hub {
@@ -86,7 +75,7 @@ impl Hub {
             user: arrival.key.user,
             identity: Arc::clone(&arrival.identity),
             waitlist: RefCell::new(Waitlist::new(times, give_back)),
-            waker: RefCell::new(None),
+            bell: Bell::default(),
             leaving: Cell::new(None),
             yielding: Cell::new(false),
             opened: Cell::new(None),
@@ -109,7 +98,7 @@ impl Hub {
         let id = waitlist.arrive(arrival);
         drop(waitlist);
         self.idle_since.set(None);
-        self.wake();
+        self.bell.ring();
         id
     }
 
@@ -156,13 +145,7 @@ impl Hub {
     pub(super) fn leave(&self, reason: UpstreamClose) {
         if self.leaving.get().is_none() {
             self.leaving.set(Some(reason));
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
+            self.bell.ring();
         }
     }
 
@@ -181,7 +164,7 @@ impl Hub {
         if self.opened.get().is_some() && now.saturating_duration_since(self.swept.get()) >= heartbeat {
             self.swept.set(now);
             waitlist.sweep();
-            self.wake();
+            self.bell.ring();
         }
         let stall = self.pool.shared.upstream.stall_timeout;
         let stalled = waitlist.oldest(now).is_some_and(|age| age > stall)
@@ -192,7 +175,7 @@ impl Hub {
         }
         if stalled {
             self.leaving.set(Some(UpstreamClose::Stalled));
-            self.wake();
+            self.bell.ring();
         }
     }
 
@@ -225,7 +208,7 @@ impl Hub {
                                     _ => return Ended::Done,
                                 }
                             }
-                            Over::Lost(reason) => lost(reason),
+                            Over::Lost(reason) => lost(Kind::Blocking, reason),
                         }
                     }
                     Ok(None) => return Ended::Refused,
@@ -256,7 +239,7 @@ impl Hub {
     async fn keep_time(&self) {
         let mut clock = Clock::default();
         poll_fn(|cx| {
-            self.remember_waker(cx);
+            self.bell.answer_to(cx);
             clock.poll(cx, &self.waitlist);
             Poll::<()>::Pending
         })
@@ -269,7 +252,9 @@ impl Hub {
         let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
         let established = self.pool.dial_hub(key, &self.identity, Kind::Blocking).await?;
         if !is_fit(&self.pool) {
-            tracing::warn!("the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease");
+            tracing::warn!(
+                "the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease"
+            );
             return Ok(None);
         }
         let mut stream = established.stream;
@@ -301,35 +286,26 @@ impl Hub {
         self.swept.set(now);
         self.leaving.set(None);
         self.waitlist.borrow_mut().connected(database);
-        let mut carrier = Carrier {
-            hub: Rc::clone(self),
-            stream,
-            scanner: ReplyScanner::default(),
-            partial: BytesMut::new(),
-            clock: Clock::default(),
-            unflushed: false,
-        };
-        let over = poll_fn(|cx| carrier.poll(cx)).await;
+        let mut carrier = Carrier::new(stream);
+        let over = poll_fn(|cx| {
+            self.bell.answer_to(cx);
+            carrier.poll(cx, &self.pool, &self.waitlist, &self.heard, || self.leaves())
+        })
+        .await;
         self.opened.set(None);
         self.waitlist.borrow_mut().disconnected();
         (over, carrier.stream)
     }
 
-    fn remember_waker(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        match &mut *waker {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-    }
-
     /// Whether the connection is to be left now.
-    fn poll_leaving(&self) -> Option<Over> {
+    fn leaves(&self) -> Option<Over> {
         let mut waitlist = self.waitlist.borrow_mut();
         match waitlist.given_up() {
             Some(GiveUp::Refused) => return Some(Over::Refused),
             Some(GiveUp::Astray) => return Some(Over::Lost(UpstreamClose::Desync)),
-            Some(GiveUp::Moved) if self.leaving.get().is_none() => self.leaving.set(Some(UpstreamClose::Moved)),
+            Some(GiveUp::Moved) if self.leaving.get().is_none() => {
+                self.leaving.set(Some(UpstreamClose::Moved))
+            }
             Some(GiveUp::Moved) | None => {}
         }
         let reason = self.leaving.get()?;
@@ -345,144 +321,12 @@ impl Hub {
     }
 }
 
-/// How a hub ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// Nobody needs it.
-    Done,
-    /// This user may not use one, or this server has none.
-    Refused,
-    /// There is no connection for it under the cap.
-    NoPermit,
-}
-
-/// The part that only the hub's task touches.
-struct Carrier {
-    hub: Rc<Hub>,
-    stream: UpstreamStream,
-    scanner: ReplyScanner,
-    partial: BytesMut,
-    clock: Clock,
-    /// Something was written since the last flush that succeeded.
-    unflushed: bool,
-}
-
-impl Carrier {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
-        self.hub.remember_waker(cx);
-        loop {
-            self.clock.poll(cx, &self.hub.waitlist);
-            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
-                return Poll::Ready(Over::Lost(UpstreamClose::Lost));
-            }
-            if let Some(over) = self.hub.poll_leaving() {
-                return Poll::Ready(over);
-            }
-            match self.poll_read(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(reason)) => return Poll::Ready(Over::Lost(reason)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let mut waitlist = self.hub.waitlist.borrow_mut();
-        let out = waitlist.out();
-        self.unflushed |= !out.is_empty();
-        while !out.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, out) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => out.advance(sent),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        // `advance` leaves the buffer at its end: a new one starts at the front of its memory.
-        if out.capacity() > 0 && self.unflushed {
-            *out = BytesMut::with_capacity(out.capacity().min(KEEP));
-        }
-        if self.unflushed && self.stream.is_buffered() {
-            std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        }
-        self.unflushed = false;
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamClose>> {
-        let hub = Rc::clone(&self.hub);
-        let mut scratch = hub.pool.scratch().borrow_mut();
-        let mut buffer = ReadBuf::new(&mut scratch);
-        match std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
-            Err(_) => Poll::Ready(Err(UpstreamClose::Lost)),
-            Ok(()) if buffer.filled().is_empty() => Poll::Ready(Err(UpstreamClose::Lost)),
-            Ok(()) => Poll::Ready(self.receive(buffer.filled())),
-        }
-    }
-
-    fn receive(&mut self, data: &[u8]) -> Result<(), UpstreamClose> {
-        let now = Instant::now();
-        self.hub.heard.set(now);
-        let mut waitlist = self.hub.waitlist.borrow_mut();
-        let mut rest = data;
-        while !rest.is_empty() {
-            let step = self.scanner.step(rest).map_err(|_| UpstreamClose::Desync)?;
-            let (part, behind) = rest.split_at(step.consumed);
-            rest = behind;
-            match step.complete {
-                Some(kind) if self.partial.is_empty() => waitlist.receive(kind, part, now)?,
-                Some(kind) => {
-                    self.partial.extend_from_slice(part);
-                    waitlist.receive(kind, &self.partial.split(), now)?;
-                }
-                None => self.partial.extend_from_slice(part),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A drained write buffer larger than this is given back.
-const KEEP: usize = 64 << 10;
-
-/// Wakes the hub's task when a deadline comes.
-#[derive(Default)]
-struct Clock {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Clock {
-    /// Ends what is due, and asks to be woken for the next.
-    fn poll(&mut self, cx: &mut Context<'_>, waitlist: &RefCell<Waitlist>) {
-        loop {
-            let mut waitlist = waitlist.borrow_mut();
-            waitlist.expire(Instant::now());
-            let Some(next) = waitlist.next_timer() else { return };
-            drop(waitlist);
-            let next = tokio::time::Instant::from_std(next);
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
-            if sleep.deadline() != next {
-                sleep.as_mut().reset(next);
-            }
-            if sleep.as_mut().poll(cx).is_pending() {
-                return;
-            }
-        }
-    }
-}
-
 /// Whether the server can serve a hub, as far as is known: RESP3, and invalidations that never come inside a reply.
 fn is_fit(pool: &Pool) -> bool {
     pool.shared.connector.server().is_none_or(|server| {
         let major = server.version.split('.').next().and_then(|major| major.parse().ok());
         server.hello && major.is_none_or(|major: u32| major >= FIRST_VERSION)
     })
-}
-
-fn lost(reason: UpstreamClose) {
-    metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => Kind::Blocking.label())
-        .increment(1);
-    tracing::warn!(reason = reason.label(), "the connection of a blocking hub was lost");
 }
 
 /// What is said first on a connection. MULTI and EXEC are tried out before any call depends on them: behind a MULTI that

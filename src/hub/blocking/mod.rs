@@ -13,11 +13,12 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::carrier::Ended;
 use super::{BlockingOptions, GiveBack};
 use crate::pool::Pool;
 use crate::telemetry::UpstreamClose;
 
-use connection::{Ended, Hub};
+use connection::Hub;
 pub use waiter::{Arrival, End, Unblock, Waiting};
 
 /// How long a user without a connection for its hub is served otherwise before the next look.

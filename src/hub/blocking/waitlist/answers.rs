@@ -50,7 +50,8 @@ impl Waitlist {
         }
         let members: Vec<&[u8]> = resp::elements(last).map(Iterator::collect).unwrap_or_default();
         let executed = !resp::is_error(last);
-        if executed && (members.len() != sent.members() || members.iter().any(|part| part.starts_with(b">"))) {
+        if executed && (members.len() != sent.members() || members.iter().any(|part| part.starts_with(b">")))
+        {
             return Err(UpstreamClose::Desync);
         }
         let (select, rest) = members.split_at(usize::from(sent.select.is_some() && executed));
@@ -268,7 +269,8 @@ impl Waitlist {
             // What a stream holds stays there; an entry read for a group is pending for its consumer.
             return self.remove(id);
         }
-        let (key, identity, shape) = (waiter.key, std::sync::Arc::clone(&waiter.identity), waiter.shape.clone());
+        let (key, identity, shape) =
+            (waiter.key, std::sync::Arc::clone(&waiter.identity), waiter.shape.clone());
         let (call, first_spot) = (waiter.call.clone(), waiter.spots.first().copied());
         self.remove(id);
         let others: Vec<u64> = first_spot
@@ -276,9 +278,10 @@ impl Waitlist {
             .map(|spot| spot.queue.iter().copied().collect())
             .unwrap_or_default();
         for other in others {
-            let fits = self.waiters.get(&other).is_some_and(|waiter| {
-                waiter.is_free() && waiter.shape == shape && give(waiter, reply)
-            });
+            let fits = self
+                .waiters
+                .get(&other)
+                .is_some_and(|waiter| waiter.is_free() && waiter.shape == shape && give(waiter, reply));
             if fits {
                 crate::hub::fate("handed_on");
                 return self.remove(other);

@@ -12,7 +12,7 @@ use crate::telemetry::ClientClose;
 
 impl Waitlist {
     /// Ends what is due, and lets delayed tries go.
-    pub(in crate::hub::blocking) fn expire(&mut self, now: Instant) {
+    pub(super) fn end_the_due(&mut self, now: Instant) {
         while let Some((_, id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.deadlines.pop_first();
             self.is_due(id, now);

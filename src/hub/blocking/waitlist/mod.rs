@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::super::carrier::Desk;
 use super::waiter::{Arrival, End, State, Unblock, Waiter};
 use crate::command::blocking::Waited;
 use crate::pool::LaneKey;
@@ -72,7 +73,7 @@ enum Access {
 }
 
 /// The waiting calls of one user.
-pub(super) struct Waitlist {
+pub(in crate::hub) struct Waitlist {
     times: Times,
     give_back: GiveBack,
     waiters: HashMap<u64, Waiter>,
@@ -223,30 +224,6 @@ impl Waitlist {
         }
     }
 
-    /// Takes one whole frame from the server.
-    ///
-    /// # Errors
-    /// It is nothing that was asked for: the connection is out of step.
-    pub(super) fn receive(
-        &mut self,
-        kind: ReplyKind,
-        frame: &[u8],
-        now: Instant,
-    ) -> Result<(), UpstreamClose> {
-        if kind == ReplyKind::Push {
-            self.pushed(frame, now);
-            return Ok(());
-        }
-        let Some(sent) = self.sent.front_mut() else { return Err(UpstreamClose::Desync) };
-        if !sent.take(frame) {
-            return Ok(());
-        }
-        match self.sent.pop_front() {
-            Some(sent) => self.answered(&sent, frame, now),
-            None => Ok(()),
-        }
-    }
-
     /// A push: keys that have changed, or all of them (FLUSHALL, or the server's table was flushed).
     fn pushed(&mut self, frame: &[u8], now: Instant) {
         let Some(mut parts) = resp::elements(frame) else { return };
@@ -277,18 +254,6 @@ impl Waitlist {
         for at in woken {
             self.pump(at);
         }
-    }
-
-    /// What has to be written; the caller takes it away.
-    pub(super) fn out(&mut self) -> &mut BytesMut {
-        &mut self.out
-    }
-
-    /// When [`Self::expire`] has something to do.
-    pub(super) fn next_timer(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|(at, _)| *at);
-        let delayed = self.delayed.first().map(|(at, _)| *at);
-        deadline.into_iter().chain(delayed).min()
     }
 
     /// Whether the connection has to be given up, and why.
@@ -345,5 +310,36 @@ impl Waitlist {
         if !gone {
             waiting.end(how);
         }
+    }
+}
+
+impl Desk for Waitlist {
+    fn out(&mut self) -> &mut BytesMut {
+        &mut self.out
+    }
+
+    fn receive(&mut self, kind: ReplyKind, frame: &[u8], now: Instant) -> Result<(), UpstreamClose> {
+        if kind == ReplyKind::Push {
+            self.pushed(frame, now);
+            return Ok(());
+        }
+        let Some(sent) = self.sent.front_mut() else { return Err(UpstreamClose::Desync) };
+        if !sent.take(frame) {
+            return Ok(());
+        }
+        match self.sent.pop_front() {
+            Some(sent) => self.answered(&sent, frame, now),
+            None => Ok(()),
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.end_the_due(now);
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        let deadline = self.deadlines.first().map(|(at, _)| *at);
+        let delayed = self.delayed.first().map(|(at, _)| *at);
+        deadline.into_iter().chain(delayed).min()
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
 use crate::command::{Class, blocking, classify};
+use crate::hub::carrier::Desk as _;
 use crate::resp::{Protocol, Request, RequestLimits, RequestScanner, RequestStep, encode};
 
 /// What a client of the waitlist got.
@@ -51,7 +52,9 @@ impl Model {
 
     fn changed(&mut self, key: &str, out: &mut BytesMut) {
         if self.armed.remove(key) {
-            out.extend_from_slice(format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes());
+            out.extend_from_slice(
+                format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes(),
+            );
         }
     }
 
@@ -81,7 +84,8 @@ impl Model {
                     }
                     for key in std::mem::take(&mut self.pending) {
                         out.extend_from_slice(
-                            format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes(),
+                            format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len())
+                                .as_bytes(),
                         );
                     }
                 }
@@ -101,7 +105,10 @@ impl Model {
                 let keys = &words[1..words.len() - 1];
                 for key in keys {
                     if self.strings.contains(key) {
-                        encode::error(out, "WRONGTYPE Operation against a key holding the wrong kind of value");
+                        encode::error(
+                            out,
+                            "WRONGTYPE Operation against a key holding the wrong kind of value",
+                        );
                         return;
                     }
                     if let Some(value) = self.lists.get_mut(key).and_then(VecDeque::pop_front) {

@@ -126,7 +126,11 @@ impl Waitlist {
         }
         let Some(waiter) = self.waiters.get(&id) else { return };
         if waiter.kind() == Waited::Stream {
-            if waiter.floating { self.ask_positions(id) } else { self.send_call(vec![id], Ask::All) }
+            if waiter.floating {
+                self.ask_positions(id)
+            } else {
+                self.send_call(vec![id], Ask::All)
+            }
             return;
         }
         let spots = waiter.spots.clone();
@@ -174,7 +178,9 @@ impl Waitlist {
             (_, Known::OtherType) => 0,
             (_, Known::Unknown) => 1,
             (Waited::Stream, Known::Left(_)) => 0,
-            (Waited::List | Waited::SortedSet, Known::Left(left)) => usize::try_from(left).unwrap_or(usize::MAX),
+            (Waited::List | Waited::SortedSet, Known::Left(left)) => {
+                usize::try_from(left).unwrap_or(usize::MAX)
+            }
         };
         if chances == 0 || !self.may_use(database) {
             return;
@@ -183,7 +189,8 @@ impl Waitlist {
             return self.pump_stream(at);
         }
         let Some(spot) = self.spots.at(at) else { return };
-        let free = spot.queue.iter().filter(|id| self.waiters.get(*id).is_some_and(|waiter| waiter.is_free()));
+        let free =
+            spot.queue.iter().filter(|id| self.waiters.get(*id).is_some_and(|waiter| waiter.is_free()));
         let next: Vec<u64> = free.take(chances).copied().collect();
         for (i, id) in next.iter().enumerate() {
             let ask = if i + 1 == next.len() { Ask::All } else { Ask::AllBut(at) };
@@ -220,7 +227,9 @@ impl Waitlist {
     pub(super) fn next_of_group(&mut self, at: usize, group: &Bytes) {
         let Some(spot) = self.spots.at(at) else { return };
         let next = spot.queue.iter().copied().find(|id| {
-            self.waiters.get(id).is_some_and(|waiter| waiter.is_free() && waiter.group.as_ref() == Some(group))
+            self.waiters
+                .get(id)
+                .is_some_and(|waiter| waiter.is_free() && waiter.group.as_ref() == Some(group))
         });
         if let Some(id) = next {
             self.send_call(vec![id], Ask::All);
@@ -229,7 +238,8 @@ impl Waitlist {
 
     /// Runs the call of `waiters` without blocking.
     fn send_call(&mut self, waiters: Vec<u64>, ask: Ask) {
-        let Some(request) = waiters.first().and_then(|id| self.waiters.get(id)).map(|lead| lead.request.clone())
+        let Some(request) =
+            waiters.first().and_then(|id| self.waiters.get(id)).map(|lead| lead.request.clone())
         else {
             return;
         };

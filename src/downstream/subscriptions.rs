@@ -1,0 +1,267 @@
+//! Subscribers: their commands, and what the pub/sub hub has for them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use super::client::Client;
+use super::leased::sleep_until;
+use crate::hub::{Listener, Message, Station};
+use crate::resp::{self, Request, encode};
+use crate::session::{Flags, Listen, Subscriptions};
+use crate::telemetry::ClientClose;
+
+/// What a subscriber has that other clients do without.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    station: Station,
+    subscriptions: RefCell<Subscriptions>,
+    /// Its request has been answered.
+    done: Cell<bool>,
+    answered: Notify,
+    /// Published messages that wait for the end of a reply which has begun.
+    held: RefCell<Vec<Bytes>>,
+}
+
+impl Subscriber {
+    fn is_answered(&self) {
+        self.done.set(true);
+        self.answered.notify_one();
+    }
+}
+
+impl Client {
+    /// SUBSCRIBE and its kin. Returns when every name is confirmed, or the command has failed.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) async fn listen(
+        self: &Rc<Self>,
+        listen: Listen,
+        request: &Bytes,
+        muted: bool,
+    ) -> Result<(), ClientClose> {
+        let Some(parsed) = Request::parse(request) else { return Err(ClientClose::ProtocolError) };
+        let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        let names: Vec<Bytes> = parsed.args().skip(1).map(Bytes::copy_from_slice).collect();
+        let subscriber = match self.subscriber.borrow().clone() {
+            Some(subscriber) if subscriber.station.is_open() => subscriber,
+            Some(_) => return Err(ClientClose::SubscriptionLost),
+            None => Rc::new(Subscriber {
+                station: self.worker.pubsub.station(key.user, &identity, self.id),
+                subscriptions: RefCell::default(),
+                done: Cell::new(false),
+                answered: Notify::new(),
+                held: RefCell::default(),
+            }),
+        };
+        self.subscriber.replace(Some(Rc::clone(&subscriber)));
+        let listener = Rc::clone(self) as Rc<dyn Listener>;
+        subscriber.done.set(false);
+        if let Some(asking) = subscriber.station.subscribe(listener, listen, names) {
+            let place = self.place.replace("waits for the pub/sub hub");
+            let deadline = self.wait_deadline();
+            let answered = self
+                .watch(async {
+                    while !subscriber.done.get() {
+                        tokio::select! {
+                            () = subscriber.answered.notified() => {}
+                            () = sleep_until(Some(deadline)) => return false,
+                        }
+                    }
+                    true
+                })
+                .await;
+            self.place.set(place);
+            if !answered? {
+                let why = asking.why_not(self.worker.pool.shared.options.wait_timeout);
+                self.unavailable(&why, 1, muted);
+            }
+        }
+        self.forget_subscriber_without_subscriptions();
+        Ok(())
+    }
+
+    /// UNSUBSCRIBE and its kin: done at once, whatever the server still has to be told.
+    pub(super) fn unlisten(&self, listen: Listen, request: &Bytes) {
+        let Some(parsed) = Request::parse(request) else { return };
+        let named: Vec<Bytes> = parsed.args().skip(1).map(Bytes::copy_from_slice).collect();
+        let mut out = BytesMut::new();
+        let protocol = self.protocol();
+        match self.subscriber.borrow().clone() {
+            None => {
+                let mut none = Subscriptions::default();
+                let names: Vec<_> =
+                    if named.is_empty() { vec![None] } else { named.iter().map(Some).collect() };
+                for name in names {
+                    none.remove(listen, name, protocol, &mut out);
+                }
+            }
+            Some(subscriber) => {
+                let mut all = subscriber.subscriptions.borrow_mut();
+                let names: Vec<Bytes> =
+                    if named.is_empty() { all.of(listen).iter().cloned().collect() } else { named };
+                if names.is_empty() {
+                    all.remove(listen, None, protocol, &mut out);
+                }
+                for name in &names {
+                    if all.remove(listen, Some(name), protocol, &mut out) {
+                        subscriber.station.unsubscribe(listen, name);
+                    }
+                }
+                self.session.borrow_mut().listens = all.len();
+            }
+        }
+        self.send(&out);
+        self.forget_subscriber_without_subscriptions();
+    }
+
+    /// Ends all subscriptions without a word: RESET, or the client is closed.
+    pub(super) fn leave_subscriptions(&self) {
+        let Some(subscriber) = self.subscriber.take() else { return };
+        let all = subscriber.subscriptions.take();
+        for listen in Listen::ALL {
+            for name in all.of(listen) {
+                subscriber.station.unsubscribe(listen, name);
+            }
+        }
+        self.session.borrow_mut().listens = 0;
+        self.release_held(&subscriber);
+    }
+
+    fn forget_subscriber_without_subscriptions(&self) {
+        let idle = self.subscriber.borrow().as_ref().is_some_and(|it| it.subscriptions.borrow().is_empty());
+        if idle && let Some(subscriber) = self.subscriber.take() {
+            self.release_held(&subscriber);
+        }
+    }
+
+    /// Its flags in listings.
+    pub(super) fn listed_flags(&self) -> Flags {
+        let mut flags = self.flags.get();
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            let all = subscriber.subscriptions.borrow();
+            flags.channels += all.of(Listen::Channels).len();
+            flags.patterns += all.of(Listen::Patterns).len();
+            flags.shards += all.of(Listen::Shards).len();
+        }
+        flags
+    }
+
+    /// Whether a reply has begun on its way to the client and not ended: nothing may come between.
+    pub(super) fn set_mid_reply(&self, begun: bool) {
+        if self.mid_reply.replace(begun) && !begun {
+            let subscriber = self.subscriber.borrow().clone();
+            if let Some(subscriber) = subscriber {
+                self.release_held(&subscriber);
+            }
+        }
+    }
+
+    fn release_held(&self, subscriber: &Subscriber) {
+        for frame in subscriber.held.take() {
+            self.send_shared(frame);
+        }
+    }
+
+    /// How many bytes are held back.
+    pub(super) fn held_back(&self) -> usize {
+        self.subscriber
+            .borrow()
+            .as_ref()
+            .map_or(0, |subscriber| subscriber.held.borrow().iter().map(Bytes::len).sum())
+    }
+
+    /// Closes a subscriber that does not read: above the hard limit at once, above the soft limit after its time
+    /// (`client.output_buffer_limit`, as Redis's class `pubsub`).
+    pub(super) fn check_subscriber_limits(&self, unsent: usize) {
+        if self.session.borrow().listens == 0 {
+            return;
+        }
+        let limit = self.worker.options.output_buffer_limit;
+        let now = Instant::now();
+        let since = match (unsent > limit.soft, self.over_soft_since.get()) {
+            (true, None) => Some(now),
+            (true, since) => since,
+            (false, _) => None,
+        };
+        self.over_soft_since.set(since);
+        let too_long = since.is_some_and(|since| now.saturating_duration_since(since) >= limit.soft_for);
+        if unsent > limit.hard || too_long {
+            self.doom(ClientClose::OutputLimit);
+        }
+    }
+
+    /// PUBLISH's reply: the server has counted each of our hubs once, the client gets the count of those who heard it.
+    pub(super) fn corrected_count(&self, request: &[u8], reply: &Bytes) -> Bytes {
+        let corrected = Request::parse(request).and_then(|request| {
+            let shard = request.name().eq_ignore_ascii_case(b"spublish");
+            let count = resp::integer(reply)?;
+            Some(self.worker.pubsub.audience().corrected(request.arg(1)?, shard, count))
+        });
+        let Some(count) = corrected else { return reply.clone() };
+        let mut out = BytesMut::new();
+        encode::integer(&mut out, count);
+        out.freeze()
+    }
+}
+
+impl Listener for Client {
+    fn message(&self, message: &Message) {
+        let frame = message.frame(self.protocol());
+        if self.mid_reply.get()
+            && let Some(subscriber) = &*self.subscriber.borrow()
+        {
+            subscriber.held.borrow_mut().push(frame.clone());
+            self.check_subscriber_limits(self.held_back());
+            return;
+        }
+        self.send_shared(frame.clone());
+    }
+
+    fn confirmed(&self, listen: Listen, names: &[Bytes]) {
+        let Some(subscriber) = self.subscriber.borrow().clone() else { return };
+        let mut out = BytesMut::new();
+        let protocol = self.protocol();
+        let mut all = subscriber.subscriptions.borrow_mut();
+        for name in names {
+            all.add(listen, name, protocol, &mut out);
+        }
+        self.session.borrow_mut().listens = all.len();
+        drop(all);
+        self.send(&out);
+        subscriber.is_answered();
+    }
+
+    fn refused(&self, words: &Bytes) {
+        self.send(words);
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.is_answered();
+        }
+    }
+
+    fn lost(&self) {
+        self.doom(ClientClose::SubscriptionLost);
+    }
+}
+
+/// How much a subscriber may leave unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputLimit {
+    /// Bytes above which it is closed at once.
+    pub hard: usize,
+    /// Bytes above which it is closed after `soft_for`.
+    pub soft: usize,
+    /// How long it may stay above `soft`.
+    pub soft_for: Duration,
+}
+
+impl Default for OutputLimit {
+    /// Redis's own limits for subscribers (`client-output-buffer-limit pubsub`).
+    fn default() -> Self {
+        Self { hard: 32 << 20, soft: 8 << 20, soft_for: Duration::from_secs(60) }
+    }
+}

@@ -1,0 +1,204 @@
+//! What every hub's connection does: write what is due, read whole frames, keep the time.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::pool::{Kind, Pool};
+use crate::resp::{ReplyKind, ReplyScanner};
+use crate::telemetry::UpstreamClose;
+use crate::upstream::UpstreamStream;
+
+/// A drained write buffer larger than this is given back.
+const KEEP: usize = 64 << 10;
+
+/// What a connection is carried for: bytes in, bytes out, and deadlines. Knows no socket.
+pub(super) trait Desk {
+    /// What has to be written; what was is taken away.
+    fn out(&mut self) -> &mut BytesMut;
+    /// Takes one whole frame.
+    ///
+    /// # Errors
+    /// It is nothing that was asked for.
+    fn receive(&mut self, kind: ReplyKind, frame: &[u8], now: Instant) -> Result<(), UpstreamClose>;
+    /// Does what is due.
+    fn expire(&mut self, now: Instant);
+    /// When something is due next.
+    fn next_timer(&self) -> Option<Instant>;
+}
+
+/// Why a connection is no longer carried.
+pub(super) enum Over {
+    /// Nobody needs it, or it is wanted elsewhere: closed in order.
+    Left(UpstreamClose),
+    /// It failed, or cannot be trusted.
+    Lost(UpstreamClose),
+    /// This user may not use a hub.
+    Refused,
+}
+
+/// How a hub ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nobody needs it.
+    Done,
+    /// This user may not use one, or this server has none.
+    Refused,
+    /// There is no connection for it under the cap.
+    NoPermit,
+}
+
+/// The task that a hub's owner wakes when there is something to write.
+#[derive(Debug, Default)]
+pub(super) struct Bell(RefCell<Option<Waker>>);
+
+impl Bell {
+    pub(super) fn ring(&self) {
+        if let Some(waker) = &*self.0.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn answer_to(&self, cx: &Context<'_>) {
+        let mut waker = self.0.borrow_mut();
+        match &mut *waker {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+}
+
+/// One open connection and what has been read of the next frame.
+pub(super) struct Carrier {
+    pub(super) stream: UpstreamStream,
+    scanner: ReplyScanner,
+    partial: BytesMut,
+    clock: Clock,
+    /// Something was written since the last flush that succeeded.
+    unflushed: bool,
+}
+
+impl Carrier {
+    pub(super) fn new(stream: UpstreamStream) -> Self {
+        Self {
+            stream,
+            scanner: ReplyScanner::default(),
+            partial: BytesMut::new(),
+            clock: Clock::default(),
+            unflushed: false,
+        }
+    }
+
+    /// Moves bytes both ways until the connection is lost or `leaving` says that it is over.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        pool: &Pool,
+        desk: &RefCell<impl Desk>,
+        heard: &Cell<Instant>,
+        leaving: impl Fn() -> Option<Over>,
+    ) -> Poll<Over> {
+        loop {
+            self.clock.poll(cx, desk);
+            if let Poll::Ready(Err(_)) = self.poll_write(cx, desk) {
+                return Poll::Ready(Over::Lost(UpstreamClose::Lost));
+            }
+            if let Some(over) = leaving() {
+                return Poll::Ready(over);
+            }
+            let mut scratch = pool.scratch().borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(Over::Lost(UpstreamClose::Lost));
+            }
+            let now = Instant::now();
+            heard.set(now);
+            if let Err(reason) = self.receive(buffer.filled(), desk, now) {
+                return Poll::Ready(Over::Lost(reason));
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, desk: &RefCell<impl Desk>) -> Poll<std::io::Result<()>> {
+        let mut desk = desk.borrow_mut();
+        let out = desk.out();
+        self.unflushed |= !out.is_empty();
+        while !out.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, out))? {
+                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                sent => out.advance(sent),
+            }
+        }
+        if self.unflushed {
+            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
+            if out.capacity() > KEEP {
+                *out = BytesMut::new();
+            } else {
+                out.clear();
+            }
+            if self.stream.is_buffered() {
+                ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            }
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn receive(&mut self, data: &[u8], desk: &RefCell<impl Desk>, now: Instant) -> Result<(), UpstreamClose> {
+        let mut desk = desk.borrow_mut();
+        let mut rest = data;
+        while !rest.is_empty() {
+            let step = self.scanner.step(rest).map_err(|_| UpstreamClose::Desync)?;
+            let (part, behind) = rest.split_at(step.consumed);
+            rest = behind;
+            match step.complete {
+                Some(kind) if self.partial.is_empty() => desk.receive(kind, part, now)?,
+                Some(kind) => {
+                    self.partial.extend_from_slice(part);
+                    desk.receive(kind, &self.partial.split(), now)?;
+                }
+                None => self.partial.extend_from_slice(part),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Wakes a hub's task when something is due.
+#[derive(Default)]
+pub(super) struct Clock {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    /// Does what is due, and asks to be woken for the next.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, desk: &RefCell<impl Desk>) {
+        loop {
+            let mut desk = desk.borrow_mut();
+            desk.expire(Instant::now());
+            let Some(next) = desk.next_timer() else { return };
+            drop(desk);
+            let next = tokio::time::Instant::from_std(next);
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
+            if sleep.deadline() != next {
+                sleep.as_mut().reset(next);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return;
+            }
+        }
+    }
+}
+
+/// Counts and logs the loss of a hub's connection.
+pub(super) fn lost(kind: Kind, reason: UpstreamClose) {
+    metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => kind.label())
+        .increment(1);
+    tracing::warn!(kind = kind.label(), reason = reason.label(), "the connection of a hub was lost");
+}

@@ -1,0 +1,274 @@
+//! A pub/sub hub's connection: permit, dial, then bytes for the topics until it is lost or nobody needs it.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::Resubscribe;
+use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};
+use super::audience::Audience;
+use super::listener::Listener;
+use super::topics::Topics;
+use crate::pool::{Claim, Kind, LaneKey, Permit, Phase, Pool, Short, Unavailable, refused};
+use crate::resp::{Protocol, encode};
+use crate::session::Listen;
+use crate::telemetry::UpstreamClose;
+use crate::upstream::{DialError, Identity, UpstreamStream};
+
+/// The hub of one user on one worker.
+pub(super) struct Hub {
+    pool: Rc<Pool>,
+    user: u64,
+    identity: Arc<Identity>,
+    resubscribe: Resubscribe,
+    topics: RefCell<Topics>,
+    bell: Bell,
+    leaving: Cell<Option<UpstreamClose>>,
+    running: Cell<bool>,
+    opened: Cell<Option<Instant>>,
+    /// Since when nobody listens.
+    idle_since: Cell<Option<Instant>>,
+    /// When something last came from the server.
+    heard: Cell<Instant>,
+    pinged: Cell<Instant>,
+    /// It waits for a place under the cap.
+    queued: Cell<bool>,
+    last_failure: RefCell<Option<String>>,
+    messages: metrics::Counter,
+    deliveries: metrics::Counter,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    pub(super) fn new(
+        pool: Rc<Pool>,
+        user: u64,
+        identity: Arc<Identity>,
+        resubscribe: Resubscribe,
+        audience: Arc<Audience>,
+    ) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Self {
+            pool,
+            user,
+            identity,
+            resubscribe,
+            topics: RefCell::new(Topics::new(audience)),
+            bell: Bell::default(),
+            leaving: Cell::new(None),
+            running: Cell::new(true),
+            opened: Cell::new(None),
+            idle_since: Cell::new(None),
+            heard: Cell::new(now),
+            pinged: Cell::new(now),
+            queued: Cell::new(false),
+            last_failure: RefCell::new(None),
+            messages: metrics::counter!("redbouncer_pubsub_messages_total"),
+            deliveries: metrics::counter!("redbouncer_pubsub_deliveries_total"),
+        })
+    }
+
+    pub(super) fn subscribe(
+        &self,
+        who: u64,
+        listener: Rc<dyn Listener>,
+        listen: Listen,
+        names: Vec<Bytes>,
+    ) -> Option<u64> {
+        self.idle_since.set(None);
+        let request = self.topics.borrow_mut().subscribe(who, listener, listen, names);
+        self.bell.ring();
+        request
+    }
+
+    pub(super) fn unsubscribe(&self, who: u64, listen: Listen, name: &Bytes) {
+        self.topics.borrow_mut().unsubscribe(who, listen, name);
+        self.bell.ring();
+    }
+
+    pub(super) fn cancel(&self, request: u64) {
+        self.topics.borrow_mut().cancel(request);
+        self.bell.ring();
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.get()
+    }
+
+    pub(super) fn names(&self) -> usize {
+        self.topics.borrow().names()
+    }
+
+    /// Why there is no confirmation after `waited`.
+    pub(super) fn why_not(&self, waited: Duration) -> Unavailable {
+        if self.queued.get() {
+            return Unavailable::Full(self.pool.shared.budget.full_text(waited));
+        }
+        let failure = self.last_failure.borrow().clone();
+        Unavailable::Down(failure.unwrap_or_else(|| {
+            format!("ERR redbouncer: no upstream connection within {}: still connecting", Short(waited))
+        }))
+    }
+
+    pub(super) fn leave(&self, reason: UpstreamClose) {
+        if self.leaving.get().is_none() {
+            self.leaving.set(Some(reason));
+            self.bell.ring();
+        }
+    }
+
+    pub(super) fn tick(&self, now: Instant) {
+        let mut topics = self.topics.borrow_mut();
+        let (messages, deliveries) = topics.take_counts();
+        self.messages.increment(messages);
+        self.deliveries.increment(deliveries);
+        if topics.is_needed() {
+            self.idle_since.set(None);
+        } else if self.idle_since.get().is_none() {
+            self.idle_since.set(Some(now));
+        }
+        let shared = &self.pool.shared;
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let idle = self.idle_since.get().is_some_and(|at| since(at) >= shared.options.linger);
+        let open = self.opened.get().is_some();
+        let silent = since(self.heard.get().max(self.pinged.get())) >= shared.naming.heartbeat;
+        let stalled = topics.in_flight() > 0 && since(self.heard.get()) > shared.upstream.stall_timeout;
+        if open && silent {
+            self.pinged.set(now);
+            topics.ping();
+            self.bell.ring();
+        }
+        drop(topics);
+        if idle {
+            self.leave(UpstreamClose::Linger);
+        }
+        if open && stalled {
+            self.leaving.set(Some(UpstreamClose::Stalled));
+            self.bell.ring();
+        }
+    }
+
+    /// Connects, and again after a loss, as long as anybody listens.
+    pub(super) async fn run(self: &Rc<Self>) -> Ended {
+        let ended = self.serve().await;
+        self.running.set(false);
+        self.topics.borrow_mut().tell_all(|listener| listener.lost());
+        ended
+    }
+
+    async fn serve(self: &Rc<Self>) -> Ended {
+        let mut backoff = self.pool.backoff();
+        'permit: loop {
+            let Some(permit) = self.permit().await else { return Ended::NoPermit };
+            loop {
+                permit.enter(Phase::Dialling);
+                match self.connect().await {
+                    Ok(stream) => {
+                        backoff = self.pool.backoff();
+                        permit.enter(Phase::Open);
+                        let (over, stream) = self.carry(stream).await;
+                        match over {
+                            Over::Left(reason) => {
+                                self.pool.close_now(stream, permit, reason).await;
+                                if reason == UpstreamClose::Shutdown || !self.is_needed() {
+                                    return Ended::Done;
+                                }
+                                continue 'permit;
+                            }
+                            Over::Lost(reason) => lost(Kind::PubSub, reason),
+                            Over::Refused => return Ended::Refused,
+                        }
+                    }
+                    Err(error) => {
+                        let text = error.public_text();
+                        self.last_failure.replace(Some(text.clone()));
+                        if !error.retryable() {
+                            let mut words = BytesMut::new();
+                            encode::error(&mut words, &refused(&error, text).to_string());
+                            self.topics.borrow_mut().refuse_all(&words.freeze());
+                        }
+                    }
+                }
+                if !self.is_needed() {
+                    return Ended::Done;
+                }
+                tokio::time::sleep(backoff.next()).await;
+            }
+        }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.topics.borrow().is_needed()
+    }
+
+    /// A place under the cap: at once within the floor, else in turn with leases while anybody waits.
+    async fn permit(&self) -> Option<Permit> {
+        let holder = format!("pub/sub hub of user '{}'", self.identity.name());
+        let budget = &self.pool.shared.budget;
+        if let Some(permit) = budget.try_acquire(Kind::PubSub, &holder) {
+            return Some(permit);
+        }
+        self.queued.set(true);
+        let mut place = budget.queue(Claim::PubSub, &holder);
+        let permit = loop {
+            match tokio::time::timeout(self.pool.shared.options.wait_timeout, place.granted()).await {
+                Ok(permit) => break permit,
+                Err(_) if self.topics.borrow().is_awaited() => {}
+                Err(_) => break None,
+            }
+        };
+        self.queued.set(false);
+        permit
+    }
+
+    async fn connect(&self) -> Result<UpstreamStream, DialError> {
+        let shared = &self.pool.shared;
+        let resp3 = shared.connector.server().is_none_or(|server| server.hello);
+        let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
+        let key = LaneKey { user: self.user, database: shared.upstream.database, protocol, readonly: false };
+        Ok(self.pool.dial_hub(key, &self.identity, Kind::PubSub).await?.stream)
+    }
+
+    async fn carry(self: &Rc<Self>, stream: UpstreamStream) -> (Over, UpstreamStream) {
+        let now = Instant::now();
+        self.opened.set(Some(now));
+        self.heard.set(now);
+        self.pinged.set(now);
+        self.leaving.set(None);
+        self.last_failure.replace(None);
+        self.topics.borrow_mut().connected();
+        let mut carrier = Carrier::new(stream);
+        let over = poll_fn(|cx| {
+            self.bell.answer_to(cx);
+            carrier.poll(cx, &self.pool, &self.topics, &self.heard, || self.leaves())
+        })
+        .await;
+        self.opened.set(None);
+        self.topics.borrow_mut().disconnected(self.resubscribe == Resubscribe::Silent);
+        (over, carrier.stream)
+    }
+
+    /// Whether the connection is to be left now.
+    fn leaves(&self) -> Option<Over> {
+        let mut topics = self.topics.borrow_mut();
+        let reason = self.leaving.get()?;
+        if reason == UpstreamClose::Stalled {
+            return Some(Over::Lost(reason));
+        }
+        if reason == UpstreamClose::Linger && topics.is_needed() {
+            self.leaving.set(None);
+            return None;
+        }
+        (topics.in_flight() == 0 && topics.out().is_empty() || reason == UpstreamClose::Shutdown)
+            .then_some(Over::Left(reason))
+    }
+}
