@@ -12,17 +12,17 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     tls(config, layers);
 }
 
-/// Every worker owns its lanes outright, so each needs two of its own beside what they share.
+/// Every worker owns a lane and its hubs outright, beside the control connection and one that is open to leases.
 fn budget(config: &Config, layers: &mut Layers) {
     let (max, workers) = (config.pool.max_connections, config.workers);
-    let least = 4 + 2 * workers;
+    let least = 2 + 3 * workers;
     if workers > 1 && max < least {
         conflict(
             layers,
             ("pool.max_connections", "listen.workers"),
             format!(
-                "{workers} workers need at least {least} connections (4 + 2 × workers, because lanes are not shared \
-                 between workers), but only {max} are allowed; raise pool.max_connections or lower listen.workers"
+                "{workers} workers need at least {least} connections (2 + 3 × workers, because lanes and hubs are not \
+                 shared between workers), but only {max} are allowed; raise pool.max_connections or lower listen.workers"
             ),
         );
     }

@@ -261,7 +261,7 @@ fn a_cap_too_small_for_the_floors_is_explained() {
     let wrong = error(set(&["pool.max_connections=7", "listen.workers=2"]));
     assert_says(&wrong, &["pool.max_connections", "listen.workers", "2 workers need at least 8"]);
     assert!(set(&["pool.max_connections=8", "listen.workers=2"]).is_ok());
-    assert_says(&error(set(&["listen.workers=3"])), &["at least 10", "only 8", "(default)"]);
+    assert_says(&error(set(&["listen.workers=3"])), &["at least 11", "only 8", "(default)"]);
 }
 
 #[test]

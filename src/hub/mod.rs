@@ -1,6 +1,7 @@
 //! Hubs: one upstream connection that serves many sessions which wait or listen.
 //!
-//! A blocked client and a subscriber hold nothing upstream of their own. Hubs live on the first worker.
+//! A blocked client and a subscriber hold nothing upstream of their own. Each worker has hubs of its own, one for each user
+//! who needs one; only what PUBLISH is corrected by ([`Audience`]) is common to all workers.
 
 mod blocking;
 mod carrier;

@@ -175,15 +175,16 @@ pub struct Permit {
 
 impl Budget {
     /// A budget of `cap` connections for `workers` worker threads. Floors, never lent to another kind: one control
-    /// connection, lanes max(2, workers) (one lane when the cap is below 6), and one connection for each hub in use
-    /// (with a cap of 4 only for the first of them).
+    /// connection, lanes max(2, workers) (one lane when the cap is below 6), and for each worker one connection of each
+    /// hub in use (with a cap of 4 only of the first of them).
     #[must_use]
     pub fn new(cap: usize, workers: usize, hubs: Hubs) -> Arc<Self> {
         let mut floors = [0; Kind::ALL.len()];
         floors[Kind::Control as usize] = 1;
         floors[Kind::Lane as usize] = if cap < 6 { 1 } else { workers.max(2) };
-        floors[Kind::Blocking as usize] = usize::from(hubs.blocking);
-        floors[Kind::PubSub as usize] = usize::from(hubs.pubsub && (cap > 4 || !hubs.blocking));
+        floors[Kind::Blocking as usize] = if hubs.blocking { workers } else { 0 };
+        floors[Kind::PubSub as usize] =
+            if hubs.pubsub && (cap > 4 || !hubs.blocking) { workers } else { 0 };
         Arc::new(Self {
             cap,
             floors,

@@ -52,7 +52,6 @@ pub fn wrong_arity(name: &str) -> String {
 
 /// The error for a wrong number of arguments, in the server's words; only for what the server is not asked about.
 pub(super) fn arity_error(asked: &Asked, request: &Request<'_>) -> Option<String> {
-    let row = asked.row?;
     let to_server = matches!(
         asked.class,
         Class::Pass
@@ -65,10 +64,16 @@ pub(super) fn arity_error(asked: &Asked, request: &Request<'_>) -> Option<String
             | Class::Watch
             | Class::Unwatch
     );
+    if to_server { None } else { misfit(asked, request) }
+}
+
+/// The error for a wrong number of arguments of any command.
+pub(super) fn misfit(asked: &Asked, request: &Request<'_>) -> Option<String> {
+    let row = asked.row?;
     let argc = i64::try_from(request.argc()).unwrap_or(i64::MAX);
     let arity = i64::from(row.arity);
     let fits = if arity >= 0 { argc == arity } else { argc >= -arity };
-    (!to_server && !fits).then(|| wrong_arity(row.name))
+    (!fits).then(|| wrong_arity(row.name))
 }
 
 /// The reply to an unknown or missing subcommand of CLIENT, as the server writes it.

@@ -123,7 +123,7 @@ impl Session {
             return Route::Refuse(refusal);
         }
         if self.is_restricted() {
-            return restricted(asked);
+            return restricted(asked, request);
         }
         match asked.class {
             Class::Pass | Class::Publish | Class::Ping => Route::Lane,
@@ -203,13 +203,16 @@ impl Session {
 }
 
 /// What a RESP2 subscriber may do.
-fn restricted(asked: &Asked) -> Route {
+fn restricted(asked: &Asked, request: &Request<'_>) -> Route {
     match asked.class {
         Class::Unknown => Route::Ask,
         Class::Quit | Class::Reset | Class::Ping => Route::Local(asked.class),
         class => match Listen::of(class) {
             Some((listen, join)) => Route::Listen(listen, join),
-            None => Route::Refuse(answers::not_while_subscribed(asked)),
+            None => {
+                let misfit = answers::misfit(asked, request);
+                Route::Refuse(misfit.unwrap_or_else(|| answers::not_while_subscribed(asked)))
+            }
         },
     }
 }

@@ -176,6 +176,8 @@ fn no_descriptor_stays_behind() {
     let stage = Stage::proxied();
     let mut steady = stage.connect();
     steady.call("PING");
+    // The hub that the blocked clients below wait in outlives them by `pool.idle_timeout`.
+    steady.call("BLPOP none 0.01");
     let before = stage.proxy().descriptors();
     for round in 0..3 {
         for state in State::ALL {
