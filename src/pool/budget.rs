@@ -183,8 +183,7 @@ impl Budget {
         floors[Kind::Control as usize] = 1;
         floors[Kind::Lane as usize] = if cap < 6 { 1 } else { workers.max(2) };
         floors[Kind::Blocking as usize] = if hubs.blocking { workers } else { 0 };
-        floors[Kind::PubSub as usize] =
-            if hubs.pubsub && (cap > 4 || !hubs.blocking) { workers } else { 0 };
+        floors[Kind::PubSub as usize] = if hubs.pubsub && (cap > 4 || !hubs.blocking) { workers } else { 0 };
         Arc::new(Self {
             cap,
             floors,

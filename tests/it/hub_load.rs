@@ -47,7 +47,16 @@ impl Wait {
             Self::Lpop(key) => encode(&["BLPOP", key, &time]),
             Self::Read(key) => encode(&["XREAD", "BLOCK", &millis, "STREAMS", key, last]),
             Self::Group(key, group, consumer) => encode(&[
-                "XREADGROUP", "GROUP", group, consumer, "BLOCK", &millis, "NOACK", "STREAMS", key, ">",
+                "XREADGROUP",
+                "GROUP",
+                group,
+                consumer,
+                "BLOCK",
+                &millis,
+                "NOACK",
+                "STREAMS",
+                key,
+                ">",
             ]),
         }
     }
@@ -241,7 +250,11 @@ impl Side {
         let book = &self.book;
         assert_eq!(book.received.borrow().len(), self.pushed, "{}: received of pushed", self.name);
         assert_eq!((book.doubled(1), book.wrong.get()), (0, 0), "{}: doubled, wrong", self.name);
-        assert!(self.clients.iter().all(|client| !client.is_finished()), "{}: a client was closed", self.name);
+        assert!(
+            self.clients.iter().all(|client| !client.is_finished()),
+            "{}: a client was closed",
+            self.name
+        );
         println!(
             "{:>8}: {} pushed, delivery p50 {:?} p99 {:?}",
             self.name,
@@ -322,6 +335,13 @@ fn a_thousand_idle_waiters_cost_the_server_next_to_nothing() {
     let (count, span) = if long() { (1_000, 60) } else { (300, 7) };
     let span = Duration::from_secs(span);
     let mut spent = Vec::new();
+    // What the server does for nobody (its cron) is not what the clients cost it.
+    let alone = {
+        let server = Server::start();
+        let before = cpu(&server);
+        std::thread::sleep(span);
+        cpu(&server) - before
+    };
     for proxied in [false, true] {
         let server = Server::start();
         let proxy = Proxy::start(&server, &[]);
@@ -333,17 +353,21 @@ fn a_thousand_idle_waiters_cost_the_server_next_to_nothing() {
             let (cpu_before, before) = (cpu(&server), commands(&server));
             tokio::time::sleep(span).await;
             // Our own two questions are among them.
-            let rate = (commands(&server) - before - 2) as f64 / span.as_secs_f64();
+            let rate = (commands(&server) - before).saturating_sub(2) as f64 / span.as_secs_f64();
             assert!(side.book.nils.get() >= count, "{} nils", side.book.nils.get());
             (cpu(&server) - cpu_before, rate)
         });
         let name = if proxied { "proxied" } else { "direct" };
-        println!("{name:>8}: {count} idle waiters: {rate:.1} commands/s, {:.2}% of a core", 100.0 * cost / span.as_secs_f64());
-        spent.push(cost);
+        println!(
+            "{name:>8}: {count} idle waiters: {rate:.1} commands/s, {:.2}% of a core",
+            100.0 * cost / span.as_secs_f64()
+        );
+        spent.push((cost - alone).max(0.0));
         assert!(!proxied || rate <= 20.0, "{rate} commands a second");
     }
     let share = spent[1] / spent[0];
-    println!("   share of the server's CPU: {share:.2}");
+    let own = 100.0 * alone / span.as_secs_f64();
+    println!("   share of the server's CPU, its own {own:.2}% taken off: {share:.2}");
     if long() {
         assert!(share < 0.25, "{share} of what direct connections cost");
     }
@@ -390,7 +414,14 @@ struct Fates {
 }
 
 /// Clients that block, are killed at a random instant (half with a reset, half with a FIN), and come back.
-async fn mortal(address: SocketAddr, key: String, seed: u64, book: Rc<Book>, kills: Rc<Cell<usize>>, enough: usize) {
+async fn mortal(
+    address: SocketAddr,
+    key: String,
+    seed: u64,
+    book: Rc<Book>,
+    kills: Rc<Cell<usize>>,
+    enough: usize,
+) {
     let mut random = fastrand::Rng::with_seed(seed);
     while kills.get() < enough {
         let Ok(mut socket) = TcpStream::connect(address).await else { continue };
@@ -429,7 +460,7 @@ fn massacre(server: &Server, address: SocketAddr, name: &str, kills: usize) -> F
         let waits: Vec<Wait> = keys.iter().cloned().map(Wait::Lpop).collect();
         let mut pushed = 0;
         while died.get() < kills {
-            pushed += push_at_random(server.address(), &waits, 150, Duration::from_millis(200), &book).await;
+            pushed += push_at_random(server.address(), &waits, 500, Duration::from_millis(200), &book).await;
         }
         for client in clients {
             client.await.unwrap();
@@ -447,7 +478,8 @@ fn massacre(server: &Server, address: SocketAddr, name: &str, kills: usize) -> F
         }
     }
     let received = book.received.borrow();
-    let twice = received.iter().filter(|(number, times)| **times > 1 || remaining.contains_key(number)).count();
+    let twice =
+        received.iter().filter(|(number, times)| **times > 1 || remaining.contains_key(number)).count();
     let doubled = twice + remaining.values().filter(|times| **times > 1).count();
     let lost = pushed - received.len() - remaining.keys().filter(|n| !received.contains_key(n)).count();
     Fates { pushed, read: received.len(), left: remaining.len(), doubled, lost, kills: died.get() }
@@ -475,7 +507,12 @@ fn clients_killed_at_any_instant_lose_only_what_was_written_to_them() {
         let label = format!("redbouncer_elements_undelivered_total{{fate=\"{name}\"}}");
         metrics.get(&label).copied().unwrap_or_default()
     };
-    println!("   proxy: {} handed on, {} given back, {} lost before they were written", fate("handed_on"), fate("given_back"), fate("lost"));
+    println!(
+        "   proxy: {} handed on, {} given back, {} lost before they were written",
+        fate("handed_on"),
+        fate("given_back"),
+        fate("lost")
+    );
     assert_eq!((fates[0].doubled, fates[1].doubled), (0, 0), "doubled");
     // Everything that is missing had been written to a socket: the proxy itself has lost nothing.
     assert!(fate("lost") < f64::EPSILON, "lost before they were written");
