@@ -20,6 +20,7 @@ mod config;
 mod docs;
 mod framing;
 mod grounds;
+mod hub;
 mod hub_load;
 mod loss;
 mod network;
