@@ -78,6 +78,9 @@ impl Client {
 
     /// The limits that time sets: a login, a command begun, silence.
     pub(super) fn age(&self, now: Instant) {
+        if self.over_soft_since.get().is_some() {
+            self.check_subscriber_limits(self.out.borrow().len() + self.held_back());
+        }
         let options = &self.worker.options;
         let idle = self.idle(now);
         let logged_in = self.session.borrow().user.is_some();

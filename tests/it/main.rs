@@ -25,6 +25,7 @@ mod hub_load;
 mod loss;
 mod network;
 mod pubsub;
+mod pubsub_hub;
 mod regressions;
 mod release;
 mod seeing;
