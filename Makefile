@@ -26,7 +26,7 @@ demo:
 
 # The debug build, for its assertions and overflow checks.
 test:
-	@deploy/install.sh build redis network node python
+	@deploy/install.sh build redis network node python servers
 	cargo build
 	if cargo nextest --version >/dev/null 2>&1; then
 	  cargo nextest run

