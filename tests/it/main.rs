@@ -35,3 +35,4 @@ mod structure;
 mod tls;
 mod transactions;
 mod versions;
+mod wait;
