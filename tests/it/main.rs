@@ -22,6 +22,7 @@ mod framing;
 mod grounds;
 mod hub;
 mod hub_load;
+mod hub_model;
 mod loss;
 mod network;
 mod pubsub;
