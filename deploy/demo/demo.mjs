@@ -14,9 +14,10 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { openNetwork } from './network.mjs';
 import { killAll, startBackend, startProxy, startRedis, until } from './processes.mjs';
-import { ServerView } from './server-view.mjs';
+import { blockedClients, ServerView } from './server-view.mjs';
 
 const CONNECTIONS = 35; // 10 Queues, 10 Workers with 2 each, 5 QueueEvents
+const BLOCKED = 15; // of them: the Workers and the QueueEvents
 const JOBS = 20; // per start, done before it is killed
 const JOBS_LEFT = 10; // per start, delayed, so that the next start finds them
 const LEFT_FOR_MS = 1000;
@@ -60,7 +61,7 @@ let interrupted = () => process.exit(130);
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => interrupted());
 
 // One start of the backend, from its first connection to its sudden end.
-async function oneStart({ number, url, view, jobs, readySeconds, last }) {
+async function oneStart({ number, url, view, jobs, readySeconds, last, look }) {
   await view.newPeak();
   const place = network.place();
   const began = Date.now();
@@ -72,6 +73,7 @@ async function oneStart({ number, url, view, jobs, readySeconds, last }) {
     jobs.added += JOBS;
     await until(JOBS_SECONDS, async () => (await view.completed()) >= jobs.added);
   }
+  const waiting = ready && number === 1 ? await look?.() : undefined;
   const connections = await view.count();
   if (ready && !last) {
     await backend.add(JOBS_LEFT, LEFT_FOR_MS);
@@ -81,7 +83,7 @@ async function oneStart({ number, url, view, jobs, readySeconds, last }) {
   const refused = await view.rejected();
   const error = refused > 0 ? `Redis refused ${refused} connections (max number of clients reached)` : backend.error;
   const due = jobs.added - (ready && !last ? JOBS_LEFT : 0);
-  return { ready, readyAfter, connections, peak: view.peak, done: await view.completed(), due, error, place };
+  return { ready, readyAfter, connections, peak: view.peak, done: await view.completed(), due, error, place, waiting };
 }
 
 function report(number, start) {
@@ -90,14 +92,15 @@ function report(number, start) {
   const count = `${String(start.connections).padStart(3)} clients on the server (peak ${start.peak})`;
   const error = start.ready ? '' : `; ${start.error}`;
   console.log(`  start ${String(number).padStart(2)}: ${state}, ${count}, ${start.done} of ${start.due} jobs done${error}`);
+  if (start.waiting) console.log(`            ${start.waiting}`);
 }
 
 // Up to `count` starts against `url`; stops after the first that does not get ready.
-async function restarts({ count, url, view, readySeconds = READY_SECONDS }) {
+async function restarts({ count, url, view, readySeconds = READY_SECONDS, look }) {
   const jobs = { added: 0 };
   const done = [];
   for (let number = 1; number <= count; number += 1) {
-    const start = await oneStart({ number, url, view, jobs, readySeconds, last: number === count });
+    const start = await oneStart({ number, url, view, jobs, readySeconds, last: number === count, look });
     done.push(start);
     report(number, start);
     if (!start.ready) break;
@@ -130,6 +133,21 @@ async function directly(name, options) {
     await redis.child.ended;
   });
   return outcome;
+}
+
+// Who is blocked, and the connections that carry all of it. Idle workers come to rest after a moment.
+const waiters = { blocked: 0, leased: 0 };
+async function whoWaits(url, view) {
+  let seen = { count: 0, commands: new Map() };
+  await until(10, async () => {
+    seen = await blockedClients(url).catch(() => seen);
+    return seen.count >= BLOCKED;
+  });
+  const kinds = await view.proxyConnections();
+  waiters.blocked = seen.count;
+  waiters.leased = kinds.get('leased') ?? 0;
+  const words = (map) => [...map].map(([name, count]) => `${count} ${name}`).join(', ');
+  return `${seen.count} of them blocked (${words(seen.commands)}), carried by: ${words(kinds)}`;
 }
 
 function table(direct, through) {
@@ -189,7 +207,10 @@ async function main() {
   const upstream = redis.url('127.0.0.1');
   const proxy = await startProxy({ binary, host: network.host, upstream, maxConnections: cap, directory });
   const url = `redis://:${password}@${network.host}:${proxy.port}`;
-  const through = await restarts({ count: starts, url, view });
+  const look = () => whoWaits(url, view);
+  const through = await restarts({ count: starts, url, view, look });
+  promise(waiters.blocked >= BLOCKED, `redbouncer: only ${waiters.blocked} blocked clients, not ${BLOCKED}`);
+  promise(waiters.leased === 0, `redbouncer: ${waiters.leased} blocked clients hold a connection of their own`);
   through.starts.forEach((start, index) => {
     promise(start.ready, `redbouncer: start ${index + 1} did not get ready: ${start.error}`);
     promise(start.peak <= cap, `redbouncer: ${start.peak} connections during start ${index + 1}, more than ${cap}`);

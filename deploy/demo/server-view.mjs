@@ -59,9 +59,34 @@ export class ServerView {
     return Number(/rejected_connections:(\d+)/.exec(await this.#redis.info('stats'))[1]);
   }
 
+  // The proxy's connections by kind, as their names say: Map of kind to count.
+  async proxyConnections() {
+    const kinds = new Map();
+    for (const [, kind] of (await this.#redis.client('LIST')).matchAll(/ name=redbouncer:[^ ]*:(\w+) /g)) {
+      kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+    }
+    return kinds;
+  }
+
   close() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     this.#redis.disconnect();
+  }
+}
+
+// The blocked clients of the proxy, as its own CLIENT LIST shows them: how many, and for what.
+export async function blockedClients(url) {
+  const redis = new Redis(url, { protocol: 2, connectionName: 'demo-look', maxRetriesPerRequest: 1 });
+  try {
+    const rows = (await redis.client('LIST')).trim().split('\n').filter((row) => / flags=\w*b\w* /.test(row));
+    const commands = new Map();
+    for (const row of rows) {
+      const command = /cmd=(\S+)/.exec(row)[1];
+      commands.set(command, (commands.get(command) ?? 0) + 1);
+    }
+    return { count: rows.length, commands };
+  } finally {
+    redis.disconnect();
   }
 }

@@ -7,6 +7,8 @@
 //!
 //! - A transaction that fills two keys of one waiting call: Redis 7.0 serves the key touched first, later versions and
 //!   the hub the call's first. Transactions fill one key.
+//! - A call that waits for two lists while another moves from one to the other: Redis 7.0 serves both for the list that
+//!   was pushed to, later versions and the hub look at both lists anew after the move. A schedule has either.
 //! - An XREADGROUP that ends because its stream went away: the words differ between versions. Errors of XREADGROUP are
 //!   compared as errors.
 //!
@@ -213,20 +215,22 @@ fn schedule(seed: u64) -> (usize, Vec<Step>) {
         number += 1;
         number
     };
+    let moves = random.bool();
     for _ in 0..random.usize(4..14) {
         let client = random.usize(0..clients);
         let step = match random.usize(0..20) {
             0..=8 => {
                 let timeout = if random.usize(0..4) == 0 { "0.3" } else { "0" };
                 let millis = if timeout == "0" { "0" } else { "300" };
-                let list = ["@a", "@b", "@a @b", "@b @a"][random.usize(0..4)];
+                let list = ["@a", "@b", "@a @b", "@b @a"][random.usize(0..if moves { 2 } else { 4 })];
                 let zset = ["@z", "@y", "@y @z"][random.usize(0..3)];
                 let call = match random.usize(0..11) {
                     0 | 1 => format!("BLPOP {list} {timeout}"),
                     2 => format!("BRPOP {list} {timeout}"),
-                    3 => format!("BLMPOP {timeout} 2 @b @a RIGHT COUNT {}", random.usize(1..4)),
-                    4 => format!("BLMOVE @a @b LEFT RIGHT {timeout}"),
-                    5 => format!("BRPOPLPUSH @b @a {timeout}"),
+                    3 if !moves => format!("BLMPOP {timeout} 2 @b @a RIGHT COUNT {}", random.usize(1..4)),
+                    4 if moves => format!("BLMOVE @a @b LEFT RIGHT {timeout}"),
+                    5 if moves => format!("BRPOPLPUSH @b @a {timeout}"),
+                    3..=5 => format!("BLMPOP {timeout} 1 @a LEFT COUNT {}", random.usize(1..4)),
                     6 => format!("BZPOPMIN {zset} {timeout}"),
                     7 => format!("BZPOPMAX {zset} {timeout}"),
                     8 => format!("BZMPOP {timeout} 1 @z MIN COUNT 2"),
