@@ -595,3 +595,52 @@ fn a_server_that_becomes_a_replica_ends_the_wait_with_its_own_words() {
     assert!(reply.error().starts_with("UNBLOCKED") || reply.error().starts_with("READONLY"), "{reply:?}");
     assert_eq!(master.call("LLEN k").int(), 1);
 }
+
+#[test]
+fn an_idle_reader_that_comes_back_costs_the_server_nothing_and_misses_nothing() {
+    let stage = Stage::proxied();
+    stage.server.call("XADD s 5-0 f v");
+    for id in ["$", "5-0", "7-0"] {
+        let mut client = stage.connect();
+        let call = format!("XREAD BLOCK 150 STREAMS s {id}");
+        assert!(client.call(&call).is_nil());
+        quiet(&stage.server);
+        let before = stage.server.calls_of("exec");
+        for _ in 0..3 {
+            assert!(client.call(&call).is_nil());
+        }
+        assert_eq!(stage.server.calls_of("exec"), before, "{id}");
+        // Behind it, and not behind it.
+        assert!(String::from_utf8_lossy(&client.call("XREAD BLOCK 150 STREAMS s 4-0").raw).contains("5-0"));
+    }
+    let mut client = stage.connect();
+    client.start("XREAD BLOCK 0 STREAMS s $");
+    wait_for_blocked(stage.address(), 1);
+    stage.server.call("XADD s 8-0 f v");
+    assert!(String::from_utf8_lossy(&client.reply().raw).contains("8-0"));
+    client.start("XREAD BLOCK 0 STREAMS s $");
+    wait_for_blocked(stage.address(), 1);
+    quiet(&stage.server);
+    stage.server.call("XADD s 9-0 f v");
+    let entries = String::from_utf8_lossy(&client.reply().raw).into_owned();
+    assert!(entries.contains("9-0") && !entries.contains("8-0"), "{entries}");
+}
+
+#[test]
+fn a_hub_that_has_lived_long_enough_is_replaced_and_nobody_notices() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &["pool.max_lifetime=1s"]);
+    let mut client = proxy.connect();
+    client.start("BLPOP k 0");
+    wait_for_blocked(proxy.address(), 1);
+    let id = || {
+        let rows = server.rows();
+        rows.iter().find(|row| row.get("name").ends_with(":blocking")).map(|row| row.get("id").to_owned())
+    };
+    let first = id();
+    until("there is another connection", Duration::from_secs(5), || {
+        id().is_some_and(|now| Some(now) != first)
+    });
+    server.call("RPUSH k x");
+    assert_eq!(client.reply().items()[1].text(), "x");
+}

@@ -173,6 +173,9 @@ impl Hub {
         if idle {
             self.leave(UpstreamClose::Idle);
         }
+        if self.opened.get().is_some_and(|at| now.saturating_duration_since(at) >= options.max_lifetime) {
+            self.leave(UpstreamClose::Lifetime);
+        }
         if stalled {
             self.leaving.set(Some(UpstreamClose::Stalled));
             self.bell.ring();

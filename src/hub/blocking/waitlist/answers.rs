@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::super::waiter::{End, State};
+use super::spot::stream_id;
 use super::tries::{Ask, Purpose, Sent};
 use super::{Access, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
@@ -174,6 +175,7 @@ impl Waitlist {
                         spot.wake_was_empty();
                     }
                 }
+                self.note_quiet(waiters, request);
                 waiters.iter().for_each(|id| self.nothing_for(*id));
             }
             Own::Element(reply) => {
@@ -198,6 +200,21 @@ impl Waitlist {
             spots.iter().for_each(|at| self.next_of_group(*at, group));
         }
         spots.iter().filter(|at| !cards.contains(at)).for_each(|at| self.pump(*at));
+    }
+
+    /// An XREAD has found nothing: nothing stands behind its ids.
+    fn note_quiet(&mut self, waiters: &[u64], request: &Bytes) {
+        let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
+        let Some(request) = Request::parse(request).filter(|_| lead.call.command == Blocking::XRead) else {
+            return;
+        };
+        let words: Vec<&[u8]> = request.args().collect();
+        for (at, key) in lead.spots.iter().zip(&lead.call.keys) {
+            let id = words.get(key + lead.call.keys.len()).and_then(|word| stream_id(word));
+            if let (Some(id), Some(spot)) = (id, self.spots.at_mut(*at)) {
+                spot.note_quiet(id);
+            }
+        }
     }
 
     /// The call has found nothing and goes on waiting, unless its time was up meanwhile.
@@ -231,7 +248,7 @@ impl Waitlist {
         } else if is_passing(reply) {
             for at in spots {
                 if let Some(spot) = self.spots.at_mut(at) {
-                    spot.known = Known::Unknown;
+                    spot.forget();
                     spot.not_before = Some(now + PASSING);
                     self.delayed.insert((now + PASSING, at));
                 }
@@ -298,7 +315,8 @@ impl Waitlist {
         if waiter.gone {
             return self.remove(id);
         }
-        let Some(request) = Request::parse(&waiter.request) else { return };
+        let bytes = waiter.request.clone();
+        let Some(request) = Request::parse(&bytes) else { return };
         let answers = answers.unwrap_or_default();
         let ids: Vec<Bytes> = answers.iter().filter_map(|reply| last_generated_id(reply)).collect();
         let floating = waiter.call.floating(&request);
@@ -308,7 +326,15 @@ impl Waitlist {
             let later = waiter.call.with_positions(&request, &ids, true);
             let only_dollars = waiter.call.dollars.len() == waiter.call.keys.len();
             waiter.floating = false;
+            let keys = waiter.call.keys.clone();
+            let spots = waiter.spots.clone();
             waiter.rewrite(later);
+            for ((key, _), id) in floating.iter().zip(&ids) {
+                let at = keys.iter().position(|other| other == key).and_then(|i| spots.get(i));
+                if let Some(spot) = at.and_then(|at| self.spots.at_mut(*at)) {
+                    spot.note_position(id);
+                }
+            }
             if only_dollars {
                 self.nothing_for(id);
             } else {

@@ -239,7 +239,7 @@ impl Waitlist {
         };
         for at in &woken {
             if let Some(spot) = self.spots.at_mut(*at) {
-                spot.known = Known::Unknown;
+                spot.forget();
                 if spot.queue.is_empty() {
                     continue;
                 }

@@ -39,8 +39,22 @@ pub(super) struct Spot {
     empty_wakes: u32,
     /// No try for it before this.
     pub(super) not_before: Option<Instant>,
+    /// A stream: nothing stands behind this id.
+    quiet_after: Option<StreamId>,
+    /// A stream: what `$` stands for.
+    position: Option<Bytes>,
     /// When the last waiter left, as a number.
     vacated: u64,
+}
+
+/// A stream's id: milliseconds and a sequence number.
+pub(super) type StreamId = (u64, u64);
+
+/// Reads an id as XREAD takes it: `ms-seq`, or `ms` alone, which begins that millisecond.
+pub(super) fn stream_id(text: &[u8]) -> Option<StreamId> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (millis, sequence) = text.split_once('-').unwrap_or((text, "0"));
+    Some((millis.parse().ok()?, sequence.parse().ok()?))
 }
 
 impl Spot {
@@ -52,6 +66,40 @@ impl Spot {
             (Waited::Stream, Known::Left(_)) | (_, Known::OtherType) => true,
             (Waited::List | Waited::SortedSet, Known::Left(left)) => left == 0,
         }
+    }
+
+    /// It may have changed: nothing is known any more.
+    pub(super) fn forget(&mut self) {
+        self.known = Known::Unknown;
+        self.quiet_after = None;
+        self.position = None;
+    }
+
+    /// A stream that the server watches for us held nothing behind `id`.
+    pub(super) fn note_quiet(&mut self, id: StreamId) {
+        if matches!(self.known, Known::Left(_)) && self.quiet_after.is_none_or(|quiet| id < quiet) {
+            self.quiet_after = Some(id);
+        }
+    }
+
+    /// Whether nothing stands behind `id`.
+    pub(super) fn is_quiet_after(&self, id: StreamId) -> bool {
+        matches!(self.known, Known::Left(_)) && self.quiet_after.is_some_and(|quiet| quiet <= id)
+    }
+
+    /// A stream that the server watches for us ends with `id`.
+    pub(super) fn note_position(&mut self, id: &Bytes) {
+        if matches!(self.known, Known::Left(_)) {
+            self.position = Some(id.clone());
+            if let Some(id) = stream_id(id) {
+                self.note_quiet(id);
+            }
+        }
+    }
+
+    /// What `$` stands for, where that is known.
+    pub(super) fn position(&self) -> Option<&Bytes> {
+        self.position.as_ref().filter(|_| matches!(self.known, Known::Left(_)))
     }
 
     /// A wake has found nothing.
@@ -102,6 +150,8 @@ impl Spots {
             asking: 0,
             empty_wakes: 0,
             not_before: None,
+            quiet_after: None,
+            position: None,
             vacated: 0,
         });
         self.by_name.entry(name).or_default().push(at);
@@ -166,7 +216,7 @@ impl Spots {
     /// The connection is lost: nothing is known any more, nothing is asked.
     pub(super) fn forget_all_knowledge(&mut self) {
         for (_, spot) in &mut self.spots {
-            spot.known = Known::Unknown;
+            spot.forget();
             spot.asking = 0;
             spot.not_before = None;
         }

@@ -41,7 +41,7 @@ impl Waitlist {
     fn ask_again(&mut self, spots: Vec<usize>) {
         for at in &spots {
             if let Some(spot) = self.spots.at_mut(*at) {
-                spot.known = Known::Unknown;
+                spot.forget();
             }
         }
         spots.into_iter().for_each(|at| self.pump(at));

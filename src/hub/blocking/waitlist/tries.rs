@@ -6,7 +6,9 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use super::super::waiter::State;
+use super::spot::stream_id;
 use super::{Access, Known, Waitlist};
+use crate::command::Blocking;
 use crate::command::blocking::{Waited, stream_position};
 use crate::resp::{self, Request, encode};
 
@@ -126,12 +128,7 @@ impl Waitlist {
         }
         let Some(waiter) = self.waiters.get(&id) else { return };
         if waiter.kind() == Waited::Stream {
-            if waiter.floating {
-                self.ask_positions(id)
-            } else {
-                self.send_call(vec![id], Ask::All)
-            }
-            return;
+            return self.start_on_streams(id);
         }
         let spots = waiter.spots.clone();
         let (first, must_look) = (waiter.first, waiter.must_look);
@@ -148,7 +145,7 @@ impl Waitlist {
                 // The older ones look first.
                 for at in &spots {
                     if let Some(spot) = self.spots.at_mut(*at) {
-                        spot.known = Known::Unknown;
+                        spot.forget();
                     }
                 }
                 spots.into_iter().for_each(|at| self.pump(at));
@@ -157,6 +154,43 @@ impl Waitlist {
             }
         } else {
             spots.into_iter().for_each(|at| self.pump(at));
+        }
+    }
+
+    /// A stream call looks for itself, unless it is an XREAD and its streams are known to hold nothing for it.
+    fn start_on_streams(&mut self, id: u64) {
+        self.take_known_positions(id);
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        if waiter.floating {
+            return self.ask_positions(id);
+        }
+        let nothing_there = !(waiter.first && waiter.must_look)
+            && waiter.call.command == Blocking::XRead
+            && Request::parse(&waiter.request).is_some_and(|request| {
+                let words: Vec<&[u8]> = request.args().collect();
+                waiter.spots.iter().zip(&waiter.call.keys).all(|(at, key)| {
+                    let id = words.get(key + waiter.call.keys.len()).and_then(|word| stream_id(word));
+                    id.is_some_and(|id| self.spots.at(*at).is_some_and(|spot| spot.is_quiet_after(id)))
+                })
+            });
+        if nothing_there { self.settle(id) } else { self.send_call(vec![id], Ask::All) }
+    }
+
+    /// Makes `$` explicit without asking, where the ends of all its streams are known.
+    fn take_known_positions(&mut self, id: u64) {
+        let Some(waiter) = self.waiters.get(&id) else { return };
+        let call = &waiter.call;
+        if !waiter.floating || waiter.must_look || call.dollars.len() != call.keys.len() {
+            return;
+        }
+        let ids: Option<Vec<Bytes>> =
+            waiter.spots.iter().map(|at| self.spots.at(*at)?.position().cloned()).collect();
+        let Some(ids) = ids else { return };
+        let request = waiter.request.clone();
+        if let (Some(request), Some(waiter)) = (Request::parse(&request), self.waiters.get_mut(&id)) {
+            let explicit = waiter.call.with_positions(&request, &ids, true);
+            waiter.floating = false;
+            waiter.rewrite(explicit);
         }
     }
 
