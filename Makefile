@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench bench-hubs
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -13,6 +13,7 @@ help:
 	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
 	@echo "make lint   formatting and clippy"
 	@echo "make bench  redbouncer against twemproxy and a direct connection"
+	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 
 demo:
 	@deploy/install.sh build redis network node
@@ -45,3 +46,17 @@ lint:
 bench:
 	@deploy/install.sh build redis twemproxy
 	./benches/run
+
+# The long forms, with a release build: what the short forms in `make test` check is measured here.
+bench-hubs:
+	@deploy/install.sh build redis node servers
+	cargo build --release --quiet
+	for part in hub_load pubsub_hub::thousands hub_model; do
+	  REDBOUNCER_LONG=1 cargo test --release --quiet --test it "$$part" -- --nocapture --test-threads 1
+	done
+	cd tests/clients
+	if [ package-lock.json -nt node_modules/.package-lock.json ]; then
+	  npm install --no-save --silent --no-audit --no-fund
+	  touch node_modules/.package-lock.json
+	fi
+	node bench/workers.mjs --proxy "$(abspath $(TARGET))/release/redbouncer"

@@ -10,7 +10,7 @@ use tokio::io::ReadBuf;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
-use crate::pool::{Lane, Lost, Receiver};
+use crate::pool::{Lane, Receiver};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, encode, normalise,
 };
@@ -285,12 +285,9 @@ impl Client {
         self.outstanding.set(self.outstanding.get() + 1);
         self.has_written.set(true);
         let (client, request) = (Rc::clone(self), Bytes::copy_from_slice(frame));
-        let then = move |answer: Result<Vec<Bytes>, Lost>| match answer.as_deref() {
-            Ok([reply, ..]) => client.replies(&client.corrected_count(&request, reply), 1, false),
-            Ok([]) | Err(Lost) => client.lost(1, false, false),
-        };
-        lane.touch(now);
-        lane.exchange(frame, 1, now, Box::new(then));
+        let change = move |reply| client.corrected_count(&request, &reply);
+        let receiver = Rc::clone(self) as Rc<dyn Receiver>;
+        lane.push_changed(frame, &receiver, now, Box::new(change));
         self.lane.replace(Some(Rc::clone(lane)));
     }
 

@@ -52,6 +52,9 @@ pub struct Lost;
 /// What becomes of an exchange of our own: all its reply frames, whole, or the loss.
 pub type Then = Box<dyn FnOnce(Result<Vec<Bytes>, Lost>)>;
 
+/// What becomes of a reply on its way to its receiver. Must not call back into the lane.
+pub type Change = Box<dyn FnOnce(Bytes) -> Bytes>;
+
 /// The promise of replies, in the order of the commands.
 enum Slot {
     Replies {
@@ -62,6 +65,15 @@ enum Slot {
         muted: bool,
         /// Answered with a time-out already; only the late reply is awaited.
         abandoned: bool,
+    },
+    /// One reply that is read whole, changed, and delivered in its turn.
+    Changed {
+        to: Rc<dyn Receiver>,
+        left: u32,
+        partial: BytesMut,
+        since: Instant,
+        /// Gone when the client was answered with a time-out.
+        change: Option<Change>,
     },
     Whole {
         left: u32,
@@ -75,14 +87,14 @@ enum Slot {
 impl Slot {
     fn since(&self) -> Instant {
         match self {
-            Self::Replies { since, .. } | Self::Whole { since, .. } => *since,
+            Self::Replies { since, .. } | Self::Changed { since, .. } | Self::Whole { since, .. } => *since,
         }
     }
 
     fn left(&self) -> u32 {
         match self {
             Self::Replies { count, .. } => *count,
-            Self::Whole { left, .. } => *left,
+            Self::Changed { left, .. } | Self::Whole { left, .. } => *left,
         }
     }
 }
@@ -199,6 +211,19 @@ impl Lane {
         }
     }
 
+    /// Appends one whole command of a session whose reply is changed on its way.
+    pub fn push_changed(&self, command: &[u8], to: &Rc<dyn Receiver>, now: Instant, change: Change) {
+        self.used.set(now);
+        self.append(command, 1, now);
+        self.fifo.borrow_mut().push_back(Slot::Changed {
+            to: Rc::clone(to),
+            left: 1,
+            partial: BytesMut::new(),
+            since: now,
+            change: Some(change),
+        });
+    }
+
     /// Sends commands of our own and calls `then` with their `replies` frames, outside of any borrow of the lane.
     pub fn exchange(&self, commands: &[u8], replies: u32, now: Instant, then: Then) {
         self.append(commands, replies, now);
@@ -274,6 +299,15 @@ impl Lane {
                 *abandoned = true;
                 *muted = true;
             }
+            if let Slot::Changed { to, change, .. } = slot
+                && change.is_some()
+                && begun.as_ref().is_none_or(|begun| !Rc::ptr_eq(begun, to))
+            {
+                let mut out = BytesMut::new();
+                encode::error(&mut out, text);
+                to.replies(&out, 0, false);
+                *change = None;
+            }
         }
     }
 
@@ -321,6 +355,10 @@ impl Lane {
             match slot {
                 Slot::Replies { to, count, muted, .. } => {
                     to.lost(count, muted, std::mem::take(&mut partial) && !muted);
+                }
+                Slot::Changed { to, change, .. } => {
+                    partial = false;
+                    to.lost(1, change.is_none(), false);
                 }
                 Slot::Whole { then, .. } => {
                     partial = false;
@@ -483,11 +521,15 @@ impl Carrier {
             if kind == Some(ReplyKind::Push) || step.consumed == 0 && step.complete.is_none() {
                 return Err(UpstreamClose::Desync);
             }
-            if let Slot::Whole { frames, partial, .. } = slot {
-                partial.extend_from_slice(&data[at..at + step.consumed]);
-                if step.complete.is_some() {
-                    frames.push(partial.split().freeze());
+            match slot {
+                Slot::Whole { frames, partial, .. } => {
+                    partial.extend_from_slice(&data[at..at + step.consumed]);
+                    if step.complete.is_some() {
+                        frames.push(partial.split().freeze());
+                    }
                 }
+                Slot::Changed { partial, .. } => partial.extend_from_slice(&data[at..at + step.consumed]),
+                Slot::Replies { .. } => {}
             }
             // A master that has become a replica: the reply is the client's, and the next lane goes where the name
             // points now.
@@ -502,6 +544,14 @@ impl Carrier {
                 *count -= ended;
                 let begun = !*muted && self.scanner.in_frame();
                 to.replies(if *muted { &[] } else { &data[..at] }, ended, begun);
+            }
+            Slot::Changed { to, left, partial, change, .. } => {
+                *left -= ended;
+                if ended > 0 {
+                    let reply = partial.split().freeze();
+                    let reply = change.take().map(|change| change(reply)).unwrap_or_default();
+                    to.replies(&reply, ended, false);
+                }
             }
             Slot::Whole { left, .. } => *left -= ended,
         }

@@ -36,7 +36,7 @@ pub use dial::refused;
 pub use gate::DialGate;
 pub use group::Group;
 pub use health::Health;
-pub use lane::{Lane, LaneKey, Lost, Receiver, Then};
+pub use lane::{Change, Lane, LaneKey, Lost, Receiver, Then};
 pub use lease::Lease;
 pub use options::PoolOptions;
 pub use recall::Blocked;

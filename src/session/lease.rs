@@ -239,11 +239,8 @@ impl LeaseState {
     #[must_use]
     pub fn plan(&self, session: &Session, asked: &Asked, request: &Request<'_>, policy: Policy) -> Plan {
         match asked.class {
-            _ if session.is_restricted() => {
-                if self.is_waiting() {
-                    return Plan::AfterReplies;
-                }
-            }
+            _ if session.is_restricted() && !self.is_waiting() => {}
+            _ if session.is_restricted() => return Plan::AfterReplies,
             Class::Pass | Class::Publish | Class::Ping if !(asked.policy && policy.refuse_admin) => {
                 return Plan::Forward(Expect::Reply);
             }

@@ -111,6 +111,8 @@ pub enum UpstreamClose {
     Recalled,
     /// A blocking call's own deadline passed on a lease.
     Deadline,
+    /// The server or the user turned out not to be fit for a hub.
+    Unfit,
     /// The server closed, or the connection failed.
     Lost,
     /// The server sent what no slot waits for, or broke the protocol.
@@ -127,7 +129,7 @@ pub enum UpstreamClose {
 
 impl UpstreamClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Linger,
         Self::Idle,
         Self::Lifetime,
@@ -137,6 +139,7 @@ impl UpstreamClose {
         Self::ClientGone,
         Self::Recalled,
         Self::Deadline,
+        Self::Unfit,
         Self::Lost,
         Self::Desync,
         Self::Stalled,
@@ -158,6 +161,7 @@ impl UpstreamClose {
             Self::ClientGone => "client_gone",
             Self::Recalled => "recalled",
             Self::Deadline => "deadline",
+            Self::Unfit => "unfit",
             Self::Lost => "lost",
             Self::Desync => "desync",
             Self::Stalled => "stalled",

@@ -407,3 +407,19 @@ fn thousands_of_subscribers_hear_exactly_their_messages_in_order() {
         println!("{subscribers} subscribers, {messages} messages: {:?}", start.elapsed());
     });
 }
+
+#[test]
+fn the_corrected_count_keeps_its_place_among_other_replies() {
+    let stage = Stage::proxied();
+    let _subscribers: Vec<Client> = (0..7).map(|_| subscribed(&stage, "c")).collect();
+    let mut client = stage.connect();
+    client.call("SET k v");
+    let commands = ["PUBLISH c 1", "GET k", "PUBLISH c 2", "ECHO x", "PUBLISH none 3", "PUBLISH", "GET k"];
+    for _ in 0..50 {
+        let replies = client.pipeline(&commands);
+        let shown: Vec<String> =
+            replies.iter().map(|reply| String::from_utf8_lossy(&reply.raw).into_owned()).collect();
+        assert_eq!(shown[..5], [":7\r\n", "$1\r\nv\r\n", ":7\r\n", "$1\r\nx\r\n", ":0\r\n"]);
+        assert!(shown[5].starts_with("-ERR wrong number") && shown[6] == "$1\r\nv\r\n", "{shown:?}");
+    }
+}

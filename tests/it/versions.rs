@@ -38,7 +38,7 @@ fn lanes_leases_and_transactions_work() {
             assert_eq!(client.call("WATCH k").text(), "OK");
             server.call("SET k w");
             assert!(client.pipeline(&["MULTI", "GET k", "EXEC"])[2].is_nil());
-            assert!(client.call("CLIENT LIST").text().contains("redbouncer:") == false);
+            assert!(!client.call("CLIENT LIST").text().contains("redbouncer:"));
         }
         assert!(server.clients() <= 8);
     });

@@ -193,15 +193,18 @@ impl Hub {
                 permit.enter(Phase::Dialling);
                 let connected = tokio::select! {
                     connected = self.connect() => connected,
-                    () = self.keep_time() => Ok(None),
+                    () = self.keep_time() => Ok(Connection::Lost),
                 };
                 match connected {
-                    Ok(Some((stream, database))) => {
+                    Ok(Connection::Open(stream, database)) => {
                         backoff = self.pool.backoff();
                         permit.enter(Phase::Open);
                         let (over, stream) = self.carry(stream, database).await;
                         match over {
-                            Over::Refused => return Ended::Refused,
+                            Over::Refused => {
+                                self.pool.close(stream, permit, UpstreamClose::Unfit, None);
+                                return Ended::Refused;
+                            }
                             Over::Left(reason) => {
                                 self.pool.close_now(stream, permit, reason).await;
                                 match reason {
@@ -214,7 +217,11 @@ impl Hub {
                             Over::Lost(reason) => lost(Kind::Blocking, reason),
                         }
                     }
-                    Ok(None) => return Ended::Refused,
+                    Ok(Connection::Unfit(stream)) => {
+                        self.pool.close(stream, permit, UpstreamClose::Unfit, None);
+                        return Ended::Refused;
+                    }
+                    Ok(Connection::Lost) => {}
                     Err(error) if error.retryable() => {}
                     Err(error) => match refused(&error, error.public_text()) {
                         Unavailable::LoginRefused(text) | Unavailable::SelectRefused(text) => {
@@ -249,21 +256,20 @@ impl Hub {
         .await;
     }
 
-    /// Dials and turns tracking on. `None`: the server or the user is not fit for a hub.
-    async fn connect(&self) -> Result<Option<(UpstreamStream, u32)>, DialError> {
+    /// Dials and turns tracking on.
+    async fn connect(&self) -> Result<Connection, DialError> {
         let database = self.pool.shared.upstream.database;
         let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
         let established = self.pool.dial_hub(key, &self.identity, Kind::Blocking).await?;
+        let mut stream = established.stream;
         if !is_fit(&self.pool) {
             tracing::warn!(
                 "the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease"
             );
-            return Ok(None);
+            return Ok(Connection::Unfit(stream));
         }
-        let mut stream = established.stream;
         let answers = tokio::time::timeout(PATIENCE, first_words(&mut stream)).await;
-        // Silence, or a loss: as a dial that failed.
-        let Ok(Ok(answers)) = answers else { return Ok(None) };
+        let Ok(Ok(answers)) = answers else { return Ok(Connection::Lost) };
         let [tracking, multi, exec, table] = answers;
         if let Some(refusal) = [tracking, multi, exec].iter().find_map(|answer| resp::error_text(answer)) {
             tracing::warn!(
@@ -271,14 +277,14 @@ impl Hub {
                 refusal = %String::from_utf8_lossy(refusal),
                 "no blocking hub for this user: its blocking calls are tried on lanes or take a lease"
             );
-            return Ok(None);
+            return Ok(Connection::Unfit(stream));
         }
         let table = resp::elements(&table)
             .and_then(|mut pair| std::str::from_utf8(resp::bulk(pair.nth(1)?)?).ok()?.parse().ok())
             // 0 means without a bound.
             .map_or(TABLE, |keys: usize| if keys == 0 { usize::MAX } else { keys });
         self.limit.set((table / 2).max(1));
-        Ok(Some((stream, database)))
+        Ok(Connection::Open(stream, database))
     }
 
     /// Carries the waitlist's bytes until the connection is over.
@@ -307,7 +313,7 @@ impl Hub {
             Some(GiveUp::Refused) => return Some(Over::Refused),
             Some(GiveUp::Astray) => return Some(Over::Lost(UpstreamClose::Desync)),
             Some(GiveUp::Moved) if self.leaving.get().is_none() => {
-                self.leaving.set(Some(UpstreamClose::Moved))
+                self.leaving.set(Some(UpstreamClose::Moved));
             }
             Some(GiveUp::Moved) | None => {}
         }
@@ -322,6 +328,16 @@ impl Hub {
         waitlist.pause();
         (waitlist.in_flight() == 0 && waitlist.out().is_empty()).then_some(Over::Left(reason))
     }
+}
+
+/// What a dial has brought.
+enum Connection {
+    /// Tracking is on; it is in this database.
+    Open(UpstreamStream, u32),
+    /// The server or the user is not fit for a hub.
+    Unfit(UpstreamStream),
+    /// It was lost before the first answer.
+    Lost,
 }
 
 /// Whether the server can serve a hub, as far as is known: RESP3, and invalidations that never come inside a reply.

@@ -22,6 +22,7 @@ const DEMOTED: &[u8] =
     b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
 
 /// A member's part of an answer.
+#[derive(Clone, Copy)]
 enum Own<'a> {
     /// Nil, or an empty XREAD.
     Nothing,
@@ -338,12 +339,12 @@ impl Waitlist {
             if only_dollars {
                 self.nothing_for(id);
             } else {
-                self.send_request(vec![id], now, Ask::All);
+                self.send_request(vec![id], &now, Ask::All);
             }
         } else if answers.iter().any(|reply| is_code(reply, b"WRONGTYPE")) {
             // The call itself will be told.
             let request = waiter.request.clone();
-            self.send_request(vec![id], request, Ask::All);
+            self.send_request(vec![id], &request, Ask::All);
         } else {
             self.finish(id, End::Fallback);
         }

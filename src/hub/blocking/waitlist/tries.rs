@@ -277,7 +277,7 @@ impl Waitlist {
         else {
             return;
         };
-        self.send_request(waiters, request, ask);
+        self.send_request(waiters, &request, ask);
     }
 
     /// The same for some of the keys only.
@@ -286,11 +286,11 @@ impl Waitlist {
         let Some(request) = Request::parse(&waiter.request) else { return };
         let mut out = BytesMut::new();
         waiter.call.with_keys(&request, keep, &mut out);
-        self.send_request(vec![id], out.freeze(), Ask::All);
+        self.send_request(vec![id], &out.freeze(), Ask::All);
     }
 
     /// Runs `request`, which may differ from the waiters' own, without blocking.
-    pub(super) fn send_request(&mut self, waiters: Vec<u64>, request: Bytes, ask: Ask) {
+    pub(super) fn send_request(&mut self, waiters: Vec<u64>, request: &Bytes, ask: Ask) {
         let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
         let database = lead.key.database;
         let spots = lead.spots.clone();
@@ -303,7 +303,7 @@ impl Waitlist {
         self.tries += 1;
         let mut sent = Sent::new(Purpose::Call { waiters, request: request.clone() });
         self.ask(&mut sent, &spots, ask);
-        self.write(sent, database, |out| out.extend_from_slice(&request));
+        self.write(sent, database, |out| out.extend_from_slice(request));
     }
 
     /// Asks what a call's `$` and `+` stand for now. What is added from here on is not missed: the ids are read in the
