@@ -148,6 +148,16 @@ impl Waiter {
         self.key.protocol
     }
 
+    /// The request for some of its keys only; `None` when these are all or none.
+    pub(super) fn for_keys(&self, keep: &[bool]) -> Option<Bytes> {
+        if keep.iter().all(|keep| *keep) || !keep.contains(&true) {
+            return None;
+        }
+        let mut out = BytesMut::new();
+        self.call.with_keys(&Request::parse(&self.request)?, keep, &mut out);
+        Some(out.freeze())
+    }
+
     /// The request has become this one.
     pub(super) fn rewrite(&mut self, request: Bytes) {
         if let Some(parsed) = Request::parse(&request) {

@@ -256,13 +256,12 @@ impl Waitlist {
             }
             self.nothing_for(id);
         } else if is_code(reply, b"WRONGTYPE") {
-            let usable = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.known != Known::OtherType);
-            let keep: Vec<bool> = spots.iter().map(usable).collect();
+            let keep = self.usable(waiter);
             if keep.iter().all(|keep| *keep) {
                 // The keys are sound: it is the destination.
                 self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
-            } else if keep.contains(&true) {
-                self.send_for_keys(id, &keep);
+            } else if let Some(request) = waiter.for_keys(&keep) {
+                self.send_request(vec![id], &request, Ask::All);
             } else {
                 self.nothing_for(id);
             }

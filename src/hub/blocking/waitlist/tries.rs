@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::waiter::State;
+use super::super::waiter::{State, Waiter};
 use super::spot::stream_id;
 use super::{Access, Known, Waitlist};
 use crate::command::Blocking;
@@ -270,23 +270,19 @@ impl Waitlist {
         }
     }
 
-    /// Runs the call of `waiters` without blocking.
+    /// Runs the call of `waiters` without blocking. For one that waits already, keys that are known to hold another type
+    /// are left out: to ask for them would cost it its turn.
     fn send_call(&mut self, waiters: Vec<u64>, ask: Ask) {
-        let Some(request) =
-            waiters.first().and_then(|id| self.waiters.get(id)).map(|lead| lead.request.clone())
-        else {
-            return;
-        };
+        let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
+        let request = if lead.first { None } else { lead.for_keys(&self.usable(lead)) };
+        let request = request.unwrap_or_else(|| lead.request.clone());
         self.send_request(waiters, &request, ask);
     }
 
-    /// The same for some of the keys only.
-    pub(super) fn send_for_keys(&mut self, id: u64, keep: &[bool]) {
-        let Some(waiter) = self.waiters.get(&id) else { return };
-        let Some(request) = Request::parse(&waiter.request) else { return };
-        let mut out = BytesMut::new();
-        waiter.call.with_keys(&request, keep, &mut out);
-        self.send_request(vec![id], &out.freeze(), Ask::All);
+    /// Which of a waiter's keys are not known to hold another type.
+    pub(super) fn usable(&self, waiter: &Waiter) -> Vec<bool> {
+        let usable = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.known != Known::OtherType);
+        waiter.spots.iter().map(usable).collect()
     }
 
     /// Runs `request`, which may differ from the waiters' own, without blocking.
