@@ -27,6 +27,7 @@ pub use error::{ConfigError, Origin};
 use crate::admin::AdminOptions;
 use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
 use crate::hub::{BlockingOptions, PubSubOptions};
+use crate::hygiene::HygieneOptions;
 use crate::pool::PoolOptions;
 use crate::shutdown::ShutdownOptions;
 use crate::telemetry::logging::LogOptions;
@@ -53,6 +54,8 @@ pub struct Config {
     pub upstream: UpstreamOptions,
     /// How this instance names itself on the server (`[hygiene]`).
     pub naming: NameOptions,
+    /// What becomes of connections without an owner.
+    pub hygiene: HygieneOptions,
     /// The bound on upstream connections.
     pub pool: PoolOptions,
     /// The operator's HTTP listener.
@@ -139,6 +142,7 @@ impl Default for Config {
             pubsub: PubSubOptions::default(),
             upstream: UpstreamOptions::default(),
             naming: NameOptions::default(),
+            hygiene: HygieneOptions::default(),
             pool: PoolOptions::default(),
             admin: AdminOptions::default(),
             shutdown: ShutdownOptions::default(),
