@@ -25,6 +25,7 @@ mod hub_load;
 mod hub_model;
 mod loss;
 mod network;
+mod orphans;
 mod pubsub;
 mod pubsub_hub;
 mod regressions;
