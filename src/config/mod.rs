@@ -23,6 +23,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
+pub use value::parse_duration as duration;
 
 use crate::admin::AdminOptions;
 use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
@@ -111,6 +112,12 @@ impl Config {
     /// Every key with its value as TOML, credentials as `***`; `None` where nothing is set.
     pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
         KEYS.iter().map(|key| (key.path, key.show(self)))
+    }
+
+    /// The server's URL as it may be printed: with `***` for the password.
+    #[must_use]
+    pub fn upstream_shown(&self) -> String {
+        url::show(&self.upstream)
     }
 
     fn from_layers(mut layers: Layers) -> Result<Self, Vec<ConfigError>> {

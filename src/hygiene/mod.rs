@@ -4,10 +4,13 @@
 //! for hours or for ever. Their names say whose they are, and CLIENT LIST says how long they have been idle; that is
 //! enough, without a key written and without the proxies knowing of each other.
 
+pub mod cleanup;
 mod options;
 mod orphans;
 mod reaper;
+mod visit;
 
 pub use options::HygieneOptions;
 pub use orphans::{Orphan, Own, orphans};
 pub use reaper::{Candidates, Reaper};
+pub use visit::{Visit, VisitError, config_value, info_field};

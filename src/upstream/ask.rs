@@ -15,26 +15,7 @@ impl UpstreamStream {
     /// # Errors
     /// What the socket says; end of file; what is no RESP, or more than one reply.
     pub async fn ask(&mut self, request: &[u8]) -> io::Result<Bytes> {
-        self.write_all(request).await?;
-        self.flush().await?;
-        let mut scanner = ReplyScanner::default();
-        let mut reply = BytesMut::new();
-        let mut chunk = vec![0; 16 << 10];
-        loop {
-            let came = self.read(&mut chunk).await?;
-            if came == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            let step = scanner.step(&chunk[..came]).map_err(|_| ErrorKind::InvalidData)?;
-            reply.extend_from_slice(&chunk[..step.consumed]);
-            if step.complete.is_some() {
-                return if step.consumed == came {
-                    Ok(reply.freeze())
-                } else {
-                    Err(ErrorKind::InvalidData.into())
-                };
-            }
-        }
+        Ok(self.ask_all(request, 1).await?.pop().unwrap_or_default())
     }
 
     /// [`Self::ask`] for a command given by its words.
@@ -45,5 +26,38 @@ impl UpstreamStream {
         let mut request = BytesMut::new();
         encode::command(&mut request, words);
         self.ask(&request).await
+    }
+
+    /// [`Self::ask`] for `count` requests at once.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_all(&mut self, requests: &[u8], count: usize) -> io::Result<Vec<Bytes>> {
+        self.write_all(requests).await?;
+        self.flush().await?;
+        let mut scanner = ReplyScanner::default();
+        let mut replies = Vec::with_capacity(count);
+        let mut reply = BytesMut::new();
+        let mut chunk = vec![0; 16 << 10];
+        while replies.len() < count {
+            let came = self.read(&mut chunk).await?;
+            if came == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            let mut rest = &chunk[..came];
+            while !rest.is_empty() {
+                if replies.len() == count {
+                    return Err(ErrorKind::InvalidData.into());
+                }
+                let step = scanner.step(rest).map_err(|_| ErrorKind::InvalidData)?;
+                let (taken, behind) = rest.split_at(step.consumed);
+                reply.extend_from_slice(taken);
+                rest = behind;
+                if step.complete.is_some() {
+                    replies.push(reply.split().freeze());
+                }
+            }
+        }
+        Ok(replies)
     }
 }

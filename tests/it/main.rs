@@ -14,6 +14,7 @@ mod harness;
 mod blocking;
 mod blocking_calls;
 mod bound;
+mod cleanup;
 mod command_table;
 mod concurrency;
 mod config;

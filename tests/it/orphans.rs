@@ -5,8 +5,7 @@ use std::time::Duration;
 use crate::harness::{Client, PATIENCE, Proxy, Server, Version, rows_of, throughout, until};
 
 /// Short times, so that a test sees what takes a minute otherwise.
-const QUICK: [&str; 3] =
-    ["hygiene.heartbeat=1s", "hygiene.orphan_after=3s", "hygiene.interval=1s"];
+const QUICK: [&str; 3] = ["hygiene.heartbeat=1s", "hygiene.orphan_after=3s", "hygiene.interval=1s"];
 
 /// A connection to the server that calls itself `name` and then says nothing more.
 fn silent(server: &Server, name: &str) -> Client {
@@ -94,8 +93,7 @@ fn a_connection_that_was_closed_here_and_not_there_is_killed() {
 #[test]
 fn with_only_leases_a_proxy_still_shows_that_it_lives() {
     let server = Server::start();
-    let patient =
-        ["blocking.hub=false", "pubsub.hub=false", "pool.idle_timeout=1s", "hygiene.reap=false"];
+    let patient = ["blocking.hub=false", "pubsub.hub=false", "pool.idle_timeout=1s", "hygiene.reap=false"];
     let silent = Proxy::start(&server, &[&QUICK[..], &patient[..]].concat());
     let mut client = silent.connect();
     client.call("WATCH k");
