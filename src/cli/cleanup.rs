@@ -174,8 +174,8 @@ fn listing(
         };
     }
     if only_shown && !selection.orphans.is_empty() {
-        let _ =
-            writeln!(out, "{} were left by a redbouncer that is dead: --orphans", selection.orphans.len());
+        let count = selection.orphans.len();
+        let _ = writeln!(out, "left by a redbouncer that is dead: {count}; --orphans chooses them");
     }
     out
 }
@@ -185,8 +185,8 @@ fn table(groups: &[Group], out: &mut String) {
     let widest = |text: fn(&Group) -> usize, head: usize, most: usize| {
         groups.iter().map(text).max().unwrap_or(0).max(head).min(most)
     };
-    let host = widest(|group| group.host.chars().count(), 7, 24);
-    let library = widest(|group| group.library.chars().count(), 7, 16);
+    let host = widest(|group| group.host.chars().count(), 7, 16);
+    let library = widest(|group| group.library.chars().count(), 7, 12);
     let name = WIDTH - (6 + 1 + 5 + 1 + 6 + 1 + 6 + 2 + host + 2 + 2 + library);
     let _ = writeln!(
         out,

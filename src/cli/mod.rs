@@ -149,7 +149,9 @@ fn with_config(settings: Settings, act: impl FnOnce(Config) -> ExitCode) -> Exit
 /// Help and version are what was asked for; everything else clap says is the operator's to mend.
 fn usage(wrong: &clap::Error, arguments: &[OsString]) -> ExitCode {
     match wrong.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(&wrong.render().to_string()),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            print(&format!("{}\n", wrong.render().to_string().trim_end()))
+        }
         _ => fail(&without_urls(&wrong.render().to_string(), arguments), BAD_CONFIGURATION),
     }
 }
