@@ -4,6 +4,7 @@
 //! interface: 0 done, 1 failed, 64 a configuration the operator must mend (`EX_USAGE` of sysexits.h), 75 a drain that
 //! cut commands in flight.
 
+mod check;
 mod cleanup;
 pub mod commands;
 mod status;
@@ -17,6 +18,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Flags};
+use crate::hygiene::doctor::Level;
 
 /// A flag, key, variable or value that the operator must mend.
 const BAD_CONFIGURATION: u8 = 64;
@@ -34,6 +36,9 @@ struct Cli {
 const AFTER_HELP: &str = "Precedence: flag, then environment (REDBOUNCER_SECTION__KEY, and REDBOUNCER_UPSTREAM, \
     REDBOUNCER_LISTEN, REDBOUNCER_ADMIN, REDBOUNCER_CONFIG), then file, then default. Every key: docs/configuration.md.";
 
+const CHECK_HELP: &str = "Exit codes: 0 redbouncer can serve (warnings included), 1 it could not, 64 the configuration \
+    cannot be used. See docs/hygiene.md.";
+
 const CLEANUP_HELP: &str = "Left alone: this connection, a living redbouncer's, and (without --include) replicas, masters, \
     MONITOR, subscribers and blocked clients. Exit codes: 0 done, 1 the server cannot be reached or refuses, 64 wrong \
     arguments. See docs/hygiene.md.";
@@ -47,6 +52,15 @@ enum Command {
         #[command(flatten)]
         settings: Settings,
         /// Print the proxy's JSON instead of a listing
+        #[arg(long)]
+        json: bool,
+    },
+    /// Examine the way to the server and the server itself: what works, what does not, and what to do about it
+    #[command(after_help = CHECK_HELP)]
+    Check {
+        #[command(flatten)]
+        settings: Settings,
+        /// Print JSON instead of a listing
         #[arg(long)]
         json: bool,
     },
@@ -119,6 +133,7 @@ fn run(cli: Cli) -> ExitCode {
                 Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
             })
         }
+        Some(Command::Check { settings, json }) => check(settings, json),
         Some(Command::Cleanup { settings, arguments }) => {
             with_config(settings, |config| match block_on(cleanup::run(&config, *arguments)) {
                 Ok(Ok(text)) => print(&text),
@@ -128,6 +143,24 @@ fn run(cli: Cli) -> ExitCode {
         }
         Some(Command::Commands { json: true }) => print(&commands::render_json()),
         Some(Command::Commands { json: false }) => print(&commands::render()),
+    }
+}
+
+fn check(settings: Settings, json: bool) -> ExitCode {
+    let (findings, code) = match Config::load(&settings.into(), std::env::vars_os()) {
+        Err(errors) => (check::unusable(&errors), BAD_CONFIGURATION),
+        Ok(config) => match block_on(check::run(&config)) {
+            Ok(findings) => {
+                let code = u8::from(findings.worst() == Level::Failure);
+                (findings, code)
+            }
+            Err(wrong) => return fail(&format!("redbouncer: cannot start: {wrong}\n"), 1),
+        },
+    };
+    let text = if json { format!("{:#}\n", check::as_json(&findings)) } else { check::listing(&findings) };
+    match print(&text) {
+        ExitCode::SUCCESS => ExitCode::from(code),
+        broken => broken,
     }
 }
 

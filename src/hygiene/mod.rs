@@ -5,6 +5,7 @@
 //! enough, without a key written and without the proxies knowing of each other.
 
 pub mod cleanup;
+pub mod doctor;
 mod options;
 mod orphans;
 mod reaper;

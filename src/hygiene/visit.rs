@@ -60,6 +60,18 @@ impl Visit {
     /// # Errors
     /// What stands in the way.
     pub async fn begin(options: &UpstreamOptions, name: &str) -> Result<Self, VisitError> {
+        Self::over(&Connector::new(options)?, options, name).await
+    }
+
+    /// The same over a connector that is there already.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub async fn over(
+        connector: &Connector,
+        options: &UpstreamOptions,
+        name: &str,
+    ) -> Result<Self, VisitError> {
         let identity = Arc::new(Identity {
             username: options.username.clone(),
             password: options.password.clone(),
@@ -72,8 +84,14 @@ impl Visit {
             name: name.to_owned(),
             readonly: false,
         };
-        let established = Connector::new(options)?.dial(&login).await?;
+        let established = connector.dial(&login).await?;
         Ok(Self { stream: established.stream, server: established.server, id: established.id })
+    }
+
+    /// The server's certificate, as DER; `None` without TLS.
+    #[must_use]
+    pub fn certificate(&self) -> Option<Vec<u8>> {
+        self.stream.certificate()
     }
 
     /// The whole reply to one command, an error reply included.

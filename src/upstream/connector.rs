@@ -94,6 +94,14 @@ impl Connector {
         established
     }
 
+    /// The addresses of the server's name now, in the order of trying them.
+    ///
+    /// # Errors
+    /// [`DialError::Resolve`], or a timeout.
+    pub async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
+        self.resolve(Instant::now() + self.connect_timeout).await
+    }
+
     /// What the server said about itself at the last login, if there was one.
     pub fn server(&self) -> Option<Arc<ServerInfo>> {
         self.server.lock().clone()

@@ -34,6 +34,14 @@ impl UpstreamStream {
         }
     }
 
+    /// The server's own certificate, as DER; `None` without TLS.
+    pub fn certificate(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => Some(tls.get_ref().1.peer_certificates()?.first()?.to_vec()),
+        }
+    }
+
     /// Whether written bytes may wait for a flush.
     pub fn is_buffered(&self) -> bool {
         matches!(self, Self::Tls(_))
