@@ -323,6 +323,9 @@ impl Hub {
         }
         if reason == UpstreamClose::Idle && waitlist.waiting() > 0 {
             self.leaving.set(None);
+            waitlist.resume();
+            // What it writes is sent in the next round.
+            self.bell.ring();
             return None;
         }
         waitlist.pause();

@@ -179,6 +179,10 @@ impl Waitlist {
         self.access.insert(database, Access::Granted);
         self.uncountable.clear();
         self.exists_refused = false;
+        self.start_all();
+    }
+
+    fn start_all(&mut self) {
         let mut waiting: Vec<_> = self.waiters.keys().copied().collect();
         waiting.sort_unstable();
         for id in waiting {
@@ -211,6 +215,14 @@ impl Waitlist {
     /// Nothing more is asked on this connection: it is about to be left.
     pub(super) fn pause(&mut self) {
         self.online = false;
+    }
+
+    /// It stays after all: calls that arrived meanwhile begin now, and wakes that were not followed up are.
+    pub(super) fn resume(&mut self) {
+        if !self.online {
+            self.online = true;
+            self.start_all();
+        }
     }
 
     /// Ends every wait in the same way.
