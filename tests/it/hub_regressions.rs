@@ -23,3 +23,18 @@ fn a_call_that_arrives_while_an_idle_hub_is_about_to_close_is_served() {
     pusher.call("RPUSH k x");
     assert_eq!(client.reply().items()[1].text(), "x");
 }
+
+/// While the hub waited for the server to close its old connection, nobody looked at the clock.
+#[test]
+fn a_nil_is_in_time_while_the_hub_changes_its_connection() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &["pool.max_lifetime=1s"]);
+    let mut client = proxy.connect();
+    let start = Instant::now();
+    client.start("BLPOP k 2");
+    wait_for_blocked(proxy.address(), 1);
+    server.signal("STOP");
+    assert!(client.reply_within(Duration::from_secs(8)).is_nil());
+    assert!(start.elapsed() < Duration::from_millis(2_000 + 250), "{:?}", start.elapsed());
+    server.signal("CONT");
+}

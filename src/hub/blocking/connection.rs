@@ -206,7 +206,11 @@ impl Hub {
                                 return Ended::Refused;
                             }
                             Over::Left(reason) => {
-                                self.pool.close_now(stream, permit, reason).await;
+                                // A server that does not answer takes its time to close, too.
+                                tokio::select! {
+                                    () = self.pool.close_now(stream, permit, reason) => {}
+                                    () = self.keep_time() => {}
+                                }
                                 match reason {
                                     UpstreamClose::Shutdown => return Ended::Done,
                                     UpstreamClose::Turn => return Ended::NoPermit,
