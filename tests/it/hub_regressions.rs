@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Proxy, Server, until};
-use crate::hub::wait_for_blocked;
+use crate::harness::{Client, PATIENCE, Proxy, Server, throughout, until};
+use crate::hub::{quiet, wait_for_blocked};
 
 /// The hub was about to close because nobody waited, and had stopped asking while its PING was under way. A call that
 /// arrived then kept it open, but it did not begin to ask again.
@@ -37,4 +37,29 @@ fn a_nil_is_in_time_while_the_hub_changes_its_connection() {
     assert!(client.reply_within(Duration::from_secs(8)).is_nil());
     assert!(start.elapsed() < Duration::from_millis(2_000 + 250), "{:?}", start.elapsed());
     server.signal("CONT");
+}
+
+/// Behind a MULTI that is refused the call blocks the hub's connection. Its reply was awaited all the same: nobody of
+/// this user was served until the connection was given up as stalled, after a minute.
+#[test]
+fn a_user_who_loses_multi_is_served_otherwise_at_once() {
+    let server = Server::start();
+    server.call("ACL SETUSER worker on >secret ~* &* +@all");
+    let proxy = Proxy::start(&server, &["auth.mode=passthrough"]);
+    let mut clients: Vec<Client> = (0..2).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.call("AUTH worker secret");
+    }
+    clients[0].start("BLPOP first 0");
+    until("it waits", PATIENCE, || server.calls_of("exec") >= 2);
+    quiet(&server);
+    server.call("ACL SETUSER worker -multi");
+    clients[1].start("BLPOP second 0");
+    // Its call may have run, so it is closed, as by the loss of a connection of its own.
+    clients[1].expect_end(PATIENCE);
+    server.call("RPUSH first x");
+    assert_eq!(clients[0].reply().items()[1].text(), "x");
+    // The call is not left behind to take what is for others.
+    server.call("RPUSH second y");
+    throughout("it stays", Duration::from_millis(200), || server.call("LLEN second").int() == 1);
 }

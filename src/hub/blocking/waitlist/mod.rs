@@ -331,6 +331,10 @@ impl Desk for Waitlist {
     }
 
     fn receive(&mut self, kind: ReplyKind, frame: &[u8], now: Instant) -> Result<(), UpstreamClose> {
+        if self.given_up == Some(GiveUp::Refused) {
+            // What still comes cannot be told apart any more.
+            return Ok(());
+        }
         if kind == ReplyKind::Push {
             self.pushed(frame, now);
             return Ok(());

@@ -99,12 +99,12 @@ impl Sent {
             return true;
         }
         if resp::is_error(frame) {
-            match at.checked_sub(1) {
-                None => self.unguarded = true,
-                Some(member) => {
-                    self.refused.get_or_insert_with(|| (member, Bytes::copy_from_slice(frame)));
-                }
-            }
+            let Some(member) = at.checked_sub(1) else {
+                // The members run on their own, and the call may block: there may be no further reply.
+                self.unguarded = true;
+                return true;
+            };
+            self.refused.get_or_insert_with(|| (member, Bytes::copy_from_slice(frame)));
         }
         false
     }
