@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Proxy, Server, throughout, until};
+use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, throughout, until};
 use crate::hub::{quiet, wait_for_blocked};
 
 /// The hub was about to close because nobody waited, and had stopped asking while its PING was under way. A call that
@@ -62,4 +62,27 @@ fn a_user_who_loses_multi_is_served_otherwise_at_once() {
     // The call is not left behind to take what is for others.
     server.call("RPUSH second y");
     throughout("it stays", Duration::from_millis(200), || server.call("LLEN second").int() == 1);
+}
+
+/// A key that took another type while a try for a sibling was on its way was taken for sound, so the WRONGTYPE of that
+/// try went to the client.
+#[test]
+fn a_key_that_takes_another_type_during_a_try_for_its_sibling_ends_no_wait() {
+    let server = Server::start();
+    let relay = Relay::to(server.address());
+    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &[]).unwrap();
+    let mut pusher = server.probe();
+    for (call, push) in [("BLPOP a b 0", "RPUSH b x"), ("BZPOPMIN a b 0", "ZADD b 1 x")] {
+        let mut client = proxy.connect();
+        client.start(call);
+        wait_for_blocked(proxy.address(), 1);
+        quiet(&server);
+        relay.delay(Duration::from_millis(100));
+        // Before the try arrives, and before the word of it can be heard.
+        pusher.call(push);
+        pusher.call("SET a string");
+        assert_eq!(client.reply().items()[1].text(), "x", "{call}");
+        relay.delay(Duration::ZERO);
+        pusher.call("FLUSHALL");
+    }
 }

@@ -257,7 +257,11 @@ impl Waitlist {
             self.nothing_for(id);
         } else if is_code(reply, b"WRONGTYPE") {
             let keep = self.usable(waiter);
-            if keep.iter().all(|keep| *keep) {
+            if spots.iter().any(|at| self.spots.at(*at).is_some_and(|spot| spot.known == Known::Unknown)) {
+                // It may be a key that has changed since it was last asked about: asked with it this time.
+                let request = waiter.for_keys(&keep).unwrap_or_else(|| waiter.request.clone());
+                self.send_request(vec![id], &request, Ask::All);
+            } else if keep.iter().all(|keep| *keep) {
                 // The keys are sound: it is the destination.
                 self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
             } else if let Some(request) = waiter.for_keys(&keep) {
