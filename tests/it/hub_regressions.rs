@@ -2,8 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, throughout, until};
+use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, Stage, throughout, until};
 use crate::hub::{quiet, wait_for_blocked};
+
+/// Waits until this many calls wait in the hub; without asking the server, which may be stopped.
+fn wait_in_the_hub(proxy: &Proxy, count: usize) {
+    until("the calls wait in the hub", PATIENCE, || {
+        proxy.metrics().get("redbouncer_blocking_waiters").is_some_and(|waiters| *waiters == count as f64)
+    });
+}
 
 /// The hub was about to close because nobody waited, and had stopped asking while its PING was under way. A call that
 /// arrived then kept it open, but it did not begin to ask again.
@@ -18,7 +25,7 @@ fn a_call_that_arrives_while_an_idle_hub_is_about_to_close_is_served() {
     let start = Instant::now();
     until("the hub would close", PATIENCE, || start.elapsed() > Duration::from_millis(1_400));
     client.start("BLPOP k 0");
-    wait_for_blocked(proxy.address(), 1);
+    wait_in_the_hub(&proxy, 1);
     server.signal("CONT");
     pusher.call("RPUSH k x");
     assert_eq!(client.reply().items()[1].text(), "x");
@@ -84,5 +91,47 @@ fn a_key_that_takes_another_type_during_a_try_for_its_sibling_ends_no_wait() {
         assert_eq!(client.reply().items()[1].text(), "x", "{call}");
         relay.delay(Duration::ZERO);
         pusher.call("FLUSHALL");
+    }
+}
+
+/// Only the first of several calls looked at a key, and the others took over what it found, but for the error: they
+/// waited for a key of another type.
+#[test]
+fn every_call_that_finds_a_key_of_another_type_is_told() {
+    let stage = Stage::proxied();
+    let mut clients: Vec<Client> = (0..3).map(|_| stage.connect()).collect();
+    assert!(clients[0].call("BLPOP none 0.01").is_nil());
+    stage.server.call("SET k string");
+    // All arrive before the first answer.
+    stage.server.signal("STOP");
+    for client in &mut clients {
+        client.start("BLPOP k 0");
+    }
+    wait_in_the_hub(stage.proxy(), 3);
+    stage.server.signal("CONT");
+    for client in &mut clients {
+        assert!(client.reply().error().starts_with("WRONGTYPE"));
+    }
+}
+
+/// A call that had only taken over what an older one found was not counted as waiting: an error that came later went
+/// to it.
+#[test]
+fn a_call_behind_another_waits_like_it_when_a_key_takes_another_type() {
+    let stage = Stage::proxied();
+    let mut clients: Vec<Client> = (0..2).map(|_| stage.connect()).collect();
+    assert!(clients[0].call("BLPOP none 0.01").is_nil());
+    stage.server.signal("STOP");
+    for (i, client) in clients.iter_mut().enumerate() {
+        client.start("BLPOP a b 0");
+        wait_in_the_hub(stage.proxy(), i + 1);
+    }
+    stage.server.signal("CONT");
+    quiet(&stage.server);
+    stage.server.call("SET a string");
+    quiet(&stage.server);
+    stage.server.call("RPUSH b 1 2");
+    for (i, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.reply().items()[1].text(), (i + 1).to_string());
     }
 }

@@ -80,6 +80,7 @@ impl Waitlist {
         }
         for at in &sent.cards {
             self.pump(*at);
+            self.welcome(*at);
         }
         self.end_the_overdue();
         Ok(())

@@ -33,6 +33,8 @@ pub(super) struct Spot {
     pub(super) known: Known,
     /// Who waits for it, by arrival; those in a try included.
     pub(super) queue: BTreeSet<u64>,
+    /// Those of them for whose first look an older one's answer is awaited.
+    pub(super) newcomers: BTreeSet<u64>,
     /// Requests in flight whose reply will say what it holds.
     pub(super) asking: u32,
     /// Wakes in a row that found nothing.
@@ -147,6 +149,7 @@ impl Spots {
             name: name.clone(),
             known: Known::Unknown,
             queue: BTreeSet::new(),
+            newcomers: BTreeSet::new(),
             asking: 0,
             empty_wakes: 0,
             not_before: None,
@@ -183,6 +186,7 @@ impl Spots {
     /// A waiter leaves a spot. Of those nobody waits for, the oldest are forgotten.
     pub(super) fn leave(&mut self, at: usize, waiter: u64) {
         let Some(spot) = self.spots.get_mut(at) else { return };
+        spot.newcomers.remove(&waiter);
         if !spot.queue.remove(&waiter) || !spot.queue.is_empty() {
             return;
         }

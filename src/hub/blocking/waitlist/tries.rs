@@ -140,6 +140,9 @@ impl Waitlist {
             if !(first && must_look) {
                 return self.settle(id);
             }
+            if let Some(waiter) = self.waiters.get_mut(&id) {
+                waiter.must_look = false;
+            }
             let behind = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.queue.first() != Some(&id));
             if spots.iter().any(behind) {
                 // The older ones look first.
@@ -148,12 +151,33 @@ impl Waitlist {
                         spot.forget();
                     }
                 }
-                spots.into_iter().for_each(|at| self.pump(at));
+                self.pump_for(id, &spots);
             } else {
                 self.send_call(vec![id], Ask::All);
             }
         } else {
-            spots.into_iter().for_each(|at| self.pump(at));
+            self.pump_for(id, &spots);
+        }
+    }
+
+    /// Lets the waiters of these spots try. If others are before `id`, their answers tell what it would have found.
+    fn pump_for(&mut self, id: u64, spots: &[usize]) {
+        spots.iter().for_each(|at| self.pump(*at));
+        if self.waiters.get(&id).is_none_or(|waiter| !waiter.first || !waiter.is_free()) {
+            return;
+        }
+        for at in spots {
+            if let Some(spot) = self.spots.at_mut(*at) {
+                spot.newcomers.insert(id);
+            }
+        }
+    }
+
+    /// A spot is known by now to hold nothing: its newcomers wait from here on, or are told that it is of another type.
+    pub(super) fn welcome(&mut self, at: usize) {
+        let Some(spot) = self.spots.at_mut(at).filter(|spot| spot.is_settled()) else { return };
+        for id in std::mem::take(&mut spot.newcomers) {
+            self.start(id);
         }
     }
 
