@@ -135,3 +135,34 @@ fn a_call_behind_another_waits_like_it_when_a_key_takes_another_type() {
         assert_eq!(client.reply().items()[1].text(), (i + 1).to_string());
     }
 }
+
+/// On a key known to hold nothing a call was not sent at all, so the server could not say what is wrong with it: it
+/// waited.
+#[test]
+fn a_call_that_the_server_refuses_is_refused_on_a_key_known_to_be_empty_too() {
+    let server = Server::start();
+    server.call("ACL SETUSER worker on >secret ~list ~stream ~allowed &* +@all -blpop");
+    server.call("XADD stream 1-1 f v");
+    let proxy = Proxy::start(&server, &["auth.mode=passthrough"]);
+    for (known, refused, words) in [
+        ("BRPOP list 0.05", "BLPOP list 0", "NOPERM"),
+        ("BLMOVE list allowed LEFT LEFT 0.05", "BLMOVE list forbidden LEFT LEFT 0", "NOPERM"),
+        ("XREAD BLOCK 50 STREAMS stream 1-1", "XREAD COUNT x BLOCK 0 STREAMS stream 1-1", "ERR value"),
+        ("XREAD BLOCK 50 STREAMS stream $", "XREAD OTHER BLOCK 0 STREAMS stream $", "ERR syntax"),
+    ] {
+        let mut clients: Vec<Client> = (0..2).map(|_| proxy.connect()).collect();
+        for client in &mut clients {
+            client.call("AUTH worker secret");
+        }
+        assert!(clients[0].call(known).is_nil(), "{known}");
+        // Behind one that waits, and alone.
+        clients[0].start(&known.replace("0.05", "0").replace("BLOCK 50", "BLOCK 0"));
+        wait_in_the_hub(&proxy, 1);
+        let reply = clients[1].call(refused);
+        assert!(reply.error().starts_with(words), "{refused}: {reply:?}");
+        drop(clients.remove(0));
+        wait_in_the_hub(&proxy, 0);
+        let reply = clients[0].call(refused);
+        assert!(reply.error().starts_with(words), "{refused}: {reply:?}");
+    }
+}

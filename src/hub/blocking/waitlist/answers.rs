@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::super::waiter::{End, State};
 use super::spot::stream_id;
 use super::tries::{Ask, Purpose, Sent};
-use super::{Access, GiveUp, Known, Waitlist};
+use super::{Access, FORMS, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
 use crate::command::blocking::last_generated_id;
 use crate::resp::{self, Protocol, Request};
@@ -164,6 +164,13 @@ impl Waitlist {
     ) {
         let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
         let (spots, group, woken) = (lead.spots.clone(), lead.group.clone(), !lead.first);
+        if !woken && matches!(own, Own::Element(_) | Own::Nothing) {
+            let form = lead.form();
+            if self.accepted.len() >= FORMS {
+                self.accepted.clear();
+            }
+            self.accepted.insert(form);
+        }
         for id in waiters {
             if let Some(waiter) = self.waiters.get_mut(id) {
                 waiter.state = State::Queued;
@@ -340,7 +347,7 @@ impl Waitlist {
                     spot.note_position(id);
                 }
             }
-            if only_dollars {
+            if only_dollars && self.is_accepted(id) {
                 self.nothing_for(id);
             } else {
                 self.send_request(vec![id], &now, Ask::All);

@@ -24,7 +24,7 @@ mod sweep;
 mod tests;
 mod tries;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,6 +72,9 @@ enum Access {
     Granted,
 }
 
+/// So many forms of calls are known to be accepted at once.
+const FORMS: usize = 1_000;
+
 /// The waiting calls of one user.
 pub(in crate::hub) struct Waitlist {
     times: Times,
@@ -96,6 +99,9 @@ pub(in crate::hub) struct Waitlist {
     /// What this user may not count, and so not wait for here.
     uncountable: Vec<Waited>,
     exists_refused: bool,
+    /// Forms of calls that the server has accepted on this connection. Any other has to be sent, even where nothing can
+    /// be had: the server may have something against it (NOPERM, a syntax error).
+    accepted: HashSet<Bytes>,
     given_up: Option<GiveUp>,
     tries: u64,
 }
@@ -119,6 +125,7 @@ impl Waitlist {
             access: HashMap::new(),
             uncountable: Vec::new(),
             exists_refused: false,
+            accepted: HashSet::new(),
             given_up: None,
             tries: 0,
         }
@@ -179,6 +186,7 @@ impl Waitlist {
         self.access.insert(database, Access::Granted);
         self.uncountable.clear();
         self.exists_refused = false;
+        self.accepted.clear();
         self.start_all();
     }
 

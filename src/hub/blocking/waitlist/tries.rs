@@ -131,20 +131,21 @@ impl Waitlist {
             return self.start_on_streams(id);
         }
         let spots = waiter.spots.clone();
-        let (first, must_look) = (waiter.first, waiter.must_look);
+        let first = waiter.first;
         let known = |at: &usize| self.spots.at(*at).map(|spot| spot.known);
         // What is of another type is an error for a call that arrives.
         if first && spots.iter().any(|at| known(at) == Some(Known::OtherType)) {
             self.send_call(vec![id], Ask::All);
         } else if spots.iter().all(|at| known(at) == Some(Known::Left(0))) {
-            if !(first && must_look) {
+            let accepted = !first || self.is_accepted(id);
+            let Some(waiter) = self.waiters.get_mut(&id) else { return };
+            let must_look = std::mem::take(&mut waiter.must_look);
+            if !first || accepted && !must_look {
                 return self.settle(id);
             }
-            if let Some(waiter) = self.waiters.get_mut(&id) {
-                waiter.must_look = false;
-            }
             let behind = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.queue.first() != Some(&id));
-            if spots.iter().any(behind) {
+            let behind = spots.iter().any(behind);
+            if behind {
                 // The older ones look first.
                 for at in &spots {
                     if let Some(spot) = self.spots.at_mut(*at) {
@@ -152,7 +153,8 @@ impl Waitlist {
                     }
                 }
                 self.pump_for(id, &spots);
-            } else {
+            }
+            if self.waiters.get(&id).is_some_and(Waiter::is_free) && (!accepted || !behind) {
                 self.send_call(vec![id], Ask::All);
             }
         } else {
@@ -188,7 +190,7 @@ impl Waitlist {
         if waiter.floating {
             return self.ask_positions(id);
         }
-        let nothing_there = !(waiter.first && waiter.must_look)
+        let nothing_there = (!waiter.first || !waiter.must_look && self.is_accepted(id))
             && waiter.call.command == Blocking::XRead
             && Request::parse(&waiter.request).is_some_and(|request| {
                 let words: Vec<&[u8]> = request.args().collect();
@@ -216,6 +218,11 @@ impl Waitlist {
             waiter.floating = false;
             waiter.rewrite(explicit);
         }
+    }
+
+    /// Whether a call like this one is known to have passed the server's checks.
+    pub(super) fn is_accepted(&self, id: u64) -> bool {
+        self.waiters.get(&id).is_some_and(|waiter| self.accepted.contains(&waiter.form()))
     }
 
     fn settle(&mut self, id: u64) {
