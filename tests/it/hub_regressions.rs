@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, Stage, throughout, until};
-use crate::hub::{quiet, wait_for_blocked};
+use crate::hub::{of_kind, quiet, wait_for_blocked};
 
 /// Waits until this many calls wait in the hub; without asking the server, which may be stopped.
 fn wait_in_the_hub(proxy: &Proxy, count: usize) {
@@ -165,4 +165,20 @@ fn a_call_that_the_server_refuses_is_refused_on_a_key_known_to_be_empty_too() {
         let reply = clients[0].call(refused);
         assert!(reply.error().starts_with(words), "{refused}: {reply:?}");
     }
+}
+
+/// Keys of the past filled the hub's share of a small tracking table: who came later took a lease or was tried.
+#[test]
+fn keys_that_nobody_waits_for_any_more_leave_room_in_a_small_tracking_table() {
+    let stage = Stage::proxied();
+    stage.server.call("CONFIG SET tracking-table-max-keys 100");
+    let mut clients: Vec<Client> = (0..10).map(|_| stage.connect()).collect();
+    for i in 0..60 {
+        assert!(clients[0].call(&format!("BLPOP past:{i} 0.001")).is_nil());
+    }
+    for (i, client) in clients.iter_mut().enumerate() {
+        client.start(&format!("BLPOP now:{i} 0"));
+    }
+    wait_in_the_hub(stage.proxy(), 10);
+    assert_eq!(of_kind(&stage.server, ":leased"), 0);
 }

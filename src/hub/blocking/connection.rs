@@ -92,7 +92,7 @@ impl Hub {
             return None;
         }
         let mut waitlist = self.waitlist.borrow_mut();
-        if waitlist.watched() >= self.limit.get() {
+        if !waitlist.has_room(self.limit.get()) {
             return None;
         }
         let id = waitlist.arrive(arrival);

@@ -291,6 +291,12 @@ impl Waitlist {
         self.spots.len()
     }
 
+    /// Whether a further key may be watched. Keys that nobody waits for any more make way.
+    pub(super) fn has_room(&mut self, limit: usize) -> bool {
+        self.spots.make_room(limit);
+        self.spots.len() < limit
+    }
+
     /// How many requests are in flight.
     pub(super) fn in_flight(&self) -> usize {
         self.sent.len()

@@ -193,8 +193,23 @@ impl Spots {
         self.leavings += 1;
         spot.vacated = self.leavings;
         self.vacant.push_back((at, self.leavings));
-        if self.vacant.len() > VACANT
-            && let Some((oldest, leaving)) = self.vacant.pop_front()
+        if self.vacant.len() > VACANT {
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets spots that nobody waits for until there are fewer than `limit`, as far as there are such.
+    pub(super) fn make_room(&mut self, limit: usize) {
+        for _ in 0..self.vacant.len() {
+            if self.spots.len() < limit {
+                return;
+            }
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((oldest, leaving)) = self.vacant.pop_front()
             // It may have been waited for again since, or stand for another key by now.
             && let Some(spot) = self.spots.get(oldest).filter(|spot| spot.vacated == leaving)
             && spot.queue.is_empty()
