@@ -1,4 +1,4 @@
-//! Bugs of the blocking hub that were found once, each named after what it did.
+//! Bugs of blocking calls, in the hub and without it, that were found once, each named after what it did.
 
 use std::time::{Duration, Instant};
 
@@ -181,4 +181,42 @@ fn keys_that_nobody_waits_for_any_more_leave_room_in_a_small_tracking_table() {
     }
     wait_in_the_hub(stage.proxy(), 10);
     assert_eq!(of_kind(&stage.server, ":leased"), 0);
+}
+
+/// A call that is served by tries was told of every error that a try met, however long it had waited.
+#[test]
+fn a_call_served_by_tries_waits_while_its_key_is_of_another_type() {
+    let server = Server::start();
+    // No lease is left for it.
+    let settings = ["blocking.hub=false", "pool.max_connections=4", "blocking.retry_max=100ms"];
+    let proxy = Proxy::start(&server, &settings);
+    let mut watchers: Vec<Client> = Vec::new();
+    loop {
+        let mut watcher = proxy.connect();
+        watcher.start("WATCH w");
+        let full = watcher.try_reply(Duration::from_millis(500)).is_err();
+        watchers.push(watcher);
+        if full {
+            break;
+        }
+    }
+    for (call, push) in [("BLPOP a b 0", "RPUSH b x"), ("BZMPOP 0 2 a b MIN", "ZADD b 1 x")] {
+        let mut client = proxy.connect();
+        client.start(call);
+        let tries = || server.calls_of("exec");
+        let before = tries();
+        until("it has been tried", PATIENCE, || tries() >= before + 3);
+        server.call("SET a string");
+        let before = tries();
+        until("it has been tried again", PATIENCE, || tries() >= before + 4);
+        server.call(push);
+        let reply = client.reply();
+        assert_eq!(reply.items()[0].text(), "b", "{call}: {reply:?}");
+        assert_eq!(server.call("EXISTS b").int(), 0);
+        server.call("FLUSHALL");
+        // To a call that comes it is the answer.
+        server.call("SET a string");
+        assert!(client.call(call).error().starts_with("WRONGTYPE"));
+        server.call("FLUSHALL");
+    }
 }

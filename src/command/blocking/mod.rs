@@ -7,6 +7,7 @@
 //!
 //! The grammar is that of redis `t_list.c`, `t_zset.c` and `t_stream.c`; timeouts as `timeout.c` reads them.
 
+mod answer;
 mod give_back;
 mod parse;
 mod stream;
@@ -22,6 +23,7 @@ use bytes::{Bytes, BytesMut};
 use super::{Blocking, Class, classify};
 use crate::resp::{Protocol, Request, encode};
 
+pub use answer::{is_code, is_nothing, is_passing};
 pub use parse::parse;
 pub(super) use parse::{blocks, options_end};
 pub use stream::{last_generated_id, stream_position};

@@ -9,7 +9,7 @@ use super::spot::stream_id;
 use super::tries::{Ask, Purpose, Sent};
 use super::{Access, FORMS, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
-use crate::command::blocking::last_generated_id;
+use crate::command::blocking::{is_code, is_nothing, is_passing, last_generated_id};
 use crate::resp::{self, Protocol, Request};
 use crate::telemetry::{ClientClose, UpstreamClose};
 
@@ -372,20 +372,4 @@ fn give(waiter: &super::Waiter, reply: &[u8]) -> bool {
             waiter.waiting.deliver(&out)
         }
     }
-}
-
-/// Whether a member's reply is none: nil, or (XREAD on some versions) an empty aggregate.
-fn is_nothing(reply: &[u8]) -> bool {
-    resp::is_null(reply) || matches!(reply, b"*0\r\n" | b"%0\r\n")
-}
-
-fn is_code(reply: &[u8], code: &[u8]) -> bool {
-    resp::error_text(reply).is_some_and(|text| text.starts_with(code))
-}
-
-/// Errors that a blocked client of Redis would not see: the server's state, which passes.
-fn is_passing(reply: &[u8]) -> bool {
-    const CODES: [&[u8]; 7] =
-        [b"BUSY", b"LOADING", b"MASTERDOWN", b"CLUSTERDOWN", b"TRYAGAIN", b"MISCONF", b"OOM"];
-    CODES.iter().any(|code| is_code(reply, code))
 }
