@@ -79,10 +79,11 @@ impl Waiter {
         let bytes = self.request.borrow().clone();
         let Some(request) = Request::parse(&bytes) else { return Ok(true) };
         let mut questions = BytesMut::new();
-        for at in 0..self.call.dollars.len() {
-            blocking::stream_position(self.call.dollar_key(&request, at), &mut questions);
+        let floating = self.call.floating(&request);
+        for (key, _) in &floating {
+            blocking::stream_position(request.arg(*key).unwrap_or_default(), &mut questions);
         }
-        let count = u32::try_from(self.call.dollars.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(floating.len()).unwrap_or(u32::MAX);
         let frames = match self.client.exchange(&questions, count).await? {
             Ok(frames) => frames,
             Err(why) => {
@@ -96,9 +97,7 @@ impl Waiter {
         let ids: Option<Vec<_>> = frames.iter().map(|frame| blocking::last_generated_id(frame)).collect();
         // Refused (NOPERM, WRONGTYPE …): the call goes on with its `$`, and the server judges it.
         if let Some(ids) = ids {
-            let mut explicit = BytesMut::new();
-            self.call.with_ids(&request, &ids, &mut explicit);
-            self.request.replace(explicit.freeze());
+            self.request.replace(self.call.with_positions(&request, &ids, false));
         }
         Ok(true)
     }
