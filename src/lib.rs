@@ -19,6 +19,8 @@ pub mod pool;
 
 pub mod hub;
 
+pub mod hygiene;
+
 pub mod admin;
 
 pub mod downstream;

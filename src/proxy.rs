@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminError, View};
@@ -27,12 +28,14 @@ use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
 use crate::telemetry::{self, CommandSeconds, logging, publish_gauge};
-use crate::upstream::{Connector, TlsSetupError};
+use crate::upstream::{Connector, Instance, TlsSetupError};
 
 /// The configuration names something that cannot be used (a certificate that is not there).
 const BAD_CONFIGURATION: u8 = 64;
 /// The grace ended with commands in flight.
 const CUT: u8 = 75;
+/// How long the start waits for the first look for orphans, at the most.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often gauges are published and the exporter's samples are tidied.
 const PUBLISH: Duration = Duration::from_secs(1);
 
@@ -116,12 +119,13 @@ impl Proxy {
             health: Arc::default(),
             options: config.pool.clone(),
             upstream: config.upstream.clone(),
-            naming: config.naming.clone(),
+            heartbeat: config.naming.heartbeat,
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             max_bulk_refused: Arc::default(),
-            boot: format!("{:08x}", fastrand::u32(..)).into(),
+            instance: Arc::new(Instance::start(&config.naming.name)),
         };
-        let (links, threads) = start_workers(&config, &shared)?;
+        let first_look = CancellationToken::new();
+        let (links, threads) = start_workers(&config, &shared, &first_look)?;
         let proxy = Rc::new(Self { shared, links, exporter, stopping: AtomicBool::new(false) });
         let door = Doorkeeper {
             links: proxy.links.clone(),
@@ -129,6 +133,10 @@ impl Proxy {
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,
         };
+        // What a run before this one left on the server goes before the first client is served. A server that cannot be
+        // reached holds nobody up.
+        let patience = config.upstream.connect_timeout.min(FIRST_LOOK);
+        drop(tokio::time::timeout(patience, first_look.cancelled()).await);
         proxy.announce(&config, &listeners, admin.as_ref());
         let accepting: Vec<_> = listeners
             .into_iter()
@@ -285,7 +293,11 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
     Ok(handle)
 }
 
-fn start_workers(config: &Config, shared: &Shared) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
+fn start_workers(
+    config: &Config,
+    shared: &Shared,
+    first_look: &CancellationToken,
+) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
     let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new()).unzip();
     let links = Links::new(links);
     let terms = Terms {
@@ -293,6 +305,8 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Links, Vec<JoinHan
         auth: config.auth.clone(),
         blocking: config.blocking.clone(),
         pubsub: config.pubsub.clone(),
+        hygiene: config.hygiene.clone(),
+        first_look: first_look.clone(),
         audience: Arc::default(),
         directory: Arc::new(Directory::new(&config.upstream)),
         ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),

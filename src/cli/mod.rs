@@ -4,6 +4,7 @@
 //! interface: 0 done, 1 failed, 64 a configuration the operator must mend (`EX_USAGE` of sysexits.h), 75 a drain that
 //! cut commands in flight.
 
+mod cleanup;
 pub mod commands;
 mod status;
 
@@ -33,6 +34,10 @@ struct Cli {
 const AFTER_HELP: &str = "Precedence: flag, then environment (REDBOUNCER_SECTION__KEY, and REDBOUNCER_UPSTREAM, \
     REDBOUNCER_LISTEN, REDBOUNCER_ADMIN, REDBOUNCER_CONFIG), then file, then default. Every key: docs/configuration.md.";
 
+const CLEANUP_HELP: &str = "Left alone: this connection, a living redbouncer's, and (without --include) replicas, masters, \
+    MONITOR, subscribers and blocked clients. Exit codes: 0 done, 1 the server cannot be reached or refuses, 64 wrong \
+    arguments. See docs/hygiene.md.";
+
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy (also without a subcommand)
@@ -44,6 +49,14 @@ enum Command {
         /// Print the proxy's JSON instead of a listing
         #[arg(long)]
         json: bool,
+    },
+    /// Show who is connected to the server, and take away what nobody needs; a dry run unless --yes is given
+    #[command(after_help = CLEANUP_HELP)]
+    Cleanup {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        arguments: Box<cleanup::Arguments>,
     },
     /// Print the command table: how each Redis command is routed, and why
     Commands {
@@ -106,9 +119,20 @@ fn run(cli: Cli) -> ExitCode {
                 Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
             })
         }
+        Some(Command::Cleanup { settings, arguments }) => {
+            with_config(settings, |config| match block_on(cleanup::run(&config, *arguments)) {
+                Ok(Ok(text)) => print(&text),
+                Ok(Err(wrong)) => fail(&format!("redbouncer: {wrong}\n"), 1),
+                Err(wrong) => fail(&format!("redbouncer: cannot start: {wrong}\n"), 1),
+            })
+        }
         Some(Command::Commands { json: true }) => print(&commands::render_json()),
         Some(Command::Commands { json: false }) => print(&commands::render()),
     }
+}
+
+fn block_on<T>(task: impl Future<Output = T>) -> io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task))
 }
 
 fn with_config(settings: Settings, act: impl FnOnce(Config) -> ExitCode) -> ExitCode {

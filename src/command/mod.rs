@@ -7,6 +7,7 @@
 
 pub mod blocking;
 mod classify;
+pub mod glob;
 mod keys;
 mod table;
 

@@ -8,6 +8,7 @@ use super::source::Layers;
 pub(super) fn check(config: &Config, layers: &mut Layers) {
     budget(config, layers);
     orders(config, layers);
+    heartbeat(config, layers);
     credentials(config, layers);
     tls(config, layers);
 }
@@ -49,6 +50,18 @@ fn orders(config: &Config, layers: &mut Layers) {
         if !in_order {
             conflict(layers, (low, high), "the first must not be greater than the second".to_owned());
         }
+    }
+}
+
+/// A proxy that is late with a heartbeat or two is not dead.
+fn heartbeat(config: &Config, layers: &mut Layers) {
+    if config.hygiene.orphan_after < 3 * config.naming.heartbeat {
+        conflict(
+            layers,
+            ("hygiene.heartbeat", "hygiene.orphan_after"),
+            "the second must be at least three times the first, or live proxies would be taken for dead"
+                .to_owned(),
+        );
     }
 }
 

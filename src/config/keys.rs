@@ -99,6 +99,9 @@ pub(super) static KEYS: &[Key] = &[
     // [hygiene]
     Key::new("hygiene.name", NAME),
     Key::new("hygiene.heartbeat", Field::Duration(|c| &mut c.naming.heartbeat, SECOND..=HOUR)),
+    Key::new("hygiene.reap", Field::Switch(|c| &mut c.hygiene.reap)),
+    Key::new("hygiene.orphan_after", Field::Duration(|c| &mut c.hygiene.orphan_after, SECOND..=DAY)),
+    Key::new("hygiene.interval", Field::Duration(|c| &mut c.hygiene.interval, SECOND..=DAY)),
     // [auth]
     Key::new("auth.mode", AUTH_MODE),
     Key::new("auth.admin_commands", ADMIN_COMMANDS),

@@ -23,10 +23,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
+pub use value::parse_duration as duration;
 
 use crate::admin::AdminOptions;
 use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
 use crate::hub::{BlockingOptions, PubSubOptions};
+use crate::hygiene::HygieneOptions;
 use crate::pool::PoolOptions;
 use crate::shutdown::ShutdownOptions;
 use crate::telemetry::logging::LogOptions;
@@ -53,6 +55,8 @@ pub struct Config {
     pub upstream: UpstreamOptions,
     /// How this instance names itself on the server (`[hygiene]`).
     pub naming: NameOptions,
+    /// What becomes of connections without an owner.
+    pub hygiene: HygieneOptions,
     /// The bound on upstream connections.
     pub pool: PoolOptions,
     /// The operator's HTTP listener.
@@ -110,6 +114,12 @@ impl Config {
         KEYS.iter().map(|key| (key.path, key.show(self)))
     }
 
+    /// The server's URL as it may be printed: with `***` for the password.
+    #[must_use]
+    pub fn upstream_shown(&self) -> String {
+        url::show(&self.upstream)
+    }
+
     fn from_layers(mut layers: Layers) -> Result<Self, Vec<ConfigError>> {
         let mut config = Self::default();
         for key in KEYS {
@@ -139,6 +149,7 @@ impl Default for Config {
             pubsub: PubSubOptions::default(),
             upstream: UpstreamOptions::default(),
             naming: NameOptions::default(),
+            hygiene: HygieneOptions::default(),
             pool: PoolOptions::default(),
             admin: AdminOptions::default(),
             shutdown: ShutdownOptions::default(),

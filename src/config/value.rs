@@ -140,7 +140,9 @@ pub(super) fn show_size(bytes: usize) -> String {
     }
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// Reads a duration as settings have it: `250ms`, `90s`, `5m`, `1h`, `7d`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs);
     match unit {

@@ -62,7 +62,7 @@ impl Client {
                 }
             }
         }
-        let own = self.worker.pool.shared.own_prefix();
+        let own = self.worker.pool.shared.instance.to_string();
         let others = resp::bulk(&server).unwrap_or_default();
         for line in String::from_utf8_lossy(others).lines() {
             if Listed::parse(line).is_some_and(|row| !row.name.starts_with(&own)) {
@@ -106,10 +106,9 @@ impl Client {
     async fn kill_on_server(self: &Rc<Self>, filter: &Filter) -> Result<i64, Bytes> {
         let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
         let Some(text) = resp::bulk(&listing) else { return Err(listing) };
-        let own = self.worker.pool.shared.own_prefix();
-        let ids: Vec<_> = String::from_utf8_lossy(text)
-            .lines()
-            .filter_map(Listed::parse)
+        let own = self.worker.pool.shared.instance.to_string();
+        let ids: Vec<_> = Listed::parse_all(text)
+            .into_iter()
             .filter(|row| !row.name.starts_with(&own) && filter.matches(row, self.id))
             .map(|row| row.id.to_string())
             .collect();
@@ -149,12 +148,9 @@ impl Client {
             return out.freeze();
         }
         let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
-        let own = self.worker.pool.shared.own_prefix();
+        let own = self.worker.pool.shared.instance.to_string();
         let is_own = resp::bulk(&listing).is_some_and(|text| {
-            String::from_utf8_lossy(text)
-                .lines()
-                .filter_map(Listed::parse)
-                .any(|row| row.id == id && row.name.starts_with(&own))
+            Listed::parse_all(text).iter().any(|row| row.id == id && row.name.starts_with(&own))
         });
         if is_own {
             encode::integer(&mut out, 0);

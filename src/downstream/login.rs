@@ -33,6 +33,8 @@ type Fingerprint = (Option<String>, [u8; 32]);
 pub struct Directory {
     own: (User, Arc<Identity>),
     others: Mutex<Others>,
+    /// The last one that the server let in, besides our own.
+    verified: Mutex<Option<(u64, Weak<Identity>)>>,
     /// Keys the fingerprints, so that what is kept is not a plain hash of a secret.
     salt: [u8; 16],
 }
@@ -56,6 +58,7 @@ impl Directory {
         Self {
             own: (User { id: OWN_ID, name }, Arc::new(identity)),
             others: Mutex::new(Others { known: HashMap::new(), last: OWN_ID }),
+            verified: Mutex::default(),
             salt: std::array::from_fn(|_| fastrand::u8(..)),
         }
     }
@@ -64,6 +67,15 @@ impl Directory {
     #[must_use]
     pub fn own(&self) -> (User, Arc<Identity>) {
         self.own.clone()
+    }
+
+    /// As whom the server may be asked on our own behalf: the identity of the configuration, or else the last that logged
+    /// in and is still here.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<(u64, Arc<Identity>)> {
+        let (user, identity) = &self.own;
+        let verified = self.verified.lock().as_ref().and_then(|(id, weak)| Some((*id, weak.upgrade()?)));
+        std::iter::once((user.id, Arc::clone(identity))).chain(verified).collect()
     }
 
     /// Whether `offered` is the identity of the configuration.
@@ -188,7 +200,10 @@ impl Client {
         let verified = self.patiently(self.verify(&group)).await;
         group.part(Instant::now());
         Ok(match verified? {
-            Ok(()) => Ok((user, identity)),
+            Ok(()) => {
+                *directory.verified.lock() = Some((user.id, Arc::downgrade(&identity)));
+                Ok((user, identity))
+            }
             Err(why) => Err(why.to_string()),
         })
     }

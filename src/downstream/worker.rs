@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use metrics::{Counter, counter};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::blocking::Waiter;
 use super::client::Client;
@@ -18,6 +20,7 @@ use super::options::{AdminCommands, AuthMode, AuthOptions, ClientOptions};
 use super::socket::ClientSocket;
 use crate::command::{Asked, rows};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
+use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, publish_gauge};
@@ -39,6 +42,10 @@ pub struct Terms {
     pub blocking: BlockingOptions,
     /// How subscribers are served.
     pub pubsub: PubSubOptions,
+    /// What becomes of connections without an owner.
+    pub hygiene: HygieneOptions,
+    /// Cancelled when orphans have been looked for once.
+    pub first_look: CancellationToken,
     /// Who hears what.
     pub audience: Arc<Audience>,
     /// Who is who.
@@ -82,6 +89,9 @@ pub(crate) struct Worker {
     pub(super) saving: Cell<usize>,
     pub(super) stopping: Cell<bool>,
     ids: Arc<AtomicU64>,
+    control: Rc<Mutex<Control>>,
+    /// On the first worker, until the drain.
+    reaper: RefCell<Option<AbortHandle>>,
     link: Option<Link>,
     policy: Cell<Policy>,
     warned_full: Cell<Option<Instant>>,
@@ -139,8 +149,17 @@ impl Worker {
         );
         let pubsub_hub = terms.pubsub.hub;
         let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
+        let control = Rc::new(Mutex::new(Control::default()));
+        let reaper = (index == 0).then(|| {
+            let directory = Arc::clone(&terms.directory);
+            let candidates = Box::new(move || directory.candidates());
+            let reaper = Reaper::new(Rc::clone(&pool), Rc::clone(&control), terms.hygiene, candidates);
+            tokio::task::spawn_local(reaper.run(terms.first_look)).abort_handle()
+        });
         Rc::new(Self {
             pool,
+            control,
+            reaper: RefCell::new(reaper),
             give_back,
             hubs,
             pubsub,
@@ -167,7 +186,6 @@ impl Worker {
 
     /// Runs until the drain is over.
     pub(crate) async fn run(self: Rc<Self>, mut messages: mpsc::Receiver<Message>) {
-        let control = Rc::new(Mutex::new(Control::default()));
         let mut pressure = self.pool.shared.budget.watch_pressure();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -177,11 +195,11 @@ impl Worker {
                 message = messages.recv() => match message {
                     None => return,
                     Some(Message::Drain(deadline, reply)) => {
-                        let cut = self.drain(deadline, &mut messages, &control).await;
+                        let cut = self.drain(deadline, &mut messages).await;
                         let _ = reply.send(cut);
                         return;
                     }
-                    Some(message) => self.handle(message, &control),
+                    Some(message) => self.handle(message),
                 },
                 changed = pressure.changed() => if changed.is_ok() {
                     let now: Pressure = *pressure.borrow_and_update();
@@ -189,13 +207,13 @@ impl Worker {
                 },
                 _ = tick.tick() => {
                     ticks += 1;
-                    self.tick(ticks, &control);
+                    self.tick(ticks);
                 }
             }
         }
     }
 
-    fn handle(self: &Rc<Self>, message: Message, control: &Rc<Mutex<Control>>) {
+    fn handle(self: &Rc<Self>, message: Message) {
         // An answer nobody waits for any more is dropped.
         match message {
             Message::Client(accepted) => self.admit(accepted),
@@ -207,7 +225,7 @@ impl Worker {
             Message::Kill(filter, me, reply) => drop(reply.send(self.kill(&filter, me))),
             Message::Unblock(id, with_error, reply) => drop(reply.send(self.unblock(id, with_error))),
             Message::Control { user, identity, protocol, request, reply } => {
-                let (pool, control) = (Rc::clone(&self.pool), Rc::clone(control));
+                let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
                 self.pool.tasks().spawn_local(async move {
                     let mut control = control.lock().await;
                     let answer = control.ask(&pool, user, &identity, protocol, &request).await;
@@ -359,7 +377,7 @@ impl Worker {
         self.hubs.yield_open_permits(wanted.saturating_sub(coming), now);
     }
 
-    fn tick(self: &Rc<Self>, ticks: u64, control: &Rc<Mutex<Control>>) {
+    fn tick(self: &Rc<Self>, ticks: u64) {
         let now = Instant::now();
         self.pool.tick(now);
         self.hubs.tick(now, self.links.clients() == 0);
@@ -379,7 +397,7 @@ impl Worker {
             client.age(now);
         }
         self.publish();
-        let (pool, control) = (Rc::clone(&self.pool), Rc::clone(control));
+        let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
         let limit = self.pool.shared.options.idle_timeout;
         self.pool.tasks().spawn_local(async move {
             // In use: then it is not idle.
@@ -398,13 +416,11 @@ impl Worker {
     }
 
     /// Closes idle and blocked clients at once, the others when their answers are out, and then everything upstream.
-    async fn drain(
-        self: &Rc<Self>,
-        deadline: Instant,
-        messages: &mut mpsc::Receiver<Message>,
-        control: &Rc<Mutex<Control>>,
-    ) -> usize {
+    async fn drain(self: &Rc<Self>, deadline: Instant, messages: &mut mpsc::Receiver<Message>) -> usize {
         self.stopping.set(true);
+        if let Some(reaper) = self.reaper.take() {
+            reaper.abort();
+        }
         let mut cut = 0;
         while !self.clients.borrow().is_empty() {
             let late = Instant::now() >= deadline;
@@ -418,15 +434,15 @@ impl Worker {
                     client.wake();
                 }
             }
-            self.pause(messages, control).await;
+            self.pause(messages).await;
         }
         while self.is_settling() && Instant::now() < deadline {
-            self.pause(messages, control).await;
+            self.pause(messages).await;
         }
         self.pool.stop();
         self.hubs.leave_all(UpstreamClose::Shutdown);
         self.pubsub.leave_all(UpstreamClose::Shutdown);
-        control.lock().await.close(&self.pool, UpstreamClose::Shutdown).await;
+        self.control.lock().await.close(&self.pool, UpstreamClose::Shutdown).await;
         let tasks = self.pool.tasks();
         tasks.close();
         let patience = self.pool.shared.upstream.close_timeout + Duration::from_secs(1);
@@ -443,9 +459,9 @@ impl Worker {
     }
 
     /// One step of the drain; questions from outside are still answered.
-    async fn pause(self: &Rc<Self>, messages: &mut mpsc::Receiver<Message>, control: &Rc<Mutex<Control>>) {
+    async fn pause(self: &Rc<Self>, messages: &mut mpsc::Receiver<Message>) {
         if let Ok(Some(message)) = tokio::time::timeout(DRAIN_STEP, messages.recv()).await {
-            self.handle(message, control);
+            self.handle(message);
         }
     }
 }

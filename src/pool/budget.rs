@@ -4,13 +4,13 @@
 //! when it is dropped, so no error path can leak one. Workers share the budget and nothing else of the pool, and only
 //! when a connection is made or ends: it is never touched by a command that goes over a lane.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// What an upstream connection is for. Its permit is counted under this kind from dial to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,6 +115,16 @@ pub struct Holding {
     pub since: Instant,
     /// Who holds it and why, in words for people.
     pub holder: String,
+    /// Its client id on the server, from the login on, where the server tells.
+    pub id: Option<u64>,
+    /// The server has it, as far as we know: logged in, and not closed there.
+    pub on_server: bool,
+}
+
+impl Holding {
+    fn new(kind: Kind, holder: String) -> Self {
+        Self { kind, phase: Phase::Dialling, since: Instant::now(), holder, id: None, on_server: false }
+    }
 }
 
 /// Which hubs are in use: each keeps one connection that nothing else may have.
@@ -134,6 +144,7 @@ pub struct Budget {
     floors: [usize; Kind::ALL.len()],
     state: Mutex<State>,
     pressure: watch::Sender<Pressure>,
+    lost: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -189,6 +200,7 @@ impl Budget {
             floors,
             state: Mutex::new(State::default()),
             pressure: watch::Sender::new(Pressure::default()),
+            lost: Notify::new(),
         })
     }
 
@@ -255,6 +267,19 @@ impl Budget {
         let mut rows: Vec<_> = self.state.lock().holdings.values().cloned().collect();
         rows.sort_by_key(|row| row.since);
         rows
+    }
+
+    /// The client ids, on the server, of all connections that are logged in. `None` when the server does not tell them.
+    #[must_use]
+    pub fn ids(&self) -> Option<HashSet<u64>> {
+        let state = self.state.lock();
+        state.holdings.values().filter(|row| row.on_server).map(|row| row.id).collect()
+    }
+
+    /// Waits until a connection is lost whose end the server may not have seen: until the next one, or at once when
+    /// there has been one since the last time.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
     }
 
     /// How many wait.
@@ -335,7 +360,7 @@ impl Budget {
         state.next += 1;
         let id = state.next;
         state.held[kind as usize] += 1;
-        state.holdings.insert(id, Holding { kind, phase: Phase::Dialling, since: Instant::now(), holder });
+        state.holdings.insert(id, Holding::new(kind, holder));
         Permit { id, kind, budget: Some(Arc::clone(self)) }
     }
 
@@ -409,10 +434,13 @@ impl State {
         }
     }
 
-    fn give_back(&mut self, id: u64, kind: Kind) {
-        if self.holdings.remove(&id).is_some() {
+    /// Returns whether the server may still have the connection.
+    fn give_back(&mut self, id: u64, kind: Kind) -> bool {
+        let row = self.holdings.remove(&id);
+        if row.is_some() {
             self.held[kind as usize] -= 1;
         }
+        row.is_some_and(|row| row.on_server)
     }
 }
 
@@ -451,9 +479,30 @@ impl Permit {
         self.kind
     }
 
-    /// Moves the connection to another list.
+    /// Moves the connection to another list. A new dial under the same permit is the end of the connection before.
     pub fn enter(&self, phase: Phase) {
-        self.change(|row| row.phase = phase);
+        let mut lost = false;
+        self.change(|row| {
+            row.phase = phase;
+            lost = phase == Phase::Dialling && std::mem::take(&mut row.on_server);
+        });
+        if lost && let Some(budget) = &self.budget {
+            budget.lost.notify_one();
+        }
+    }
+
+    /// The connection is logged in; `id` is its client id on the server, where that tells.
+    pub fn opened(&self, id: Option<u64>) {
+        self.change(|row| {
+            row.phase = Phase::Open;
+            row.on_server = true;
+            row.id = id;
+        });
+    }
+
+    /// The server has answered our end of file with its own: nothing is left of the connection there.
+    pub fn ended(&self) {
+        self.change(|row| row.on_server = false);
     }
 
     /// Says who holds the connection now, and why: shown in listings and in the full-pool error.
@@ -478,8 +527,12 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
             let mut state = budget.state.lock();
-            state.give_back(self.id, self.kind);
+            let lost = state.give_back(self.id, self.kind);
             budget.serve(&mut state);
+            drop(state);
+            if lost {
+                budget.lost.notify_one();
+            }
         }
     }
 }

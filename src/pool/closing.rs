@@ -39,7 +39,11 @@ pub(super) async fn close(
         let mut chunk = vec![0; 16 << 10];
         loop {
             match stream.read(&mut chunk).await {
-                Ok(0) | Err(_) => return rest,
+                Ok(0) => {
+                    permit.ended();
+                    return rest;
+                }
+                Err(_) => return rest,
                 Ok(n) if keep && rest.len() < KEEP => rest.extend_from_slice(&chunk[..n]),
                 Ok(_) => {}
             }

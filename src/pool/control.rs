@@ -7,11 +7,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::Bytes;
 
-use super::{Kind, LaneKey, Permit, Phase, Pool, Unavailable};
-use crate::resp::{Protocol, ReplyScanner};
+use super::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
+use crate::resp::Protocol;
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{Identity, UpstreamStream};
 
@@ -55,7 +54,7 @@ impl Control {
             self.open = Some(self.dial(pool, user, identity, protocol).await?);
         }
         let Some(mut open) = self.open.take() else { return Err(Unavailable::Stopping) };
-        let answer = tokio::time::timeout(PATIENCE, exchange(&mut open.stream, request)).await;
+        let answer = tokio::time::timeout(PATIENCE, open.stream.ask(request)).await;
         match answer {
             Ok(Ok(reply)) => {
                 open.used = Instant::now();
@@ -81,9 +80,15 @@ impl Control {
             return Err(Unavailable::Full(budget.full_text(Duration::ZERO)));
         };
         let key = LaneKey { user, database: 0, protocol, readonly: false };
-        let established = pool.dial_as(key, identity, Kind::Control).await?;
-        permit.enter(Phase::Open);
-        Ok(Open { user, protocol, stream: established.stream, permit, used: Instant::now() })
+        let dialled = pool.dial_for(&permit, key, identity).await;
+        let stream = dialled.map_err(|error| refused(&error, error.public_text()))?;
+        Ok(Open { user, protocol, stream, permit, used: Instant::now() })
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
     }
 
     /// Closes the connection when it has been idle for `limit`.
@@ -97,25 +102,6 @@ impl Control {
     pub async fn close(&mut self, pool: &Rc<Pool>, reason: UpstreamClose) {
         if let Some(open) = self.open.take() {
             pool.close_now(open.stream, open.permit, reason).await;
-        }
-    }
-}
-
-async fn exchange(stream: &mut UpstreamStream, request: &Bytes) -> std::io::Result<Bytes> {
-    stream.write_all(request).await?;
-    stream.flush().await?;
-    let mut scanner = ReplyScanner::default();
-    let mut reply = BytesMut::new();
-    let mut chunk = vec![0; 16 << 10];
-    loop {
-        let came = stream.read(&mut chunk).await?;
-        if came == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        let step = scanner.step(&chunk[..came]).map_err(|_| std::io::ErrorKind::InvalidData)?;
-        reply.extend_from_slice(&chunk[..step.consumed]);
-        if step.complete.is_some() {
-            return Ok(reply.freeze());
         }
     }
 }

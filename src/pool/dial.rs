@@ -15,7 +15,7 @@ use super::{
 };
 use crate::resp::{self, encode};
 use crate::telemetry::UpstreamClose;
-use crate::upstream::{Backoff, DialError, Established, Identity, Login};
+use crate::upstream::{Backoff, DialError, Established, Identity, Login, UpstreamStream};
 
 impl Pool {
     /// Starts the task that opens a lane for `group`, if none runs.
@@ -44,7 +44,7 @@ impl Pool {
         &self,
         group: &Rc<Group>,
         mut permit: Option<Permit>,
-    ) -> Option<(Rc<Lane>, crate::upstream::UpstreamStream)> {
+    ) -> Option<(Rc<Lane>, UpstreamStream)> {
         // A second lane comes with its permit and is worth one dial, whoever waits.
         let mut spare = permit.is_some();
         let login = self.login(group.key(), group.identity(), Kind::Lane);
@@ -60,7 +60,7 @@ impl Pool {
                     return None;
                 }
                 Ok(established) => {
-                    permit.enter(Phase::Open);
+                    permit.opened(established.id);
                     let lane = Lane::new(group.key(), permit, Rc::clone(&self.seconds));
                     return Some((lane, established.stream));
                 }
@@ -116,12 +116,7 @@ impl Pool {
         lane.exchange(&question, 1, Instant::now(), Box::new(then));
     }
 
-    async fn carry(
-        self: &Rc<Self>,
-        group: &Rc<Group>,
-        lane: &Rc<Lane>,
-        stream: crate::upstream::UpstreamStream,
-    ) {
+    async fn carry(self: &Rc<Self>, group: &Rc<Group>, lane: &Rc<Lane>, stream: UpstreamStream) {
         let (reason, stream) = lane.carry(stream, &self.scratch).await;
         group.closed(lane);
         let Some(permit) = lane.take_permit() else { return };
@@ -220,29 +215,21 @@ impl Pool {
         }
     }
 
-    /// Dials once under `key`, for a connection whose permit the caller holds.
-    pub(super) async fn dial_as(
-        &self,
-        key: LaneKey,
-        identity: &Arc<Identity>,
-        kind: Kind,
-    ) -> Result<Established, Unavailable> {
-        let login = self.login(key, identity, kind);
-        self.dial(&login, kind).await.map_err(|error| refused(&error, error.public_text()))
-    }
-
-    /// Dials a hub's connection once, when the rate allows it. The caller holds the permit.
+    /// Dials once under `key`, when the rate allows it, for the connection that `permit` is for.
     ///
     /// # Errors
     /// As [`crate::upstream::Connector::dial`]; the caller waits ([`Self::backoff`]) and tries again, or gives up.
-    pub async fn dial_hub(
+    pub async fn dial_for(
         &self,
+        permit: &Permit,
         key: LaneKey,
         identity: &Arc<Identity>,
-        kind: Kind,
-    ) -> Result<Established, DialError> {
-        let login = self.login(key, identity, kind);
-        self.dial(&login, kind).await
+    ) -> Result<UpstreamStream, DialError> {
+        permit.enter(Phase::Dialling);
+        let login = self.login(key, identity, permit.kind());
+        let established = self.dial(&login, permit.kind()).await?;
+        permit.opened(established.id);
+        Ok(established.stream)
     }
 
     /// Dials in a task of its own, so that a client that leaves meanwhile does not drop a connection which the server
@@ -259,7 +246,7 @@ impl Pool {
         let (hand, handed) = oneshot::channel();
         self.tasks.spawn_local(async move {
             let dialled = pool.connect(&login, Kind::Lease).await.map(|established| {
-                permit.enter(Phase::Open);
+                permit.opened(established.id);
                 Lease { stream: established.stream, key, permit, opened: Instant::now() }
             });
             if let Err(Ok(lease)) = hand.send(dialled) {
@@ -296,7 +283,7 @@ impl Pool {
             identity: Arc::clone(identity),
             database: key.database,
             protocol: key.protocol,
-            name: self.shared.connection_name(kind),
+            name: self.shared.instance.connection(kind.label()),
             readonly: key.readonly,
         }
     }

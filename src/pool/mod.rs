@@ -28,9 +28,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::resp::encode;
 use crate::telemetry::{CommandSeconds, UpstreamClose};
-use crate::upstream::{Connector, Identity, NameOptions, UpstreamOptions};
+use crate::upstream::{Connector, Identity, Instance, UpstreamOptions};
 
-pub use budget::{Budget, Claim, Hubs, Kind, Permit, Phase, Pressure, Short};
+pub use budget::{Budget, Claim, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
 pub use dial::refused;
 pub use gate::DialGate;
@@ -60,29 +60,15 @@ pub struct Shared {
     pub options: PoolOptions,
     /// What is set about upstream connections.
     pub upstream: UpstreamOptions,
-    /// How our connections are called on the server.
-    pub naming: NameOptions,
+    /// How often our connections show activity in the server's CLIENT LIST.
+    pub heartbeat: Duration,
     /// The server's `proto-max-bulk-len` in bytes: a longer bulk is refused before it reaches a lane, where the
     /// server's own refusal would end everybody's connection.
     pub max_bulk: Arc<AtomicU64>,
     /// The server does not say: asking again would only fill its ACL log.
     pub max_bulk_refused: Arc<AtomicBool>,
-    /// Tells this run of the proxy from others of the same name.
-    pub boot: Arc<str>,
-}
-
-impl Shared {
-    /// The name of a connection of kind `kind`, as CLIENT LIST on the server shows it.
-    #[must_use]
-    pub fn connection_name(&self, kind: Kind) -> String {
-        format!("redbouncer:{}:{}:{}", self.naming.name, self.boot, kind.label())
-    }
-
-    /// What the names of all connections of this run begin with.
-    #[must_use]
-    pub fn own_prefix(&self) -> String {
-        format!("redbouncer:{}:{}:", self.naming.name, self.boot)
-    }
+    /// Which run of redbouncer this is.
+    pub instance: Arc<Instance>,
 }
 
 /// The pool of one worker.
@@ -347,7 +333,7 @@ impl Pool {
         if lane.is_stalled(upstream.stall_timeout, now) {
             lane.condemn();
         }
-        if lane.is_usable() && lane.is_silent(self.shared.naming.heartbeat, now) {
+        if lane.is_usable() && lane.is_silent(self.shared.heartbeat, now) {
             let mut ping = bytes::BytesMut::new();
             encode::command(&mut ping, &[b"PING"]);
             lane.exchange(&ping, 1, now, Box::new(|_| {}));

@@ -3,6 +3,7 @@
 //! A filter is judged here, against parsed rows, and carried out by id: a forwarded `KILL TYPE normal` would kill every
 //! lane of ours.
 
+use super::Listed;
 use crate::resp::Request;
 
 /// Which clients a CLIENT KILL means.
@@ -24,27 +25,6 @@ pub struct Filter {
     pub skip_me: bool,
     /// Only clients connected at least this many seconds.
     pub max_age: Option<u64>,
-}
-
-/// The fields of a row that a filter looks at.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listed {
-    /// `id=`.
-    pub id: u64,
-    /// `addr=`.
-    pub addr: String,
-    /// `laddr=`.
-    pub laddr: String,
-    /// `name=`.
-    pub name: String,
-    /// `user=`.
-    pub user: String,
-    /// `flags=`.
-    pub flags: String,
-    /// `sub=` + `psub=` + `ssub=`.
-    pub subscriptions: u64,
-    /// `age=`, in seconds.
-    pub age: u64,
 }
 
 impl Filter {
@@ -116,44 +96,7 @@ impl Filter {
                 .kind
                 .as_deref()
                 .is_none_or(|kind| kind == row.kind() || (kind == "slave" && row.kind() == "replica"))
-            && self.max_age.is_none_or(|age| row.age >= age)
+            && self.max_age.is_none_or(|age| row.age.as_secs() >= age)
             && !(self.skip_me && row.id == me)
-    }
-}
-
-impl Listed {
-    /// Reads one line of CLIENT LIST. Unknown fields are passed over; `None` without an id.
-    #[must_use]
-    pub fn parse(line: &str) -> Option<Self> {
-        let mut row = Self::default();
-        for field in line.split(' ') {
-            let Some((key, value)) = field.split_once('=') else { continue };
-            match key {
-                "id" => row.id = value.parse().ok()?,
-                "addr" => row.addr = value.to_owned(),
-                "laddr" => row.laddr = value.to_owned(),
-                "name" => row.name = value.to_owned(),
-                "user" => row.user = value.to_owned(),
-                "flags" => row.flags = value.to_owned(),
-                "age" => row.age = value.parse().unwrap_or_default(),
-                "sub" | "psub" | "ssub" => row.subscriptions += value.parse::<u64>().unwrap_or_default(),
-                _ => {}
-            }
-        }
-        (row.id > 0).then_some(row)
-    }
-
-    /// The type that CLIENT LIST TYPE and CLIENT KILL TYPE know it by.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        if self.flags.contains('M') {
-            "master"
-        } else if self.flags.contains('S') {
-            "replica"
-        } else if self.subscriptions > 0 {
-            "pubsub"
-        } else {
-            "normal"
-        }
     }
 }

@@ -189,6 +189,18 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "fate",
         "Popped elements whose client was gone: handed_on, given_back, or lost.",
     ),
+    (
+        "redbouncer_orphans_killed_total",
+        "counter",
+        "reason",
+        "Connections on the server killed because nobody owns them: dead_instance, or left_behind by this very run.",
+    ),
+    (
+        "redbouncer_orphan_rounds_total",
+        "counter",
+        "outcome",
+        "Looks for orphans: judged, or why not (unavailable, slow, list_refused, kill_refused).",
+    ),
 ];
 
 /// Describes every metric to the installed exporter.

@@ -6,4 +6,4 @@ mod reason;
 
 pub use logging::{LogFormat, LogOptions};
 pub use metrics::{CommandSeconds, Counted, METRICS, describe, publish_gauge, release_seconds};
-pub use reason::{ClientClose, UpstreamClose};
+pub use reason::{ClientClose, Reap, UpstreamClose};

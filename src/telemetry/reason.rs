@@ -171,3 +171,26 @@ impl UpstreamClose {
         }
     }
 }
+
+/// Why a connection on the server was killed that nobody owns any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reap {
+    /// None of its instance's connections was active for `hygiene.orphan_after`: that instance is dead.
+    DeadInstance,
+    /// A connection of this very instance that is closed here, but not there.
+    LeftBehind,
+}
+
+impl Reap {
+    /// Every reason, for documentation and for handles made once.
+    pub const ALL: [Self; 2] = [Self::DeadInstance, Self::LeftBehind];
+
+    /// The word in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::DeadInstance => "dead_instance",
+            Self::LeftBehind => "left_behind",
+        }
+    }
+}

@@ -4,10 +4,12 @@
 //! [`DialError`] that names the step that failed and whose fault it is. What is then done with the connection, and
 //! how many there may be, is the pool's business.
 
+mod ask;
 mod backoff;
 mod connector;
 mod conversation;
 mod error;
+mod instance;
 mod login;
 mod options;
 mod resolve;
@@ -26,6 +28,7 @@ mod tests;
 pub use backoff::Backoff;
 pub use connector::{Connector, Established};
 pub use error::{DialError, Phase};
+pub use instance::Instance;
 pub use login::{Identity, Login};
 pub use options::{Keepalive, NameOptions, OnLoss, Secret, TlsOptions, UpstreamOptions};
 pub use server::{Module, ServerInfo};

@@ -14,7 +14,7 @@ use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
 use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
-use crate::pool::{Kind, LaneKey, Phase, Pool, Unavailable, refused};
+use crate::pool::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{DialError, Identity, UpstreamStream};
@@ -160,7 +160,7 @@ impl Hub {
         let options = &self.pool.shared.options;
         let patience = if deserted { options.linger } else { options.idle_timeout };
         let idle = self.idle_since.get().is_some_and(|at| now.saturating_duration_since(at) >= patience);
-        let heartbeat = self.pool.shared.naming.heartbeat;
+        let heartbeat = self.pool.shared.heartbeat;
         if self.opened.get().is_some() && now.saturating_duration_since(self.swept.get()) >= heartbeat {
             self.swept.set(now);
             waitlist.sweep();
@@ -190,15 +190,13 @@ impl Hub {
             let permit = self.pool.shared.budget.try_acquire(Kind::Blocking, &holder);
             let Some(permit) = permit else { return Ended::NoPermit };
             loop {
-                permit.enter(Phase::Dialling);
                 let connected = tokio::select! {
-                    connected = self.connect() => connected,
+                    connected = self.connect(&permit) => connected,
                     () = self.keep_time() => Ok(Connection::Lost),
                 };
                 match connected {
                     Ok(Connection::Open(stream, database)) => {
                         backoff = self.pool.backoff();
-                        permit.enter(Phase::Open);
                         let (over, stream) = self.carry(stream, database).await;
                         match over {
                             Over::Refused => {
@@ -261,11 +259,10 @@ impl Hub {
     }
 
     /// Dials and turns tracking on.
-    async fn connect(&self) -> Result<Connection, DialError> {
+    async fn connect(&self, permit: &Permit) -> Result<Connection, DialError> {
         let database = self.pool.shared.upstream.database;
         let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
-        let established = self.pool.dial_hub(key, &self.identity, Kind::Blocking).await?;
-        let mut stream = established.stream;
+        let mut stream = self.pool.dial_for(permit, key, &self.identity).await?;
         if !is_fit(&self.pool) {
             tracing::warn!(
                 "the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease"

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::glob;
+use crate::command::glob;
 use crate::session::Listen;
 
 /// Connections of ours that are subscribed to one name, and the clients behind them.

@@ -13,7 +13,7 @@ use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};
 use super::audience::Audience;
 use super::listener::Listener;
 use super::topics::Topics;
-use crate::pool::{Claim, Kind, LaneKey, Permit, Phase, Pool, Short, Unavailable, refused};
+use crate::pool::{Claim, Kind, LaneKey, Permit, Pool, Short, Unavailable, refused};
 use crate::resp::{Protocol, encode};
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
@@ -140,7 +140,7 @@ impl Hub {
         let since = |at: Instant| now.saturating_duration_since(at);
         let idle = self.idle_since.get().is_some_and(|at| since(at) >= shared.options.linger);
         let open = self.opened.get().is_some();
-        let silent = since(self.heard.get().max(self.pinged.get())) >= shared.naming.heartbeat;
+        let silent = since(self.heard.get().max(self.pinged.get())) >= shared.heartbeat;
         let stalled = topics.in_flight() > 0 && since(self.heard.get()) > shared.upstream.stall_timeout;
         if open && silent {
             self.pinged.set(now);
@@ -170,11 +170,9 @@ impl Hub {
         'permit: loop {
             let Some(permit) = self.permit().await else { return Ended::NoPermit };
             loop {
-                permit.enter(Phase::Dialling);
-                match self.connect().await {
+                match self.connect(&permit).await {
                     Ok(stream) => {
                         backoff = self.pool.backoff();
-                        permit.enter(Phase::Open);
                         let (over, stream) = self.carry(stream).await;
                         match over {
                             Over::Left(reason) => {
@@ -230,12 +228,12 @@ impl Hub {
         permit
     }
 
-    async fn connect(&self) -> Result<UpstreamStream, DialError> {
+    async fn connect(&self, permit: &Permit) -> Result<UpstreamStream, DialError> {
         let shared = &self.pool.shared;
         let resp3 = shared.connector.server().is_none_or(|server| server.hello);
         let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
         let key = LaneKey { user: self.user, database: shared.upstream.database, protocol, readonly: false };
-        Ok(self.pool.dial_hub(key, &self.identity, Kind::PubSub).await?.stream)
+        self.pool.dial_for(permit, key, &self.identity).await
     }
 
     async fn carry(self: &Rc<Self>, stream: UpstreamStream) -> (Over, UpstreamStream) {

@@ -4,7 +4,6 @@
 
 mod audience;
 mod connection;
-mod glob;
 mod listener;
 mod topics;
 

@@ -26,7 +26,7 @@ pub(crate) use proxy::{Exit, Proxy};
 pub(crate) use relay::Relay;
 pub(crate) use reply::{Reply, Value};
 pub(crate) use sampler::Sampler;
-pub(crate) use server::{Row, Server, Version};
+pub(crate) use server::{Row, Server, Version, rows_of};
 pub(crate) use stage::Stage;
 pub(crate) use twins::Twins;
 

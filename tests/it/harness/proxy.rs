@@ -1,7 +1,7 @@
 //! The proxy under test as a process of its own: ready line, log, signals, exit code, admin port.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -86,6 +86,12 @@ impl Proxy {
     pub(crate) fn run_to_end(arguments: &[&str], environment: &[(&str, &str)]) -> (Exit, String) {
         let start = Instant::now();
         let mut child = program(arguments, environment).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        // A long answer fills the pipe: it is read while the command runs.
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).map(|_| text).unwrap()
+        });
         until("the command ends", Duration::from_secs(15), || {
             let ended = child.try_wait().unwrap().is_some();
             // A program that should have ended must not stay behind when the wait below gives up.
@@ -95,9 +101,8 @@ impl Proxy {
             ended
         });
         let output = child.wait_with_output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let exit = Exit { code: output.status.code(), stderr: text(output.stderr), took: start.elapsed() };
-        (exit, text(output.stdout))
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (Exit { code: output.status.code(), stderr, took: start.elapsed() }, reader.join().unwrap())
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -5,7 +5,8 @@
 //! counts as written the other way round.
 
 /// Whether `text` matches `pattern`. Takes time proportional to the product of their lengths at the worst.
-pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
+#[must_use]
+pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut at, mut read) = (0, 0);
     // Where to go on after a mismatch: behind the last `*`, one byte of the text further.
     let mut star: Option<(usize, usize)> = None;

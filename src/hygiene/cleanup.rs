@@ -1,0 +1,300 @@
+//! Which connections `redbouncer cleanup` takes away, and how it groups what it shows: pure.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::orphans;
+use crate::command::glob;
+use crate::session::Listed;
+use crate::upstream::Instance;
+
+/// Connections that are left alone unless they are asked for by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Include {
+    /// The server's replicas (flag `S`).
+    Replicas,
+    /// The server's own master (flag `M`).
+    Masters,
+    /// MONITOR (flag `O`).
+    Monitors,
+    /// Subscribers.
+    Subscribers,
+    /// Clients blocked in a command (flag `b`).
+    Blocked,
+}
+
+impl Include {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Replicas, Self::Masters, Self::Monitors, Self::Subscribers, Self::Blocked];
+
+    /// The word on the command line.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Replicas => "replicas",
+            Self::Masters => "masters",
+            Self::Monitors => "monitors",
+            Self::Subscribers => "subscribers",
+            Self::Blocked => "blocked",
+        }
+    }
+
+    fn is(self, row: &Listed) -> bool {
+        match self {
+            Self::Replicas => row.flags.contains('S'),
+            Self::Masters => row.flags.contains('M'),
+            Self::Monitors => row.flags.contains('O'),
+            Self::Subscribers => row.subscriptions > 0 || row.flags.contains('P'),
+            Self::Blocked => row.flags.contains('b'),
+        }
+    }
+}
+
+/// What is to be taken away: everything that fits all that is given. With nothing given, nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Idle for at least this long.
+    pub idle: Option<Duration>,
+    /// Connected for at least this long.
+    pub age: Option<Duration>,
+    /// Whose name fits this pattern, as Redis has them.
+    pub name: Option<String>,
+    /// From there.
+    pub addr: Option<IpNet>,
+    /// Logged in as this user.
+    pub user: Option<String>,
+    /// Of dead instances of redbouncer.
+    pub orphans: bool,
+    /// These too, where they fit.
+    pub include: Vec<Include>,
+}
+
+impl Wanted {
+    /// Whether nothing says what is wanted.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self { include: self.include.clone(), ..Self::default() }
+    }
+
+    fn fits(&self, row: &Listed, is_orphan: bool) -> bool {
+        self.idle.is_none_or(|idle| row.idle >= idle)
+            && self.age.is_none_or(|age| row.age >= age)
+            && self.name.as_ref().is_none_or(|pattern| glob::matches(pattern.as_bytes(), row.name.as_bytes()))
+            && self.addr.is_none_or(|net| host(row).is_some_and(|ip| net.contains(&ip)))
+            && self.user.as_ref().is_none_or(|user| *user == row.user)
+            && (!self.orphans || is_orphan)
+    }
+}
+
+/// Why a connection that fits is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Spared {
+    /// A living redbouncer's.
+    Live,
+    /// One of these, and not asked for.
+    Kind(Include),
+}
+
+/// What becomes of the connections in one listing.
+#[derive(Clone, Debug, Default)]
+pub struct Selection<'a> {
+    /// To be taken away.
+    pub chosen: Vec<&'a Listed>,
+    /// How many fit and are left alone, by reason.
+    pub spared: BTreeMap<Spared, usize>,
+    /// The client ids of those that dead instances of redbouncer left.
+    pub orphans: HashSet<u64>,
+}
+
+/// Selects among `rows`, the whole of one CLIENT LIST. Never the row that `is_own` knows, never a connection of a living
+/// redbouncer.
+#[must_use]
+pub fn select<'a>(
+    rows: &'a [Listed],
+    is_own: impl Fn(&Listed) -> bool,
+    wanted: &Wanted,
+    orphan_after: Duration,
+) -> Selection<'a> {
+    let orphans = orphans(rows, None, orphan_after).iter().map(|orphan| orphan.row.id).collect();
+    let mut selection = Selection { orphans, ..Selection::default() };
+    if wanted.is_nothing() {
+        return selection;
+    }
+    for row in rows.iter().filter(|row| !is_own(row)) {
+        let is_orphan = selection.orphans.contains(&row.id);
+        if !wanted.fits(row, is_orphan) {
+            continue;
+        }
+        let kind = Include::ALL.into_iter().find(|kind| kind.is(row) && !wanted.include.contains(kind));
+        let spared = match kind {
+            _ if Instance::of(&row.name).is_some() && !is_orphan => Some(Spared::Live),
+            // A blocked lease of a dead proxy waits for nobody.
+            Some(Include::Blocked | Include::Subscribers) if is_orphan => None,
+            Some(kind) => Some(Spared::Kind(kind)),
+            None => None,
+        };
+        match spared {
+            Some(why) => *selection.spared.entry(why).or_default() += 1,
+            None => selection.chosen.push(row),
+        }
+    }
+    selection
+}
+
+/// Connections that belong together: from one host, under one name, of one library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The host they come from, without the port.
+    pub host: String,
+    /// Their name; of redbouncer's connections the instance.
+    pub name: String,
+    /// Library and version, where the server knows them.
+    pub library: String,
+    /// How many.
+    pub count: usize,
+    /// How many of them are to be taken away.
+    pub chosen: usize,
+    /// How many of them a dead redbouncer left.
+    pub orphans: usize,
+    /// The oldest one's age.
+    pub oldest: Duration,
+    /// The longest idle one's idle time.
+    pub idlest: Duration,
+}
+
+/// Groups `rows`, the largest group first.
+#[must_use]
+pub fn groups(rows: &[Listed], selection: &Selection<'_>) -> Vec<Group> {
+    let chosen: HashSet<u64> = selection.chosen.iter().map(|row| row.id).collect();
+    let mut groups: BTreeMap<(String, String, String), Group> = BTreeMap::new();
+    for row in rows {
+        let host = host(row).map_or_else(|| row.addr.clone(), |ip| ip.to_string());
+        let name = match Instance::of(&row.name) {
+            Some(instance) => instance.to_string().trim_end_matches(':').to_owned(),
+            None => row.name.clone(),
+        };
+        let library = [row.lib_name.as_str(), row.lib_ver.as_str()].join(" ").trim().to_owned();
+        let group = groups.entry((host.clone(), name.clone(), library.clone())).or_insert(Group {
+            host,
+            name,
+            library,
+            count: 0,
+            chosen: 0,
+            orphans: 0,
+            oldest: Duration::ZERO,
+            idlest: Duration::ZERO,
+        });
+        group.count += 1;
+        group.chosen += usize::from(chosen.contains(&row.id));
+        group.orphans += usize::from(selection.orphans.contains(&row.id));
+        group.oldest = group.oldest.max(row.age);
+        group.idlest = group.idlest.max(row.idle);
+    }
+    let mut groups: Vec<_> = groups.into_values().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+    groups
+}
+
+/// The host of `addr=`; `None` for a Unix socket. IPv6 stands there with or without brackets.
+fn host(row: &Listed) -> Option<IpAddr> {
+    let (host, _) = row.addr.rsplit_once(':')?;
+    host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const AFTER: Duration = Duration::from_secs(60);
+
+    fn row(id: u64, text: &str) -> Listed {
+        Listed::parse(&format!("id={id} {text}")).unwrap()
+    }
+
+    fn rows() -> Vec<Listed> {
+        vec![
+            row(1, "addr=10.0.0.1:1 name= age=9 idle=0 flags=N user=default"),
+            row(2, "addr=10.0.0.1:2 name=web age=999 idle=90 flags=N user=web lib-name=ioredis lib-ver=5.1"),
+            row(3, "addr=10.0.1.9:3 name=web age=999 idle=90 flags=b user=web"),
+            row(4, "addr=10.0.1.9:4 name= age=999 idle=900 flags=S user=default"),
+            row(5, "addr=[2001:db8::5]:5 name= age=999 idle=900 flags=P sub=1 user=default"),
+            row(6, "addr=/tmp/redis.sock:0 name= age=999 idle=900 flags=O user=default"),
+            row(7, "addr=10.0.0.7:7 name=redbouncer:a:00000001:shared age=999 idle=5 flags=N user=default"),
+            row(8, "addr=10.0.0.7:8 name=redbouncer:a:00000001:leased age=999 idle=900 flags=b user=default"),
+            row(9, "addr=10.0.0.8:9 name=redbouncer:a:00000002:leased age=999 idle=900 flags=b user=default"),
+        ]
+    }
+
+    fn chosen(wanted: &Wanted) -> Vec<u64> {
+        select(&rows(), |row| row.id == 1, wanted, AFTER).chosen.iter().map(|row| row.id).collect()
+    }
+
+    #[test]
+    fn nothing_is_chosen_unless_something_is_wanted() {
+        assert_eq!(chosen(&Wanted::default()), Vec::<u64>::new());
+        assert_eq!(
+            chosen(&Wanted { include: Include::ALL.to_vec(), ..Wanted::default() }),
+            Vec::<u64>::new()
+        );
+    }
+
+    #[test]
+    fn every_filter_has_to_fit() {
+        let idle = Wanted { idle: Some(Duration::from_secs(60)), ..Wanted::default() };
+        assert_eq!(chosen(&idle), [2, 9]);
+        assert_eq!(chosen(&Wanted { name: Some("w?b".to_owned()), ..idle.clone() }), [2]);
+        assert_eq!(chosen(&Wanted { user: Some("default".to_owned()), ..idle.clone() }), [9]);
+        let addr = "10.0.0.0/28".parse().ok();
+        assert_eq!(chosen(&Wanted { addr, ..idle.clone() }), [2, 9]);
+        assert_eq!(chosen(&Wanted { age: Some(Duration::from_secs(1_000)), ..idle }), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn special_connections_are_taken_only_when_they_are_asked_for() {
+        let idle = Wanted { idle: Some(Duration::from_secs(60)), ..Wanted::default() };
+        let with = |include| chosen(&Wanted { include: vec![include], ..idle.clone() });
+        assert_eq!(with(Include::Blocked), [2, 3, 9]);
+        assert_eq!(with(Include::Replicas), [2, 4, 9]);
+        assert_eq!(with(Include::Subscribers), [2, 5, 9]);
+        assert_eq!(with(Include::Monitors), [2, 6, 9]);
+        let all = Wanted { include: Include::ALL.to_vec(), ..idle };
+        assert_eq!(chosen(&all), [2, 3, 4, 5, 6, 9], "never a living redbouncer's");
+    }
+
+    #[test]
+    fn what_is_left_alone_is_counted_by_its_reason() {
+        let idle = Wanted { idle: Some(Duration::from_secs(60)), ..Wanted::default() };
+        let spared = select(&rows(), |row| row.id == 1, &idle, AFTER).spared;
+        let kinds = [Include::Replicas, Include::Monitors, Include::Subscribers, Include::Blocked];
+        let mut expected: BTreeMap<_, _> = kinds.map(|kind| (Spared::Kind(kind), 1)).into();
+        expected.insert(Spared::Live, 1);
+        assert_eq!(spared, expected);
+    }
+
+    #[test]
+    fn orphans_are_those_of_dead_instances() {
+        assert_eq!(chosen(&Wanted { orphans: true, ..Wanted::default() }), [9]);
+    }
+
+    #[test]
+    fn groups_say_where_from_which_name_and_which_library() {
+        let rows = rows();
+        let wanted = Wanted { orphans: true, ..Wanted::default() };
+        let groups = groups(&rows, &select(&rows, |_| false, &wanted, AFTER));
+        let first = &groups[0];
+        assert_eq!((first.count, first.host.as_str()), (2, "10.0.0.7"));
+        assert_eq!(first.name, "redbouncer:a:00000001");
+        assert_eq!((first.oldest.as_secs(), first.idlest.as_secs(), first.orphans), (999, 900, 0));
+        let web = groups.iter().find(|group| group.library == "ioredis 5.1").unwrap();
+        assert_eq!((web.name.as_str(), web.count), ("web", 1));
+        let dead = groups.iter().find(|group| group.host == "10.0.0.8").unwrap();
+        assert_eq!((dead.orphans, dead.chosen), (1, 1));
+        assert!(groups.iter().any(|group| group.host == "/tmp/redis.sock:0"));
+        assert!(groups.iter().any(|group| group.host == "2001:db8::5"));
+    }
+}
