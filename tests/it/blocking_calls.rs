@@ -274,16 +274,15 @@ fn the_dollar_of_a_stream_is_its_last_id_when_the_call_arrived() {
         let bytes = line("XREAD COUNT 9 BLOCK 0 STREAMS s missing $ $");
         let (request, call) = call_of(&bytes);
         let mut ids = Vec::new();
-        for i in 0..call.dollars.len() {
+        for (key, _) in call.floating(&request) {
             let mut question = BytesMut::new();
-            stream_position(call.dollar_key(&request, i), &mut question);
+            stream_position(request.arg(key).unwrap(), &mut question);
             client.send(&question);
             ids.push(last_generated_id(&client.reply().raw).unwrap());
         }
         assert_eq!(ids, ["5-1", "0-0"]);
 
-        let mut explicit = BytesMut::new();
-        call.with_ids(&request, &ids, &mut explicit);
+        let explicit = call.with_positions(&request, &ids, false);
         assert!(is_null(&try_once(&mut client, &explicit)));
         client.call("XADD s 6-1 f new");
         client.call("XADD missing 1-1 f first");

@@ -5,26 +5,30 @@ use std::time::{Duration, Instant};
 use crate::harness::{Client, PATIENCE, Proxy, Relay, Reply, Server, Stage, encode, throughout, until};
 
 /// How many of the proxy's clients are blocked.
-fn blocked(address: std::net::SocketAddr) -> usize {
+pub(crate) fn blocked(address: std::net::SocketAddr) -> usize {
     let list = Client::connect(address).call("CLIENT LIST").text();
     list.lines().filter(|line| line.contains(" flags=b ")).count()
 }
 
-fn wait_for_blocked(address: std::net::SocketAddr, count: usize) {
+pub(crate) fn wait_for_blocked(address: std::net::SocketAddr, count: usize) {
     until("the clients are blocked", PATIENCE, || blocked(address) == count);
 }
 
 /// The server's rows of our connections of one kind.
-fn of_kind(server: &Server, kind: &str) -> usize {
+pub(crate) fn of_kind(server: &Server, kind: &str) -> usize {
     server.rows().iter().filter(|row| row.get("name").ends_with(kind)).count()
 }
 
 /// Waits until the hub's own requests have been answered: nothing more comes and goes.
-fn quiet(server: &Server) {
-    let mut last = 0;
+pub(crate) fn quiet(server: &Server) {
+    let (mut last, mut since) = (0, Instant::now());
     until("the hub is quiet", PATIENCE, || {
         let now = server.calls_of("exec");
-        std::mem::replace(&mut last, now) == now
+        if std::mem::replace(&mut last, now) != now {
+            since = Instant::now();
+        }
+        // Not before its connection is there, which begins with an EXEC.
+        now > 0 && since.elapsed() > Duration::from_millis(30)
     });
 }
 
@@ -130,6 +134,7 @@ fn one_key_of_a_thousand_that_becomes_a_string_disturbs_nobody() {
     let mut narrow = stage.connect();
     narrow.start("BLPOP many:17 0");
     wait_for_blocked(stage.address(), 2);
+    quiet(&stage.server);
     stage.server.call("SET many:17 string");
     quiet(&stage.server);
     let before = stage.server.calls_of("blpop");

@@ -24,6 +24,7 @@ mod grounds;
 mod hub;
 mod hub_load;
 mod hub_model;
+mod hub_regressions;
 mod loss;
 mod network;
 mod orphans;

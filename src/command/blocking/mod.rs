@@ -7,6 +7,7 @@
 //!
 //! The grammar is that of redis `t_list.c`, `t_zset.c` and `t_stream.c`; timeouts as `timeout.c` reads them.
 
+mod answer;
 mod give_back;
 mod parse;
 mod stream;
@@ -17,11 +18,12 @@ mod waits;
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::{Blocking, Class, classify};
 use crate::resp::{Protocol, Request, encode};
 
+pub use answer::{is_code, is_nothing, is_passing};
 pub use parse::parse;
 pub(super) use parse::{blocks, options_end};
 pub use stream::{last_generated_id, stream_position};
@@ -61,13 +63,6 @@ impl Call {
         self.keys.get(i).and_then(|&at| request.arg(at)).unwrap_or_default()
     }
 
-    /// The stream that the `i`th of [`Call::dollars`] is about; empty beyond the last.
-    pub fn dollar_key<'a>(&self, request: &Request<'a>, i: usize) -> &'a [u8] {
-        // The ids stand behind all the keys, in the same order.
-        let key = self.dollars.get(i).and_then(|at| at.checked_sub(self.keys.len()));
-        key.and_then(|at| request.arg(at)).unwrap_or_default()
-    }
-
     /// Appends the same call with the time that is left.
     ///
     /// Never less than a millisecond, because 0 would wait for ever; seconds with three decimals, milliseconds for
@@ -88,18 +83,6 @@ impl Call {
         let words = request.args().enumerate();
         let words: Vec<&[u8]> =
             words.map(|(i, word)| if i == self.timeout_arg { text.as_bytes() } else { word }).collect();
-        encode::command(out, &words);
-    }
-
-    /// Appends the same XREAD with its `$` made explicit: one id for each of [`Call::dollars`], in their order. A `$`
-    /// without an id stays.
-    pub fn with_ids(&self, request: &Request<'_>, ids: &[Bytes], out: &mut BytesMut) {
-        let mut words: Vec<&[u8]> = request.args().collect();
-        for (&at, id) in self.dollars.iter().zip(ids) {
-            if let Some(word) = words.get_mut(at) {
-                *word = id;
-            }
-        }
         encode::command(out, &words);
     }
 

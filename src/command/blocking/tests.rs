@@ -153,11 +153,8 @@ fn keys_and_dollars_belong_together() {
         (&b"a"[..], &b"c"[..], &b""[..])
     );
     assert_eq!(call.dollars, [7, 9]);
-    assert_eq!(call.dollar_key(&request, 0), b"a");
-    assert_eq!(call.dollar_key(&request, 1), b"c");
-    assert_eq!(call.dollar_key(&request, 2), b"");
-    let mut out = BytesMut::new();
-    call.with_ids(&request, &[Bytes::from_static(b"1-1"), Bytes::from_static(b"2-2")], &mut out);
+    assert_eq!(call.floating(&request), [(4, 7), (6, 9)]);
+    let out = call.with_positions(&request, &[Bytes::from_static(b"1-1"), Bytes::from_static(b"2-2")], false);
     assert_eq!(text(&out), "XREAD BLOCK 0 STREAMS a b c 1-1 5-0 2-2");
     // For a group `$` has no meaning: the server's error stands.
     assert!(parsed("XREADGROUP GROUP g c BLOCK 0 STREAMS a $").unwrap().dollars.is_empty());
@@ -339,9 +336,8 @@ proptest! {
         prop_assert_eq!(call.timeout_arg, timeout);
         let found: Vec<Vec<u8>> = (0..call.keys.len()).map(|i| call.key(&request, i).to_vec()).collect();
         prop_assert_eq!(found, keys);
-        for (i, &dollar) in call.dollars.iter().enumerate() {
+        for &dollar in &call.dollars {
             prop_assert_eq!(request.arg(dollar).unwrap(), b"$");
-            prop_assert_eq!(call.dollar_key(&request, i), call.key(&request, i));
         }
     }
 
@@ -394,11 +390,11 @@ proptest! {
         let bytes = frame(&stated);
         let request = Request::parse(&bytes).unwrap();
         let call = Call::of(&request).unwrap();
-        let ids: Vec<Bytes> = (0..call.dollars.len()).map(|i| Bytes::from(format!("{i}-7"))).collect();
-        let mut out = BytesMut::new();
-        call.with_ids(&request, &ids, &mut out);
+        let floating = call.floating(&request);
+        let ids: Vec<Bytes> = (0..floating.len()).map(|i| Bytes::from(format!("{i}-7"))).collect();
+        let out = call.with_positions(&request, &ids, false);
         let mut found = words(&out);
-        for (&at, id) in call.dollars.iter().zip(&ids) {
+        for ((_, at), id) in floating.into_iter().zip(&ids).filter(|((_, at), _)| call.dollars.contains(at)) {
             prop_assert_eq!(&found[at][..], &id[..]);
             found[at] = b"$".to_vec();
         }

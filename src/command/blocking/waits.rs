@@ -79,6 +79,17 @@ impl Call {
         out.freeze()
     }
 
+    /// Appends the call's name in lower case, its options and its destination: without the keys it waits for, their ids
+    /// and the timeout.
+    pub fn form(&self, request: &Request<'_>, out: &mut BytesMut) {
+        let name = request.name().to_ascii_lowercase();
+        let ids = if self.command.waits_for() == Waited::Stream { self.keys.len() } else { 0 };
+        let waited = |at: usize| self.keys.iter().any(|key| *key == at || ids > 0 && key + ids == at);
+        let words = request.args().enumerate().skip(1);
+        let words = words.filter(|(at, _)| *at != self.timeout_arg && !waited(*at)).map(|(_, word)| word);
+        encode::command(out, &std::iter::once(&name[..]).chain(words).collect::<Vec<_>>());
+    }
+
     /// Appends the same call for those of its keys that `keep` says (one for each of [`Call::keys`]).
     ///
     /// For calls with several keys; a stream's id goes with it. BLMOVE and BRPOPLPUSH have one key and stay as they are.
@@ -119,6 +130,26 @@ mod tests {
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect();
         words.join(" ")
+    }
+
+    #[test]
+    fn the_form_of_a_call_is_what_remains_without_its_keys_and_its_time() {
+        for (words, expected) in [
+            ("BLPOP a b 5", "blpop"),
+            ("BLMOVE a b LEFT right 5", "blmove b LEFT right"),
+            ("BZMPOP 5 2 a b MIN COUNT 3", "bzmpop 2 MIN COUNT 3"),
+            ("XREAD COUNT 2 BLOCK 5 STREAMS s t $ 2-0", "xread COUNT 2 BLOCK STREAMS"),
+        ] {
+            let mut frame = BytesMut::new();
+            encode::command(&mut frame, &words.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+            let request = Request::parse(&frame).unwrap();
+            let call = Call::of(&request).unwrap();
+            let mut out = BytesMut::new();
+            call.form(&request, &mut out);
+            let mut again = BytesMut::new();
+            encode::command(&mut again, &expected.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+            assert_eq!(out, again, "{words}");
+        }
     }
 
     #[test]

@@ -55,6 +55,10 @@ pub(super) struct Waiter {
     deadline: Option<Instant>,
     muted: bool,
     pub(super) state: Cell<State>,
+    /// It has waited: an error that a new call would be told of is not for it.
+    has_looked: Cell<bool>,
+    /// One of its keys is of another type, so they are tried one by one.
+    key_by_key: Cell<bool>,
     /// The server may serve it there at any moment.
     on_lease: Cell<bool>,
     changed: Notify,
@@ -144,6 +148,8 @@ impl Client {
             deadline,
             muted: taken.muted,
             state: Cell::new(State::Queued),
+            has_looked: Cell::new(false),
+            key_by_key: Cell::new(false),
             on_lease: Cell::new(false),
             changed: Notify::new(),
         });
@@ -230,7 +236,10 @@ impl Waiter {
                         }
                         Ok(lease) => match self.stay(worker, lease).await? {
                             Stay::Answered => return Ok(()),
-                            Stay::Recalled => continue 'search,
+                            Stay::Recalled => {
+                                self.has_looked.set(true);
+                                continue 'search;
+                            }
                         },
                         Err(Unavailable::LoginRefused(text) | Unavailable::SelectRefused(text)) => {
                             self.fail(&text);

@@ -8,9 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::leased::sleep_until;
 use super::super::{Worker, undelivered};
-use super::tries::is_nothing;
 use super::{State, Waiter};
-use crate::command::blocking::Call;
+use crate::command::blocking::{Call, is_nothing};
 use crate::hub::Unblock;
 use crate::pool::Lease;
 use crate::resp::{self, ReplyScanner, Request};

@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use super::super::leased::sleep_until;
 use super::super::{Worker, undelivered};
 use super::{State, Waiter};
-use crate::command::blocking::{self, Call};
+use crate::command::Blocking;
+use crate::command::blocking::{self, Call, is_code, is_nothing, is_passing};
 use crate::pool::Lost;
 use crate::resp::{self, Request, encode};
 use crate::telemetry::ClientClose;
@@ -33,11 +34,6 @@ pub(super) fn own_answer(frames: &[Bytes]) -> Option<Bytes> {
         return Some(exec.clone());
     }
     resp::elements(exec)?.next().map(Bytes::copy_from_slice)
-}
-
-/// Whether a member's reply is none: nil, or (XREAD in RESP3 on some versions) an empty aggregate.
-pub(super) fn is_nothing(reply: &[u8]) -> bool {
-    resp::is_null(reply) || matches!(reply, b"*0\r\n" | b"%0\r\n")
 }
 
 impl Waiter {
@@ -83,10 +79,11 @@ impl Waiter {
         let bytes = self.request.borrow().clone();
         let Some(request) = Request::parse(&bytes) else { return Ok(true) };
         let mut questions = BytesMut::new();
-        for at in 0..self.call.dollars.len() {
-            blocking::stream_position(self.call.dollar_key(&request, at), &mut questions);
+        let floating = self.call.floating(&request);
+        for (key, _) in &floating {
+            blocking::stream_position(request.arg(*key).unwrap_or_default(), &mut questions);
         }
-        let count = u32::try_from(self.call.dollars.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(floating.len()).unwrap_or(u32::MAX);
         let frames = match self.client.exchange(&questions, count).await? {
             Ok(frames) => frames,
             Err(why) => {
@@ -100,15 +97,35 @@ impl Waiter {
         let ids: Option<Vec<_>> = frames.iter().map(|frame| blocking::last_generated_id(frame)).collect();
         // Refused (NOPERM, WRONGTYPE …): the call goes on with its `$`, and the server judges it.
         if let Some(ids) = ids {
-            let mut explicit = BytesMut::new();
-            self.call.with_ids(&request, &ids, &mut explicit);
-            self.request.replace(explicit.freeze());
+            self.request.replace(self.call.with_positions(&request, &ids, false));
         }
         Ok(true)
     }
 
-    /// One try on a lane. `true`: the call is answered.
+    /// A try on a lane, of each key by itself where one of them is of another type. `true`: the call is answered.
     pub(super) async fn attempt(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<bool, ClientClose> {
+        let request = self.request.borrow().clone();
+        if !self.key_by_key.get() {
+            return self.try_once(worker, request).await;
+        }
+        let keys = self.call.keys.len();
+        for key in 0..keys {
+            let Some(parsed) = Request::parse(&request) else { return Ok(false) };
+            let keep: Vec<bool> = (0..keys).map(|other| other == key).collect();
+            let mut part = BytesMut::new();
+            self.call.with_keys(&parsed, &keep, &mut part);
+            if self.try_once(worker, part.freeze()).await? {
+                return Ok(true);
+            }
+            if self.remaining().is_some_and(|left| left.is_zero()) {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
+    /// One try of `request`, the call or a part of it. `true`: the call is answered.
+    async fn try_once(self: &Rc<Self>, worker: &Rc<Worker>, request: Bytes) -> Result<bool, ClientClose> {
         let Some(group) = self.client.current_group() else { return Err(ClientClose::Denied) };
         let patience = Instant::now() + worker.pool.shared.options.wait_timeout;
         let until = self.deadline.map_or(patience, |at| at.min(patience));
@@ -122,7 +139,7 @@ impl Waiter {
         let mut begin = BytesMut::new();
         encode::command(&mut begin, &[b"MULTI"]);
         let mut block = BytesMut::new();
-        block.extend_from_slice(&self.request.borrow());
+        block.extend_from_slice(&request);
         encode::command(&mut block, &[b"EXEC"]);
         self.state.set(State::Trying);
         let now = Instant::now();
@@ -143,7 +160,7 @@ impl Waiter {
             }
         };
         lane.exchange(&begin, 1, now, Box::new(begun));
-        lane.exchange(&block, 2, now, Box::new(move |frames| waiter.tried(&owner, frames)));
+        lane.exchange(&block, 2, now, Box::new(move |frames| waiter.tried(&owner, &request, frames)));
         // The answer decides, also after the deadline; but nil wins in the end, except for calls whose element has
         // moved already when its answer is read.
         let moved = Call::moves_before_answering(self.call.command);
@@ -165,7 +182,7 @@ impl Waiter {
     }
 
     /// A try's answer, in the lane's own task: deciding and writing are one step.
-    fn tried(self: &Rc<Self>, worker: &Rc<Worker>, frames: Result<Vec<Bytes>, Lost>) {
+    fn tried(self: &Rc<Self>, worker: &Rc<Worker>, request: &Bytes, frames: Result<Vec<Bytes>, Lost>) {
         let own = match frames {
             Ok(frames) => own_answer(&frames),
             Err(Lost) => {
@@ -177,8 +194,9 @@ impl Waiter {
         };
         let Some(own) = own else { return };
         let waiting = self.state.get() == State::Trying;
-        if is_nothing(&own) {
+        if is_nothing(&own) || self.waits_through(&own) {
             if waiting {
+                self.has_looked.set(true);
                 self.state.set(State::Queued);
                 self.changed.notify_one();
             }
@@ -191,7 +209,30 @@ impl Waiter {
                 self.changed.notify_one();
             }
         } else if !self.deliver(&own) {
-            undelivered(worker, &self.call, self.key, &self.identity, &self.request.borrow(), &own);
+            undelivered(worker, &self.call, self.key, &self.identity, request, &own);
         }
+    }
+
+    /// Whether a client that is blocked already would not notice this error. To a call that has just come it is the
+    /// answer.
+    fn waits_through(&self, error: &[u8]) -> bool {
+        if !self.has_looked.get() {
+            return false;
+        }
+        // With BLMOVE and BRPOPLPUSH it may be the destination, which is an error at any time.
+        let is_its_own = match self.call.command {
+            Blocking::BLMove | Blocking::BRPopLPush | Blocking::XReadGroup => false,
+            Blocking::BLPop
+            | Blocking::BRPop
+            | Blocking::BLMPop
+            | Blocking::BZPopMin
+            | Blocking::BZPopMax
+            | Blocking::BZMPop
+            | Blocking::XRead => is_code(error, b"WRONGTYPE"),
+        };
+        if is_its_own && self.call.keys.len() > 1 {
+            self.key_by_key.set(true);
+        }
+        is_its_own || is_passing(error)
     }
 }

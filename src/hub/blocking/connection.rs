@@ -92,7 +92,7 @@ impl Hub {
             return None;
         }
         let mut waitlist = self.waitlist.borrow_mut();
-        if waitlist.watched() >= self.limit.get() {
+        if !waitlist.has_room(self.limit.get()) {
             return None;
         }
         let id = waitlist.arrive(arrival);
@@ -204,7 +204,11 @@ impl Hub {
                                 return Ended::Refused;
                             }
                             Over::Left(reason) => {
-                                self.pool.close_now(stream, permit, reason).await;
+                                // A server that does not answer takes its time to close, too.
+                                tokio::select! {
+                                    () = self.pool.close_now(stream, permit, reason) => {}
+                                    () = self.keep_time() => {}
+                                }
                                 match reason {
                                     UpstreamClose::Shutdown => return Ended::Done,
                                     UpstreamClose::Turn => return Ended::NoPermit,
@@ -320,6 +324,9 @@ impl Hub {
         }
         if reason == UpstreamClose::Idle && waitlist.waiting() > 0 {
             self.leaving.set(None);
+            waitlist.resume();
+            // What it writes is sent in the next round.
+            self.bell.ring();
             return None;
         }
         waitlist.pause();

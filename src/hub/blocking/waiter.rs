@@ -158,6 +158,15 @@ impl Waiter {
         Some(out.freeze())
     }
 
+    /// What the server judges apart from the keys that are waited for: the command, its options, its destination.
+    pub(super) fn form(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        if let Some(request) = Request::parse(&self.request) {
+            self.call.form(&request, &mut out);
+        }
+        out.freeze()
+    }
+
     /// The request has become this one.
     pub(super) fn rewrite(&mut self, request: Bytes) {
         if let Some(parsed) = Request::parse(&request) {

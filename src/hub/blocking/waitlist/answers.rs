@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 use super::super::waiter::{End, State};
 use super::spot::stream_id;
 use super::tries::{Ask, Purpose, Sent};
-use super::{Access, GiveUp, Known, Waitlist};
+use super::{Access, FORMS, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
-use crate::command::blocking::last_generated_id;
+use crate::command::blocking::{is_code, is_nothing, is_passing, last_generated_id};
 use crate::resp::{self, Protocol, Request};
 use crate::telemetry::{ClientClose, UpstreamClose};
 
@@ -80,6 +80,7 @@ impl Waitlist {
         }
         for at in &sent.cards {
             self.pump(*at);
+            self.welcome(*at);
         }
         self.end_the_overdue();
         Ok(())
@@ -163,6 +164,13 @@ impl Waitlist {
     ) {
         let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
         let (spots, group, woken) = (lead.spots.clone(), lead.group.clone(), !lead.first);
+        if !woken && matches!(own, Own::Element(_) | Own::Nothing) {
+            let form = lead.form();
+            if self.accepted.len() >= FORMS {
+                self.accepted.clear();
+            }
+            self.accepted.insert(form);
+        }
         for id in waiters {
             if let Some(waiter) = self.waiters.get_mut(id) {
                 waiter.state = State::Queued;
@@ -257,7 +265,11 @@ impl Waitlist {
             self.nothing_for(id);
         } else if is_code(reply, b"WRONGTYPE") {
             let keep = self.usable(waiter);
-            if keep.iter().all(|keep| *keep) {
+            if spots.iter().any(|at| self.spots.at(*at).is_some_and(|spot| spot.known == Known::Unknown)) {
+                // It may be a key that has changed since it was last asked about: asked with it this time.
+                let request = waiter.for_keys(&keep).unwrap_or_else(|| waiter.request.clone());
+                self.send_request(vec![id], &request, Ask::All);
+            } else if keep.iter().all(|keep| *keep) {
                 // The keys are sound: it is the destination.
                 self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
             } else if let Some(request) = waiter.for_keys(&keep) {
@@ -335,7 +347,7 @@ impl Waitlist {
                     spot.note_position(id);
                 }
             }
-            if only_dollars {
+            if only_dollars && self.is_accepted(id) {
                 self.nothing_for(id);
             } else {
                 self.send_request(vec![id], &now, Ask::All);
@@ -360,20 +372,4 @@ fn give(waiter: &super::Waiter, reply: &[u8]) -> bool {
             waiter.waiting.deliver(&out)
         }
     }
-}
-
-/// Whether a member's reply is none: nil, or (XREAD on some versions) an empty aggregate.
-fn is_nothing(reply: &[u8]) -> bool {
-    resp::is_null(reply) || matches!(reply, b"*0\r\n" | b"%0\r\n")
-}
-
-fn is_code(reply: &[u8], code: &[u8]) -> bool {
-    resp::error_text(reply).is_some_and(|text| text.starts_with(code))
-}
-
-/// Errors that a blocked client of Redis would not see: the server's state, which passes.
-fn is_passing(reply: &[u8]) -> bool {
-    const CODES: [&[u8]; 7] =
-        [b"BUSY", b"LOADING", b"MASTERDOWN", b"CLUSTERDOWN", b"TRYAGAIN", b"MISCONF", b"OOM"];
-    CODES.iter().any(|code| is_code(reply, code))
 }

@@ -24,7 +24,7 @@ mod sweep;
 mod tests;
 mod tries;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,6 +72,9 @@ enum Access {
     Granted,
 }
 
+/// So many forms of calls are known to be accepted at once.
+const FORMS: usize = 1_000;
+
 /// The waiting calls of one user.
 pub(in crate::hub) struct Waitlist {
     times: Times,
@@ -96,6 +99,9 @@ pub(in crate::hub) struct Waitlist {
     /// What this user may not count, and so not wait for here.
     uncountable: Vec<Waited>,
     exists_refused: bool,
+    /// Forms of calls that the server has accepted on this connection. Any other has to be sent, even where nothing can
+    /// be had: the server may have something against it (NOPERM, a syntax error).
+    accepted: HashSet<Bytes>,
     given_up: Option<GiveUp>,
     tries: u64,
 }
@@ -119,6 +125,7 @@ impl Waitlist {
             access: HashMap::new(),
             uncountable: Vec::new(),
             exists_refused: false,
+            accepted: HashSet::new(),
             given_up: None,
             tries: 0,
         }
@@ -179,6 +186,11 @@ impl Waitlist {
         self.access.insert(database, Access::Granted);
         self.uncountable.clear();
         self.exists_refused = false;
+        self.accepted.clear();
+        self.start_all();
+    }
+
+    fn start_all(&mut self) {
         let mut waiting: Vec<_> = self.waiters.keys().copied().collect();
         waiting.sort_unstable();
         for id in waiting {
@@ -211,6 +223,14 @@ impl Waitlist {
     /// Nothing more is asked on this connection: it is about to be left.
     pub(super) fn pause(&mut self) {
         self.online = false;
+    }
+
+    /// It stays after all: calls that arrived meanwhile begin now, and wakes that were not followed up are.
+    pub(super) fn resume(&mut self) {
+        if !self.online {
+            self.online = true;
+            self.start_all();
+        }
     }
 
     /// Ends every wait in the same way.
@@ -271,6 +291,12 @@ impl Waitlist {
         self.spots.len()
     }
 
+    /// Whether a further key may be watched. Keys that nobody waits for any more make way.
+    pub(super) fn has_room(&mut self, limit: usize) -> bool {
+        self.spots.make_room(limit);
+        self.spots.len() < limit
+    }
+
     /// How many requests are in flight.
     pub(super) fn in_flight(&self) -> usize {
         self.sent.len()
@@ -319,6 +345,10 @@ impl Desk for Waitlist {
     }
 
     fn receive(&mut self, kind: ReplyKind, frame: &[u8], now: Instant) -> Result<(), UpstreamClose> {
+        if self.given_up == Some(GiveUp::Refused) {
+            // What still comes cannot be told apart any more.
+            return Ok(());
+        }
         if kind == ReplyKind::Push {
             self.pushed(frame, now);
             return Ok(());

@@ -33,6 +33,8 @@ pub(super) struct Spot {
     pub(super) known: Known,
     /// Who waits for it, by arrival; those in a try included.
     pub(super) queue: BTreeSet<u64>,
+    /// Those of them for whose first look an older one's answer is awaited.
+    pub(super) newcomers: BTreeSet<u64>,
     /// Requests in flight whose reply will say what it holds.
     pub(super) asking: u32,
     /// Wakes in a row that found nothing.
@@ -147,6 +149,7 @@ impl Spots {
             name: name.clone(),
             known: Known::Unknown,
             queue: BTreeSet::new(),
+            newcomers: BTreeSet::new(),
             asking: 0,
             empty_wakes: 0,
             not_before: None,
@@ -183,14 +186,30 @@ impl Spots {
     /// A waiter leaves a spot. Of those nobody waits for, the oldest are forgotten.
     pub(super) fn leave(&mut self, at: usize, waiter: u64) {
         let Some(spot) = self.spots.get_mut(at) else { return };
+        spot.newcomers.remove(&waiter);
         if !spot.queue.remove(&waiter) || !spot.queue.is_empty() {
             return;
         }
         self.leavings += 1;
         spot.vacated = self.leavings;
         self.vacant.push_back((at, self.leavings));
-        if self.vacant.len() > VACANT
-            && let Some((oldest, leaving)) = self.vacant.pop_front()
+        if self.vacant.len() > VACANT {
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets spots that nobody waits for until there are fewer than `limit`, as far as there are such.
+    pub(super) fn make_room(&mut self, limit: usize) {
+        for _ in 0..self.vacant.len() {
+            if self.spots.len() < limit {
+                return;
+            }
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((oldest, leaving)) = self.vacant.pop_front()
             // It may have been waited for again since, or stand for another key by now.
             && let Some(spot) = self.spots.get(oldest).filter(|spot| spot.vacated == leaving)
             && spot.queue.is_empty()

@@ -99,12 +99,12 @@ impl Sent {
             return true;
         }
         if resp::is_error(frame) {
-            match at.checked_sub(1) {
-                None => self.unguarded = true,
-                Some(member) => {
-                    self.refused.get_or_insert_with(|| (member, Bytes::copy_from_slice(frame)));
-                }
-            }
+            let Some(member) = at.checked_sub(1) else {
+                // The members run on their own, and the call may block: there may be no further reply.
+                self.unguarded = true;
+                return true;
+            };
+            self.refused.get_or_insert_with(|| (member, Bytes::copy_from_slice(frame)));
         }
         false
     }
@@ -131,29 +131,55 @@ impl Waitlist {
             return self.start_on_streams(id);
         }
         let spots = waiter.spots.clone();
-        let (first, must_look) = (waiter.first, waiter.must_look);
+        let first = waiter.first;
         let known = |at: &usize| self.spots.at(*at).map(|spot| spot.known);
         // What is of another type is an error for a call that arrives.
         if first && spots.iter().any(|at| known(at) == Some(Known::OtherType)) {
             self.send_call(vec![id], Ask::All);
         } else if spots.iter().all(|at| known(at) == Some(Known::Left(0))) {
-            if !(first && must_look) {
+            let accepted = !first || self.is_accepted(id);
+            let Some(waiter) = self.waiters.get_mut(&id) else { return };
+            let must_look = std::mem::take(&mut waiter.must_look);
+            if !first || accepted && !must_look {
                 return self.settle(id);
             }
             let behind = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.queue.first() != Some(&id));
-            if spots.iter().any(behind) {
+            let behind = spots.iter().any(behind);
+            if behind {
                 // The older ones look first.
                 for at in &spots {
                     if let Some(spot) = self.spots.at_mut(*at) {
                         spot.forget();
                     }
                 }
-                spots.into_iter().for_each(|at| self.pump(at));
-            } else {
+                self.pump_for(id, &spots);
+            }
+            if self.waiters.get(&id).is_some_and(Waiter::is_free) && (!accepted || !behind) {
                 self.send_call(vec![id], Ask::All);
             }
         } else {
-            spots.into_iter().for_each(|at| self.pump(at));
+            self.pump_for(id, &spots);
+        }
+    }
+
+    /// Lets the waiters of these spots try. If others are before `id`, their answers tell what it would have found.
+    fn pump_for(&mut self, id: u64, spots: &[usize]) {
+        spots.iter().for_each(|at| self.pump(*at));
+        if self.waiters.get(&id).is_none_or(|waiter| !waiter.first || !waiter.is_free()) {
+            return;
+        }
+        for at in spots {
+            if let Some(spot) = self.spots.at_mut(*at) {
+                spot.newcomers.insert(id);
+            }
+        }
+    }
+
+    /// A spot is known by now to hold nothing: its newcomers wait from here on, or are told that it is of another type.
+    pub(super) fn welcome(&mut self, at: usize) {
+        let Some(spot) = self.spots.at_mut(at).filter(|spot| spot.is_settled()) else { return };
+        for id in std::mem::take(&mut spot.newcomers) {
+            self.start(id);
         }
     }
 
@@ -164,7 +190,7 @@ impl Waitlist {
         if waiter.floating {
             return self.ask_positions(id);
         }
-        let nothing_there = !(waiter.first && waiter.must_look)
+        let nothing_there = (!waiter.first || !waiter.must_look && self.is_accepted(id))
             && waiter.call.command == Blocking::XRead
             && Request::parse(&waiter.request).is_some_and(|request| {
                 let words: Vec<&[u8]> = request.args().collect();
@@ -192,6 +218,11 @@ impl Waitlist {
             waiter.floating = false;
             waiter.rewrite(explicit);
         }
+    }
+
+    /// Whether a call like this one is known to have passed the server's checks.
+    pub(super) fn is_accepted(&self, id: u64) -> bool {
+        self.waiters.get(&id).is_some_and(|waiter| self.accepted.contains(&waiter.form()))
     }
 
     fn settle(&mut self, id: u64) {
