@@ -216,7 +216,12 @@ impl Hub {
                                     _ => return Ended::Done,
                                 }
                             }
-                            Over::Lost(reason) => lost(Kind::Blocking, reason),
+                            Over::Lost(reason) => {
+                                lost(Kind::Blocking, reason);
+                                if self.yielding.get() {
+                                    return Ended::NoPermit;
+                                }
+                            }
                         }
                     }
                     Ok(Connection::Unfit(stream)) => {

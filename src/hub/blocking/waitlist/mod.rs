@@ -215,6 +215,9 @@ impl Waitlist {
                     self.finish(*id, End::Close(Bytes::new(), ClientClose::UpstreamLost));
                 } else {
                     waiter.state = State::Queued;
+                    if let Some(how) = waiter.unblock.take() {
+                        self.end_unblocked(*id, how);
+                    }
                 }
             }
         }
