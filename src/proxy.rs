@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, AdminError, View};
 use crate::config::Config;
 use crate::downstream::{
-    Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Terms, Worker, listen,
+    Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Places, Terms, Worker, listen,
 };
 use crate::pool::{Budget, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
 use crate::resp::Protocol;
@@ -124,12 +124,14 @@ impl Proxy {
             max_bulk_refused: Arc::default(),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };
+        let places = Arc::new(Places::new(config.client.max_per_address));
         let first_look = CancellationToken::new();
-        let (links, threads) = start_workers(&config, &shared, &first_look)?;
+        let (links, threads) = start_workers(&config, &shared, &places, &first_look)?;
         let proxy = Rc::new(Self { shared, links, exporter, stopping: AtomicBool::new(false) });
         let door = Doorkeeper {
             links: proxy.links.clone(),
             max_clients: config.client.max,
+            places,
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,
         };
@@ -296,9 +298,10 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
 fn start_workers(
     config: &Config,
     shared: &Shared,
+    places: &Arc<Places>,
     first_look: &CancellationToken,
 ) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
-    let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new()).unzip();
+    let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new(places)).unzip();
     let links = Links::new(links);
     let terms = Terms {
         clients: config.client.clone(),

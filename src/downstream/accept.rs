@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -9,10 +10,14 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 
 use super::links::{Accepted, Links};
 use super::options::{AuthMode, ListenOptions};
+use super::places::Places;
 use crate::telemetry::ClientClose;
 
 /// What Redis answers when its `maxclients` is reached (`acceptCommonHandler` in redis `networking.c`).
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+
+/// The same for one address: client libraries know the words.
+const TOO_MANY_HERE: &[u8] = b"-ERR max number of clients reached for this address\r\n";
 
 /// What Redis's protected mode answers begins with DENIED, so that client libraries know it.
 const DENIED: &[u8] = b"-DENIED redbouncer is running in protected mode: auth.mode is \"open\" and this listener can be reached from other hosts. Set auth.mode = \"passthrough\" (or leave it unset) so that clients must log in, listen on 127.0.0.1, or set listen.protected_mode = false if the network is trusted.\r\n";
@@ -98,6 +103,8 @@ pub struct Doorkeeper {
     pub links: Links,
     /// `client.max`.
     pub max_clients: usize,
+    /// `client.max_per_address`.
+    pub places: Arc<Places>,
     /// `auth.mode`.
     pub mode: AuthMode,
     /// `listen.protected_mode`.
@@ -114,15 +121,26 @@ impl Listener {
     /// Accepts clients until dropped.
     pub async fn accept(self, door: Doorkeeper) {
         let mut pause = SHORTEST_PAUSE;
+        let mut failing: Option<Instant> = None;
         let mut warned: Option<Instant> = None;
         loop {
             match self.socket.accept().await {
                 Ok((stream, peer)) => {
                     pause = SHORTEST_PAUSE;
+                    if let Some(since) = failing.take() {
+                        let after = since.elapsed();
+                        tracing::info!(listen = %self.address, ?after, "clients are accepted again");
+                    }
                     self.admit(&door, stream, peer, &mut warned).await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, ?pause, "cannot accept a client; trying again");
+                    // Once for each time that it begins: a lack of descriptors lasts, and a client that has gone
+                    // between its coming and our accepting is nobody's fault.
+                    if failing.is_none() && error.kind() != io::ErrorKind::ConnectionAborted {
+                        failing = Some(Instant::now());
+                        let hint = hint_for_accept(&error);
+                        tracing::warn!(listen = %self.address, %error, "cannot accept clients; they wait{hint}");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -158,9 +176,29 @@ impl Listener {
             refuse(&stream, TOO_MANY, ClientClose::TooMany);
             return;
         }
-        let (Ok(local), Ok(stream)) = (stream.local_addr(), stream.into_std()) else { return };
+        if !door.places.enter(peer.ip()) {
+            let reason = ClientClose::TooManyFromAddress.label();
+            if warned.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
+                *warned = Some(Instant::now());
+                tracing::warn!(%peer, reason, "client refused");
+            }
+            refuse(&stream, TOO_MANY_HERE, ClientClose::TooManyFromAddress);
+            return;
+        }
+        let (Ok(local), Ok(stream)) = (stream.local_addr(), stream.into_std()) else {
+            door.places.leave(peer.ip());
+            return;
+        };
         // Refused only while stopping: the connection closes with the socket.
         let _ = door.links.hand(Accepted { stream, peer, local, trusted }).await;
+    }
+}
+
+/// EMFILE and ENFILE: no file descriptors are left, for this process or for the whole system.
+fn hint_for_accept(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(23 | 24) => " (raise the limit of open files, ulimit -n, above client.max)",
+        _ => "",
     }
 }
 

@@ -55,13 +55,13 @@ pub(crate) struct Client {
     pub(super) outstanding: Cell<u32>,
     pub(super) lane: RefCell<Option<Rc<Lane>>>,
     pub(super) group: RefCell<Option<Rc<Group>>>,
-    /// Decided to be closed, by whoever found the reason.
     /// Its subscriptions, if it has any.
     pub(super) subscriber: RefCell<Option<Rc<Subscriber>>>,
     /// Part of a reply has been sent.
     pub(super) mid_reply: Cell<bool>,
     /// Since when it has left more unread than subscribers may for long.
     pub(super) over_soft_since: Cell<Option<Instant>>,
+    /// Decided to be closed, by whoever found the reason.
     pub(super) doomed: Cell<Option<ClientClose>>,
     pub(super) closed: Cell<bool>,
     pub(super) waker: RefCell<Option<Waker>>,

@@ -41,6 +41,7 @@ impl Client {
             | ClientClose::CommandTimeout
             | ClientClose::Denied
             | ClientClose::TooMany
+            | ClientClose::TooManyFromAddress
             | ClientClose::Shutdown
             | ClientClose::UpstreamLost
             | ClientClose::LeaseLost

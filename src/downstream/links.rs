@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::places::Places;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Filter};
@@ -67,6 +68,7 @@ pub struct Accepted {
 pub struct Link {
     sender: mpsc::Sender<Message>,
     clients: Arc<AtomicUsize>,
+    places: Arc<Places>,
 }
 
 /// All workers.
@@ -76,14 +78,15 @@ pub struct Links(Arc<[Link]>);
 impl Link {
     /// A link and the end that its worker keeps.
     #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Message>) {
+    pub fn new(places: &Arc<Places>) -> (Self, mpsc::Receiver<Message>) {
         let (sender, receiver) = mpsc::channel(1024);
-        (Self { sender, clients: Arc::default() }, receiver)
+        (Self { sender, clients: Arc::default(), places: Arc::clone(places) }, receiver)
     }
 
-    /// A client that was handed to this worker is gone.
-    pub(super) fn client_left(&self) {
+    /// A client from `peer` that was handed to this worker is gone.
+    pub(super) fn client_left(&self, peer: SocketAddr) {
         self.clients.fetch_sub(1, Ordering::Relaxed);
+        self.places.leave(peer.ip());
     }
 }
 
@@ -105,7 +108,7 @@ impl Links {
         self.0.iter().map(|link| link.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// Hands a new client to the worker with the fewest.
+    /// Hands a new client to the worker with the fewest. Its address has been counted.
     ///
     /// # Errors
     /// Gives the connection back when the worker is gone (the proxy is stopping).
@@ -113,11 +116,10 @@ impl Links {
         let Some(link) = self.0.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed)) else {
             return Err(());
         };
+        let peer = accepted.peer;
         link.clients.fetch_add(1, Ordering::Relaxed);
         let sent = link.sender.send(Message::Client(accepted)).await;
-        sent.map_err(|_| {
-            link.clients.fetch_sub(1, Ordering::Relaxed);
-        })
+        sent.map_err(|_| link.client_left(peer))
     }
 
     /// Sends `message` to one worker.

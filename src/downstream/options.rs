@@ -27,6 +27,8 @@ impl Default for ListenOptions {
 pub struct ClientOptions {
     /// Clients connected at the same time.
     pub max: usize,
+    /// Clients from one address at the same time; 0 for as many as `max`.
+    pub max_per_address: usize,
     /// A client that sends nothing for this long is closed; `None` leaves it to keepalive.
     pub idle_timeout: Option<Duration>,
     /// A client that must log in and has not within this time is closed.
@@ -55,6 +57,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             max: 10_000,
+            max_per_address: 0,
             idle_timeout: None,
             login_timeout: Duration::from_secs(10),
             half_command_timeout: Duration::from_secs(60),

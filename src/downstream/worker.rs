@@ -258,7 +258,7 @@ impl Worker {
             Err(error) => {
                 tracing::debug!(peer = %accepted.peer, %error, "a client was gone before it was served");
                 if let Some(link) = &self.link {
-                    link.client_left();
+                    link.client_left(accepted.peer);
                 }
                 return;
             }
@@ -280,7 +280,7 @@ impl Worker {
     pub(super) fn forget(&self, client: &Client) {
         self.clients.borrow_mut().remove(&client.id);
         if let Some(link) = &self.link {
-            link.client_left();
+            link.client_left(client.peer);
         }
     }
 

@@ -35,6 +35,8 @@ pub enum ClientClose {
     CommandTimeout,
     /// `client.max` clients were connected already.
     TooMany,
+    /// `client.max_per_address` clients were connected from its address already.
+    TooManyFromAddress,
     /// A listener beyond loopback in protected mode.
     Denied,
     /// The proxy is stopping.
@@ -43,7 +45,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -60,6 +62,7 @@ impl ClientClose {
         Self::SubscriptionLost,
         Self::CommandTimeout,
         Self::TooMany,
+        Self::TooManyFromAddress,
         Self::Denied,
         Self::Shutdown,
     ];
@@ -84,6 +87,7 @@ impl ClientClose {
             Self::SubscriptionLost => "subscription_lost",
             Self::CommandTimeout => "command_timeout",
             Self::TooMany => "too_many",
+            Self::TooManyFromAddress => "too_many_from_address",
             Self::Denied => "denied",
             Self::Shutdown => "shutdown",
         }

@@ -35,6 +35,7 @@ mod release;
 mod seeing;
 mod sessions;
 mod stopping;
+mod storms;
 mod structure;
 mod tls;
 mod transactions;

@@ -1,0 +1,167 @@
+//! Everybody at once: a thousand clients that connect, a server that restarts, a proxy that restarts. Dials stay few,
+//! clients wait instead of failing, the cap holds throughout.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Client, PATIENCE, Proxy, Sampler, Server, free_port, until};
+
+const CROWD: usize = 1_000;
+
+fn connections_received(server: &Server) -> u64 {
+    server.info("total_connections_received").parse().expect("a number")
+}
+
+/// A thousand clients, connected; each has been served once.
+fn crowd(proxy: &Proxy) -> Vec<Client> {
+    let mut clients: Vec<_> = (0..CROWD).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.start("PING");
+    }
+    for client in &mut clients {
+        assert_eq!(client.reply().text(), "PONG");
+    }
+    clients
+}
+
+#[test]
+fn a_thousand_clients_at_once_are_a_handful_of_dials() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &[]);
+    let sampler = Sampler::start(&server);
+    let before = connections_received(&server);
+    let mut clients = crowd(&proxy);
+    let dialled = connections_received(&server) - before;
+    assert!(dialled <= 4, "{dialled} connections were opened for {CROWD} clients");
+    // A second storm, of commands that cannot share a lane: as many as the rate allows, one behind the other.
+    let before = (connections_received(&server), Instant::now());
+    for client in clients.iter_mut().take(60) {
+        client.send("*2\r\n$5\r\nWATCH\r\n$1\r\nk\r\n*1\r\n$7\r\nUNWATCH\r\n");
+    }
+    for client in clients.iter_mut().take(60) {
+        assert_eq!((client.reply().text(), client.reply().text()), ("OK".to_owned(), "OK".to_owned()));
+    }
+    let (dialled, took) = (connections_received(&server) - before.0, before.1.elapsed());
+    let allowed = 20.0 + 20.0 * took.as_secs_f64() + 2.0;
+    assert!((dialled as f64) <= allowed, "{dialled} dials in {took:?}");
+    let sampled = sampler.finish();
+    assert!(sampled.peak <= 8, "{sampled:?}");
+}
+
+#[test]
+fn when_the_server_restarts_clients_wait_and_notice_nothing() {
+    let mut server = Server::start();
+    let proxy = Proxy::start(&server, &["pool.wait_timeout=4s"]);
+    let mut clients = crowd(&proxy);
+    server.kill();
+    // Half of them ask while the server is away.
+    for client in clients.iter_mut().take(CROWD / 2) {
+        client.start("SET k v");
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    server.restart();
+    for client in clients.iter_mut().take(CROWD / 2) {
+        assert_eq!(client.reply_within(PATIENCE).text(), "OK");
+    }
+    let dialled = connections_received(&server);
+    assert!(dialled <= 8, "{dialled} connections to a server that has just come back");
+    for client in clients.iter_mut().skip(CROWD / 2) {
+        assert_eq!(client.call("GET k").text(), "v", "the idle ones stayed, too");
+    }
+}
+
+#[test]
+fn when_the_server_stays_away_every_client_is_told_in_time() {
+    let mut server = Server::start();
+    let proxy = Proxy::start(&server, &["pool.wait_timeout=1s"]);
+    let mut clients = crowd(&proxy);
+    server.kill();
+    let begun = Instant::now();
+    for client in &mut clients {
+        client.start("PING");
+    }
+    for client in &mut clients {
+        let reply = client.reply_within(PATIENCE);
+        assert!(reply.error().starts_with("ERR redbouncer: no upstream connection: "), "{}", reply.error());
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "the last one was told after {took:?}");
+    server.restart();
+    for client in &mut clients {
+        assert_eq!(client.call("PING").text(), "PONG");
+    }
+}
+
+#[test]
+fn when_the_proxy_restarts_everybody_comes_back_to_a_few_connections() {
+    let server = Server::start();
+    let port = free_port();
+    let listen = format!("listen.addresses=127.0.0.1:{port}");
+    let proxy = Proxy::start(&server, &[&listen]);
+    let sampler = Sampler::start(&server);
+    let clients = crowd(&proxy);
+    assert_eq!(proxy.stop().code, Some(0));
+    drop(clients);
+    let proxy = Proxy::start(&server, &[&listen]);
+    let begun = Instant::now();
+    let _clients = crowd(&proxy);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "all are served again after {took:?}");
+    let sampled = sampler.finish();
+    assert!(sampled.peak <= 8, "{sampled:?}");
+}
+
+#[test]
+fn an_address_gets_no_more_clients_than_it_may_have() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &["client.max_per_address=3"]);
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    assert!(clients.iter_mut().all(|client| client.call("PING").text() == "PONG"));
+    let mut fourth = proxy.connect();
+    assert_eq!(fourth.reply().error(), "ERR max number of clients reached for this address");
+    fourth.expect_end(PATIENCE);
+    let metric = "redbouncer_clients_closed_total{reason=\"too_many_from_address\"}";
+    assert_eq!(proxy.metrics()[metric], 1.0);
+    clients.pop();
+    until("a place is free again", PATIENCE, || {
+        let mut next = proxy.connect();
+        next.start("PING");
+        next.try_reply(PATIENCE).is_ok_and(|reply| !reply.is_error() && reply.text() == "PONG")
+    });
+}
+
+#[test]
+fn without_descriptors_those_connected_are_served_and_the_others_wait() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &[]);
+    let mut first = proxy.connect();
+    assert_eq!(first.call("PING").text(), "PONG");
+    let limit = proxy.descriptors() + 20;
+    let limited = Command::new("prlimit")
+        .args(["--pid", &proxy.process().to_string(), &format!("--nofile={limit}:{limit}")])
+        .status()
+        .expect("prlimit runs");
+    assert!(limited.success());
+    let mut clients: Vec<_> = (0..60).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.start("PING");
+    }
+    until("it is said", PATIENCE, || proxy.log().contains("cannot accept clients"));
+    let (begun, cpu) = (Instant::now(), proxy.cpu());
+    while begun.elapsed() < Duration::from_secs(2) {
+        assert_eq!(first.call("PING").text(), "PONG");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let used = proxy.cpu() - cpu;
+    assert!(used < Duration::from_millis(200), "{used:?} of CPU in 2 s");
+    let lines = |text: &str| proxy.log().lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines("cannot accept clients"), 1, "said once: {}", proxy.log());
+    // Those in the queue move up as the others leave.
+    let mut served = 0;
+    for mut client in clients {
+        assert_eq!(client.reply_within(PATIENCE).text(), "PONG");
+        served += 1;
+    }
+    assert_eq!(served, 60);
+    until("it is over", PATIENCE, || lines("clients are accepted again") >= 1);
+}
