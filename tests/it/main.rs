@@ -18,6 +18,7 @@ mod cleanup;
 mod command_table;
 mod concurrency;
 mod config;
+mod cut_off;
 mod docs;
 mod framing;
 mod grounds;

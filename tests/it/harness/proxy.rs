@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value as Json;
 
 use super::client::Client;
+use super::namespace::Namespace;
 use super::server::{Server, signal};
 use super::{PATIENCE, http, until};
 
@@ -50,10 +51,28 @@ impl Proxy {
         Self::launch_with(&arguments, &[])
     }
 
+    /// Starts a proxy on another host, before a server that listens on our end of the link as well.
+    pub(crate) fn start_in(namespace: &Namespace, server: &Server, settings: &[&str]) -> Self {
+        let upstream = format!("redis://{}:{}", namespace.near_address(), server.address().port());
+        let listen = format!("{}:0", namespace.far_address());
+        let mut arguments = vec!["--upstream", &upstream, "--listen", &listen, "--admin", &listen];
+        let open = ["auth.mode=open", "listen.protected_mode=false"];
+        for setting in open.iter().chain(settings) {
+            arguments.extend(["--set", setting]);
+        }
+        let mut command = namespace.command();
+        command.arg(env!("CARGO_BIN_EXE_redbouncer"));
+        Self::launch_command(prepared(command, &arguments, &[]), &arguments)
+            .unwrap_or_else(|exit| panic!("the proxy ended: {exit:#?}"))
+    }
+
     /// Starts `redbouncer` with exactly these arguments (and the admin port and log format the harness needs).
     pub(crate) fn launch_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self, Exit> {
+        Self::launch_command(program(arguments, environment), arguments)
+    }
+
+    fn launch_command(mut command: Command, arguments: &[&str]) -> Result<Self, Exit> {
         let start = Instant::now();
-        let mut command = program(arguments, environment);
         if !arguments.contains(&"--admin") {
             command.args(["--admin", "127.0.0.1:0"]);
         }
@@ -225,7 +244,10 @@ impl Drop for Proxy {
 }
 
 fn program(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_redbouncer"));
+    prepared(Command::new(env!("CARGO_BIN_EXE_redbouncer")), arguments, environment)
+}
+
+fn prepared(mut command: Command, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     // What the developer's own shell sets must not reach the program under test.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("REDBOUNCER_") {

@@ -1,0 +1,226 @@
+//! What the server still has of proxies that were cut off: killed by those that live, and by the same proxy when it is
+//! back. No FIN, no RST: needs root, network namespaces and iptables; says so otherwise. The servers have no keepalive
+//! of their own, so nothing here is theirs.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{
+    Client, Crowd, Namespace, PATIENCE, Proxy, Sampler, Server, State, Version, free_port, is_root, long,
+    throughout, until,
+};
+
+/// Short times, so that a test sees what takes minutes otherwise; the proportions are those of the defaults.
+const QUICK: [&str; 5] = [
+    "hygiene.heartbeat=1s",
+    "hygiene.orphan_after=4s",
+    "hygiene.interval=1s",
+    "upstream.connect_timeout=1s",
+    "upstream.loading_retry=0",
+];
+/// As long as the server may have a dead one's connections: `orphan_after`, one interval (10 % more), whole seconds.
+const FORGOTTEN: Duration = Duration::from_secs(4 + 1 + 2);
+
+fn needs_root() -> bool {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+    }
+    !is_root()
+}
+
+/// A server without keepalive that hosts on these links reach.
+fn server_for(version: &Version, hosts: &[Namespace]) -> Server {
+    let near: Vec<_> = hosts.iter().map(|host| host.near_address().to_string()).collect();
+    let mut options = vec!["--protected-mode", "no", "--tcp-keepalive", "0", "--timeout", "0"];
+    options.extend(["--bind", "127.0.0.1"]);
+    options.extend(near.iter().map(String::as_str));
+    Server::start_version(version, &options)
+}
+
+/// Connections of the proxies that are called `name`.
+fn of(server: &Server, name: &str) -> usize {
+    let prefix = format!("redbouncer:{name}:");
+    server.rows().iter().filter(|row| row.get("name").starts_with(&prefix)).count()
+}
+
+fn named<'a>(name: &'a str, settings: &[&'a str]) -> Vec<&'a str> {
+    [&[name], &QUICK[..], settings].concat()
+}
+
+/// Sessions of every kind: five leases, the blocking hub, the pub/sub hub, a lane.
+fn load(proxy: &Proxy) -> Vec<Client> {
+    let mut clients: Vec<_> = (0..6).map(|_| proxy.connect()).collect();
+    for client in clients.iter_mut().take(3) {
+        assert_eq!(client.call("WATCH k").text(), "OK");
+    }
+    clients[3].start("BLPOP nothing 0");
+    clients[4].call("SUBSCRIBE news");
+    assert!(clients[5].call("INCR n").int() > 0);
+    clients
+}
+
+#[test]
+fn what_a_cut_network_leaves_on_the_server_goes_when_it_is_back() {
+    if needs_root() {
+        return;
+    }
+    let host = [Namespace::create()];
+    let server = server_for(&Version::usual(), &host);
+    // A lost peer is known in three seconds instead of thirty.
+    let impatient = [
+        "upstream.user_timeout=3s",
+        "upstream.keepalive_idle=1s",
+        "upstream.keepalive_interval=1s",
+        "upstream.keepalive_count=2",
+    ];
+    let proxy = Proxy::start_in(&host[0], &server, &named("hygiene.name=web", &impatient));
+    let mut clients = load(&proxy);
+    until("all kinds are open", PATIENCE, || of(&server, "web") >= 6);
+    let before = of(&server, "web");
+    // Dials are older than that, so that what is left of them is judged.
+    thread::sleep(Duration::from_secs(2));
+    filter(&host[0], &server, "-I");
+    for client in clients.iter_mut().take(3) {
+        client.expect_end(Duration::from_secs(10));
+    }
+    clients[4].expect_end(Duration::from_secs(10));
+    until("all are lost here", Duration::from_secs(10), || {
+        let open = |(series, count): (&String, &f64)| series.contains("phase=\"open\"") && *count > 0.0;
+        !proxy.metrics().iter().any(open)
+    });
+    assert_eq!(of(&server, "web"), before, "the server has not noticed");
+    filter(&host[0], &server, "-D");
+    let healed = Instant::now();
+    until("they are gone from the server", Duration::from_secs(8), || {
+        // The lane's client and the blocked one are still there.
+        of(&server, "web") <= 3 && server.rows().iter().all(|row| row.get("cmd") != "watch")
+    });
+    eprintln!("{before} connections left behind, gone {:?} after the network was back", healed.elapsed());
+    let killed = "redbouncer_orphans_killed_total{reason=\"left_behind\"}";
+    assert!(proxy.metrics()[killed] >= 5.0, "{:?}", proxy.metrics());
+    // And what has been opened since stays.
+    assert!(clients[5].call("INCR n").int() > 0);
+    let mut watching = proxy.connect();
+    assert_eq!(watching.call("WATCH k").text(), "OK");
+    throughout("the new ones stay", Duration::from_secs(4), || watching.call("EXISTS nothing").int() == 0);
+}
+
+/// Drops what goes to the server and comes from it, on the proxy's host; its clients are not concerned.
+fn filter(host: &Namespace, server: &Server, how: &str) {
+    let port = server.address().port().to_string();
+    for (chain, side) in [("INPUT", "--sport"), ("OUTPUT", "--dport")] {
+        let rule = ["iptables", how, chain, "-p", "tcp", side, &port, "-j", "DROP"];
+        assert!(host.command().args(rule).status().expect("iptables runs").success());
+    }
+}
+
+#[test]
+fn a_stopped_proxy_keeps_its_connections_for_as_long_as_it_may_be_alive() {
+    thread::scope(|scope| {
+        for version in Version::all() {
+            scope.spawn(move || a_proxy_is_stopped(&version));
+        }
+    });
+}
+
+fn a_proxy_is_stopped(version: &Version) {
+    let server = Server::start_version(version, &["--tcp-keepalive", "0"]);
+    let settings = |name| named(name, &[]);
+    let stopped = Proxy::start(&server, &settings("hygiene.name=stopped"));
+    let others = [
+        Proxy::start(&server, &settings("hygiene.name=one")),
+        Proxy::start(&server, &settings("hygiene.name=two")),
+    ];
+    let mut clients = load(&stopped);
+    let mut witnesses: Vec<_> = others.iter().map(load).collect();
+    let before = of(&server, "stopped");
+    stopped.signal("STOP");
+    thread::sleep(Duration::from_secs(2));
+    stopped.signal("CONT");
+    throughout("nothing was taken from it", Duration::from_secs(3), || of(&server, "stopped") >= 4);
+    assert_eq!(clients[0].call("EXISTS nothing").int(), 0, "the lease is the same");
+    stopped.signal("STOP");
+    until("it is taken for dead", FORGOTTEN + Duration::from_secs(2), || of(&server, "stopped") == 0);
+    stopped.signal("CONT");
+    clients[0].expect_end(PATIENCE);
+    assert!(clients[5].call("INCR n").int() > 0, "it goes on");
+    until("it is there again", PATIENCE, || of(&server, "stopped") >= 1);
+    for (witness, name) in witnesses.iter_mut().zip(["one", "two"]) {
+        assert_eq!(witness[0].call("EXISTS nothing").int(), 0);
+        assert!(of(&server, name) >= 5, "{before}");
+    }
+    let log = others.iter().map(Proxy::log).collect::<String>() + &stopped.log();
+    assert!(!log.contains("redbouncer:one:") && !log.contains("redbouncer:two:"), "{log}");
+}
+
+/// The proxy's host is cut off and replaced, again and again, as soon as the rule allows for.
+fn hosts_cut_off_and_replaced(name: impl Fn(usize) -> String) {
+    let count = if long() { 10 } else { 3 };
+    let hosts: Vec<_> = (0..=count).map(|_| Namespace::create()).collect();
+    let server = server_for(&Version::usual(), &hosts);
+    let sampler = Sampler::start(&server);
+    let ours = || server.rows().iter().filter(|row| row.get("name").starts_with("redbouncer:")).count();
+    let mut kept = Vec::new();
+    for (at, host) in hosts.iter().enumerate() {
+        let name = format!("hygiene.name={}", name(at));
+        let proxy = Proxy::start_in(host, &server, &named(&name, &[]));
+        let clients = load(&proxy);
+        // The one before is forgotten, then this one is cut off.
+        let begun = Instant::now();
+        until("the ones before are forgotten", FORGOTTEN, || ours() <= 8);
+        thread::sleep(FORGOTTEN.saturating_sub(begun.elapsed()));
+        assert!((5..=8).contains(&ours()), "one proxy's share: {}", ours());
+        if at < count {
+            host.vanish();
+        }
+        kept.push((proxy, clients));
+    }
+    let sampled = sampler.finish();
+    eprintln!("{count} hosts cut off: never more than {} connections", sampled.peak);
+    assert!(sampled.peak <= 2 * 8, "{sampled:?}");
+    drop(kept);
+}
+
+#[test]
+fn hosts_cut_off_and_replaced_under_one_name_never_pile_up() {
+    if !needs_root() {
+        hosts_cut_off_and_replaced(|_| "web".to_owned());
+    }
+}
+
+#[test]
+fn hosts_cut_off_and_replaced_under_new_names_never_pile_up() {
+    if !needs_root() {
+        hosts_cut_off_and_replaced(|at| format!("web-{at}"));
+    }
+}
+
+#[test]
+fn a_backend_restarted_with_its_network_cut_never_passes_the_cap() {
+    if needs_root() {
+        return;
+    }
+    let count = if long() { 20 } else { 2 };
+    let server = Server::start_with(&["--tcp-keepalive", "0"]);
+    let hosts: Vec<_> = (0..count).map(|_| Namespace::create()).collect();
+    let port = free_port();
+    let addresses: Vec<_> = hosts.iter().map(|host| format!("\"{}:{port}\"", host.near_address())).collect();
+    let sampler = Sampler::start(&server);
+    let listen = format!("listen.addresses=[{}]", addresses.join(","));
+    let _proxy = Proxy::start(&server, &[&listen, "auth.mode=open", "listen.protected_mode=false"]);
+    let mut crowds = Vec::new();
+    for host in &hosts {
+        // 35 connections: workers that wait, subscribers, those that hold a connection, and the rest.
+        for (clients, state) in
+            [(20, State::InBlpop), (5, State::Subscribed), (3, State::InWatch), (7, State::Idle)]
+        {
+            crowds.push(Crowd::start_in(host, (host.near_address(), port).into(), clients, state));
+        }
+        host.vanish();
+    }
+    let last = Instant::now();
+    until("everything is released", Duration::from_secs(32), || server.clients() <= 1);
+    eprintln!("released {:?} after the last of {count} hosts vanished", last.elapsed());
+    let sampled = sampler.finish();
+    assert!(sampled.peak <= 8, "{sampled:?}");
+}
