@@ -16,7 +16,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::task::JoinHandle;
 
 use crate::harness::{Proxy, Relay, Sampler, Server, encode, long};
 
@@ -102,6 +101,8 @@ struct Book {
     wrong: Cell<usize>,
     nils: Cell<usize>,
     next: Cell<u64>,
+    /// Clients that were closed, and how.
+    ended: RefCell<Vec<String>>,
 }
 
 impl Book {
@@ -145,11 +146,23 @@ async fn waiter(address: SocketAddr, wait: Wait, seconds: u32, book: Rc<Book>) {
     let mut buffer = BytesMut::new();
     let mut last = "0-0".to_owned();
     loop {
-        if socket.write_all(&wait.command(&last, seconds)).await.is_err() {
-            return;
-        }
-        let Ok(frame) = reply(&mut socket, &mut buffer).await else { return };
-        assert!(!frame.starts_with(b"-"), "{}", String::from_utf8_lossy(&frame));
+        let asked = socket.write_all(&wait.command(&last, seconds)).await;
+        let frame = match asked.map_err(|error| error.to_string()) {
+            Ok(()) => reply(&mut socket, &mut buffer).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        };
+        let frame = frame.and_then(|frame| match frame.first() {
+            Some(b'-') => Err(String::from_utf8_lossy(&frame).into_owned()),
+            _ => Ok(frame),
+        });
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                let number = book.received.borrow().len();
+                book.ended.borrow_mut().push(format!("{wait:?} after {number}: {error}, {buffer:?}"));
+                return;
+            }
+        };
         book.receive(wait.key(), &frame);
         if let Wait::Read(_) = wait {
             let text = String::from_utf8_lossy(&frame).into_owned();
@@ -206,7 +219,6 @@ struct Side {
     address: SocketAddr,
     waits: Vec<Wait>,
     book: Rc<Book>,
-    clients: Vec<JoinHandle<()>>,
     slices: Vec<(Duration, Duration)>,
     pushed: usize,
 }
@@ -214,11 +226,10 @@ struct Side {
 impl Side {
     fn start(name: &'static str, address: SocketAddr, waits: Vec<Wait>, seconds: u32) -> Self {
         let book = Rc::new(Book::default());
-        let clients = waits
-            .iter()
-            .map(|wait| tokio::task::spawn_local(waiter(address, wait.clone(), seconds, Rc::clone(&book))))
-            .collect();
-        Self { name, address, waits, book, clients, slices: Vec::new(), pushed: 0 }
+        for wait in &waits {
+            tokio::task::spawn_local(waiter(address, wait.clone(), seconds, Rc::clone(&book)));
+        }
+        Self { name, address, waits, book, slices: Vec::new(), pushed: 0 }
     }
 
     async fn settle(&self, expected: usize) {
@@ -250,11 +261,8 @@ impl Side {
         let book = &self.book;
         assert_eq!(book.received.borrow().len(), self.pushed, "{}: received of pushed", self.name);
         assert_eq!((book.doubled(1), book.wrong.get()), (0, 0), "{}: doubled, wrong", self.name);
-        assert!(
-            self.clients.iter().all(|client| !client.is_finished()),
-            "{}: a client was closed",
-            self.name
-        );
+        let ended = book.ended.borrow();
+        assert!(ended.is_empty(), "{}: {} clients were closed: {:?}", self.name, ended.len(), ended.first());
         println!(
             "{:>8}: {} pushed, delivery p50 {:?} p99 {:?}",
             self.name,
