@@ -203,10 +203,12 @@ fn a_server_that_is_killed_and_restarted_under_load_confuses_nobody() {
 }
 
 /// A proxy whose way to the server leads through a relay.
+/// Without the reaper, whose connection after a loss would take the fault that is meant for another one.
 fn through_a_relay(settings: &[&str]) -> (Server, Relay, Proxy) {
     let server = Server::start();
     let relay = Relay::to(server.address());
-    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), settings).expect("it starts");
+    let settings = [settings, &["hygiene.reap=false"]].concat();
+    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &settings).expect("it starts");
     (server, relay, proxy)
 }
 
