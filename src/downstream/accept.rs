@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 use super::links::{Accepted, Links};
 use super::options::{AuthMode, ListenOptions};
 use super::places::Places;
-use crate::telemetry::ClientClose;
+use crate::telemetry::{ClientClose, client_closed};
 
 /// What Redis answers when its `maxclients` is reached (`acceptCommonHandler` in redis `networking.c`).
 const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
@@ -187,6 +187,7 @@ impl Listener {
         }
         let (Ok(local), Ok(stream)) = (stream.local_addr(), stream.into_std()) else {
             door.places.leave(peer.ip());
+            client_closed(ClientClose::ClientLost);
             return;
         };
         // Refused only while stopping: the connection closes with the socket.
@@ -206,7 +207,7 @@ fn hint_for_accept(error: &io::Error) -> &'static str {
 fn refuse(stream: &TcpStream, text: &[u8], reason: ClientClose) {
     let _ = stream.try_write(text);
     let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
-    metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label()).increment(1);
+    client_closed(reason);
 }
 
 /// Which hosts hold the most clients, for the warning that says why others are refused.

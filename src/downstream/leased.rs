@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::client::Client;
 use super::drive::Taken;
 use crate::command::{Class, classify};
-use crate::pool::Lease;
+use crate::pool::{Kind, Lease};
 use crate::resp::{Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
 use crate::session::{Expect, LeaseState, Pin, Plan, Received, Route};
-use crate::telemetry::{ClientClose, UpstreamClose};
+use crate::telemetry::{ClientClose, UpstreamClose, upstream_closed};
 
 /// Commands of one client waiting to be written to its own connection, in bytes; beyond it nothing more is read.
 const WRITE_AHEAD: usize = 1 << 20;
@@ -167,8 +167,7 @@ impl Held {
             }
             Event::Lost(reason) => {
                 tracing::warn!(client = client.id, reason = reason.label(), "a leased connection was lost");
-                metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => "leased")
-                    .increment(1);
+                upstream_closed(Kind::Lease.label(), reason);
                 Err(ClientClose::LeaseLost)
             }
         }

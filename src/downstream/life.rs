@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::drive::Step;
-use crate::telemetry::ClientClose;
+use crate::telemetry::{ClientClose, client_closed};
 
 /// How long the last reply to a client that is being closed may take to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -65,7 +65,7 @@ impl Client {
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();
         self.worker.forget(self);
-        metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label()).increment(1);
+        client_closed(reason);
         let age = self.opened.elapsed();
         match reason {
             ClientClose::ClientEof | ClientClose::Quit | ClientClose::Shutdown => {

@@ -23,7 +23,7 @@ use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, 
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
-use crate::telemetry::{ClientClose, Counted, UpstreamClose, publish_gauge};
+use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
 use crate::upstream::Identity;
 
 /// The rhythm of a worker's housekeeping.
@@ -256,7 +256,9 @@ impl Worker {
         let socket = match socket {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::debug!(peer = %accepted.peer, %error, "a client was gone before it was served");
+                let reason = ClientClose::ClientLost;
+                client_closed(reason);
+                tracing::debug!(peer = %accepted.peer, reason = reason.label(), %error, "client closed before it was served");
                 if let Some(link) = &self.link {
                     link.client_left(accepted.peer);
                 }

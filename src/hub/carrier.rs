@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 
 use crate::pool::{Kind, Pool};
 use crate::resp::{ReplyKind, ReplyScanner};
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{UpstreamClose, upstream_closed};
 use crate::upstream::UpstreamStream;
 
 /// A drained write buffer larger than this is given back.
@@ -198,7 +198,6 @@ impl Clock {
 
 /// Counts and logs the loss of a hub's connection.
 pub(super) fn lost(kind: Kind, reason: UpstreamClose) {
-    metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => kind.label())
-        .increment(1);
+    upstream_closed(kind.label(), reason);
     tracing::warn!(kind = kind.label(), reason = reason.label(), "the connection of a hub was lost");
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Permit;
 use super::budget::Phase;
-use crate::telemetry::{UpstreamClose, release_seconds};
+use crate::telemetry::{UpstreamClose, release_seconds, upstream_closed};
 use crate::upstream::UpstreamStream;
 
 /// What still came from the server before its end of file, at most this many bytes.
@@ -26,8 +26,7 @@ pub(super) async fn close(
     timeout: Duration,
 ) -> Option<Vec<u8>> {
     permit.enter(Phase::Closing);
-    metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => permit.kind().label())
-        .increment(1);
+    upstream_closed(permit.kind().label(), reason);
     tracing::debug!(kind = permit.kind().label(), reason = reason.label(), "upstream connection closing");
     let ended = tokio::time::timeout(timeout, async {
         // A failure here means that the connection is gone already; reading says so at once.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
 use crate::resp::Protocol;
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{UpstreamClose, upstream_closed};
 use crate::upstream::{Identity, UpstreamStream};
 
 /// Replies on the control connection come at once; a server that takes longer is not going to answer soon.
@@ -50,7 +50,8 @@ impl Control {
             .as_ref()
             .is_some_and(|open| open.user == user && open.protocol == protocol && open.stream.is_quiet());
         if !fits {
-            self.close(pool, UpstreamClose::Turn).await;
+            let quiet = self.open.as_ref().is_some_and(|open| open.stream.is_quiet());
+            self.close(pool, if quiet { UpstreamClose::Turn } else { UpstreamClose::Lost }).await;
             self.open = Some(self.dial(pool, user, identity, protocol).await?);
         }
         let Some(mut open) = self.open.take() else { return Err(Unavailable::Stopping) };
@@ -63,6 +64,13 @@ impl Control {
             }
             // Half an exchange: the connection is dropped with it.
             Ok(Err(_)) | Err(_) => {
+                let reason = UpstreamClose::Lost;
+                upstream_closed(Kind::Control.label(), reason);
+                tracing::warn!(
+                    kind = Kind::Control.label(),
+                    reason = reason.label(),
+                    "no answer on the control connection"
+                );
                 Err(Unavailable::Down("ERR redbouncer: no answer on the control connection".to_owned()))
             }
         }

@@ -14,7 +14,7 @@ use super::{
     Claim, Group, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Phase, Pool, Unavailable, holder_of,
 };
 use crate::resp::{self, encode};
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{UpstreamClose, upstream_closed};
 use crate::upstream::{Backoff, DialError, Established, Identity, Login, UpstreamStream};
 
 impl Pool {
@@ -124,8 +124,7 @@ impl Pool {
             self.close(stream, permit, reason, None);
             return;
         }
-        metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => Kind::Lane.label())
-            .increment(1);
+        upstream_closed(Kind::Lane.label(), reason);
         if reason == UpstreamClose::Desync {
             tracing::error!(
                 reason = reason.label(),

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::{ClientClose, UpstreamClose};
 use metrics::{Counter, Unit, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 /// Upper bounds of the buckets of `redbouncer_upstream_reply_seconds`, in microseconds, with their labels in seconds.
@@ -202,6 +203,17 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Looks for orphans: judged, or why not (unavailable, slow, list_refused, kill_refused).",
     ),
 ];
+
+/// A client's connection is closed, for this reason. Every close is counted, by this and nothing else.
+pub fn client_closed(reason: ClientClose) {
+    metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label()).increment(1);
+}
+
+/// A connection to the server is closed, for this reason. `kind` is the word for what it was for.
+pub fn upstream_closed(kind: &'static str, reason: UpstreamClose) {
+    metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => kind)
+        .increment(1);
+}
 
 /// Describes every metric to the installed exporter.
 pub fn describe() {

@@ -5,5 +5,8 @@ mod metrics;
 mod reason;
 
 pub use logging::{LogFormat, LogOptions};
-pub use metrics::{CommandSeconds, Counted, METRICS, describe, publish_gauge, release_seconds};
+pub use metrics::{
+    CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, release_seconds,
+    upstream_closed,
+};
 pub use reason::{ClientClose, Reap, UpstreamClose};

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use redbouncer::session::Pin;
-use redbouncer::telemetry::{ClientClose, METRICS, UpstreamClose};
+use redbouncer::telemetry::{ClientClose, METRICS, Reap, UpstreamClose};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -88,6 +88,25 @@ fn every_reason_for_closing_an_upstream_connection_is_documented() {
     let page = read("docs/metrics.md");
     let known: Vec<_> = UpstreamClose::ALL.iter().map(|reason| reason.label()).collect();
     assert_eq!(first_words(&table(&page, "## Why upstream connections are closed")), known);
+}
+
+#[test]
+fn every_reason_for_killing_an_orphan_is_documented() {
+    let page = read("docs/metrics.md");
+    let known: Vec<_> = Reap::ALL.iter().map(|reason| reason.label()).collect();
+    assert_eq!(first_words(&table(&page, "## Why orphans are killed")), known);
+}
+
+/// Closes are counted in one place for each side, so that none is counted without a reason of the enum.
+#[test]
+fn no_close_is_counted_past_the_reasons() {
+    for metric in ["redbouncer_clients_closed_total", "redbouncer_upstream_closed_total"] {
+        let users: Vec<_> = files(&root().join("src"), ".rs")
+            .into_iter()
+            .filter(|path| fs::read_to_string(path).unwrap().contains(metric))
+            .collect();
+        assert_eq!(users, [root().join("src/telemetry/metrics.rs")], "{metric}");
+    }
 }
 
 #[test]

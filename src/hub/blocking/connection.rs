@@ -275,7 +275,10 @@ impl Hub {
             return Ok(Connection::Unfit(stream));
         }
         let answers = tokio::time::timeout(PATIENCE, first_words(&mut stream)).await;
-        let Ok(Ok(answers)) = answers else { return Ok(Connection::Lost) };
+        let Ok(Ok(answers)) = answers else {
+            lost(Kind::Blocking, UpstreamClose::Lost);
+            return Ok(Connection::Lost);
+        };
         let [tracking, multi, exec, table] = answers;
         if let Some(refusal) = [tracking, multi, exec].iter().find_map(|answer| resp::error_text(answer)) {
             tracing::warn!(
