@@ -317,6 +317,14 @@ fn thousands_of_mixed_waiters_share_one_connection() {
         println!("{count} blocked clients on {ours} upstream connections ({} in all)", sampled.peak);
         assert!(ours <= 8, "{ours} upstream connections");
         direct.judge();
+        // A waiter that ended has its reason here: the only client that may leave is the one that listed them.
+        let closed: Vec<_> = proxy
+            .metrics()
+            .into_iter()
+            .filter(|(series, count)| series.starts_with("redbouncer_clients_closed") && *count > 0.0)
+            .filter(|(series, _)| !series.contains("client_eof"))
+            .collect();
+        assert!(closed.is_empty(), "clients were closed: {closed:?}");
         proxied.judge();
         let ratio = proxied.median().as_secs_f64() / direct.median().as_secs_f64();
         let tails = proxied.tail().as_secs_f64() / direct.tail().as_secs_f64();
