@@ -164,10 +164,13 @@ impl Client {
                     Ok(frames) => {
                         let answer = needs_lease(frames.first());
                         let mut asked = self.worker.asked.borrow_mut();
-                        if asked.len() < 1024 {
+                        // What the server does not know today may come with a module tomorrow.
+                        if let Some(answer) = answer
+                            && asked.len() < 1024
+                        {
                             asked.insert(name, answer);
                         }
-                        answer
+                        answer.unwrap_or(false)
                     }
                     Err(why) => {
                         self.unavailable(&why, 1, taken.muted);
@@ -238,18 +241,13 @@ impl Client {
 }
 
 /// Reads COMMAND INFO's answer: blocking commands, and those of publish and subscribe that scripts may not run, make
-/// state on their connection. An error leaves the question open: then a lease is safe.
-fn needs_lease(answer: Option<&Bytes>) -> bool {
-    let Some(answer) = answer else { return true };
-    if resp::is_error(answer) {
-        return true;
-    }
-    let Some(row) = resp::elements(answer).and_then(|mut rows| rows.next()) else { return false };
-    let Some(flags) = resp::elements(row).and_then(|mut parts| parts.nth(2)).and_then(resp::elements) else {
-        // nil: the server does not know it either, and will say so.
-        return false;
-    };
+/// state on their connection. An error leaves the question open: then a lease is safe. `None`: the server does not know
+/// the command either, and will say so.
+fn needs_lease(answer: Option<&Bytes>) -> Option<bool> {
+    let Some(answer) = answer.filter(|answer| !resp::is_error(answer)) else { return Some(true) };
+    let row = resp::elements(answer).and_then(|mut rows| rows.next())?;
+    let flags = resp::elements(row).and_then(|mut parts| parts.nth(2)).and_then(resp::elements)?;
     let flags: Vec<_> = flags.filter_map(resp::bulk).collect();
-    flags.contains(&&b"blocking"[..])
-        || (flags.contains(&&b"pubsub"[..]) && flags.contains(&&b"noscript"[..]))
+    let says = |word: &[u8]| flags.contains(&word);
+    Some(says(b"blocking") || says(b"pubsub") && says(b"noscript"))
 }

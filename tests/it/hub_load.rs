@@ -419,6 +419,9 @@ fn a_hundred_waiters_on_one_key_keep_up_with_a_fast_producer_over_a_slow_network
     assert!(share >= 0.9, "{share:.2} of the direct rate");
 }
 
+/// How many clients live at a time.
+const MORTALS: usize = 150;
+
 /// What became of the elements of one run of kills.
 struct Fates {
     pushed: usize,
@@ -427,6 +430,22 @@ struct Fates {
     doubled: usize,
     lost: usize,
     kills: usize,
+    /// How often a second each client died.
+    hazard: f64,
+    /// From a push to its reading, the median.
+    delivery: Duration,
+}
+
+impl Fates {
+    /// The share of the elements that is lost.
+    fn loss(&self) -> f64 {
+        self.lost as f64 / self.pushed as f64
+    }
+
+    /// The variance of that share.
+    fn variance(&self) -> f64 {
+        self.loss() * (1.0 - self.loss()) / self.pushed as f64
+    }
 }
 
 /// Clients that block, are killed at a random instant (half with a reset, half with a FIN), and come back.
@@ -465,8 +484,9 @@ fn massacre(server: &Server, address: SocketAddr, name: &str, kills: usize) -> F
     let book = Rc::new(Book::default());
     let died = Rc::new(Cell::new(0));
     let keys: Vec<String> = (0..40).map(|i| format!("{name}:{i}")).collect();
-    let pushed = runtime().block_on(async {
-        let clients: Vec<_> = (0..150)
+    let start = Instant::now();
+    let (pushed, span) = runtime().block_on(async {
+        let clients: Vec<_> = (0..MORTALS)
             .map(|i| {
                 let key = keys[i % keys.len()].clone();
                 let mortal = mortal(address, key, i as u64, Rc::clone(&book), Rc::clone(&died), kills);
@@ -478,13 +498,16 @@ fn massacre(server: &Server, address: SocketAddr, name: &str, kills: usize) -> F
         while died.get() < kills {
             pushed += push_at_random(server.address(), &waits, 500, Duration::from_millis(200), &book).await;
         }
+        let span = start.elapsed();
         for client in clients {
             client.await.unwrap();
         }
         // What is on its way back arrives.
         tokio::time::sleep(Duration::from_millis(500)).await;
-        pushed
+        (pushed, span)
     });
+    let delivery = book.percentiles().0;
+    let hazard = died.get() as f64 / MORTALS as f64 / span.as_secs_f64();
     let mut remaining = BTreeMap::<u64, usize>::new();
     for key in &keys {
         for item in server.call(&format!("LRANGE {key} 0 -1")).items() {
@@ -498,7 +521,8 @@ fn massacre(server: &Server, address: SocketAddr, name: &str, kills: usize) -> F
         received.iter().filter(|(number, times)| **times > 1 || remaining.contains_key(number)).count();
     let doubled = twice + remaining.values().filter(|times| **times > 1).count();
     let lost = pushed - received.len() - remaining.keys().filter(|n| !received.contains_key(n)).count();
-    Fates { pushed, read: received.len(), left: remaining.len(), doubled, lost, kills: died.get() }
+    let (read, left, kills) = (received.len(), remaining.len(), died.get());
+    Fates { pushed, read, left, doubled, lost, kills, hazard, delivery }
 }
 
 #[test]
@@ -506,18 +530,20 @@ fn clients_killed_at_any_instant_lose_only_what_was_written_to_them() {
     let kills = if long() { 10_000 } else { 600 };
     let server = Server::start();
     let proxy = Proxy::start(&server, &[]);
-    let mut rates = Vec::new();
-    let mut fates = Vec::new();
-    for (name, address) in [("direct", server.address()), ("proxied", proxy.address())] {
+    let fates = [("direct", server.address()), ("proxied", proxy.address())].map(|(name, address)| {
         let one = massacre(&server, address, name, kills);
-        let rate = 100.0 * one.lost as f64 / one.pushed as f64;
         println!(
-            "{name:>8}: {} kills, {} pushed, {} read, {} left, {} doubled, {} lost ({rate:.2}% of the elements)",
-            one.kills, one.pushed, one.read, one.left, one.doubled, one.lost
+            "{name:>8}: {} kills, {} pushed, {} read, {} left, {} doubled, {} lost ({:.2}% of the elements)",
+            one.kills,
+            one.pushed,
+            one.read,
+            one.left,
+            one.doubled,
+            one.lost,
+            100.0 * one.loss()
         );
-        rates.push(rate);
-        fates.push(one);
-    }
+        one
+    });
     let metrics = proxy.metrics();
     let fate = |name: &str| {
         let label = format!("redbouncer_elements_undelivered_total{{fate=\"{name}\"}}");
@@ -532,7 +558,20 @@ fn clients_killed_at_any_instant_lose_only_what_was_written_to_them() {
     assert_eq!((fates[0].doubled, fates[1].doubled), (0, 0), "doubled");
     // Everything that is missing had been written to a socket: the proxy itself has lost nothing.
     assert!(fate("lost") < f64::EPSILON, "lost before they were written");
-    // A waiter is exposed from the moment its try is sent until it has read: one round trip more than with a direct
-    // connection, where the element is written when it is popped.
-    assert!(rates[1] <= rates[0] + 5.0, "{:.2}% against {:.2}%", rates[1], rates[0]);
+    // An element is lost when its client dies between the first byte written to it and its reading. Directly that is a
+    // part of the delivery; through the proxy a delivery takes longer, and at the worst an element is exposed for all of
+    // the difference: so many more die as the clients' hazard says. What is left over is chance: three deviations.
+    let [direct, proxied] = fates;
+    let exposure = proxied.delivery.saturating_sub(direct.delivery);
+    let explained = proxied.hazard * exposure.as_secs_f64();
+    let chance = 3.0 * (direct.variance() + proxied.variance()).sqrt();
+    println!(
+        "   {:.2}% directly + {:.2}% for {exposure:?} more at {:.1} deaths a second + {:.2}% for chance: {:.2}%",
+        100.0 * direct.loss(),
+        100.0 * explained,
+        proxied.hazard,
+        100.0 * chance,
+        100.0 * (direct.loss() + explained + chance)
+    );
+    assert!(proxied.loss() <= direct.loss() + explained + chance, "{:.2}% are lost", 100.0 * proxied.loss());
 }

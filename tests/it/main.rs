@@ -27,6 +27,7 @@ mod hub_load;
 mod hub_model;
 mod hub_regressions;
 mod loss;
+mod module_commands;
 mod network;
 mod orphans;
 mod pubsub;
