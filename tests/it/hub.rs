@@ -37,6 +37,7 @@ fn blocked_clients_hold_one_connection_together() {
     let stage = Stage::proxied();
     let mut clients: Vec<Client> = (0..50).map(|_| stage.connect()).collect();
     for (i, client) in clients.iter_mut().enumerate() {
+        client.call(&format!("CLIENT SETNAME worker-{i}"));
         client.start(
             ["BLPOP l 0", "BZPOPMIN z 0", "XREAD BLOCK 0 STREAMS s $", "BLMOVE a b LEFT LEFT 0"][i % 4],
         );
@@ -45,7 +46,10 @@ fn blocked_clients_hold_one_connection_together() {
     assert_eq!(of_kind(&stage.server, ":blocking"), 1);
     assert_eq!(of_kind(&stage.server, ":leased"), 0);
     let list = stage.connect().call("CLIENT LIST").text();
-    assert!(list.lines().any(|line| line.contains("flags=b") && line.contains("cmd=bzpopmin")), "{list}");
+    for (i, command) in ["blpop", "bzpopmin", "xread", "blmove"].iter().enumerate() {
+        let words = [format!(" name=worker-{i} "), " flags=b ".to_owned(), format!(" cmd={command} ")];
+        assert!(list.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?}: {list}");
+    }
 }
 
 #[test]

@@ -419,6 +419,42 @@ fn a_hundred_waiters_on_one_key_keep_up_with_a_fast_producer_over_a_slow_network
     assert!(share >= 0.9, "{share:.2} of the direct rate");
 }
 
+#[test]
+fn a_delivery_through_a_slow_network_takes_two_round_trips_and_a_little() {
+    const ROUND_TRIP: Duration = Duration::from_millis(2);
+    let (count, rate, slices) = if long() { (500, 200, 6) } else { (50, 60, 2) };
+    let server = Server::start();
+    let relay = Relay::to(server.address());
+    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &[]).unwrap();
+    let mut medians = Vec::new();
+    for (name, address) in [("direct", relay.address()), ("proxied", proxy.address())] {
+        relay.pass();
+        runtime().block_on(async {
+            let waits = (0..count).map(|i| Wait::Zpop(format!("slow:{name}:{i}"))).collect();
+            let mut side = Side::start(name, address, waits, 0);
+            until_blocked(address, count).await;
+            relay.delay(ROUND_TRIP / 2);
+            for _ in 0..slices {
+                // Whoever pushes is as far away as everybody else.
+                side.slice(relay.address(), rate, Duration::from_secs(2)).await;
+            }
+            side.judge();
+            medians.push(side.median());
+        });
+    }
+    let round_trips = |time: Duration| time.as_secs_f64() / ROUND_TRIP.as_secs_f64();
+    println!(
+        "   round trips of {ROUND_TRIP:?}: direct {:.2}, proxied {:.2}",
+        round_trips(medians[0]),
+        round_trips(medians[1])
+    );
+    // What the relay and the machine add to one round trip shows in the direct figure.
+    let added = medians[0].saturating_sub(ROUND_TRIP);
+    let little = Duration::from_millis(if long() { 1 } else { 4 });
+    let most = 2 * (ROUND_TRIP + added) + little;
+    assert!(medians[1] <= most, "{:?}, more than {most:?}", medians[1]);
+}
+
 /// How many clients live at a time.
 const MORTALS: usize = 150;
 
