@@ -3,12 +3,14 @@
 use super::Config;
 use super::error::ConfigError;
 use super::source::Layers;
+use super::value::show_duration;
 
 /// Adds what is wrong between keys whose values are each allowed.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
     budget(config, layers);
     orders(config, layers);
     heartbeat(config, layers);
+    probes(config, layers);
     credentials(config, layers);
     tls(config, layers);
 }
@@ -62,6 +64,26 @@ fn heartbeat(config: &Config, layers: &mut Layers) {
             "the second must be at least three times the first, or live proxies would be taken for dead"
                 .to_owned(),
         );
+    }
+}
+
+/// Linux ends a connection at the first unanswered probe that is due after TCP_USER_TIMEOUT, however many are allowed.
+fn probes(config: &Config, layers: &mut Layers) {
+    let Config { upstream, client, .. } = config;
+    let sides = [
+        (("upstream.user_timeout", "upstream.keepalive_idle"), upstream.user_timeout, &upstream.keepalive),
+        (("client.user_timeout", "client.keepalive_idle"), client.user_timeout, &client.keepalive),
+    ];
+    for (keys, user_timeout, keepalive) in sides {
+        let total = keepalive.total();
+        if user_timeout < total {
+            let wrong = format!(
+                "the first must not be below keepalive_idle + keepalive_interval × keepalive_count ({}), or one lost \
+                 probe would end a living connection",
+                show_duration(total)
+            );
+            conflict(layers, keys, wrong);
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub struct ClientOptions {
     pub output_hard_limit: usize,
     /// How much a subscriber may leave unread.
     pub output_buffer_limit: OutputLimit,
-    /// TCP_USER_TIMEOUT: replies unacknowledged for this long end the connection.
+    /// TCP_USER_TIMEOUT: replies unacknowledged for this long end the connection. Not below [`Keepalive::total`].
     pub user_timeout: Duration,
     /// TCP_USER_TIMEOUT while a client is above its soft limit: Linux also ends a live peer that keeps its window shut.
     pub user_timeout_backpressured: Duration,
@@ -66,7 +66,7 @@ impl Default for ClientOptions {
             output_soft_limit: 1 << 20,
             output_hard_limit: 512 << 20,
             output_buffer_limit: OutputLimit::default(),
-            user_timeout: Duration::from_secs(10),
+            user_timeout: Duration::from_secs(22),
             user_timeout_backpressured: Duration::from_secs(60),
             keepalive: Keepalive::default(),
         }

@@ -46,7 +46,7 @@ pub struct UpstreamOptions {
     pub tls_options: TlsOptions,
     /// How long a closing connection may discard what the server still sends before it is reset.
     pub close_timeout: Duration,
-    /// TCP_USER_TIMEOUT: unacknowledged data older than this ends the connection.
+    /// TCP_USER_TIMEOUT: unacknowledged data older than this ends the connection. Not below [`Keepalive::total`].
     pub user_timeout: Duration,
     /// TCP keepalive of an idle connection.
     pub keepalive: Keepalive,
@@ -73,7 +73,7 @@ impl Default for UpstreamOptions {
             on_loss: OnLoss::Close,
             tls_options: TlsOptions::default(),
             close_timeout: Duration::from_secs(5),
-            user_timeout: Duration::from_secs(30),
+            user_timeout: Duration::from_secs(22),
             keepalive: Keepalive::default(),
             resolve_interval: Duration::from_secs(15),
         }
@@ -121,9 +121,16 @@ pub struct Keepalive {
     pub count: u32,
 }
 
+impl Keepalive {
+    /// How long a silent peer may be dead before it is given up.
+    pub fn total(&self) -> Duration {
+        self.idle + self.interval * self.count
+    }
+}
+
 impl Default for Keepalive {
     fn default() -> Self {
-        Self { idle: Duration::from_secs(10), interval: Duration::from_secs(5), count: 3 }
+        Self { idle: Duration::from_secs(10), interval: Duration::from_secs(4), count: 3 }
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Keepalive finds a peer that vanished while the connection is silent. It does not run while data is
 //! unacknowledged: then the kernel retransmits for `tcp_retries2` (924 s by default), unless TCP_USER_TIMEOUT ends
-//! it sooner. So both are needed. NODELAY, because we gather the writes of a loop turn ourselves.
+//! it sooner. So both are needed. Where it is set, Linux lets TCP_USER_TIMEOUT decide about unanswered probes too
+//! (`tcp_keepalive_timer` in `net/ipv4/tcp_timer.c`): the configuration keeps it above what the probes take, or one
+//! lost probe would end a living peer. NODELAY, because we gather the writes of a loop turn ourselves.
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +15,8 @@ use tokio::net::TcpStream;
 use super::Keepalive;
 
 /// Sets NODELAY, keepalive and TCP_USER_TIMEOUT; times are rounded to what the kernel counts in (seconds for
-/// keepalive, milliseconds for `user_timeout`).
+/// keepalive, milliseconds for `user_timeout`). The silence before the first probe is up to a fifth longer than asked
+/// for, by chance.
 ///
 /// # Errors
 /// The kernel's refusal; on a connection that the peer has reset already, too.
@@ -22,8 +25,12 @@ pub fn tune(stream: &TcpStream, keepalive: &Keepalive, user_timeout: Duration) -
     socket.set_tcp_nodelay(true)?;
     // The kernel refuses 0 s; a sub-second setting means "as soon as possible".
     let at_least_a_second = |time: Duration| time.max(Duration::from_secs(1));
+    let idle = at_least_a_second(keepalive.idle);
+    // A thousand clients that came at once and fell silent would all be probed in one tick of the kernel's timer, and
+    // what does not fit into its queues (`net.core.netdev_max_backlog`) is dropped.
+    let spread = Duration::from_secs(fastrand::u64(0..=idle.as_secs() / 5));
     let probes = TcpKeepalive::new()
-        .with_time(at_least_a_second(keepalive.idle))
+        .with_time(idle + spread)
         .with_interval(at_least_a_second(keepalive.interval))
         .with_retries(keepalive.count.max(1));
     socket.set_tcp_keepalive(&probes)?;
@@ -44,8 +51,9 @@ mod tests {
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(10));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
+        let idle = socket.tcp_keepalive_time().unwrap().as_secs();
+        assert!((10..=12).contains(&idle), "{idle}");
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(4));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
     }
