@@ -1,13 +1,14 @@
 //! `redbouncer check`: the doctor's findings, for people and for scripts.
 
-use serde_json::{Value, json};
-use textwrap::Options;
+use std::net::IpAddr;
 
+use super::{counted, terminal};
 use crate::config::{Config, ConfigError};
+use crate::downstream::AuthMode;
 use crate::hygiene::doctor::{Finding, Findings, Level, Plan, examine};
+use crate::pool::{Budget, Hubs, Kind};
+use serde_json::{Value, json};
 
-/// Findings are read on a terminal.
-const WIDTH: usize = 80;
 /// Where the text begins: behind level and subject.
 const INDENT: usize = 23;
 
@@ -15,33 +16,57 @@ const INDENT: usize = 23;
 pub(super) async fn run(config: &Config) -> Findings {
     let mut findings = Findings::default();
     configuration(config, &mut findings);
-    let plan =
-        Plan { upstream: &config.upstream, hygiene: &config.hygiene, cap: config.pool.max_connections };
+    let plan = Plan {
+        upstream: &config.upstream,
+        hygiene: &config.hygiene,
+        name: &config.naming.name,
+        heartbeat: config.naming.heartbeat,
+        cap: config.pool.max_connections,
+        clients_log_in: clients_log_in(config),
+    };
     findings.extend(examine(plan).await);
     findings
 }
 
+/// What would be run, and what its connections are for.
 fn configuration(config: &Config, findings: &mut Findings) {
+    let listen = config.listen.addresses.join(", ");
+    findings.ok("configuration", &format!("clients at {listen}, server {}", config.upstream_shown()));
     let (cap, workers) = (config.pool.max_connections, config.workers);
+    let budget = Budget::new(cap, workers, Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub });
+    let hubs = budget.floor(Kind::Blocking) + budget.floor(Kind::PubSub);
+    let (control, lanes, open) =
+        (budget.floor(Kind::Control), budget.floor(Kind::Lane), budget.open_permits());
     let text = format!(
-        "{}, at most {cap} connections, {workers} worker{}",
-        config.upstream_shown(),
-        if workers == 1 { "" } else { "s" }
+        "pool.max_connections {cap} = {control} control + {} + {} + {open} open to all else{}",
+        counted(lanes, "lane"),
+        counted(hubs, "hub"),
+        if workers == 1 { String::new() } else { format!(", for {workers} workers") }
     );
-    if workers > 1 && cap < 4 + 3 * workers {
+    let formula = "needed: 1, a lane for each user, database and RESP version (2 at the least), 2 hubs for each user that \
+                   blocks or subscribes, one for each MONITOR, tracking client and open WATCH or MULTI";
+    if open == 0 {
         findings.warning(
-            "configuration",
+            "budget",
             &text,
-            "every worker keeps connections of its own: little is left for leases; fewer workers, or a larger cap",
-        );
-    } else if cap < 6 {
-        findings.warning(
-            "configuration",
-            &text,
-            "with fewer than 6 connections subscribers and leases wait for each other: 8 is the default",
+            &format!("nothing is open to WATCH, MULTI and further users. {formula}"),
         );
     } else {
-        findings.ok("configuration", &text);
+        findings.note("budget", &text, formula);
+    }
+}
+
+/// Whether no client gets in without a login of its own: what `auth.mode` means on these listeners.
+fn clients_log_in(config: &Config) -> bool {
+    let is_near = |address: &String| {
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    };
+    match config.auth.mode {
+        AuthMode::Passthrough => true,
+        AuthMode::Open => false,
+        AuthMode::Unset => !config.listen.addresses.iter().any(is_near),
     }
 }
 
@@ -54,24 +79,25 @@ pub(super) fn unusable(errors: &[ConfigError]) -> Findings {
     findings
 }
 
-/// The findings, a line each, at most 80 columns.
-pub(super) fn listing(findings: &Findings) -> String {
-    let mut out: String = findings.iter().map(lines).collect();
+/// The findings, a line each, and the verdict.
+pub(super) fn listing(findings: &Findings, width: usize) -> String {
+    let out: String = findings.iter().map(|finding| lines(finding, width)).collect();
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     let (warnings, failures) = (count(Level::Warning), count(Level::Failure));
     let verdict = match findings.worst() {
         Level::Failure => "redbouncer could not serve",
         Level::Warning | Level::Ok => "redbouncer can serve",
     };
-    out.push_str(&format!("\n{verdict}: {failures} failures, {warnings} warnings\n"));
-    out
+    let (failures, warnings) = (counted(failures, "failure"), counted(warnings, "warning"));
+    let verdict = format!("{verdict}: {failures}, {warnings}");
+    format!("{out}\n{}\n", textwrap::fill(&verdict, terminal::lines(width)))
 }
 
-fn lines(finding: &Finding) -> String {
+fn lines(finding: &Finding, width: usize) -> String {
     let indent = " ".repeat(INDENT);
     let head = format!("{:<7}  {:<13} ", finding.level.word(), finding.subject);
     let wrapped = |text: &str, first: &str, rest: &str| {
-        textwrap::fill(text, Options::new(WIDTH).initial_indent(first).subsequent_indent(rest))
+        textwrap::fill(text, terminal::lines(width).initial_indent(first).subsequent_indent(rest))
     };
     let mut out = wrapped(&finding.text, &head, &indent);
     out.push('\n');
@@ -103,14 +129,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn findings_fit_80_columns() {
+    fn findings_fit_the_width() {
         let mut findings = Findings::default();
         findings.ok("tcp-keepalive", "60 s");
         findings.warning("configuration", &"word ".repeat(60), &"more words ".repeat(40));
         findings.failure("TLS", &"x".repeat(200), "");
-        let listing = listing(&findings);
-        assert!(listing.lines().all(|line| line.chars().count() <= WIDTH), "{listing}");
-        assert!(listing.starts_with("ok       tcp-keepalive 60 s\n"), "{listing}");
-        assert!(listing.ends_with("redbouncer could not serve: 1 failures, 1 warnings\n"), "{listing}");
+        for width in [40, 80, 100] {
+            let shown = listing(&findings, width);
+            assert!(shown.lines().all(|line| textwrap::core::display_width(line) <= width), "{shown}");
+            assert!(shown.starts_with("ok       tcp-keepalive 60 s\n"), "{shown}");
+            let verdict = shown.split("\n\n").last().map(|verdict| verdict.replace('\n', " "));
+            assert_eq!(verdict.as_deref(), Some("redbouncer could not serve: 1 failure, 1 warning "));
+        }
+    }
+
+    #[test]
+    fn clients_log_in_where_the_listener_or_the_mode_asks_for_it() {
+        let config = |addresses: &[&str], mode| {
+            let mut config = Config::default();
+            config.listen.addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+            config.auth.mode = mode;
+            config
+        };
+        for near in ["127.0.0.1:1", "[::1]:1", "localhost:1"] {
+            assert!(!clients_log_in(&config(&["0.0.0.0:1", near], AuthMode::Unset)), "{near}");
+            assert!(clients_log_in(&config(&[near], AuthMode::Passthrough)));
+        }
+        for far in ["0.0.0.0:1", "[::]:1", "redis.internal:1"] {
+            assert!(clients_log_in(&config(&[far], AuthMode::Unset)), "{far}");
+            assert!(!clients_log_in(&config(&[far], AuthMode::Open)));
+        }
     }
 }

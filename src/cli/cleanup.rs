@@ -1,25 +1,35 @@
 //! `redbouncer cleanup`: shows who is connected to the server, and takes away what is wanted away.
 
-use std::fmt::Write as _;
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write as _};
-use std::time::Duration;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use super::{counted, fail, print, terminal};
 use crate::config::{self, Config};
 use crate::hygiene::cleanup::{Group, Include, Selection, Spared, Wanted, groups, select};
-use crate::hygiene::{Visit, VisitError};
+use crate::hygiene::{Swept, Visit, VisitError, sweep};
 use crate::session::Listed;
+use crate::session::answers::printable;
 
 /// How the server lists us: no name of a proxy's connection, so no rule takes it for one.
 const NAME: &str = "redbouncer-cleanup";
-/// The table is read on a terminal.
-const WIDTH: usize = 80;
+/// Fewer are killed before anybody could read how far it is.
+const LONG: usize = 100;
+/// The columns of the table; so many of them are numbers.
+const HEAD: [&str; 7] = ["count", "chosen", "oldest", "idle", "address", "name", "library"];
+const NUMBERS: usize = 4;
+/// Addresses of IPv4 are not broken.
+const WHOLE: usize = 15;
 
 /// What to take away. Everything that is given has to fit; with nothing given, connections are only shown.
 #[derive(Args)]
+#[command(group = ArgGroup::new("wish").multiple(true).args(["idle", "age", "name", "addr", "user", "orphans"]))]
 pub(super) struct Arguments {
     /// Idle for at least this long (30s, 5m, 1h)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -39,11 +49,11 @@ pub(super) struct Arguments {
     /// Left by a redbouncer that is dead
     #[arg(long)]
     orphans: bool,
-    /// These too, which are left alone otherwise
+    /// These too, which are left alone otherwise (unclear: the server does not show what they are)
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Kind>,
     /// Kill what fits; without it nothing is killed
-    #[arg(long)]
+    #[arg(long, requires = "wish")]
     yes: bool,
     /// Print JSON instead of a listing
     #[arg(long)]
@@ -57,6 +67,7 @@ enum Kind {
     Monitors,
     Subscribers,
     Blocked,
+    Unclear,
 }
 
 impl From<Kind> for Include {
@@ -67,6 +78,7 @@ impl From<Kind> for Include {
             Kind::Monitors => Self::Monitors,
             Kind::Subscribers => Self::Subscribers,
             Kind::Blocked => Self::Blocked,
+            Kind::Unclear => Self::Unclear,
         }
     }
 }
@@ -81,19 +93,22 @@ fn network(text: &str) -> Result<IpNet, String> {
     text.parse().ok().or_else(one).ok_or_else(|| "an address or a network, such as 10.0.0.0/24".to_owned())
 }
 
-/// What was found and done.
-struct Outcome {
-    before: usize,
+/// What was found.
+struct Found<'a> {
+    upstream: String,
+    connections: usize,
     limit: Option<usize>,
-    /// With `--yes`: how many were killed, and how many connections there are now.
-    killed: Option<(usize, usize)>,
+    groups: Vec<Group>,
+    selection: Selection<'a>,
+    /// Nothing says what is to be taken away.
+    only_shown: bool,
 }
 
-/// Visits the server and returns what is to be printed.
+/// Visits the server, prints what is there, and takes away what is wanted away.
 ///
 /// # Errors
-/// The server cannot be reached or refuses; nothing more is killed then.
-pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<String, VisitError> {
+/// The server cannot be reached, or does not let us look.
+pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCode, VisitError> {
     let wanted = Wanted {
         idle: arguments.idle,
         age: arguments.age,
@@ -104,28 +119,51 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<String,
         include: arguments.include.into_iter().map(Include::from).collect(),
     };
     let mut visit = Visit::begin(&config.upstream, NAME).await?;
-    let rows = visit.list().await?;
     let limit = visit.limit().await?;
-    let own = visit.id;
-    let is_own = |row: &Listed| own.map_or(row.name == NAME, |id| row.id == id);
-    let selection = select(&rows, is_own, &wanted, config.hygiene.orphan_after);
-    let mut outcome = Outcome { before: rows.len(), limit, killed: None };
-    if arguments.yes {
-        let killed = visit.kill(&selection.chosen, progress(selection.chosen.len())).await?;
-        outcome.killed = Some((killed, visit.list().await?.len()));
+    let listed = Instant::now();
+    let rows = visit.list_to_judge().await?;
+    let mine: HashSet<u64> = rows.iter().filter(|row| visit.is_own(row)).map(|row| row.id).collect();
+    let is_own = |row: &Listed| mine.contains(&row.id);
+    let orphan_after = config.hygiene.orphan_after;
+    let selection = select(&rows, is_own, &wanted, orphan_after);
+    let found = Found {
+        upstream: config.upstream_shown(),
+        connections: rows.len(),
+        limit,
+        groups: groups(&rows, &selection),
+        selection,
+        only_shown: wanted.is_nothing(),
+    };
+    if !arguments.json {
+        print(&listing(&found, terminal::width()));
     }
-    let upstream = config.upstream_shown();
-    let groups = groups(&rows, &selection);
-    Ok(if arguments.json {
-        format!("{:#}\n", as_json(&upstream, &groups, &selection, &outcome))
+    let swept = match arguments.yes {
+        false => None,
+        true => {
+            let chosen = &found.selection.chosen;
+            let choose = |rows: &[Listed]| {
+                select(rows, is_own, &wanted, orphan_after).chosen.iter().map(|row| row.id).collect()
+            };
+            Some(sweep(&mut visit, chosen, listed, choose, progress(chosen.len())).await)
+        }
+    };
+    let printed = print(&if arguments.json {
+        format!("{:#}\n", as_json(&found, swept.as_ref()))
     } else {
-        listing(&upstream, &groups, &selection, &outcome, wanted.is_nothing())
+        outcome(&found, swept.as_ref(), terminal::text_width())
+    });
+    let all = found.selection.chosen.len();
+    Ok(match swept {
+        Some(Swept { stopped: Some(wrong), killed, escaped, .. }) => {
+            fail(&format!("redbouncer: stopped after {} of {all}: {wrong}\n", killed + escaped), 1)
+        }
+        Some(Swept { stopped: None, .. }) | None => printed,
     })
 }
 
 /// Says on a terminal how far it is.
 fn progress(all: usize) -> impl FnMut(usize) {
-    let shown = all > 100 && io::stderr().is_terminal();
+    let shown = all > LONG && io::stderr().is_terminal();
     move |done| {
         if shown {
             let end = if done == all { "\n" } else { "" };
@@ -135,92 +173,104 @@ fn progress(all: usize) -> impl FnMut(usize) {
     }
 }
 
-fn listing(
-    upstream: &str,
-    groups: &[Group],
-    selection: &Selection<'_>,
-    outcome: &Outcome,
-    only_shown: bool,
-) -> String {
-    let limit = outcome.limit.map_or_else(String::new, |limit| format!(" of {limit} that it allows"));
-    let mut out = format!("{} connections{limit} on {upstream}\n\n", outcome.before);
-    table(groups, &mut out);
-    out.push('\n');
-    let chosen = selection.chosen.len();
-    match outcome.killed {
-        Some((killed, after)) => {
-            let _ = writeln!(
-                out,
-                "killed {killed} of {chosen}; connections before: {}, now: {after}",
-                outcome.before
-            );
-        }
-        None if only_shown => {
-            out.push_str(
-                "nothing is wanted away: say what with --idle, --age, --name, --addr, --user or --orphans\n",
-            );
-        }
-        None => {
-            let _ = writeln!(out, "{chosen} would be killed; nothing was: add --yes");
-        }
-    }
-    for (why, count) in &selection.spared {
-        let _ = match why {
-            Spared::Live => writeln!(out, "{count} that fit are a living redbouncer's: left alone"),
-            Spared::Kind(kind) => {
-                let word = kind.word();
-                writeln!(out, "{count} that fit are {word}: left alone without --include {word}")
-            }
-        };
-    }
-    if only_shown && !selection.orphans.is_empty() {
-        let count = selection.orphans.len();
-        let _ = writeln!(out, "left by a redbouncer that is dead: {count}; --orphans chooses them");
-    }
-    out
+/// Who is there.
+fn listing(found: &Found<'_>, width: usize) -> String {
+    let limit = found.limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+    let head = format!(
+        "{}{limit} on {}, this one included",
+        counted(found.connections, "connection"),
+        found.upstream
+    );
+    format!("{}\n\n{}\n", textwrap::fill(&head, terminal::lines(width)), table(&found.groups, width))
 }
 
-/// At most 80 columns: names are shortened to what is left of them.
-fn table(groups: &[Group], out: &mut String) {
-    let widest = |text: fn(&Group) -> usize, head: usize, most: usize| {
-        groups.iter().map(text).max().unwrap_or(0).max(head).min(most)
-    };
-    let host = widest(|group| group.host.chars().count(), 7, 16);
-    let library = widest(|group| group.library.chars().count(), 7, 12);
-    let name = WIDTH - (6 + 1 + 5 + 1 + 6 + 1 + 6 + 2 + host + 2 + 2 + library);
-    let _ = writeln!(
-        out,
-        "{:>6} {:>5} {:>6} {:>6}  {:host$}  {:name$}  library",
-        "count", "away", "oldest", "idle", "address", "name"
-    );
-    for group in groups {
-        let mut shown = group.name.clone();
-        if shown.is_empty() {
-            "-".clone_into(&mut shown);
+/// What follows from it, a line each.
+fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) -> String {
+    let selection = &found.selection;
+    let chosen = selection.chosen.len();
+    let mut lines = match swept {
+        Some(swept) => {
+            let escaped = match swept.escaped {
+                0 => String::new(),
+                escaped => format!(" ({escaped} had gone by themselves, or were no longer idle)"),
+            };
+            let after = swept.after.map_or_else(|| "unknown".to_owned(), |after| after.to_string());
+            vec![
+                format!("killed {} of {chosen}{escaped}", swept.killed),
+                format!("connections: {} before, {after} after", found.connections),
+            ]
         }
-        let line = format!(
-            "{:>6} {:>5} {:>6} {:>6}  {:host$}  {:name$}  {}",
-            group.count,
-            group.chosen,
+        None if found.only_shown => {
+            vec![
+                "nothing is chosen: say what with --idle, --age, --name, --addr, --user or --orphans"
+                    .to_owned(),
+            ]
+        }
+        None => vec![format!("{chosen} of {} would be killed; nothing was: add --yes", found.connections)],
+    };
+    lines.extend(selection.spared.iter().map(|(why, count)| match why {
+        Spared::Live => format!("left alone: {count} that fit, of a living redbouncer"),
+        Spared::Kind(kind) => {
+            let word = kind.word();
+            format!("left alone: {count} that fit, {word} (--include {word} takes them, too)")
+        }
+    }));
+    if found.only_shown && !selection.orphans.is_empty() {
+        lines.push(format!(
+            "left behind by a redbouncer that is dead: {} (--orphans chooses them)",
+            selection.orphans.len()
+        ));
+    }
+    lines.iter().map(|line| format!("{}\n", textwrap::fill(line, terminal::lines(width)))).collect()
+}
+
+/// Unicode's mark for a place where a line may be broken; taken out again at the end.
+const BREAK: char = '\u{200b}';
+
+/// The groups, a row each, never wider than `width`: what is longer goes on in the next line, so nothing is lost.
+fn table(groups: &[Group], width: usize) -> String {
+    let widest_host = groups.iter().map(|group| group.host.len()).max().unwrap_or(0);
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(u16::try_from(width).unwrap_or(u16::MAX))
+        .set_header(HEAD);
+    for group in groups {
+        let shown = |text: &str| if text.is_empty() { "-".to_owned() } else { breakable(text) };
+        let dead = if group.orphans > 0 { format!(" {BREAK}(dead)") } else { String::new() };
+        table.add_row([
+            group.count.to_string(),
+            group.chosen.to_string(),
             short(group.oldest),
             short(group.idlest),
-            fitted(&group.host, host),
-            fitted(&shown, name),
-            fitted(&group.library, library),
-        );
-        out.push_str(line.trim_end());
-        out.push('\n');
+            shown(&group.host),
+            shown(&group.name) + &dead,
+            shown(&group.library),
+        ]);
     }
+    for (at, column) in table.column_iter_mut().enumerate() {
+        column.set_delimiter(BREAK).set_padding((0, if at + 1 < HEAD.len() { 2 } else { 0 }));
+        if at < NUMBERS {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        if at < NUMBERS || (at == NUMBERS && widest_host <= WHOLE) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    format!("{}\n", table.trim_fmt().replace(BREAK, ""))
 }
 
-/// The end of a long text says more than its beginning: a boot id, a port, a version.
-fn fitted(text: &str, width: usize) -> String {
-    let length = text.chars().count();
-    if length <= width {
-        return text.to_owned();
+/// Text fit for a terminal, with places to break it: behind spaces and what separates the parts of names and addresses.
+fn breakable(text: &str) -> String {
+    let mut out = String::new();
+    for sign in printable(text.as_bytes()).chars().filter(|sign| *sign != BREAK) {
+        out.push(sign);
+        if [' ', ':', '.', '/', '@'].contains(&sign) {
+            out.push(BREAK);
+        }
     }
-    let tail: String = text.chars().skip(length - (width - 1)).collect();
-    format!("…{tail}")
+    out
 }
 
 /// `41s`, `12m`, `5h`, `9d`.
@@ -234,7 +284,8 @@ fn short(duration: Duration) -> String {
     }
 }
 
-fn as_json(upstream: &str, groups: &[Group], selection: &Selection<'_>, outcome: &Outcome) -> Value {
+fn as_json(found: &Found<'_>, swept: Option<&Swept>) -> Value {
+    let Found { upstream, connections, limit, groups, selection, only_shown: _ } = found;
     let groups: Vec<Value> = groups
         .iter()
         .map(|group| {
@@ -277,14 +328,16 @@ fn as_json(upstream: &str, groups: &[Group], selection: &Selection<'_>, outcome:
         .collect();
     json!({
         "upstream": upstream,
-        "connections": outcome.before,
-        "limit": outcome.limit,
+        "connections": connections,
+        "limit": limit,
         "groups": groups,
         "chosen": chosen,
         "left_alone": spared,
         "orphans": selection.orphans.len(),
-        "killed": outcome.killed.map(|(killed, _)| killed),
-        "connections_after": outcome.killed.map(|(_, after)| after),
+        "dry_run": swept.is_none(),
+        "killed": swept.map(|swept| swept.killed),
+        "connections_after": swept.and_then(|swept| swept.after),
+        "stopped": swept.and_then(|swept| swept.stopped.as_ref()).map(ToString::to_string),
     })
 }
 
@@ -306,23 +359,47 @@ mod tests {
         }
     }
 
+    /// Without blanks and line breaks: what is wrapped can be found again.
+    fn joined(text: &str) -> String {
+        text.split_whitespace().collect()
+    }
+
     #[test]
-    fn the_table_fits_80_columns_whatever_it_holds() {
+    fn the_table_fits_the_width_whatever_it_holds_and_loses_nothing() {
         let long = "redbouncer:a-very-long-host-name-of-some-cloud.internal.example.com:0123abcd";
         let rows = [
             group("2001:db8:1234:5678:9abc:def0:1234:5678", long, "a-library-with-a-long-name 12.34.56-beta"),
             group("10.0.0.1", "", ""),
-            group("10.0.0.1", "é".repeat(90).as_str(), "redis-py 5.0"),
+            group("10.0.0.1", "語".repeat(90).as_str(), "redis-py 5.0"),
         ];
-        for rows in [&rows[..], &rows[1..2]] {
-            let mut out = String::new();
-            table(rows, &mut out);
-            assert!(out.lines().all(|line| line.chars().count() <= WIDTH), "{out}");
-            assert_eq!(out.lines().count(), rows.len() + 1);
+        for width in [60, 80, 100, 160, 300] {
+            for rows in [&rows[..], &rows[1..2], &[]] {
+                let out = table(rows, width);
+                let widest = out.lines().map(textwrap::core::display_width).max().unwrap();
+                assert!(widest <= width, "{widest} of {width}:\n{out}");
+                assert!(out.lines().all(|line| line == line.trim_end()), "{out}");
+            }
         }
-        let mut out = String::new();
-        table(&rows, &mut out);
-        assert!(out.contains(":0123abcd") && out.contains("119m") && out.contains("10d"), "{out}");
+        let wide = table(&rows[..1], 300);
+        assert!(wide.contains(long) && wide.lines().count() == 2, "{wide}");
+        let narrow = table(&rows, 80);
+        for part in ["119m", "10d", "10000"] {
+            assert!(narrow.contains(part), "{narrow}");
+        }
+        // A column read downwards has the whole of its text.
+        let column = |from: usize, to: usize| -> String {
+            narrow.lines().skip(1).map(|line| line.get(from..to.min(line.len())).unwrap_or("")).collect()
+        };
+        assert!(
+            (0..80).any(|from| (from + 1..=80).any(|to| joined(&column(from, to)).contains(long))),
+            "{narrow}"
+        );
+    }
+
+    #[test]
+    fn what_a_client_calls_itself_does_nothing_to_the_terminal() {
+        let out = table(&[group("10.0.0.1", "a\u{1b}[2Jb\u{7}", "\r\nx")], 80);
+        assert!(out.chars().all(|sign| sign == '\n' || !sign.is_control()), "{out:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod check;
 mod cleanup;
 pub mod commands;
 mod status;
+mod terminal;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -40,8 +41,8 @@ const CHECK_HELP: &str = "Exit codes: 0 redbouncer can serve (warnings included)
     cannot be used. See docs/hygiene.md.";
 
 const CLEANUP_HELP: &str = "Left alone: this connection, a living redbouncer's, and (without --include) replicas, masters, \
-    MONITOR, subscribers and blocked clients. Exit codes: 0 done, 1 the server cannot be reached or refuses, 64 wrong \
-    arguments. See docs/hygiene.md.";
+    MONITOR, subscribers and blocked clients. Exit codes: 0 shown, or killed what was chosen; 1 the server cannot be \
+    reached, is too slow to judge by, refuses, or stopped in the middle; 64 wrong arguments. See docs/hygiene.md.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -68,9 +69,9 @@ enum Command {
     #[command(after_help = CLEANUP_HELP)]
     Cleanup {
         #[command(flatten)]
-        settings: Settings,
-        #[command(flatten)]
         arguments: Box<cleanup::Arguments>,
+        #[command(flatten, next_help_heading = "Settings")]
+        settings: Settings,
     },
     /// Print the command table: how each Redis command is routed, and why
     Commands {
@@ -136,7 +137,7 @@ fn run(cli: Cli) -> ExitCode {
         Some(Command::Check { settings, json }) => check(settings, json),
         Some(Command::Cleanup { settings, arguments }) => {
             with_config(settings, |config| match block_on(cleanup::run(&config, *arguments)) {
-                Ok(Ok(text)) => print(&text),
+                Ok(Ok(code)) => code,
                 Ok(Err(wrong)) => fail(&format!("redbouncer: {wrong}\n"), 1),
                 Err(wrong) => fail(&format!("redbouncer: cannot start: {wrong}\n"), 1),
             })
@@ -157,7 +158,11 @@ fn check(settings: Settings, json: bool) -> ExitCode {
             Err(wrong) => return fail(&format!("redbouncer: cannot start: {wrong}\n"), 1),
         },
     };
-    let text = if json { format!("{:#}\n", check::as_json(&findings)) } else { check::listing(&findings) };
+    let text = if json {
+        format!("{:#}\n", check::as_json(&findings))
+    } else {
+        check::listing(&findings, terminal::text_width())
+    };
     match print(&text) {
         ExitCode::SUCCESS => ExitCode::from(code),
         broken => broken,
@@ -205,6 +210,11 @@ fn print(text: &str) -> ExitCode {
         Err(wrong) if wrong.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
+}
+
+/// `1 failure`, `2 failures`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn fail(text: &str, code: u8) -> ExitCode {

@@ -132,7 +132,6 @@ impl Client {
             return Ok(());
         }
         let who = identity.clone().or_else(|| self.identified());
-        let name = who.as_ref().map(|(_, identity)| identity.name().to_owned()).unwrap_or_default();
         let facts = match self.server_facts(who).await? {
             Ok(facts) => facts,
             Err(why) => {
@@ -140,7 +139,7 @@ impl Client {
                 return Ok(());
             }
         };
-        if hello.protocol == Some(Protocol::Resp3) && !self.worker.pool.shared.connector.speaks_resp3(&name) {
+        if hello.protocol == Some(Protocol::Resp3) && !self.worker.server_has_resp3() {
             self.error("NOPROTO unsupported protocol version", muted);
             return Ok(());
         }

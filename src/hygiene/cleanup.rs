@@ -24,12 +24,14 @@ pub enum Include {
     Subscribers,
     /// Clients blocked in a command (flag `b`).
     Blocked,
+    /// Whose flags the server does not show: it may be any of these.
+    Unclear,
 }
 
 impl Include {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Replicas, Self::Masters, Self::Monitors, Self::Subscribers, Self::Blocked];
+    pub const ALL: [Self; 6] =
+        [Self::Replicas, Self::Masters, Self::Monitors, Self::Subscribers, Self::Blocked, Self::Unclear];
 
     /// The word on the command line.
     #[must_use]
@@ -40,6 +42,7 @@ impl Include {
             Self::Monitors => "monitors",
             Self::Subscribers => "subscribers",
             Self::Blocked => "blocked",
+            Self::Unclear => "unclear",
         }
     }
 
@@ -50,6 +53,7 @@ impl Include {
             Self::Monitors => row.flags.contains('O'),
             Self::Subscribers => row.subscriptions > 0 || row.flags.contains('P'),
             Self::Blocked => row.flags.contains('b'),
+            Self::Unclear => row.flags.is_empty(),
         }
     }
 }
@@ -132,8 +136,12 @@ pub fn select<'a>(
         let kind = Include::ALL.into_iter().find(|kind| kind.is(row) && !wanted.include.contains(kind));
         let spared = match kind {
             _ if Instance::of(&row.name).is_some() && !is_orphan => Some(Spared::Live),
-            // A blocked lease of a dead proxy waits for nobody.
-            Some(Include::Blocked | Include::Subscribers) if is_orphan => None,
+            // A blocked lease or a hub of a dead proxy waits for nobody.
+            Some(Include::Blocked | Include::Subscribers | Include::Monitors | Include::Unclear)
+                if is_orphan =>
+            {
+                None
+            }
             Some(kind) => Some(Spared::Kind(kind)),
             None => None,
         };
@@ -166,13 +174,13 @@ pub struct Group {
     pub idlest: Duration,
 }
 
-/// Groups `rows`, the largest group first.
+/// Groups `rows`: first those of which most are to be taken away, then the largest.
 #[must_use]
 pub fn groups(rows: &[Listed], selection: &Selection<'_>) -> Vec<Group> {
     let chosen: HashSet<u64> = selection.chosen.iter().map(|row| row.id).collect();
     let mut groups: BTreeMap<(String, String, String), Group> = BTreeMap::new();
     for row in rows {
-        let host = host(row).map_or_else(|| row.addr.clone(), |ip| ip.to_string());
+        let host = host(row).map_or_else(|| without_port(&row.addr).to_owned(), |ip| ip.to_string());
         let name = match Instance::of(&row.name) {
             Some(instance) => instance.to_string().trim_end_matches(':').to_owned(),
             None => row.name.clone(),
@@ -195,14 +203,18 @@ pub fn groups(rows: &[Listed], selection: &Selection<'_>) -> Vec<Group> {
         group.idlest = group.idlest.max(row.idle);
     }
     let mut groups: Vec<_> = groups.into_values().collect();
-    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+    groups.sort_by_key(|group| std::cmp::Reverse((group.chosen, group.count, group.idlest)));
     groups
 }
 
 /// The host of `addr=`; `None` for a Unix socket. IPv6 stands there with or without brackets.
 fn host(row: &Listed) -> Option<IpAddr> {
-    let (host, _) = row.addr.rsplit_once(':')?;
+    let host = without_port(&row.addr);
     host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+fn without_port(addr: &str) -> &str {
+    addr.rsplit_once(':').map_or(addr, |(host, _)| host)
 }
 
 #[cfg(test)]
@@ -276,6 +288,41 @@ mod tests {
         assert_eq!(spared, expected);
     }
 
+    /// Every filter means at least what it says: a row without the field fits none that asks for it.
+    #[test]
+    fn what_a_server_does_not_show_is_no_reason_to_kill() {
+        let rows =
+            [row(1, "addr=10.0.0.1:1"), row(2, "addr=10.0.0.1:2 flags=N"), row(3, "flags=N age=9 idle=9")];
+        let ids = |wanted: &Wanted| -> Vec<u64> {
+            select(&rows, |_| false, wanted, AFTER).chosen.iter().map(|row| row.id).collect()
+        };
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(ids(&Wanted { idle: second, ..Wanted::default() }), [3]);
+        assert_eq!(ids(&Wanted { age: second, ..Wanted::default() }), [3]);
+        assert_eq!(ids(&Wanted { user: Some("default".to_owned()), ..Wanted::default() }), Vec::<u64>::new());
+        let here = Wanted { addr: "10.0.0.0/8".parse().ok(), ..Wanted::default() };
+        assert_eq!(ids(&here), [2], "without flags it may be a replica");
+        assert_eq!(ids(&Wanted { include: vec![Include::Unclear], ..here }), [1, 2]);
+    }
+
+    #[test]
+    fn ipv6_and_mapped_addresses_are_in_their_networks() {
+        let rows = [
+            row(1, "addr=[2001:db8::5]:5 flags=N"),
+            row(2, "addr=2001:db8::6:5 flags=N"),
+            row(3, "addr=[::ffff:10.0.0.9]:5 flags=N"),
+            row(4, "addr=[fe80::1%eth0]:5 flags=N"),
+        ];
+        let ids = |net: &str| -> Vec<u64> {
+            let wanted = Wanted { addr: net.parse().ok(), ..Wanted::default() };
+            select(&rows, |_| false, &wanted, AFTER).chosen.iter().map(|row| row.id).collect()
+        };
+        assert_eq!(ids("2001:db8::/32"), [1, 2]);
+        assert_eq!(ids("10.0.0.0/24"), [3]);
+        let shown = groups(&rows, &Selection::default());
+        assert!(shown.iter().any(|group| group.host == "[fe80::1%eth0]"), "{shown:?}");
+    }
+
     #[test]
     fn orphans_are_those_of_dead_instances() {
         assert_eq!(chosen(&Wanted { orphans: true, ..Wanted::default() }), [9]);
@@ -286,15 +333,16 @@ mod tests {
         let rows = rows();
         let wanted = Wanted { orphans: true, ..Wanted::default() };
         let groups = groups(&rows, &select(&rows, |_| false, &wanted, AFTER));
-        let first = &groups[0];
-        assert_eq!((first.count, first.host.as_str()), (2, "10.0.0.7"));
-        assert_eq!(first.name, "redbouncer:a:00000001");
-        assert_eq!((first.oldest.as_secs(), first.idlest.as_secs(), first.orphans), (999, 900, 0));
+        let hosts: Vec<&str> = groups[..2].iter().map(|group| group.host.as_str()).collect();
+        assert_eq!(hosts, ["10.0.0.8", "10.0.0.7"], "what is chosen comes first, then the largest");
+        let live = &groups[1];
+        assert_eq!((live.count, live.name.as_str()), (2, "redbouncer:a:00000001"));
+        assert_eq!((live.oldest.as_secs(), live.idlest.as_secs(), live.orphans), (999, 900, 0));
         let web = groups.iter().find(|group| group.library == "ioredis 5.1").unwrap();
         assert_eq!((web.name.as_str(), web.count), ("web", 1));
         let dead = groups.iter().find(|group| group.host == "10.0.0.8").unwrap();
         assert_eq!((dead.orphans, dead.chosen), (1, 1));
-        assert!(groups.iter().any(|group| group.host == "/tmp/redis.sock:0"));
+        assert!(groups.iter().any(|group| group.host == "/tmp/redis.sock"));
         assert!(groups.iter().any(|group| group.host == "2001:db8::5"));
     }
 }

@@ -9,9 +9,11 @@ pub mod doctor;
 mod options;
 mod orphans;
 mod reaper;
+mod sweep;
 mod visit;
 
 pub use options::HygieneOptions;
 pub use orphans::{Orphan, Own, orphans};
 pub use reaper::{Candidates, Reaper};
+pub use sweep::{Swept, sweep};
 pub use visit::{Visit, VisitError, config_value, info_field};

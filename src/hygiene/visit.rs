@@ -1,21 +1,23 @@
 //! A visit to the server by one connection of its own: for `cleanup` and `check`, beside any running proxy.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::resp::{self, Protocol, encode};
 use crate::session::Listed;
+use crate::session::answers::printable;
 use crate::upstream::{
     Connector, DialError, Identity, Login, ServerInfo, TlsSetupError, UpstreamOptions, UpstreamStream,
 };
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Kills that are sent at once.
-const CHUNK: usize = 100;
+/// A server that does not answer a PING within this time has not read the others' commands either: everyone looks idle.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// Why a visit came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,14 @@ pub enum VisitError {
         /// Its words.
         words: String,
     },
+    /// It was busy with something else until now.
+    #[error(
+        "the server took {took:.1?} to answer PING: it has read nobody's commands meanwhile, so everyone looks idle"
+    )]
+    Slow {
+        /// The time to its answer.
+        took: Duration,
+    },
 }
 
 /// A connection of its own.
@@ -51,7 +61,10 @@ pub struct Visit {
     /// What the server said about itself.
     pub server: Arc<ServerInfo>,
     /// Our client id there, where the server tells.
-    pub id: Option<u64>,
+    id: Option<u64>,
+    /// Our address as we know it.
+    local: SocketAddr,
+    name: String,
 }
 
 impl Visit {
@@ -85,13 +98,23 @@ impl Visit {
             readonly: false,
         };
         let established = connector.dial(&login).await?;
-        Ok(Self { stream: established.stream, server: established.server, id: established.id })
+        let (stream, server) = (established.stream, established.server);
+        Ok(Self { stream, server, id: established.id, local: established.local, name: login.name })
     }
 
-    /// The server's certificate, as DER; `None` without TLS.
+    /// The server's certificates as DER, its own first; none without TLS.
     #[must_use]
-    pub fn certificate(&self) -> Option<Vec<u8>> {
-        self.stream.certificate()
+    pub fn certificates(&self) -> Vec<Vec<u8>> {
+        self.stream.certificates()
+    }
+
+    /// Whether `row` is this very connection. Where the server does not tell ids, whatever may be it, is.
+    #[must_use]
+    pub fn is_own(&self, row: &Listed) -> bool {
+        match self.id {
+            Some(id) => row.id == id,
+            None => row.name == self.name || row.addr == self.local.to_string(),
+        }
     }
 
     /// The whole reply to one command, an error reply included.
@@ -113,21 +136,32 @@ impl Visit {
     pub async fn expect(&mut self, words: &[&str]) -> Result<Bytes, VisitError> {
         let reply = self.ask(words).await?;
         match resp::error_text(&reply) {
-            Some(text) => Err(VisitError::Refused {
-                command: shown(words),
-                words: String::from_utf8_lossy(text).into_owned(),
-            }),
+            Some(text) => Err(VisitError::Refused { command: shown(words), words: printable(text) }),
             None => Ok(reply),
         }
     }
 
-    /// All connections to the server.
+    /// All connections to the server, as it shows them now.
     ///
     /// # Errors
     /// As [`Self::expect`].
     pub async fn list(&mut self) -> Result<Vec<Listed>, VisitError> {
         let reply = self.expect(&["CLIENT", "LIST"]).await?;
         Ok(Listed::parse_all(resp::bulk(&reply).unwrap_or_default()))
+    }
+
+    /// The same, fit to judge by: behind a prompt answer to PING, because idle times that a stalled server shows are its
+    /// own. (A refused PING is an answer, too.)
+    ///
+    /// # Errors
+    /// As [`Self::list`], and [`VisitError::Slow`].
+    pub async fn list_to_judge(&mut self) -> Result<Vec<Listed>, VisitError> {
+        let asked = Instant::now();
+        self.ask(&["PING"]).await?;
+        match asked.elapsed() {
+            took if took > PROMPT => Err(VisitError::Slow { took }),
+            _ => self.list().await,
+        }
     }
 
     /// How many connections the server allows: `maxclients`, from INFO, or from CONFIG on servers before 6.2 (where the
@@ -144,37 +178,25 @@ impl Visit {
         Ok(config_value(&answer).and_then(|limit| limit.parse().ok()))
     }
 
-    /// Kills `rows`, each by id and address together, and returns how many of them were still there. `progress` hears
-    /// after every hundred how many have been asked for.
-    ///
-    /// # Errors
-    /// As [`Self::expect`]; those before the refused one are killed.
-    pub async fn kill(
-        &mut self,
-        rows: &[&Listed],
-        mut progress: impl FnMut(usize),
-    ) -> Result<usize, VisitError> {
-        let mut killed = 0;
-        for (at, chunk) in rows.chunks(CHUNK).enumerate() {
-            let mut requests = BytesMut::new();
-            for row in chunk {
-                let id = row.id.to_string();
-                let words: [&[u8]; 6] =
-                    [b"CLIENT", b"KILL", b"ID", id.as_bytes(), b"ADDR", row.addr.as_bytes()];
-                encode::command(&mut requests, &words);
-            }
-            let broken = |source| VisitError::Broken { command: "CLIENT KILL".to_owned(), source };
-            let answers = tokio::time::timeout(PATIENCE, self.stream.ask_all(&requests, chunk.len())).await;
-            for answer in answers.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(broken)? {
-                if let Some(text) = resp::error_text(&answer) {
-                    let words = String::from_utf8_lossy(text).into_owned();
-                    return Err(VisitError::Refused { command: "CLIENT KILL".to_owned(), words });
-                }
-                killed += usize::from(resp::integer(&answer).unwrap_or_default() > 0);
-            }
-            progress(at * CHUNK + chunk.len());
+    /// Kills `rows`, in one write, each by id and address together, and returns how many of them were still there, and
+    /// what ended it before the last one.
+    pub async fn kill(&mut self, rows: &[&Listed]) -> (usize, Option<VisitError>) {
+        let mut requests = BytesMut::new();
+        for row in rows {
+            let id = row.id.to_string();
+            let words: [&[u8]; 6] = [b"CLIENT", b"KILL", b"ID", id.as_bytes(), b"ADDR", row.addr.as_bytes()];
+            encode::command(&mut requests, &words);
         }
-        Ok(killed)
+        let command = || "CLIENT KILL".to_owned();
+        let answers = tokio::time::timeout(PATIENCE, self.stream.ask_all(&requests, rows.len())).await;
+        let answers = match answers.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(answers) => answers,
+            Err(source) => return (0, Some(VisitError::Broken { command: command(), source })),
+        };
+        let killed = answers.iter().filter(|answer| resp::integer(answer).is_some_and(|count| count > 0));
+        let refusal = answers.iter().find_map(|answer| resp::error_text(answer));
+        let refused = |text| VisitError::Refused { command: command(), words: printable(text) };
+        (killed.count(), refusal.map(refused))
     }
 }
 

@@ -210,6 +210,12 @@ impl Budget {
         self.cap
     }
 
+    /// How many permits only this kind gets.
+    #[must_use]
+    pub fn floor(&self, kind: Kind) -> usize {
+        self.floors[kind as usize]
+    }
+
     /// How many permits are open to leases, and to lanes and hubs beyond their floors.
     #[must_use]
     pub fn open_permits(&self) -> usize {

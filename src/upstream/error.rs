@@ -231,10 +231,7 @@ impl DialError {
 
 /// Errors that say how the server is just now, not what we may do.
 pub(super) fn is_passing(text: &str) -> bool {
-    matches!(
-        code(text),
-        "BUSY" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "MISCONF" | "OOM" | "NOREPLICAS"
-    )
+    matches!(code(text), "BUSY" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN")
 }
 
 /// The first word of a server's error.

@@ -34,11 +34,14 @@ impl UpstreamStream {
         }
     }
 
-    /// The server's own certificate, as DER; `None` without TLS.
-    pub fn certificate(&self) -> Option<Vec<u8>> {
+    /// The server's certificates as DER, its own first, then what it showed of the chain; none without TLS.
+    pub fn certificates(&self) -> Vec<Vec<u8>> {
         match self {
-            Self::Plain(_) => None,
-            Self::Tls(tls) => Some(tls.get_ref().1.peer_certificates()?.first()?.to_vec()),
+            Self::Plain(_) => Vec::new(),
+            Self::Tls(tls) => {
+                let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
+                shown.iter().map(|certificate| certificate.to_vec()).collect()
+            }
         }
     }
 

@@ -32,7 +32,7 @@ pub struct Finding {
     pub subject: &'static str,
     /// What was found.
     pub text: String,
-    /// What to do about it; empty where there is nothing to do.
+    /// What to do about it, or to know; empty where there is nothing to do.
     pub advice: String,
 }
 
@@ -60,6 +60,11 @@ impl Findings {
     /// Adds what is as it should be.
     pub fn ok(&mut self, subject: &'static str, text: &str) {
         self.add(Level::Ok, subject, text, "");
+    }
+
+    /// Adds what is as it should be, and what to know about it.
+    pub fn note(&mut self, subject: &'static str, text: &str, advice: &str) {
+        self.add(Level::Ok, subject, text, advice);
     }
 
     /// Adds what could be better.

@@ -1,14 +1,20 @@
 //! `redbouncer check`: can a proxy serve from here, and how well would it? One finding after the other, each with what
 //! to do about it, as far as the server lets us look.
 
+mod blame;
+mod certificate;
 mod finding;
+mod flavour;
 mod lookout;
+mod places;
 mod rights;
 mod way;
 
 pub use finding::{Finding, Findings, Level};
 
-use super::{HygieneOptions, Visit};
+use std::time::Duration;
+
+use super::{HygieneOptions, Visit, VisitError};
 use crate::upstream::UpstreamOptions;
 
 /// How the server lists us while we look: no name of a proxy's connection, so that no rule takes it for one.
@@ -21,14 +27,20 @@ pub struct Plan<'a> {
     pub upstream: &'a UpstreamOptions,
     /// When connections count as orphans.
     pub hygiene: &'a HygieneOptions,
+    /// `hygiene.name`: what a running proxy of this configuration calls itself.
+    pub name: &'a str,
+    /// `hygiene.heartbeat`
+    pub heartbeat: Duration,
     /// `pool.max_connections`
     pub cap: usize,
+    /// Every client has to log in: then a proxy can do without credentials of its own.
+    pub clients_log_in: bool,
 }
 
 /// Looks at the way to the server and at the server itself. Changes nothing there but its own connection's state.
 pub async fn examine(plan: Plan<'_>) -> Findings {
     let mut findings = Findings::default();
-    let Some(mut visit) = way::travel(plan.upstream, &mut findings).await else { return findings };
+    let Some(mut visit) = way::travel(plan, &mut findings).await else { return findings };
     // A connection that breaks off here is a finding of its own; what was found before stands.
     if let Err(broken) = look(plan, &mut visit, &mut findings).await {
         findings.failure(
@@ -40,11 +52,13 @@ pub async fn examine(plan: Plan<'_>) -> Findings {
     findings
 }
 
-async fn look(plan: Plan<'_>, visit: &mut Visit, findings: &mut Findings) -> Result<(), super::VisitError> {
-    lookout::round_trip(visit, findings).await?;
-    lookout::flavour(visit, findings).await?;
-    lookout::places(plan, visit, findings).await?;
-    lookout::settings(visit, findings).await?;
-    lookout::connections(plan, visit, findings).await?;
+async fn look(plan: Plan<'_>, visit: &mut Visit, findings: &mut Findings) -> Result<(), VisitError> {
+    if !lookout::round_trip(visit, findings).await? {
+        return Ok(());
+    }
+    lookout::server(visit, findings).await?;
+    let rows = places::connections(plan, visit, findings).await?;
+    places::places(plan, rows.as_deref(), visit, findings).await?;
+    lookout::settings(plan, visit, findings).await?;
     rights::probe(plan.upstream, visit, findings).await
 }

@@ -3,46 +3,59 @@
 use super::Findings;
 use crate::hygiene::{Visit, VisitError};
 use crate::resp;
+use crate::session::answers::printable;
 use crate::upstream::UpstreamOptions;
 
 /// No client has this id: a probe that is allowed finds nobody.
 const NOBODY: &str = "9223372036854775807";
+/// A refusal's text is the server's, so its length is nobody's promise.
+const LONGEST: usize = 160;
 
-/// One probe: what is asked, and what redbouncer does without it.
+/// One probe.
 struct Probe {
     words: &'static [&'static str],
+    /// Whether redbouncer is the worse for a refusal.
+    matters: bool,
+    /// What it does then.
     without: &'static str,
 }
 
-const PROBES: [Probe; 11] = [
-    Probe { words: &["CLIENT", "LIST"], without: "orphans are not found" },
-    Probe { words: &["CLIENT", "KILL", "ID", NOBODY], without: "orphans are not killed" },
-    Probe {
-        words: &["CLIENT", "UNBLOCK", NOBODY],
-        without: "clients cannot unblock each other; nothing else needs it",
-    },
-    Probe {
-        words: &["CLIENT", "SETNAME", super::NAME],
-        without: "connections have no name, so orphans cannot be told from others",
-    },
-    Probe {
-        words: &["CLIENT", "TRACKING", "OFF"],
-        without: "no blocking hub: blocking calls are tried on lanes or take a lease",
-    },
-    Probe { words: &["HELLO", "3"], without: "no RESP3, and no blocking hub" },
-    Probe { words: &["HELLO", "2"], without: "clients that begin with HELLO are answered all the same" },
-    Probe {
-        words: &["CONFIG", "GET", "proto-max-bulk-len"],
-        without: "the default is taken for the longest bulk (512 MB)",
-    },
-    Probe {
-        words: &["COMMAND", "INFO", "GET"],
-        without: "commands that are not in redbouncer's table take a lease",
-    },
-    Probe { words: &["INFO", "server"], without: "the server's version may stay unknown" },
+const fn matters(words: &'static [&'static str], without: &'static str) -> Probe {
+    Probe { words, matters: true, without }
+}
+
+const fn spare(words: &'static [&'static str], without: &'static str) -> Probe {
+    Probe { words, matters: false, without }
+}
+
+const PROBES: [Probe; 15] = [
+    spare(&["PING"], "heartbeats are answered with an error, which will do"),
+    matters(&["CLIENT", "LIST"], "orphans are not found"),
+    matters(&["CLIENT", "KILL", "ID", NOBODY], "orphans are not killed"),
+    matters(
+        &["CLIENT", "SETNAME", super::NAME],
+        "connections have no name, so those of a dead proxy cannot be told from others",
+    ),
+    matters(
+        &["CLIENT", "TRACKING", "OFF"],
+        "no blocking hub: blocking calls are tried on lanes or take a connection each",
+    ),
+    matters(&["HELLO", "3"], "no RESP3 and no blocking hub"),
+    spare(&["HELLO", "2"], "redbouncer answers HELLO itself"),
+    spare(&["CLIENT", "UNBLOCK", NOBODY], "clients that ask for it are refused, as directly"),
+    spare(&["CLIENT", "ID"], "connections left behind are not remembered by their id"),
+    spare(&["CONFIG", "GET", "proto-max-bulk-len"], "512 MB is taken for the longest value"),
+    spare(&["COMMAND", "INFO", "GET"], "commands that are not in redbouncer's table take a lease"),
+    spare(&["INFO", "server"], "the server's version may stay unknown"),
+    matters(&["MULTI"], "no blocking hub, and no transactions"),
+    // Ends what MULTI began.
+    matters(&["DISCARD"], "a transaction cannot be given up"),
     // The last one: it logs out.
-    Probe { words: &["RESET"], without: "clients' RESET works all the same" },
+    spare(&["RESET"], "redbouncer answers RESET itself"),
 ];
+
+const SELECT_1: Probe = spare(&["SELECT", "1"], "clients have one database only");
+const SELECT_0: Probe = spare(&["SELECT", "0"], "clients have one database only");
 
 /// Asks for each, and says what is missing.
 pub(super) async fn probe(
@@ -51,43 +64,59 @@ pub(super) async fn probe(
     findings: &mut Findings,
 ) -> Result<(), VisitError> {
     let mut allowed = Vec::new();
-    let mut refused = 0;
-    let database = if options.database == 0 { "1" } else { "0" };
-    let select = [Probe {
-        words: if database == "1" { &["SELECT", "1"] } else { &["SELECT", "0"] },
-        without: "clients are bound to one database",
-    }];
-    for Probe { words, without } in select.iter().chain(&PROBES) {
+    let select = if options.database == 0 { SELECT_1 } else { SELECT_0 };
+    for Probe { words, matters, without } in [select].iter().chain(&PROBES) {
         let reply = visit.ask(words).await?;
-        let shown = match words {
-            ["CLIENT" | "CONFIG" | "COMMAND", sub, ..] => format!("{} {sub}", words[0]),
-            _ => words.join(" "),
+        let shown = shown(words);
+        let Some(refusal) = resp::error_text(&reply).filter(|text| !is_answer(text)) else {
+            allowed.push(shown);
+            continue;
         };
-        // An error that speaks of something else than rights and existence was an answer of the command itself.
-        let refusal = resp::error_text(&reply).map(String::from_utf8_lossy);
-        match refusal.filter(|text| is_refusal(text)) {
-            None => allowed.push(shown),
-            Some(text) => {
-                refused += 1;
-                findings.warning(
-                    "rights",
-                    &format!("{shown} is refused: {text}"),
-                    &format!("without it: {without}"),
-                );
-            }
+        let refusal: String = printable(refusal).chars().take(LONGEST).collect();
+        let text = format!("{shown} is refused: {refusal}");
+        if *matters {
+            findings.warning("rights", &text, &format!("without it: {without}"));
+        } else {
+            findings.note("rights", &text, &format!("not needed: {without}"));
         }
     }
-    if refused == 0 {
-        findings.ok("rights", &format!("allowed: {}", allowed.join(", ")));
-    }
+    findings.ok("rights", &format!("allowed: {}", allowed.join(", ")));
     Ok(())
 }
 
-fn is_refusal(text: &str) -> bool {
-    let lower = text.to_ascii_lowercase();
-    let code = text.split(' ').next().unwrap_or_default();
-    matches!(code, "NOPERM" | "NOPROTO" | "NOAUTH")
-        || ["unknown command", "unknown subcommand", "out of range", "not allowed", "disabled"]
-            .iter()
-            .any(|words| lower.contains(words))
+/// The command as it is called: with its subcommand or version, without what it was asked for.
+fn shown(words: &[&str]) -> String {
+    let telling = match words[0] {
+        "CLIENT" | "CONFIG" | "COMMAND" | "HELLO" => 2,
+        _ => 1,
+    };
+    words[..telling].join(" ")
+}
+
+/// An error of a command that was allowed: it looked, and found nobody.
+fn is_answer(text: &[u8]) -> bool {
+    String::from_utf8_lossy(text).to_ascii_lowercase().contains("no such client")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_probe_could_harm_anybody() {
+        for Probe { words, .. } in &PROBES {
+            let harmless = match words {
+                ["CLIENT", "KILL", "ID", id] | ["CLIENT", "UNBLOCK", id] => *id == NOBODY,
+                ["CLIENT", sub, ..] => ["LIST", "SETNAME", "TRACKING", "ID"].contains(sub),
+                ["CONFIG", sub, ..] => *sub == "GET",
+                [word, ..] => {
+                    ["PING", "MULTI", "DISCARD", "HELLO", "COMMAND", "INFO", "RESET"].contains(word)
+                }
+                [] => false,
+            };
+            assert!(harmless, "{words:?}");
+        }
+        let last = PROBES.last().map(|probe| probe.words);
+        assert_eq!(last, Some(&["RESET"][..]), "it logs out, so nothing may follow it");
+    }
 }

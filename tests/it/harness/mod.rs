@@ -7,6 +7,7 @@
 
 mod client;
 mod crowd;
+mod fake;
 mod http;
 mod namespace;
 mod port;
@@ -20,6 +21,7 @@ mod twins;
 
 pub(crate) use client::{Client, Ended, encode};
 pub(crate) use crowd::{Crowd, State, enter_state};
+pub(crate) use fake::{Fake, bulk};
 pub(crate) use namespace::{Namespace, is_root};
 pub(crate) use port::free_port;
 pub(crate) use proxy::{Exit, Proxy};

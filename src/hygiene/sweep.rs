@@ -1,0 +1,64 @@
+//! Kills what was chosen, a hundred at a time and never by a listing that is no longer fresh: what was idle a minute ago
+//! may be at work now.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::{Visit, VisitError};
+use crate::session::Listed;
+
+/// How long a listing says something about now.
+const FRESH: Duration = Duration::from_secs(5);
+/// Kills that are sent at once.
+const CHUNK: usize = 100;
+
+/// What became of those that were chosen.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// How many were killed.
+    pub killed: usize,
+    /// How many had gone, or did not fit any more when their turn came.
+    pub escaped: usize,
+    /// How many connections there were afterwards, if the server said so.
+    pub after: Option<usize>,
+    /// What ended it before its end; those behind it are alive.
+    pub stopped: Option<VisitError>,
+}
+
+/// Kills `chosen`, which was taken from a listing at `listed`. `choose` is asked again, for the ids it would choose among
+/// the rows of a new listing, whenever that one has grown old. `progress` hears how many are done.
+pub async fn sweep(
+    visit: &mut Visit,
+    chosen: &[&Listed],
+    mut listed: Instant,
+    choose: impl Fn(&[Listed]) -> HashSet<u64>,
+    mut progress: impl FnMut(usize),
+) -> Swept {
+    let mut swept = Swept::default();
+    let mut still: Option<HashSet<u64>> = None;
+    for (at, chunk) in chosen.chunks(CHUNK).enumerate() {
+        if listed.elapsed() > FRESH {
+            listed = Instant::now();
+            match visit.list_to_judge().await {
+                Ok(rows) => still = Some(choose(&rows)),
+                Err(wrong) => {
+                    swept.stopped = Some(wrong);
+                    break;
+                }
+            }
+        }
+        let fits = |row: &&Listed| still.as_ref().is_none_or(|ids| ids.contains(&row.id));
+        let rows: Vec<&Listed> = chunk.iter().copied().filter(fits).collect();
+        let (killed, stopped) = visit.kill(&rows).await;
+        swept.killed += killed;
+        if stopped.is_some() {
+            swept.stopped = stopped;
+            break;
+        }
+        swept.escaped += chunk.len() - killed;
+        progress(at * CHUNK + chunk.len());
+    }
+    // After a refusal the connection still works; after a loss this fails, too, and nothing is known.
+    swept.after = visit.list().await.ok().map(|rows| rows.len());
+    swept
+}
