@@ -121,7 +121,6 @@ impl Proxy {
             upstream: config.upstream.clone(),
             heartbeat: config.naming.heartbeat,
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
-            max_bulk_refused: Arc::default(),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };
         let places = Arc::new(Places::new(config.client.max_per_address));

@@ -1,5 +1,6 @@
 //! CLIENT LIST, KILL and UNBLOCK over everybody: our clients on every worker, and the server's others.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +11,10 @@ use super::links::Message;
 use crate::pool::Unavailable;
 use crate::resp::{self, Request, encode};
 use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed};
+use crate::upstream::{Lacking, Refusal};
+
+/// Killing by anything else than what is ours would close lanes.
+const UNTOLD: &str = "ERR redbouncer: the server tells neither names nor ids of connections, so only redbouncer's clients are killed";
 
 /// An id that no client of any server ever has.
 const NOBODY: &[u8] = b"9223372036854775807";
@@ -47,10 +52,21 @@ impl Client {
         rows
     }
 
+    fn own_connections(&self) -> OwnConnections {
+        let shared = &self.worker.pool.shared;
+        // As whom each of them has logged in makes no difference where nobody may name a connection.
+        let user = self.lane_key().map(|(_, identity)| identity.name().to_owned()).unwrap_or_default();
+        OwnConnections {
+            prefix: shared.instance.to_string(),
+            are_named: !shared.connector.lacks().has(Lacking::SetName, &user),
+            ids: shared.budget.ids(),
+        }
+    }
+
     /// Our sessions as clients, then the server's other rows; our own upstream connections are left out.
     pub(super) async fn client_list(self: &Rc<Self>, request: &Bytes) -> Bytes {
         let server = self.on_control(request).await;
-        if resp::is_error(&server) && !resp::error_text(&server).is_some_and(is_refusal) {
+        if resp::is_error(&server) && !resp::error_text(&server).is_some_and(is_missing) {
             return server;
         }
         let mut text = String::new();
@@ -62,10 +78,10 @@ impl Client {
                 }
             }
         }
-        let own = self.worker.pool.shared.instance.to_string();
+        let own = self.own_connections();
         let others = resp::bulk(&server).unwrap_or_default();
         for line in String::from_utf8_lossy(others).lines() {
-            if Listed::parse(line).is_some_and(|row| !row.name.starts_with(&own)) {
+            if Listed::parse(line).is_some_and(|row| !own.contains(&row)) {
                 text.push_str(line);
                 text.push('\n');
             }
@@ -106,10 +122,13 @@ impl Client {
     async fn kill_on_server(self: &Rc<Self>, filter: &Filter) -> Result<i64, Bytes> {
         let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
         let Some(text) = resp::bulk(&listing) else { return Err(listing) };
-        let own = self.worker.pool.shared.instance.to_string();
+        let own = self.own_connections();
+        if !own.are_known() {
+            return Err(error(UNTOLD));
+        }
         let ids: Vec<_> = Listed::parse_all(text)
             .into_iter()
-            .filter(|row| !row.name.starts_with(&own) && filter.matches(row, self.id))
+            .filter(|row| !own.contains(row) && filter.matches(row, self.id))
             .map(|row| row.id.to_string())
             .collect();
         let mut killed = 0;
@@ -148,10 +167,11 @@ impl Client {
             return out.freeze();
         }
         let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
-        let own = self.worker.pool.shared.instance.to_string();
-        let is_own = resp::bulk(&listing).is_some_and(|text| {
-            Listed::parse_all(text).iter().any(|row| row.id == id && row.name.starts_with(&own))
-        });
+        let own = self.own_connections();
+        let is_own = own.ids.as_ref().is_some_and(|ids| ids.contains(&id))
+            || resp::bulk(&listing).is_some_and(|text| {
+                Listed::parse_all(text).iter().any(|row| row.id == id && own.contains(row))
+            });
         if is_own {
             encode::integer(&mut out, 0);
             return out.freeze();
@@ -160,9 +180,27 @@ impl Client {
     }
 }
 
-/// Unknown commands: the provider keeps its list to itself, ours is shown all the same. NOPERM is for the user.
-fn is_refusal(text: &[u8]) -> bool {
-    text.starts_with(b"ERR unknown")
+/// What our own upstream connections are told by in the server's listing: their names, or their ids where the server
+/// does not let us give names.
+struct OwnConnections {
+    prefix: String,
+    are_named: bool,
+    ids: Option<HashSet<u64>>,
+}
+
+impl OwnConnections {
+    fn are_known(&self) -> bool {
+        self.are_named || self.ids.is_some()
+    }
+
+    fn contains(&self, row: &Listed) -> bool {
+        row.name.starts_with(&self.prefix) || self.ids.as_ref().is_some_and(|ids| ids.contains(&row.id))
+    }
+}
+
+/// The provider keeps its list to itself: ours is shown all the same. NOPERM is for the user.
+fn is_missing(text: &[u8]) -> bool {
+    Refusal::of(&String::from_utf8_lossy(text)) == Some(Refusal::Missing)
 }
 
 /// Whether CLIENT LIST's own filter (TYPE, or ID with several ids) takes `row`.

@@ -15,9 +15,10 @@ use super::client::Client;
 use super::drive::Taken;
 use crate::command::{Class, classify};
 use crate::pool::{Kind, Lease};
-use crate::resp::{Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
+use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
 use crate::session::{Expect, LeaseState, Pin, Plan, Received, Route};
 use crate::telemetry::{ClientClose, UpstreamClose, upstream_closed};
+use crate::upstream::Lacking;
 
 /// Commands of one client waiting to be written to its own connection, in bytes; beyond it nothing more is read.
 const WRITE_AHEAD: usize = 1 << 20;
@@ -298,7 +299,14 @@ impl Held {
     fn judge(&mut self, kind: ReplyKind, frame: &[u8]) -> Received {
         let worker = &self.client.worker;
         let mut session = self.client.session.borrow_mut();
-        self.state.received(kind, frame, &mut session, &|| worker.server_facts().unwrap_or_default())
+        let verdict =
+            self.state.received(kind, frame, &mut session, &|| worker.server_facts().unwrap_or_default());
+        if let Some(text) = self.state.refused_publish().and_then(resp::error_text) {
+            let identity = self.client.identity.borrow();
+            let user = identity.as_ref().map_or("", |identity| identity.name());
+            worker.lacks().note(Lacking::WaitChannel, user, &String::from_utf8_lossy(text));
+        }
+        verdict
     }
 
     /// Takes the client's next commands, and notices when it leaves.

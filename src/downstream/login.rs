@@ -132,6 +132,7 @@ impl Client {
             return Ok(());
         }
         let who = identity.clone().or_else(|| self.identified());
+        let name = who.as_ref().map(|(_, identity)| identity.name().to_owned()).unwrap_or_default();
         let facts = match self.server_facts(who).await? {
             Ok(facts) => facts,
             Err(why) => {
@@ -139,7 +140,7 @@ impl Client {
                 return Ok(());
             }
         };
-        if hello.protocol == Some(Protocol::Resp3) && !self.worker.server_has_resp3() {
+        if hello.protocol == Some(Protocol::Resp3) && !self.worker.pool.shared.connector.speaks_resp3(&name) {
             self.error("NOPROTO unsupported protocol version", muted);
             return Ok(());
         }

@@ -16,6 +16,7 @@ use crate::pool::{Claim, LaneKey, Unavailable};
 use crate::resp::{self, Request, encode};
 use crate::session::{Pin, Route};
 use crate::telemetry::ClientClose;
+use crate::upstream::Lacking;
 
 /// What a waiting client may send ahead; beyond it, only its leaving is watched for.
 const READ_AHEAD: usize = 64 << 10;
@@ -131,6 +132,13 @@ impl Client {
     /// SELECT of a database: the first use is verified upstream, so that an error is the server's own.
     async fn select(self: &Rc<Self>, index: u32, muted: bool) -> Result<(), ClientClose> {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        // Each attempt would cost a connection.
+        if index != 0
+            && let Some(words) = self.worker.lacks().refusal_of(Lacking::Select, identity.name())
+        {
+            self.error(&words, muted);
+            return Ok(());
+        }
         let group = self.worker.pool.group(LaneKey { database: index, ..key }, &identity);
         if !group.is_verified() {
             // Counted as a user of the key while it waits, so that the lane is not closed for want of one.
@@ -157,27 +165,13 @@ impl Client {
         let known = self.worker.asked.borrow().get(&name).copied();
         let needs_lease = match known {
             Some(answer) => answer,
-            None => {
-                let mut question = BytesMut::new();
-                encode::command(&mut question, &[b"COMMAND", b"INFO", &name]);
-                match self.exchange(&question, 1).await? {
-                    Ok(frames) => {
-                        let answer = needs_lease(frames.first());
-                        let mut asked = self.worker.asked.borrow_mut();
-                        // What the server does not know today may come with a module tomorrow.
-                        if let Some(answer) = answer
-                            && asked.len() < 1024
-                        {
-                            asked.insert(name, answer);
-                        }
-                        answer.unwrap_or(false)
-                    }
-                    Err(why) => {
-                        self.unavailable(&why, 1, taken.muted);
-                        return Ok(());
-                    }
+            None => match self.ask_about(&name).await? {
+                Ok(answer) => answer,
+                Err(why) => {
+                    self.unavailable(&why, 1, taken.muted);
+                    return Ok(());
                 }
-            }
+            },
         };
         if needs_lease {
             self.leased(taken, Pin::State).await
@@ -185,6 +179,39 @@ impl Client {
             taken.route = Route::Lane;
             self.over_a_lane(taken).await
         }
+    }
+
+    /// Asks the server whether the command `name` needs a lease, and remembers what it says. Where it may not be asked,
+    /// a lease is safe.
+    async fn ask_about(self: &Rc<Self>, name: &[u8]) -> Result<Result<bool, Unavailable>, ClientClose> {
+        let Some((_, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        let (lacks, user) = (self.worker.lacks(), identity.name());
+        if lacks.has(Lacking::CommandInfo, user) {
+            return Ok(Ok(true));
+        }
+        let mut question = BytesMut::new();
+        encode::command(&mut question, &[b"COMMAND", b"INFO", name]);
+        let frames = match self.exchange(&question, 1).await? {
+            Ok(frames) => frames,
+            Err(why) => return Ok(Err(why)),
+        };
+        let answer = frames.first();
+        if let Some(text) = answer.and_then(|answer| resp::error_text(answer)) {
+            lacks.note(Lacking::CommandInfo, user, &String::from_utf8_lossy(text));
+            return Ok(Ok(true));
+        }
+        lacks.met(Lacking::CommandInfo, user);
+        Ok(Ok(match answer.and_then(|answer| needs_lease(answer)) {
+            Some(needs_lease) => {
+                let mut asked = self.worker.asked.borrow_mut();
+                if asked.len() < 1024 {
+                    asked.insert(name.to_vec(), needs_lease);
+                }
+                needs_lease
+            }
+            // The server does not know it either, and will say so; a module may bring it later.
+            None => false,
+        }))
     }
 
     /// An exchange of our own on the client's lane: the reply frames, or why there is no lane.
@@ -241,13 +268,11 @@ impl Client {
 }
 
 /// Reads COMMAND INFO's answer: blocking commands, and those of publish and subscribe that scripts may not run, make
-/// state on their connection. An error leaves the question open: then a lease is safe. `None`: the server does not know
-/// the command either, and will say so.
-fn needs_lease(answer: Option<&Bytes>) -> Option<bool> {
-    let Some(answer) = answer.filter(|answer| !resp::is_error(answer)) else { return Some(true) };
-    let row = resp::elements(answer).and_then(|mut rows| rows.next())?;
-    let flags = resp::elements(row).and_then(|mut parts| parts.nth(2)).and_then(resp::elements)?;
-    let flags: Vec<_> = flags.filter_map(resp::bulk).collect();
-    let says = |word: &[u8]| flags.contains(&word);
-    Some(says(b"blocking") || says(b"pubsub") && says(b"noscript"))
+/// state on their connection. `None`: the server does not know the command.
+fn needs_lease(answer: &[u8]) -> Option<bool> {
+    let row = resp::elements(answer)?.next()?;
+    let flags: Vec<_> = resp::elements(resp::elements(row)?.nth(2)?)?.filter_map(resp::bulk).collect();
+    let blocks = flags.contains(&&b"blocking"[..]);
+    let listens = flags.contains(&&b"pubsub"[..]) && flags.contains(&&b"noscript"[..]);
+    Some(blocks || listens)
 }

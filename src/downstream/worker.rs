@@ -1,7 +1,7 @@
 //! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
-use crate::upstream::Identity;
+use crate::upstream::{Identity, Lacks};
 
 /// The rhythm of a worker's housekeeping.
 const TICK: Duration = Duration::from_millis(100);
@@ -81,8 +81,8 @@ pub(crate) struct Worker {
     pub(super) waiters: RefCell<Vec<Rc<Waiter>>>,
     /// Whether commands that are in no table need a lease, as the server said.
     pub(super) asked: RefCell<HashMap<Vec<u8>, bool>>,
-    /// Whether a user may MULTI and EXEC, so that blocking calls can be tried.
-    pub(super) may_try: RefCell<HashMap<u64, bool>>,
+    /// Users who may MULTI and EXEC, so that blocking calls can be tried.
+    pub(super) may_try: RefCell<HashSet<u64>>,
     pub(super) verifying: Mutex<()>,
     pub(super) metrics: WorkerMetrics,
     /// Elements on their way back into their keys.
@@ -331,8 +331,9 @@ impl Worker {
         })
     }
 
-    pub(super) fn server_has_resp3(&self) -> bool {
-        self.pool.shared.connector.server().is_none_or(|server| server.hello)
+    /// What the server, or a user's rights there, lack.
+    pub(super) fn lacks(&self) -> &Lacks {
+        self.pool.shared.connector.lacks()
     }
 
     /// Says that the pool is full, and who holds what; at most once a second.

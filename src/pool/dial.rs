@@ -15,7 +15,7 @@ use super::{
 };
 use crate::resp::{self, encode};
 use crate::telemetry::{UpstreamClose, upstream_closed};
-use crate::upstream::{Backoff, DialError, Established, Identity, Login, UpstreamStream};
+use crate::upstream::{Backoff, DialError, Established, Identity, Lacking, Login, UpstreamStream};
 
 impl Pool {
     /// Starts the task that opens a lane for `group`, if none runs.
@@ -29,7 +29,7 @@ impl Pool {
             let opened = pool.dial_lane(&group, permit).await;
             group.dialling.set(false);
             if let Some((lane, stream)) = opened {
-                pool.ask_for_limits(&lane);
+                pool.ask_for_limits(&group, &lane);
                 group.opened(Rc::clone(&lane));
                 if pool.stopping.get() {
                     lane.leave(UpstreamClose::Shutdown);
@@ -94,9 +94,9 @@ impl Pool {
     }
 
     /// The first words on a lane: how long a bulk the server takes. Where CONFIG is refused, the default stands.
-    fn ask_for_limits(&self, lane: &Lane) {
-        let refused = Arc::clone(&self.shared.max_bulk_refused);
-        if refused.load(Ordering::Relaxed) {
+    fn ask_for_limits(&self, group: &Group, lane: &Lane) {
+        let (connector, identity) = (Arc::clone(&self.shared.connector), Arc::clone(group.identity()));
+        if connector.lacks().has(Lacking::Config, identity.name()) {
             return;
         }
         let mut question = BytesMut::new();
@@ -108,9 +108,13 @@ impl Pool {
                 let value = resp::bulk(resp::elements(frame)?.nth(1)?)?;
                 std::str::from_utf8(value).ok()?.parse().ok()
             });
-            match value {
-                Some(value) => max_bulk.store(value, Ordering::Relaxed),
-                None => refused.store(true, Ordering::Relaxed),
+            if let Some(value) = value {
+                max_bulk.store(value, Ordering::Relaxed);
+                connector.lacks().met(Lacking::Config, identity.name());
+            } else {
+                let words = frames.first().and_then(|frame| resp::error_text(frame));
+                let words = words.map_or("(an answer without a value)".into(), String::from_utf8_lossy);
+                connector.lacks().note(Lacking::Config, identity.name(), &words);
             }
         };
         lane.exchange(&question, 1, Instant::now(), Box::new(then));

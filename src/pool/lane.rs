@@ -121,6 +121,8 @@ pub struct Lane {
     closed: Cell<bool>,
     /// Part of the oldest reply has been delivered.
     mid_reply: Cell<bool>,
+    /// The last MOVED that came by.
+    redirection: RefCell<Option<String>>,
     permit: RefCell<Option<Permit>>,
     seconds: Rc<CommandSeconds>,
 }
@@ -141,6 +143,7 @@ impl Lane {
             leaving: Cell::new(None),
             closed: Cell::new(false),
             mid_reply: Cell::new(false),
+            redirection: RefCell::new(None),
             permit: RefCell::new(Some(permit)),
             seconds,
         })
@@ -328,6 +331,11 @@ impl Lane {
         self.wake();
     }
 
+    /// What the server has said, since this was last asked, about keys of another node.
+    pub(super) fn take_redirection(&self) -> Option<String> {
+        self.redirection.take()
+    }
+
     pub(super) fn take_permit(&self) -> Option<Permit> {
         self.permit.borrow_mut().take()
     }
@@ -339,8 +347,13 @@ impl Lane {
         stream: UpstreamStream,
         scratch: &RefCell<Vec<u8>>,
     ) -> (UpstreamClose, Option<UpstreamStream>) {
-        let mut carrier =
-            Carrier { lane: Rc::clone(self), stream, scanner: ReplyScanner::default(), unflushed: false };
+        let mut carrier = Carrier {
+            lane: Rc::clone(self),
+            stream,
+            scanner: ReplyScanner::default(),
+            unflushed: false,
+            in_multi: false,
+        };
         let reason = poll_fn(|cx| carrier.poll(cx, scratch)).await;
         self.closed.set(true);
         self.waker.borrow_mut().take();
@@ -392,6 +405,16 @@ struct Carrier {
     scanner: ReplyScanner,
     /// Something was written since the last flush that succeeded.
     unflushed: bool,
+    /// A client's MULTI was not ended by its EXEC.
+    in_multi: bool,
+}
+
+/// Whether the server does not know EXEC (`rename-command`). A refusal by rights ends the transaction, this does not.
+fn is_unknown_exec(error: &[u8]) -> bool {
+    const UNKNOWN: &[u8] = b"-ERR unknown command ";
+    // Quoted by 'these' or by `those`, depending on the version.
+    let name = error.strip_prefix(UNKNOWN).and_then(|rest| rest.get(1..5));
+    name.is_some_and(|name| name.eq_ignore_ascii_case(b"exec"))
 }
 
 impl Carrier {
@@ -499,6 +522,9 @@ impl Carrier {
             let (taken, ended) = self.fill(slot, rest)?;
             rest = &rest[taken..];
             lane.outstanding.set(lane.outstanding.get() - ended as usize);
+            if self.in_multi {
+                return Err(UpstreamClose::Unfit);
+            }
             if slot.left() == 0 {
                 lane.seconds.record(now.saturating_duration_since(slot.since()));
                 if let Some(Slot::Whole { then: Some(then), frames, .. }) = fifo.pop_front() {
@@ -508,6 +534,22 @@ impl Carrier {
         }
         lane.mid_reply.set(self.scanner.in_frame());
         Ok(())
+    }
+
+    /// What an error says about the server, besides being the client's. `true`: the lane is of no further use.
+    fn heed(&mut self, error: &[u8], slot: &Slot) -> bool {
+        // A master that has become a replica: the next lane goes where the name points now.
+        if error.starts_with(b"-READONLY ") {
+            self.lane.leave(UpstreamClose::Moved);
+        } else if error.starts_with(b"-MOVED ") {
+            self.lane.redirection.replace(Some(String::from_utf8_lossy(&error[1..]).into_owned()));
+        }
+        // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
+        self.in_multi = match slot {
+            Slot::Replies { .. } => is_unknown_exec(error),
+            Slot::Changed { .. } | Slot::Whole { .. } => false,
+        };
+        self.in_multi
     }
 
     /// Feeds one slot from `data`: as many of its replies as are there. Returns the bytes taken and the replies ended.
@@ -531,13 +573,13 @@ impl Carrier {
                 Slot::Changed { partial, .. } => partial.extend_from_slice(&data[at..at + step.consumed]),
                 Slot::Replies { .. } => {}
             }
-            // A master that has become a replica: the reply is the client's, and the next lane goes where the name
-            // points now.
-            if step.complete == Some(ReplyKind::Error) && data[at..].starts_with(b"-READONLY ") {
-                self.lane.leave(UpstreamClose::Moved);
-            }
+            let is_error = step.complete == Some(ReplyKind::Error);
+            let reply = &data[at..at + step.consumed];
             at += step.consumed;
             ended += u32::from(step.complete.is_some());
+            if is_error && self.heed(reply, slot) {
+                break;
+            }
         }
         match slot {
             Slot::Replies { to, count, muted, .. } => {

@@ -20,7 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::resp::encode;
 use crate::telemetry::{CommandSeconds, UpstreamClose};
-use crate::upstream::{Connector, Identity, Instance, UpstreamOptions};
+use crate::upstream::{Connector, Identity, Instance, Lacking, UpstreamOptions};
 
 pub use budget::{Budget, Claim, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
@@ -65,8 +65,6 @@ pub struct Shared {
     /// The server's `proto-max-bulk-len` in bytes: a longer bulk is refused before it reaches a lane, where the
     /// server's own refusal would end everybody's connection.
     pub max_bulk: Arc<AtomicU64>,
-    /// The server does not say: asking again would only fill its ACL log.
-    pub max_bulk_refused: Arc<AtomicBool>,
     /// Which run of redbouncer this is.
     pub instance: Arc<Instance>,
 }
@@ -332,6 +330,9 @@ impl Pool {
         }
         if lane.is_stalled(upstream.stall_timeout, now) {
             lane.condemn();
+        }
+        if let Some(text) = lane.take_redirection() {
+            self.shared.connector.lacks().note(Lacking::WholeKeyspace, "", &text);
         }
         if lane.is_usable() && lane.is_silent(self.shared.heartbeat, now) {
             let mut ping = bytes::BytesMut::new();

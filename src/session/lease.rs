@@ -379,6 +379,12 @@ impl LeaseState {
         }
     }
 
+    /// The server's refusal of our PUBLISH before WAIT, until WAIT's own reply comes.
+    #[must_use]
+    pub fn refused_publish(&self) -> Option<&[u8]> {
+        self.failed_publish.as_deref()
+    }
+
     /// Whether the reply now arriving is kept from the client.
     #[must_use]
     pub fn mutes_next(&self) -> bool {

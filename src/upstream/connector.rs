@@ -16,7 +16,8 @@ use tokio_rustls::TlsConnector;
 
 use super::conversation::{Conversation, Step};
 use super::error::{DialError, Phase};
-use super::login::{Lack, Lacking, Login};
+use super::lacks::{Lacking, Lacks, Refusal};
+use super::login::{Lack, LoggedIn, Login};
 use super::resolve::Resolver;
 use super::tls::{TlsSetup, TlsSetupError};
 use super::{Keepalive, ServerInfo, UpstreamOptions, UpstreamStream, tune};
@@ -46,8 +47,7 @@ pub struct Connector {
     keepalive: Keepalive,
     /// As of the last login.
     server: Mutex<Option<Arc<ServerInfo>>>,
-    /// What has been logged as lacking.
-    told: Mutex<Vec<Lacking>>,
+    lacks: Lacks,
 }
 
 impl std::fmt::Debug for Connector {
@@ -71,7 +71,7 @@ impl Connector {
             user_timeout: options.user_timeout,
             keepalive: options.keepalive,
             server: Mutex::default(),
-            told: Mutex::default(),
+            lacks: Lacks::default(),
         })
     }
 
@@ -89,7 +89,7 @@ impl Connector {
             Ok(_) => self.resolver.works(peer),
             // Whatever accepts TCP there may be no Redis any more: the next dial begins with the other addresses.
             Err(error) if error.is_lost() => self.resolver.fails(peer),
-            Err(_) => {}
+            Err(error) => self.note_refusal(error, login.identity.name()),
         }
         established
     }
@@ -105,6 +105,16 @@ impl Connector {
     /// What the server said about itself at the last login, if there was one.
     pub fn server(&self) -> Option<Arc<ServerInfo>> {
         self.server.lock().clone()
+    }
+
+    /// What the server, or a user's rights there, lack.
+    pub fn lacks(&self) -> &Lacks {
+        &self.lacks
+    }
+
+    /// Whether `user` can have RESP3, as far as is known.
+    pub fn speaks_resp3(&self, user: &str) -> bool {
+        self.server().is_none_or(|server| server.hello) && !self.lacks.has(Lacking::Resp3, user)
     }
 
     /// The address that serves us: where new connections go first. A connection to another one is to be drained.
@@ -180,13 +190,15 @@ impl Connector {
                 UpstreamStream::Tls(Box::new(secured.map_err(|e| DialError::from_io(Phase::Tls, peer, &e))?))
             }
         };
-        let mut conversation = Conversation::start(stream, peer, login);
+        let user = login.identity.name();
+        let known = Lacking::ALL.into_iter().filter(|what| self.lacks.has(*what, user)).collect();
+        let mut conversation = Conversation::start(stream, peer, login, known);
         let first = self.within(deadline, Phase::Login, Some(peer), conversation.proceed()).await??;
         if first == Step::Loading {
             self.outwait_loading(&mut conversation, peer).await?;
         }
         let (stream, logged_in) = conversation.finish();
-        self.tell(&logged_in.lacks);
+        self.note(&logged_in, user);
         let server = self.remember(logged_in.server);
         Ok(Established { stream, server, id: logged_in.id, local, peer })
     }
@@ -234,20 +246,33 @@ impl Connector {
         let mut last = self.server.lock();
         match &*last {
             Some(known) if **known == server => Arc::clone(known),
+            // Somebody may not ask for INFO: what others were told stands.
+            Some(known) if !server.hello && server.version.is_empty() && !known.hello => Arc::clone(known),
             Some(_) | None => Arc::clone(last.insert(Arc::new(server))),
         }
     }
 
-    /// Logs what the server turned out to lack, each thing once.
-    fn tell(&self, lacks: &[Lack]) {
-        for Lack { what, text } in lacks {
-            let new = {
-                let mut told = self.told.lock();
-                !told.contains(what) && (told.push(*what), true).1
-            };
-            if new {
-                tracing::warn!(server_says = %text, "{what}");
+    /// Remembers what a login was given and what not.
+    fn note(&self, logged_in: &LoggedIn, user: &str) {
+        for Lack { what, text } in &logged_in.lacks {
+            self.lacks.note(*what, user, text);
+        }
+        for what in &logged_in.met {
+            self.lacks.met(*what, user);
+        }
+        if logged_in.server.mode == "cluster" {
+            self.lacks.note(Lacking::WholeKeyspace, user, "(it calls itself a node of a cluster)");
+        }
+    }
+
+    /// Remembers what a login has failed for, where that is lacking for good.
+    fn note_refusal(&self, error: &DialError, user: &str) {
+        match error {
+            DialError::NoResp3 { text } => self.lacks.note(Lacking::Resp3, user, text),
+            DialError::SelectRefused { text, .. } if Refusal::of(text).is_some() => {
+                self.lacks.note(Lacking::Select, user, text);
             }
+            _ => {} // says nothing about what the server has
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroize;
 
 use super::error::{DialError, Phase};
+use super::lacks::Lacking;
 use super::login::{LoggedIn, Login, LoginMachine, Progress};
 use crate::resp::{ReplyKind, ReplyScanner};
 
@@ -41,13 +42,13 @@ pub(super) struct Conversation<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Conversation<'a, S> {
-    pub(super) fn start(stream: S, peer: SocketAddr, login: &'a Login) -> Self {
+    pub(super) fn start(stream: S, peer: SocketAddr, login: &'a Login, known: Vec<Lacking>) -> Self {
         // Large enough not to grow: a buffer that moves leaves its old bytes, the password, behind.
         let identity = &login.identity;
         let secret = identity.password.as_ref().map_or(0, |p| p.expose().len());
         let user = identity.username.as_ref().map_or(0, String::len);
         let mut output = BytesMut::with_capacity(512 + secret + user + login.name.len());
-        let machine = LoginMachine::start(login, &mut output);
+        let machine = LoginMachine::start(login, known, &mut output);
         Self {
             stream,
             peer,

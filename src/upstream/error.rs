@@ -231,7 +231,10 @@ impl DialError {
 
 /// Errors that say how the server is just now, not what we may do.
 pub(super) fn is_passing(text: &str) -> bool {
-    matches!(code(text), "BUSY" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN")
+    matches!(
+        code(text),
+        "BUSY" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "MISCONF" | "OOM" | "NOREPLICAS"
+    )
 }
 
 /// The first word of a server's error.

@@ -3,16 +3,17 @@
 //! `HELLO … AUTH` goes first and alone, because a failing authentication behind a pending reply makes some servers
 //! omit a reply (redis/redis#15640). What follows it, name, id, database and a last PING, leaves in one write. A
 //! server without HELLO gets AUTH, again alone. What a provider may forbid (`CLIENT SETNAME`, `CLIENT ID`, `INFO`,
-//! `PING`) is noted and done without; a login only fails for what the connection cannot be used without.
+//! `PING`) is noted, not asked for again for a while, and done without; a login only fails for what the connection
+//! cannot be used without.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
 use super::Secret;
 use super::error::{DialError, code, is_passing};
+use super::lacks::{Lacking, Refusal};
 use super::server::{Greeting, ServerInfo};
 use crate::resp::{Protocol, ReplyKind, bulk, encode, error_text, integer};
 
@@ -85,42 +86,14 @@ pub(super) struct Lack {
     pub(super) text: String,
 }
 
-/// What can be lacking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Lacking {
-    /// HELLO, and RESP3 with it.
-    Hello,
-    /// A password on the server's side: ours was not looked at.
-    Password,
-    /// `CLIENT SETNAME`: our connections are nameless in `CLIENT LIST`.
-    SetName,
-    /// `CLIENT ID`.
-    Id,
-    /// `INFO`.
-    Info,
-    /// `PING`.
-    Ping,
-}
-
-impl fmt::Display for Lacking {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Hello => "the server has no HELLO: RESP3 is not available",
-            Self::Password => "the server asks for no password: the configured one is not checked",
-            Self::SetName => "CLIENT SETNAME is refused: our connections have no name in CLIENT LIST",
-            Self::Id => "CLIENT ID is refused",
-            Self::Info => "INFO is refused: the server's version is not known",
-            Self::Ping => "PING is refused: heartbeats get an error, which will do",
-        })
-    }
-}
-
 /// What a login gave.
 #[derive(Debug)]
 pub(super) struct LoggedIn {
     pub(super) server: ServerInfo,
     pub(super) id: Option<u64>,
     pub(super) lacks: Vec<Lack>,
+    /// What was asked for and given.
+    pub(super) met: Vec<Lacking>,
 }
 
 /// The exchanges of a login; each is over before the next is written.
@@ -145,12 +118,15 @@ pub(super) struct LoginMachine<'a> {
     loading: String,
     server: Option<ServerInfo>,
     id: Option<u64>,
+    /// Known to be refused: not asked for.
+    known: Vec<Lacking>,
     lacks: Vec<Lack>,
+    met: Vec<Lacking>,
 }
 
 impl<'a> LoginMachine<'a> {
-    /// A login whose first command is appended to `out`.
-    pub(super) fn start(login: &'a Login, out: &mut BytesMut) -> Self {
+    /// A login whose first command is appended to `out`. What is `known` to be lacking is not asked for.
+    pub(super) fn start(login: &'a Login, known: Vec<Lacking>, out: &mut BytesMut) -> Self {
         let mut machine = Self {
             login,
             stage: Stage::Hello,
@@ -159,7 +135,9 @@ impl<'a> LoginMachine<'a> {
             loading: String::new(),
             server: None,
             id: None,
+            known,
             lacks: Vec::new(),
+            met: Vec::new(),
         };
         if machine.authenticates_first() {
             machine.stage = Stage::AuthFirst;
@@ -219,7 +197,7 @@ impl<'a> LoginMachine<'a> {
 
     /// What was learned.
     pub(super) fn finish(self) -> LoggedIn {
-        LoggedIn { server: self.server.unwrap_or_default(), id: self.id, lacks: self.lacks }
+        LoggedIn { server: self.server.unwrap_or_default(), id: self.id, lacks: self.lacks, met: self.met }
     }
 
     fn on_error(&mut self, ask: Ask, text: String) -> Result<(), DialError> {
@@ -262,19 +240,14 @@ impl<'a> LoginMachine<'a> {
         let has_no_hello = match code(&text) {
             // With our credentials in it: whoever answered has looked at the connection, not at the command.
             "NOAUTH" | "NOPROTO" | "NOPERM" => true,
-            "ERR" => {
-                let lower = text.to_ascii_lowercase();
-                ["unknown command", "unsupported", "not supported", "not allowed", "disabled"]
-                    .iter()
-                    .any(|words| lower.contains(words))
-            }
+            "ERR" => Refusal::of(&text).is_some(),
             _ => false, // WRONGPASS and whatever else a server may say about an identity
         };
         match (has_no_hello, self.login.protocol) {
             (false, _) => Err(DialError::Login { text }),
             (true, Protocol::Resp3) => Err(DialError::NoResp3 { text }),
             (true, Protocol::Resp2) => {
-                self.lack(Lacking::Hello, text);
+                self.lack(Lacking::Resp3, text);
                 Ok(())
             }
         }
@@ -291,18 +264,36 @@ impl<'a> LoginMachine<'a> {
                 }
                 self.id = greeting.id;
                 self.server = Some(greeting.info);
+                if self.login.protocol == Protocol::Resp3 {
+                    self.met.push(Lacking::Resp3);
+                }
             }
             Ask::Auth | Ask::SetName | Ask::Select | Ask::ReadOnly => {
                 expect_text(ask, frame, kind, b"OK")?;
+                self.met.extend(match ask {
+                    Ask::SetName => Some(Lacking::SetName),
+                    Ask::Select => Some(Lacking::Select),
+                    _ => None, // nothing that can be done without
+                });
             }
-            Ask::Ping => expect_text(ask, frame, kind, b"PONG")?,
+            Ask::Ping => {
+                expect_text(ask, frame, kind, b"PONG")?;
+                self.met.push(Lacking::Ping);
+            }
+            // An answer in a shape of its own: it is not what we need, but it is the one reply that was owed.
             Ask::Id => match integer(frame).and_then(|id| u64::try_from(id).ok()) {
-                Some(id) => self.id = Some(id),
-                None => return Err(DialError::protocol("CLIENT ID was not answered with a number")),
+                Some(id) => {
+                    self.id = Some(id);
+                    self.met.push(Lacking::Id);
+                }
+                None => self.lack(Lacking::Id, "(an answer that is no number)".to_owned()),
             },
             Ask::Info => match bulk(frame) {
-                Some(text) => self.server = Some(ServerInfo::from_info(&String::from_utf8_lossy(text))),
-                None => return Err(DialError::protocol("INFO was not answered with a text")),
+                Some(text) => {
+                    self.server = Some(ServerInfo::from_info(&String::from_utf8_lossy(text)));
+                    self.met.push(Lacking::Info);
+                }
+                None => self.lack(Lacking::Info, "(an answer that is no text)".to_owned()),
             },
         }
         Ok(())
@@ -331,22 +322,32 @@ impl<'a> LoginMachine<'a> {
             }
             Stage::Hello | Stage::Auth => {
                 self.stage = Stage::Setup;
-                let mut asks = vec![Ask::SetName, Ask::Id];
-                if self.login.database != 0 {
-                    asks.push(Ask::Select);
+                let asks = self.setup();
+                if asks.is_empty() {
+                    return Progress::Done;
                 }
-                if self.login.readonly {
-                    asks.push(Ask::ReadOnly);
-                }
-                if self.server.is_none() {
-                    asks.push(Ask::Info);
-                }
-                asks.push(Ask::Ping);
                 self.ask(&asks, out);
             }
             Stage::Setup => return Progress::Done,
         }
         Progress::Write
+    }
+
+    /// What is left to ask when we are in.
+    fn setup(&self) -> Vec<Ask> {
+        let hopeful = |what| !self.known.contains(&what);
+        [
+            (Ask::SetName, hopeful(Lacking::SetName)),
+            // HELLO has said it.
+            (Ask::Id, self.id.is_none() && hopeful(Lacking::Id)),
+            (Ask::Select, self.login.database != 0),
+            (Ask::ReadOnly, self.login.readonly),
+            (Ask::Info, self.server.is_none() && hopeful(Lacking::Info)),
+            (Ask::Ping, hopeful(Lacking::Ping)),
+        ]
+        .into_iter()
+        .filter_map(|(ask, wanted)| wanted.then_some(ask))
+        .collect()
     }
 
     fn ask(&mut self, asks: &[Ask], out: &mut BytesMut) {

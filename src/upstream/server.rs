@@ -44,19 +44,19 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    /// Reads a map (RESP3) or a flat array (RESP2); fields that are not known are skipped.
+    /// Reads a map (RESP3) or a flat array (RESP2); fields that are not known, or not of their kind, are skipped.
     pub(super) fn read(frame: &[u8], protocol: Protocol) -> Option<Self> {
         let mut greeting =
             Self { info: ServerInfo { hello: true, ..ServerInfo::default() }, protocol: 0, id: None };
         for (key, value) in pairs(decode(frame, protocol).ok()?)? {
             let info = &mut greeting.info;
             match key.as_str() {
-                "server" => info.server = text(&value)?,
-                "version" => info.version = text(&value)?,
+                "server" => info.server = text(&value).unwrap_or_default(),
+                "version" => info.version = text(&value).unwrap_or_default(),
                 "proto" => greeting.protocol = number(&value)?,
                 "id" => greeting.id = number(&value).and_then(|n| u64::try_from(n).ok()),
-                "mode" => info.mode = text(&value)?,
-                "role" => info.role = text(&value)?,
+                "mode" => info.mode = text(&value).unwrap_or_default(),
+                "role" => info.role = text(&value).unwrap_or_default(),
                 "modules" => info.modules = modules(value),
                 _ => {}
             }

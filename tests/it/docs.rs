@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use redbouncer::session::Pin;
 use redbouncer::telemetry::{ClientClose, METRICS, Reap, UpstreamClose};
+use redbouncer::upstream::Lacking;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -107,6 +108,35 @@ fn no_close_is_counted_past_the_reasons() {
             .collect();
         assert_eq!(users, [root().join("src/telemetry/metrics.rs")], "{metric}");
     }
+}
+
+#[test]
+fn everything_that_can_be_lacking_is_documented_with_what_follows() {
+    let page = read("docs/providers.md");
+    let rows = table(&page, "## What is done without");
+    let documented: Vec<_> = rows.iter().map(|row| (row[0].trim_matches('`'), row[2])).collect();
+    let names = Lacking::ALL.map(|what| what.to_string());
+    let expected: Vec<_> =
+        names.iter().zip(Lacking::ALL).map(|(name, what)| (name.as_str(), what.without())).collect();
+    assert_eq!(documented, expected);
+}
+
+#[test]
+fn every_recipe_for_a_provider_names_tests_that_exist() {
+    let page = read("docs/providers.md");
+    let tests = read("tests/it/providers.rs");
+    let recipes = page.split("\n## ").filter(|section| section.contains("REDBOUNCER_UPSTREAM__URL"));
+    let mut count = 0;
+    for recipe in recipes {
+        let named: Vec<_> =
+            recipe.split("`providers::").skip(1).filter_map(|rest| rest.split('`').next()).collect();
+        assert!(!named.is_empty(), "no test: {recipe}");
+        for name in named {
+            assert!(tests.contains(&format!("fn {name}()")), "no such test: {name}");
+        }
+        count += 1;
+    }
+    assert_eq!(count, 6);
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod loss;
 mod module_commands;
 mod network;
 mod orphans;
+mod providers;
 mod pubsub;
 mod pubsub_hub;
 mod regressions;

@@ -1,6 +1,7 @@
 //! One try: the call inside MULTI and EXEC on a lane, where it cannot block.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -13,16 +14,7 @@ use crate::command::blocking::{self, Call, is_code, is_nothing, is_passing};
 use crate::pool::Lost;
 use crate::resp::{self, Request, encode};
 use crate::telemetry::ClientClose;
-
-/// Whether an error will be the same next time: forbidden, or not known.
-fn is_lasting_refusal(frame: &[u8]) -> bool {
-    resp::error_text(frame).is_some_and(|text| {
-        // EXECABORT quotes what the server refused EXEC for.
-        ["NOPERM", "unknown command"]
-            .iter()
-            .any(|cause| text.windows(cause.len()).any(|at| at == cause.as_bytes()))
-    })
-}
+use crate::upstream::Lacking;
 
 /// What the last two frames of a try (the member's queueing, EXEC) say about the member.
 pub(super) fn own_answer(frames: &[Bytes]) -> Option<Bytes> {
@@ -44,31 +36,32 @@ impl Waiter {
     }
 
     /// Whether tries are safe for this user: a refused MULTI would leave its member to block the lane, so MULTI and
-    /// EXEC are tried out first, once per lane key.
+    /// EXEC are tried out first.
     async fn may_try(&self, worker: &Rc<Worker>) -> bool {
-        if let Some(known) = worker.may_try.borrow().get(&self.key.user) {
-            return *known;
+        let (lacks, user) = (worker.lacks(), self.identity.name());
+        if lacks.has(Lacking::Transactions, user) {
+            return false;
+        }
+        if worker.may_try.borrow().contains(&self.key.user) {
+            return true;
         }
         let mut probe = BytesMut::new();
         encode::command(&mut probe, &[b"MULTI"]);
         encode::command(&mut probe, &[b"EXEC"]);
-        let Ok(Ok(frames)) = self.client.exchange(&probe, 2).await else { return false };
-        let may = frames.iter().all(|frame| !resp::is_error(frame));
-        if !may && !frames.iter().any(|frame| is_lasting_refusal(frame)) {
-            // Busy, loading …: asked again next time.
+        // A server that does not know EXEC has left MULTI open. Behind any other EXEC it is refused and changes nothing.
+        encode::command(&mut probe, &[b"DISCARD"]);
+        let Ok(Ok(frames)) = self.client.exchange(&probe, 3).await else { return false };
+        if let Some(refusal) = frames.iter().take(2).find_map(|frame| resp::error_text(frame)) {
+            // Busy, loading …: not remembered, so asked again next time.
+            lacks.note(Lacking::Transactions, user, &String::from_utf8_lossy(refusal));
             return false;
         }
-        if !may {
-            tracing::warn!(
-                user = self.key.user,
-                "MULTI or EXEC refused: blocking calls of this user need a lease each"
-            );
-        }
+        lacks.met(Lacking::Transactions, user);
         let mut known = worker.may_try.borrow_mut();
         if known.len() < 4096 {
-            known.insert(self.key.user, may);
+            known.insert(self.key.user);
         }
-        may
+        true
     }
 
     /// Makes `$` explicit, so that what is added from now on is seen however late the connection is. `false`: answered.
@@ -148,14 +141,14 @@ impl Waiter {
         let (waiter, owner) = (Rc::clone(self), Rc::clone(worker));
         // Appended one behind the other without an await: MULTI, the call and EXEC stay contiguous.
         let (watched, user, judge) = (Rc::clone(&lane), self.key.user, Rc::clone(worker));
+        let identity = Arc::clone(&self.identity);
         let begun = move |frames: Result<Vec<Bytes>, Lost>| {
-            if frames.is_ok_and(|frames| frames.iter().any(|frame| resp::is_error(frame))) {
+            let frames = frames.unwrap_or_default();
+            if let Some(refusal) = frames.iter().find_map(|frame| resp::error_text(frame)) {
                 // The call behind it is not queued but runs, and may block everybody's lane.
-                tracing::warn!(
-                    user,
-                    "MULTI refused: a lane is given up, and calls of this user need a lease each"
-                );
-                judge.may_try.borrow_mut().insert(user, false);
+                let words = String::from_utf8_lossy(refusal);
+                judge.lacks().note(Lacking::Transactions, identity.name(), &words);
+                judge.may_try.borrow_mut().remove(&user);
                 watched.condemn();
             }
         };

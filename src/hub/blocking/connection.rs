@@ -17,7 +17,7 @@ use super::waitlist::{GiveUp, Times, Waitlist};
 use crate::pool::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
-use crate::upstream::{DialError, Identity, UpstreamStream};
+use crate::upstream::{DialError, Identity, Lacking, UpstreamStream};
 
 /// Replies to the first words on a connection come at once; a server that takes longer is not going to answer soon.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -61,7 +61,7 @@ impl Hub {
         give_back: &Rc<GiveBack>,
         arrival: &Arrival,
     ) -> Option<Rc<Self>> {
-        if !is_fit(&pool) {
+        if !is_fit(&pool, arrival.identity.name()) {
             return None;
         }
         let times = Times { grace: options.grace, stall: pool.shared.upstream.stall_timeout };
@@ -268,7 +268,7 @@ impl Hub {
         let database = self.pool.shared.upstream.database;
         let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
         let mut stream = self.pool.dial_for(permit, key, &self.identity).await?;
-        if !is_fit(&self.pool) {
+        if !is_fit(&self.pool, self.identity.name()) {
             tracing::warn!(
                 "the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease"
             );
@@ -280,13 +280,15 @@ impl Hub {
             return Ok(Connection::Lost);
         };
         let [tracking, multi, exec, table] = answers;
-        if let Some(refusal) = [tracking, multi, exec].iter().find_map(|answer| resp::error_text(answer)) {
-            tracing::warn!(
-                user = self.identity.name(),
-                refusal = %String::from_utf8_lossy(refusal),
-                "no blocking hub for this user: its blocking calls are tried on lanes or take a lease"
-            );
-            return Ok(Connection::Unfit(stream));
+        let (lacks, user) = (self.pool.shared.connector.lacks(), self.identity.name());
+        let needs =
+            [(Lacking::Tracking, tracking), (Lacking::Transactions, multi), (Lacking::Transactions, exec)];
+        for (what, answer) in &needs {
+            if let Some(refusal) = resp::error_text(answer) {
+                lacks.note(*what, user, &String::from_utf8_lossy(refusal));
+                return Ok(Connection::Unfit(stream));
+            }
+            lacks.met(*what, user);
         }
         let table = resp::elements(&table)
             .and_then(|mut pair| std::str::from_utf8(resp::bulk(pair.nth(1)?)?).ok()?.parse().ok())
@@ -353,11 +355,13 @@ enum Connection {
 }
 
 /// Whether the server can serve a hub, as far as is known: RESP3, and invalidations that never come inside a reply.
-fn is_fit(pool: &Pool) -> bool {
-    pool.shared.connector.server().is_none_or(|server| {
+fn is_fit(pool: &Pool, user: &str) -> bool {
+    let connector = &pool.shared.connector;
+    let is_new_enough = connector.server().is_none_or(|server| {
         let major = server.version.split('.').next().and_then(|major| major.parse().ok());
-        server.hello && major.is_none_or(|major: u32| major >= FIRST_VERSION)
-    })
+        major.is_none_or(|major: u32| major >= FIRST_VERSION)
+    });
+    is_new_enough && connector.speaks_resp3(user)
 }
 
 /// What is said first on a connection. MULTI and EXEC are tried out before any call depends on them: behind a MULTI that

@@ -230,10 +230,17 @@ impl Hub {
 
     async fn connect(&self, permit: &Permit) -> Result<UpstreamStream, DialError> {
         let shared = &self.pool.shared;
-        let resp3 = shared.connector.server().is_none_or(|server| server.hello);
+        let resp3 = shared.connector.speaks_resp3(self.identity.name());
         let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
         let key = LaneKey { user: self.user, database: shared.upstream.database, protocol, readonly: false };
-        self.pool.dial_for(permit, key, &self.identity).await
+        match self.pool.dial_for(permit, key, &self.identity).await {
+            // Nobody had asked before.
+            Err(DialError::NoResp3 { .. }) => {
+                let key = LaneKey { protocol: Protocol::Resp2, ..key };
+                self.pool.dial_for(permit, key, &self.identity).await
+            }
+            other => other,
+        }
     }
 
     async fn carry(self: &Rc<Self>, stream: UpstreamStream) -> (Over, UpstreamStream) {

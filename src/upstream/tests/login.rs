@@ -3,9 +3,9 @@
 use bytes::BytesMut;
 
 use crate::resp::{Protocol, ReplyScanner};
-use crate::upstream::login::{Lacking, LoggedIn, Login, LoginMachine, Progress};
+use crate::upstream::login::{LoggedIn, Login, LoginMachine, Progress};
 use crate::upstream::testing::{identity, login};
-use crate::upstream::{DialError, Secret};
+use crate::upstream::{DialError, Lacking, Secret};
 
 const HELLO2: &str = "*14\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n$5\r\nproto\r\n:2\r\n\
                       $2\r\nid\r\n:4\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n\
@@ -26,8 +26,12 @@ struct Dialogue<'a> {
 
 impl<'a> Dialogue<'a> {
     fn start(login: &'a Login) -> Self {
+        Self::start_knowing(login, &[])
+    }
+
+    fn start_knowing(login: &'a Login, known: &[Lacking]) -> Self {
         let mut out = BytesMut::new();
-        Self { machine: LoginMachine::start(login, &mut out), out }
+        Self { machine: LoginMachine::start(login, known.to_vec(), &mut out), out }
     }
 
     /// The words of the commands written, one command a line.
@@ -73,15 +77,12 @@ fn hello_goes_alone_and_the_rest_in_one_write() {
     let mut dialogue = Dialogue::start(&login);
     assert_eq!(dialogue.written(), "HELLO 3 AUTH default s3cret");
     assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Write));
-    assert_eq!(
-        dialogue.written(),
-        "CLIENT SETNAME redbouncer:test:0:lane\nCLIENT ID\nSELECT 3\nREADONLY\nPING"
-    );
-    let end = dialogue.hears_all(&["+OK\r\n", ":17\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n"]);
+    assert_eq!(dialogue.written(), "CLIENT SETNAME redbouncer:test:0:lane\nSELECT 3\nREADONLY\nPING");
+    let end = dialogue.hears_all(&["+OK\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n"]);
     assert_eq!(end, Ok(Progress::Done));
     assert_eq!(dialogue.written(), "");
     let logged_in = dialogue.finish();
-    assert_eq!(logged_in.id, Some(17));
+    assert_eq!(logged_in.id, Some(4), "HELLO has said it");
     assert_eq!((logged_in.server.version.as_str(), logged_in.server.hello), ("7.0.15", true));
     assert!(logged_in.lacks.is_empty());
 }
@@ -92,7 +93,7 @@ fn without_credentials_database_or_readonly_none_is_sent() {
     let mut dialogue = Dialogue::start(&login);
     assert_eq!(dialogue.written(), "HELLO 2");
     assert_eq!(dialogue.hears(HELLO2), Ok(Progress::Write));
-    assert_eq!(dialogue.written(), "CLIENT SETNAME redbouncer:test:0:lane\nCLIENT ID\nPING");
+    assert_eq!(dialogue.written(), "CLIENT SETNAME redbouncer:test:0:lane\nPING");
 }
 
 #[test]
@@ -114,7 +115,7 @@ fn a_server_without_hello_gets_auth_alone_and_is_asked_for_info() {
     assert_eq!(dialogue.hears_all(&["+OK\r\n", ":9\r\n", info, "+PONG\r\n"]), Ok(Progress::Done));
     let logged_in = dialogue.finish();
     assert_eq!((logged_in.server.version.as_str(), logged_in.server.hello), ("5.0.14", false));
-    assert_eq!(lacks(&logged_in), [Lacking::Hello]);
+    assert_eq!(lacks(&logged_in), [Lacking::Resp3]);
     assert!(!format!("{logged_in:?}").contains("s3cret"));
 }
 
@@ -182,7 +183,7 @@ fn a_password_that_the_server_does_not_ask_for_is_no_failure() {
     dialogue.hears(UNKNOWN_HELLO).unwrap();
     let end = dialogue.hears("-ERR Client sent AUTH, but no password is set\r\n");
     assert_eq!(end, Ok(Progress::Write));
-    assert_eq!(lacks(&dialogue.finish()), [Lacking::Hello, Lacking::Password]);
+    assert_eq!(lacks(&dialogue.finish()), [Lacking::Resp3, Lacking::Password]);
 }
 
 #[test]
@@ -200,14 +201,39 @@ fn a_full_server_is_recognised_by_its_words() {
 }
 
 #[test]
-fn refused_name_id_and_ping_are_done_without() {
-    let login = login(Protocol::Resp3);
+fn refused_name_id_info_and_ping_are_done_without() {
+    let login = login(Protocol::Resp2);
     let mut dialogue = Dialogue::start(&login);
-    dialogue.hears(HELLO3).unwrap();
-    assert_eq!(dialogue.hears_all(&[NOPERM, NOPERM, NOPERM]), Ok(Progress::Done));
+    dialogue.hears(UNKNOWN_HELLO).unwrap();
+    assert_eq!(dialogue.hears_all(&[NOPERM, NOPERM, NOPERM, NOPERM]), Ok(Progress::Done));
     let logged_in = dialogue.finish();
-    assert_eq!(lacks(&logged_in), [Lacking::SetName, Lacking::Id, Lacking::Ping]);
-    assert_eq!(logged_in.id, Some(4), "HELLO's reply has the id, too");
+    let all = [Lacking::Resp3, Lacking::SetName, Lacking::Id, Lacking::Info, Lacking::Ping];
+    assert_eq!((lacks(&logged_in), logged_in.id), (all.to_vec(), None));
+    assert!(logged_in.met.is_empty());
+}
+
+#[test]
+fn what_is_known_to_be_lacking_is_not_asked_for() {
+    let login = login(Protocol::Resp3);
+    let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName]);
+    dialogue.written();
+    assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Write));
+    assert_eq!(dialogue.written(), "PING");
+    assert_eq!(dialogue.hears("+PONG\r\n"), Ok(Progress::Done));
+    assert_eq!(dialogue.finish().met, [Lacking::Resp3, Lacking::Ping]);
+    let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName, Lacking::Ping]);
+    dialogue.written();
+    assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Done), "nothing is left to ask");
+    assert_eq!(dialogue.written(), "");
+}
+
+#[test]
+fn answers_in_a_shape_of_their_own_are_done_without() {
+    let login = login(Protocol::Resp2);
+    let mut dialogue = Dialogue::start(&login);
+    dialogue.hears(UNKNOWN_HELLO).unwrap();
+    assert_eq!(dialogue.hears_all(&["+OK\r\n", "$-1\r\n", ":1\r\n", "+PONG\r\n"]), Ok(Progress::Done));
+    assert_eq!(lacks(&dialogue.finish()), [Lacking::Resp3, Lacking::Id, Lacking::Info]);
 }
 
 #[test]
@@ -216,7 +242,7 @@ fn a_busy_servers_refusals_are_not_remembered() {
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(HELLO3).unwrap();
     let busy = "-BUSY Redis is busy running a script.\r\n";
-    assert_eq!(dialogue.hears_all(&[busy, busy, busy]), Ok(Progress::Done));
+    assert_eq!(dialogue.hears_all(&[busy, busy]), Ok(Progress::Done));
     assert!(dialogue.finish().lacks.is_empty());
 }
 
@@ -225,7 +251,7 @@ fn a_refused_database_is_told_in_the_servers_words() {
     let login = Login { database: 99, ..login(Protocol::Resp2) };
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(HELLO2).unwrap();
-    let failed = dialogue.hears_all(&["+OK\r\n", ":1\r\n", "-ERR DB index is out of range\r\n"]).unwrap_err();
+    let failed = dialogue.hears_all(&["+OK\r\n", "-ERR DB index is out of range\r\n"]).unwrap_err();
     let text = "ERR DB index is out of range".to_owned();
     assert_eq!(failed, DialError::SelectRefused { database: 99, text: text.clone() });
     assert_eq!((failed.public_text(), failed.retryable()), (text, false));
@@ -237,7 +263,7 @@ fn a_refused_readonly_is_a_failure() {
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(HELLO2).unwrap();
     let refusal = "-ERR This instance has cluster support disabled\r\n";
-    let failed = dialogue.hears_all(&["+OK\r\n", ":1\r\n", refusal]).unwrap_err();
+    let failed = dialogue.hears_all(&["+OK\r\n", refusal]).unwrap_err();
     assert!(matches!(failed, DialError::ReadOnlyRefused { .. }), "{failed:?}");
 }
 
@@ -247,7 +273,7 @@ fn what_a_loading_server_did_not_answer_is_asked_again() {
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(HELLO2).unwrap();
     dialogue.written();
-    assert_eq!(dialogue.hears_all(&["+OK\r\n", ":1\r\n", LOADING, LOADING]), Ok(Progress::Pause));
+    assert_eq!(dialogue.hears_all(&["+OK\r\n", LOADING, LOADING]), Ok(Progress::Pause));
     assert!(matches!(dialogue.machine.give_up(), Err(DialError::Loading { .. })), "SELECT is missing");
     assert_eq!(dialogue.written(), "");
     dialogue.machine.resume(&mut dialogue.out);
@@ -283,10 +309,8 @@ fn an_answer_of_the_wrong_shape_ends_the_login() {
         &["+QUEUED\r\n"][..],
         &[":1\r\n"],
         &["+OK\r\n", "+OK\r\n"],
-        &["+OK\r\n", ":-1\r\n"],
-        &["+OK\r\n", ":1\r\n", "+OK\r\n"],
-        &["+OK\r\n", ":1\r\n", "$4\r\nPONG\r\n"],
-        &["+OK\r\n", ":1\r\n", "+PONG\r\n", "+PONG\r\n"],
+        &["+OK\r\n", "$4\r\nPONG\r\n"],
+        &["+OK\r\n", "+PONG\r\n", "+PONG\r\n"],
     ] {
         let mut dialogue = Dialogue::start(&login);
         dialogue.hears(HELLO2).unwrap();

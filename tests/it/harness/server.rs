@@ -175,13 +175,21 @@ impl Server {
         }
     }
 
+    /// What `command` is called here (`--rename-command`).
+    fn renamed(&self, command: &str) -> String {
+        let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let renames =
+            self.options.windows(3).find(|words| words[0] == "--rename-command" && words[1] == name);
+        format!("{} {rest}", renames.map_or(name, |words| words[2].as_str())).trim_end().to_owned()
+    }
+
     /// A client of the server itself, named as a probe, so that it is not counted.
     pub(crate) fn probe(&self) -> Client {
         let mut client = Client::connect(self.address());
         if let Some(password) = &self.password {
             client.ask(&["AUTH", password]);
         }
-        let named = client.ask(&["CLIENT", "SETNAME", PROBE]);
+        let named = client.call(&self.renamed(&format!("CLIENT SETNAME {PROBE}")));
         assert_eq!(named.text(), "OK");
         client
     }
@@ -200,7 +208,7 @@ impl Server {
     #[track_caller]
     pub(crate) fn call(&self, command: &str) -> Reply {
         let mut probe = self.probe.lock().unwrap();
-        probe.get_or_insert_with(|| self.probe()).call(command)
+        probe.get_or_insert_with(|| self.probe()).call(&self.renamed(command))
     }
 
     /// The clients of the server, the tests' own probes left out.
