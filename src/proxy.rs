@@ -3,6 +3,8 @@
 //! The main thread accepts, serves the admin port, watches signals and the server's address; each worker is a thread
 //! with a runtime of its own. They share the budget, the links between them, and the metrics.
 
+mod renewal;
+
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,13 +17,16 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminError, View};
 use crate::config::Config;
 use crate::downstream::{
-    Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Places, Terms, Worker, listen,
+    Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms, Worker,
+    listen,
 };
 use crate::pool::{Budget, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
 use crate::resp::Protocol;
@@ -29,6 +34,7 @@ use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
 use crate::telemetry::{self, CommandSeconds, logging, publish_gauge};
 use crate::upstream::{Connector, Instance, TlsSetupError};
+use renewal::Renewal;
 
 /// The configuration names something that cannot be used (a certificate that is not there).
 const BAD_CONFIGURATION: u8 = 64;
@@ -38,6 +44,8 @@ const CUT: u8 = 75;
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often gauges are published and the exporter's samples are tidied.
 const PUBLISH: Duration = Duration::from_secs(1);
+/// How often certificate files are looked at.
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(2);
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +103,8 @@ struct Proxy {
     shared: Shared,
     links: Links,
     exporter: PrometheusHandle,
+    /// The bound addresses, and whether with TLS.
+    listening: Vec<(String, bool)>,
     stopping: AtomicBool,
 }
 
@@ -102,7 +112,8 @@ impl Proxy {
     async fn assemble_and_serve(config: Config) -> Result<ExitCode, StartError> {
         let exporter = install_metrics()?;
         let connector = Arc::new(Connector::new(&config.upstream)?);
-        let listeners = listen(&config.listen).await?;
+        let tls = ServerTls::new(&config.listen.tls)?;
+        let listeners = listen(&config.listen, tls.as_ref()).await?;
         let admin = match &config.admin.address {
             Some(address) => Some(admin::Server::bind(address).await?),
             None => None,
@@ -126,11 +137,12 @@ impl Proxy {
         let places = Arc::new(Places::new(config.client.max_per_address));
         let first_look = CancellationToken::new();
         let (links, threads) = start_workers(&config, &shared, &places, &first_look)?;
-        let proxy = Rc::new(Self { shared, links, exporter, stopping: AtomicBool::new(false) });
+        let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
+        let proxy = Rc::new(Self { shared, links, exporter, listening, stopping: AtomicBool::new(false) });
         let door = Doorkeeper {
             links: proxy.links.clone(),
             max_clients: config.client.max,
-            places,
+            login_timeout: config.client.login_timeout,
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,
         };
@@ -138,17 +150,17 @@ impl Proxy {
         // reached holds nobody up.
         let patience = config.upstream.connect_timeout.min(FIRST_LOOK);
         drop(tokio::time::timeout(patience, first_look.cancelled()).await);
-        proxy.announce(&config, &listeners, admin.as_ref());
-        let accepting: Vec<_> = listeners
-            .into_iter()
-            .map(|listener| tokio::task::spawn_local(listener.accept(door.clone())))
-            .collect();
+        proxy.announce(&config, admin.as_ref());
+        let doors = Doors::open(listeners, &door)?;
         if let Some(server) = admin {
             tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
         }
-        tokio::task::spawn_local(Rc::clone(&proxy).housekeeping(signal(SignalKind::hangup())?));
+        let hangup = signal(SignalKind::hangup())?;
+        let renewal = Renewal::new(Arc::clone(&proxy.shared.connector), tls);
+        tokio::task::spawn_local(renew(renewal, hangup));
+        tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         let first = signals.next().await;
-        let code = proxy.stop(first, &accepting, &mut signals, config.shutdown.drain_timeout).await;
+        let code = proxy.stop(first, doors, &mut signals, config.shutdown.drain_timeout).await;
         for thread in threads {
             // A worker that panicked has said so; there is nothing left to wait for.
             drop(thread.join());
@@ -156,11 +168,16 @@ impl Proxy {
         Ok(code)
     }
 
-    fn announce(&self, config: &Config, listeners: &[Listener], admin: Option<&admin::Server>) {
-        let addresses: Vec<_> = listeners.iter().map(|listener| listener.address().to_string()).collect();
+    fn announce(&self, config: &Config, admin: Option<&admin::Server>) {
+        let addresses = |with_tls| {
+            let of_kind = self.listening.iter().filter(|(_, tls)| *tls == with_tls);
+            let shown: Vec<_> = of_kind.map(|(address, _)| address.as_str()).collect();
+            if shown.is_empty() { "off".to_owned() } else { shown.join(",") }
+        };
         let scheme = if config.upstream.tls { "rediss" } else { "redis" };
         tracing::info!(
-            listen = addresses.join(","),
+            listen = addresses(false),
+            listen_tls = addresses(true),
             admin = admin.map_or_else(|| "off".to_owned(), |server| server.address().to_string()),
             upstream = format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
             max_connections = config.pool.max_connections,
@@ -170,13 +187,12 @@ impl Proxy {
         );
     }
 
-    async fn housekeeping(self: Rc<Self>, mut hangup: Signal) {
+    async fn housekeeping(self: Rc<Self>) {
         let mut publish = tokio::time::interval(PUBLISH);
         let mut resolve = tokio::time::interval(self.shared.upstream.resolve_interval.max(PUBLISH));
         loop {
             tokio::select! {
                 _ = publish.tick() => self.publish(),
-                _ = hangup.recv() => tracing::warn!("SIGHUP ignored: settings are read at the start only"),
                 _ = resolve.tick() => {
                     if matches!(self.shared.connector.address_changed().await, Ok(true)) {
                         tracing::warn!("the upstream's address has changed; lanes move to the new one");
@@ -211,17 +227,9 @@ impl Proxy {
     }
 
     /// Closes the door, drains the workers, says what was closed.
-    async fn stop(
-        &self,
-        signal: &str,
-        accepting: &[tokio::task::JoinHandle<()>],
-        signals: &mut StopSignals,
-        grace: Duration,
-    ) -> ExitCode {
+    async fn stop(&self, signal: &str, doors: Doors, signals: &mut StopSignals, grace: Duration) -> ExitCode {
         self.stopping.store(true, Ordering::Relaxed);
-        for listener in accepting {
-            listener.abort();
-        }
+        doors.close();
         let clients = self.links.clients();
         let upstreams = self.shared.budget.held();
         tracing::info!(signal, clients, upstreams, grace = %Short(grace), "stopping");
@@ -243,6 +251,75 @@ impl Proxy {
             return ExitCode::from(CUT);
         }
         ExitCode::SUCCESS
+    }
+}
+
+/// The open listeners. Those with TLS have a thread of their own, because a handshake takes longer than anything that
+/// the others do.
+struct Doors {
+    plain: Vec<AbortHandle>,
+    closed: CancellationToken,
+    tls: Option<JoinHandle<()>>,
+}
+
+impl Doors {
+    fn open(listeners: Vec<Listener>, door: &Doorkeeper) -> std::io::Result<Self> {
+        let (tls, plain): (Vec<_>, Vec<_>) = listeners.into_iter().partition(Listener::is_tls);
+        let start = |listener| tokio::task::spawn_local(accept(listener, door.clone())).abort_handle();
+        let plain = plain.into_iter().map(start).collect();
+        let closed = CancellationToken::new();
+        let serve = (!tls.is_empty()).then(|| {
+            let (door, closed) = (door.clone(), closed.clone());
+            std::thread::Builder::new().name("tls".to_owned()).spawn(move || {
+                let runtime = match runtime() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return tracing::error!(%error, "no TLS client can be accepted"),
+                };
+                runtime.block_on(async {
+                    for listener in tls {
+                        tokio::task::spawn_local(accept(listener, door.clone()));
+                    }
+                    // Handshakes under way end with the runtime.
+                    closed.cancelled().await;
+                });
+            })
+        });
+        Ok(Self { plain, closed, tls: serve.transpose()? })
+    }
+
+    /// No more clients come in; their sockets are closed.
+    fn close(self) {
+        for listener in self.plain {
+            listener.abort();
+        }
+        self.closed.cancel();
+        if let Some(thread) = self.tls {
+            // A thread that panicked has said so.
+            drop(thread.join());
+        }
+    }
+}
+
+async fn accept(listener: Listener, door: Doorkeeper) {
+    let address = listener.address();
+    if let Err(error) = listener.accept(door).await {
+        tracing::error!(listen = address, %error, "no client can be accepted");
+    }
+}
+
+/// Reads certificates again, on SIGHUP and when they have changed.
+async fn renew(mut renewal: Renewal, mut hangup: Signal) {
+    let mut look = tokio::time::interval(LOOK_AT_CERTIFICATES);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let asked = tokio::select! {
+            _ = look.tick() => false,
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: certificates are read again; all other settings are read at the start only");
+                true
+            }
+        };
+        renewal.renew(asked).await;
     }
 }
 
@@ -275,7 +352,7 @@ impl View for Proxy {
         }
         let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
         clients.sort_by_key(|row| row.id);
-        admin::status(state, &upstream, &self.shared.budget, &lanes, &clients)
+        admin::status(state, &self.listening, &upstream, &self.shared.budget, &lanes, &clients)
     }
 }
 

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use crate::pool::{Budget, LaneRow};
 use crate::session::ClientRow;
 
-/// The whole picture at one moment.
+/// The whole picture at one moment. `listening`: the addresses of clients, and whether with TLS.
 #[must_use]
 pub fn status(
     state: &str,
+    listening: &[(String, bool)],
     upstream: &Value,
     budget: &Budget,
     lanes: &[LaneRow],
@@ -40,6 +41,7 @@ pub fn status(
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "state": state,
+        "listen": listening.iter().map(url).collect::<Vec<_>>(),
         "upstream": upstream,
         "connections": { "held": holdings.len(), "max": budget.cap() },
         "pools": pools,
@@ -48,6 +50,15 @@ pub fn status(
         "upstreams": upstreams,
         "clients": clients.iter().map(client).collect::<Vec<_>>(),
     })
+}
+
+/// An address as clients write it.
+fn url((address, tls): &(String, bool)) -> String {
+    match (address.starts_with("unix:"), tls) {
+        (true, _) => address.clone(),
+        (false, true) => format!("rediss://{address}"),
+        (false, false) => format!("redis://{address}"),
+    }
 }
 
 fn lane(row: &LaneRow) -> Value {
@@ -65,6 +76,7 @@ fn client(row: &ClientRow) -> Value {
     json!({
         "id": row.id,
         "peer": row.peer.to_string(),
+        "via": row.transport,
         "name": row.name,
         "user": row.user,
         "database": row.database,

@@ -1,6 +1,10 @@
-//! `host:port`, where a listener binds.
+//! `host:port` or `unix:/path`, where a listener binds.
 
 use super::value::{Wrong, is_harmless};
+use crate::downstream::UNIX;
+
+/// The kernel's bound on the path of a Unix socket (`sun_path`), its closing zero left out.
+const LONGEST_PATH: usize = 107;
 
 /// Checks one address and returns it trimmed. Names are resolved when they are bound, not here.
 pub(super) fn parse(text: &str) -> Result<String, Wrong> {
@@ -30,18 +34,34 @@ pub(super) fn parse(text: &str) -> Result<String, Wrong> {
     if is_name(host) || is_ipv6(host) { Ok(text.to_owned()) } else { wrong("not a host name or address") }
 }
 
-/// Checks a list of addresses: at least one, none twice.
-pub(super) fn parse_all(texts: &[String]) -> Result<Vec<String>, Wrong> {
+/// Checks one address that may also be `unix:/path`.
+fn parse_with_unix(text: &str) -> Result<String, Wrong> {
+    let text = text.trim();
+    let Some(path) = text.strip_prefix(UNIX) else { return parse(text) };
+    // CLIENT LIST shows the path, and its rows are taken apart at spaces.
+    if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(
+            "expected unix: and an absolute path without spaces, such as \"unix:/run/redis.sock\"".to_owned()
+        );
+    }
+    if path.len() > LONGEST_PATH {
+        return Err(format!(
+            "the path of a Unix socket has at most {LONGEST_PATH} bytes, this one has {}",
+            path.len()
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Checks a list of addresses, none twice; with those of Unix sockets if `unix`.
+pub(super) fn parse_all(texts: &[String], unix: bool) -> Result<Vec<String>, Wrong> {
     let mut addresses: Vec<String> = Vec::new();
     for text in texts {
-        let address = parse(text)?;
+        let address = if unix { parse_with_unix(text)? } else { parse(text)? };
         if addresses.contains(&address) && !address.ends_with(":0") {
             return Err(format!("{address} is listed twice"));
         }
         addresses.push(address);
-    }
-    if addresses.is_empty() {
-        return Err("no address: expected host:port, such as \"127.0.0.1:6380\"".to_owned());
     }
     Ok(addresses)
 }
@@ -91,9 +111,21 @@ mod tests {
 
     #[test]
     fn a_list_names_each_address_once() {
-        let list = |texts: &[&str]| parse_all(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>());
-        assert!(list(&[]).is_err());
+        let list =
+            |texts: &[&str]| parse_all(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>(), true);
         assert!(list(&["a:1", "a:1"]).unwrap_err().contains("twice"));
         assert_eq!(list(&["a:0", "a:0"]).unwrap().len(), 2);
+        assert_eq!(list(&["a:1", "unix:/run/a.sock"]).unwrap().len(), 2);
+        assert!(list(&["unix:/a", "unix:/a"]).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn a_unix_socket_has_an_absolute_path_that_the_kernel_takes() {
+        assert!(parse_with_unix("unix:/run/redbouncer/redis.sock").is_ok());
+        let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
+        for bad in ["unix:", "unix:redis.sock", "unix:/a b", "unix:/a\nb", &long] {
+            assert!(parse_with_unix(bad).is_err(), "{bad:?}");
+        }
+        assert!(parse("unix:/run/a.sock").is_err(), "not for TLS, not for the admin port");
     }
 }

@@ -4,6 +4,7 @@ use super::Config;
 use super::error::ConfigError;
 use super::source::Layers;
 use super::value::show_duration;
+use crate::downstream::ClientAuth;
 
 /// Adds what is wrong between keys whose values are each allowed.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
@@ -13,6 +14,31 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     probes(config, layers);
     credentials(config, layers);
     tls(config, layers);
+    listen(config, layers);
+}
+
+/// Clients need a way in, and TLS a certificate.
+fn listen(config: &Config, layers: &mut Layers) {
+    let (listen, tls) = (&config.listen, &config.listen.tls);
+    if listen.addresses.is_empty() && tls.addresses.is_empty() {
+        let wrong = "no address: expected host:port, such as \"127.0.0.1:6380\", in one of them".to_owned();
+        conflict(layers, ("listen.addresses", "listen.tls.addresses"), wrong);
+    }
+    let twice =
+        tls.addresses.iter().find(|address| listen.addresses.contains(address) && !address.ends_with(":0"));
+    if let Some(address) = twice {
+        conflict(layers, ("listen.addresses", "listen.tls.addresses"), format!("{address} is in both"));
+    }
+    for (key, set) in [("listen.tls.cert", tls.cert.is_some()), ("listen.tls.key", tls.key.is_some())] {
+        if set == tls.addresses.is_empty() {
+            let wrong = "TLS needs an address, a certificate and its key: all of them or none".to_owned();
+            conflict(layers, ("listen.tls.addresses", key), wrong);
+        }
+    }
+    if tls.client_ca.is_some() != (tls.client_auth != ClientAuth::Off) {
+        let wrong = "clients' certificates are asked for and their authorities known, or neither".to_owned();
+        conflict(layers, ("listen.tls.client_auth", "listen.tls.client_ca"), wrong);
+    }
 }
 
 /// Every worker owns a lane and its hubs outright, beside the control connection and one that is open to leases.

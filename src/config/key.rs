@@ -34,7 +34,8 @@ pub(super) enum Field {
     /// A file or a name; empty text stands for `None`.
     Path(fn(&mut Config) -> &mut Option<std::path::PathBuf>),
     OptionalText(fn(&mut Config) -> &mut Option<String>),
-    Addresses(fn(&mut Config) -> &mut Vec<String>),
+    /// `host:port` each, and `unix:/path` as well if `true`.
+    Addresses(fn(&mut Config) -> &mut Vec<String>, bool),
     OptionalAddress(fn(&mut Config) -> &mut Option<String>),
     /// Text with rules of its own: what it takes, how it is taken, how it is shown (`None`: not set).
     Text {
@@ -86,9 +87,10 @@ impl Key {
             Field::Switch(of) => store(of(config), self.explain(given.switch())),
             Field::Path(of) => store(of(config), text().map(|t| set(t).map(Into::into))),
             Field::OptionalText(of) => store(of(config), text().map(set)),
-            Field::Addresses(of) => {
-                store(of(config), self.explain(given.list()).and_then(|texts| address::parse_all(&texts)))
-            }
+            Field::Addresses(of, unix) => store(
+                of(config),
+                self.explain(given.list()).and_then(|texts| address::parse_all(&texts, *unix)),
+            ),
             Field::OptionalAddress(of) => {
                 store(of(config), text().and_then(|t| set(t).map(|t| address::parse(&t)).transpose()))
             }
@@ -112,7 +114,7 @@ impl Key {
             Field::Switch(of) => of(&mut copy).to_string(),
             Field::Path(of) => quoted(&of(&mut copy).as_ref()?.to_string_lossy()),
             Field::OptionalText(of) | Field::OptionalAddress(of) => quoted(of(&mut copy).as_ref()?),
-            Field::Addresses(of) => {
+            Field::Addresses(of, _) => {
                 format!("[{}]", of(&mut copy).iter().map(|a| quoted(a)).collect::<Vec<_>>().join(", "))
             }
             Field::Text { show, .. } => quoted(&show(config)?),
@@ -135,7 +137,8 @@ impl Key {
             Field::Switch(_) => "true or false".to_owned(),
             Field::Path(_) => "path of a file".to_owned(),
             Field::OptionalText(_) => "text".to_owned(),
-            Field::Addresses(_) => "list of host:port".to_owned(),
+            Field::Addresses(_, true) => "list of host:port or unix:/path".to_owned(),
+            Field::Addresses(_, false) => "list of host:port".to_owned(),
             Field::OptionalAddress(_) => "host:port, or \"\" for none".to_owned(),
             Field::Text { form, .. } => (*form).to_owned(),
         }
@@ -151,7 +154,7 @@ impl Key {
             Field::Duration(..) | Field::OptionalDuration(..) => " (such as \"250ms\", \"2s\", \"1h\")",
             Field::Seconds(..) => " (such as \"10s\")",
             Field::Size(..) => " (such as \"16KiB\", \"64MiB\", \"1GiB\")",
-            Field::Addresses(_) | Field::OptionalAddress(_) => " (such as \"127.0.0.1:6380\")",
+            Field::Addresses(..) | Field::OptionalAddress(_) => " (such as \"127.0.0.1:6380\")",
             Field::Count(..)
             | Field::SmallCount(..)
             | Field::Switch(_)

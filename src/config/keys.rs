@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::key::{Field, Key, store};
 use super::value::{Given, Wrong, show_duration, show_size};
 use super::{Config, url};
-use crate::downstream::{AdminCommands, AuthMode, OutputLimit};
+use crate::downstream::{AdminCommands, AuthMode, ClientAuth, OutputLimit};
 use crate::hub::Resubscribe;
 use crate::telemetry::logging::{self, LogFormat};
 use crate::upstream::{NameOptions, OnLoss, Secret};
@@ -31,10 +31,17 @@ const PROBES: RangeInclusive<u32> = 1..=127;
 
 pub(super) static KEYS: &[Key] = &[
     // [listen]
-    Key::new("listen.addresses", Field::Addresses(|c| &mut c.listen.addresses)),
+    Key::new("listen.addresses", Field::Addresses(|c| &mut c.listen.addresses, true)),
     Key::new("listen.workers", Field::Count(|c| &mut c.workers, 1..=64)),
     Key::new("listen.backlog", Field::SmallCount(|c| &mut c.listen.backlog, 1..=65_535)),
     Key::new("listen.protected_mode", Field::Switch(|c| &mut c.listen.protected_mode)),
+    Key::new("listen.unix_mode", UNIX_MODE),
+    // [listen.tls]
+    Key::new("listen.tls.addresses", Field::Addresses(|c| &mut c.listen.tls.addresses, false)),
+    Key::new("listen.tls.cert", Field::Path(|c| &mut c.listen.tls.cert)),
+    Key::new("listen.tls.key", Field::Path(|c| &mut c.listen.tls.key)),
+    Key::new("listen.tls.client_auth", CLIENT_AUTH),
+    Key::new("listen.tls.client_ca", Field::Path(|c| &mut c.listen.tls.client_ca)),
     // [upstream]
     Key::new("upstream.url", URL),
     Key::new("upstream.password_file", PASSWORD_FILE),
@@ -115,6 +122,29 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("log.level", LOG_LEVEL),
     Key::new("log.format", LOG_FORMAT),
 ];
+
+const UNIX_MODE: Field = Field::Text {
+    form: "permissions in octal, \"600\" to \"777\"",
+    put: |c, text| {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| (0o600..=0o777).contains(mode));
+        store(
+            &mut c.listen.unix_mode,
+            mode.ok_or_else(|| {
+                format!(
+                    "expected permissions in octal, such as \"700\" or \"770\", {}",
+                    Given::Text(text.to_owned()).found()
+                )
+            }),
+        )
+    },
+    show: |c| Some(format!("{:o}", c.listen.unix_mode)),
+};
+
+const CLIENT_AUTH: Field = Field::Text {
+    form: "\"off\", \"optional\" or \"required\"",
+    put: |c, text| store(&mut c.listen.tls.client_auth, choose(&ClientAuth::WORDS, text)),
+    show: |c| word(&ClientAuth::WORDS, &c.listen.tls.client_auth),
+};
 
 const URL: Field = Field::Text {
     form: "redis://user:password@host:port/database, or rediss:// for TLS",

@@ -75,7 +75,8 @@ fn the_examples_in_config_toml_are_accepted() {
     let mut set: Vec<String> = examples.map(|line| format!("{}={}", line.path, line.value)).collect();
     let file = set.iter_mut().find(|setting| setting.starts_with("upstream.password_file=")).unwrap();
     *file = format!("upstream.password_file={}", password.path().display());
-    set.push("upstream.url=rediss://h".to_owned());
+    let rest = ["upstream.url=rediss://h", "listen.tls.addresses=h:1", "listen.tls.client_auth=required"];
+    set.extend(rest.map(str::to_owned));
     Config::load(&Flags { set, ..Flags::default() }, []).unwrap();
 }
 

@@ -235,7 +235,8 @@ mod tests {
         assert_eq!(key("log.lvl"), "log.level");
         let section = |asked: &str| nearest(KEYS.iter().map(Key::section), asked);
         assert_eq!(section("clients"), "client");
-        assert_eq!(section("tls"), "upstream.tls");
+        assert_eq!(section("upstream.tsl"), "upstream.tls");
+        assert_eq!(section("listen.ssl"), "listen.tls");
     }
 
     #[test]

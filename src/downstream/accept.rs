@@ -1,16 +1,20 @@
-//! Accepting clients: the listeners, the cap on clients, protected mode.
+//! Accepting clients: the cap on clients, protected mode, and on which thread they go on.
 
+use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::links::{Accepted, Links};
-use super::options::{AuthMode, ListenOptions};
-use super::places::Places;
+use super::handshake::Handshakes;
+use super::links::{Accepted, Incoming, Links};
+use super::listener::{ListenSocket, Listener};
+use super::options::AuthMode;
+use super::tls::ServerTls;
+use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
 
 /// What Redis answers when its `maxclients` is reached (`acceptCommonHandler` in redis `networking.c`).
@@ -26,76 +30,6 @@ const DENIED: &[u8] = b"-DENIED redbouncer is running in protected mode: auth.mo
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One open listener.
-#[derive(Debug)]
-pub struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
-}
-
-/// A listener could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// The name does not resolve.
-    #[error("cannot listen on {address}: {source}")]
-    Resolve {
-        /// As configured.
-        address: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}{}", hint(.source))]
-    Bind {
-        /// The resolved address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => " (another program, perhaps another redbouncer, listens there)",
-        io::ErrorKind::PermissionDenied => " (ports below 1024 need a privilege)",
-        _ => "",
-    }
-}
-
-/// Opens every configured listener.
-///
-/// # Errors
-/// Names the address that cannot be had.
-pub async fn listen(options: &ListenOptions) -> Result<Vec<Listener>, ListenError> {
-    let mut listeners = Vec::new();
-    for address in &options.addresses {
-        let resolved = lookup_host(address.as_str())
-            .await
-            .map_err(|source| ListenError::Resolve { address: address.clone(), source })?;
-        for address in resolved {
-            listeners.push(
-                open(address, options.backlog).map_err(|source| ListenError::Bind { address, source })?,
-            );
-        }
-    }
-    Ok(listeners)
-}
-
-fn open(address: SocketAddr, backlog: u32) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the connections of the process before it.
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    let socket = TcpListener::from_std(socket.into())?;
-    let address = socket.local_addr()?;
-    Ok(Listener { socket, address })
-}
-
 /// What a listener needs to know.
 #[derive(Clone, Debug)]
 pub struct Doorkeeper {
@@ -103,35 +37,85 @@ pub struct Doorkeeper {
     pub links: Links,
     /// `client.max`.
     pub max_clients: usize,
-    /// `client.max_per_address`.
-    pub places: Arc<Places>,
+    /// `client.login_timeout`, for TLS handshakes.
+    pub login_timeout: Duration,
     /// `auth.mode`.
     pub mode: AuthMode,
     /// `listen.protected_mode`.
     pub protected_mode: bool,
 }
 
-impl Listener {
-    /// The bound address, with the real port where 0 was configured.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
+/// Who came, and by which kind of socket.
+enum Arrived {
+    Tcp(TcpStream),
+    Tls(TcpStream),
+    Unix(UnixStream),
+}
 
+/// What one listener knows while it accepts.
+struct Accepting {
+    address: Endpoint,
+    door: Doorkeeper,
+    warned: Option<Instant>,
+    /// Beyond this host nobody can come here.
+    trusted: bool,
+    /// Everybody who gets in here has shown a certificate.
+    known: bool,
+}
+
+impl Listener {
     /// Accepts clients until dropped.
-    pub async fn accept(self, door: Doorkeeper) {
+    ///
+    /// # Errors
+    /// The operating system's refusal to have the socket watched.
+    pub async fn accept(self, door: Doorkeeper) -> io::Result<()> {
+        let trusted = self.address.is_local();
+        let mut accepting = Accepting { address: self.address, door, warned: None, trusted, known: false };
+        match self.socket {
+            ListenSocket::Tcp(socket) => {
+                let socket = TcpListener::from_std(socket)?;
+                loop {
+                    let (stream, peer) = accepting.next(|| socket.accept()).await;
+                    let local = stream.local_addr().map(Endpoint::from);
+                    accepting.admit(Arrived::Tcp(stream), peer.into(), local, None).await;
+                }
+            }
+            ListenSocket::Tls(socket, tls) => {
+                accepting.known = tls.knows_its_clients();
+                let socket = TcpListener::from_std(socket)?;
+                let handshakes = Handshakes::new(accepting.door.max_clients);
+                loop {
+                    let (stream, peer) = accepting.next(|| socket.accept()).await;
+                    let local = stream.local_addr().map(Endpoint::from);
+                    let how = Some((&tls, &handshakes));
+                    accepting.admit(Arrived::Tls(stream), peer.into(), local, how).await;
+                }
+            }
+            ListenSocket::Unix(socket, _file) => {
+                let socket = UnixListener::from_std(socket)?;
+                loop {
+                    let (stream, _) = accepting.next(|| socket.accept()).await;
+                    let both = accepting.address.clone();
+                    accepting.admit(Arrived::Unix(stream), both.clone(), Ok(both), None).await;
+                }
+            }
+        }
+    }
+}
+
+impl Accepting {
+    /// The next connection. A lack of descriptors is waited out.
+    async fn next<T, F: Future<Output = io::Result<T>>>(&self, accept: impl Fn() -> F) -> T {
         let mut pause = SHORTEST_PAUSE;
         let mut failing: Option<Instant> = None;
-        let mut warned: Option<Instant> = None;
         loop {
-            match self.socket.accept().await {
-                Ok((stream, peer)) => {
-                    pause = SHORTEST_PAUSE;
-                    if let Some(since) = failing.take() {
+            match accept().await {
+                Ok(arrived) => {
+                    if let Some(since) = failing {
                         let after = since.elapsed();
                         tracing::info!(listen = %self.address, ?after, "clients are accepted again");
                     }
-                    self.admit(&door, stream, peer, &mut warned).await;
+                    return arrived;
                 }
                 Err(error) => {
                     // Once for each time that it begins: a lack of descriptors lasts, and a client that has gone
@@ -149,49 +133,77 @@ impl Listener {
     }
 
     async fn admit(
-        &self,
-        door: &Doorkeeper,
-        stream: TcpStream,
-        peer: SocketAddr,
-        warned: &mut Option<Instant>,
+        &mut self,
+        arrived: Arrived,
+        peer: Endpoint,
+        local: io::Result<Endpoint>,
+        how: Option<(&Arc<ServerTls>, &Rc<Handshakes>)>,
     ) {
         metrics::counter!("redbouncer_clients_accepted_total").increment(1);
-        let trusted = self.address.ip().is_loopback();
+        let door = &self.door;
         if door.mode == AuthMode::Open
             && door.protected_mode
-            && !trusted
-            && !peer.ip().to_canonical().is_loopback()
+            && !self.trusted
+            && !self.known
+            && !peer.is_local()
         {
             tracing::warn!(%peer, reason = ClientClose::Denied.label(), "client refused: protected mode");
-            refuse(&stream, DENIED, ClientClose::Denied);
+            refuse(&arrived, DENIED, ClientClose::Denied);
             return;
         }
         if door.links.clients() >= door.max_clients {
-            if warned.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
-                *warned = Some(Instant::now());
-                let held_by = most_clients(&door.links).await;
+            if self.may_warn() {
+                let held_by = most_clients(&self.door.links).await;
                 let reason = ClientClose::TooMany.label();
-                tracing::warn!(%peer, reason, max = door.max_clients, held_by, "client refused");
+                tracing::warn!(%peer, reason, max = self.door.max_clients, held_by, "client refused");
             }
-            refuse(&stream, TOO_MANY, ClientClose::TooMany);
+            refuse(&arrived, TOO_MANY, ClientClose::TooMany);
             return;
         }
-        if !door.places.enter(peer.ip()) {
-            let reason = ClientClose::TooManyFromAddress.label();
-            if warned.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
-                *warned = Some(Instant::now());
-                tracing::warn!(%peer, reason, "client refused");
+        let Some(seat) = door.links.seat(&peer) else {
+            let reason = ClientClose::TooManyFromAddress;
+            if self.may_warn() {
+                tracing::warn!(%peer, reason = reason.label(), "client refused");
             }
-            refuse(&stream, TOO_MANY_HERE, ClientClose::TooManyFromAddress);
-            return;
-        }
-        let (Ok(local), Ok(stream)) = (stream.local_addr(), stream.into_std()) else {
-            door.places.leave(peer.ip());
-            client_closed(ClientClose::ClientLost);
+            refuse(&arrived, TOO_MANY_HERE, reason);
             return;
         };
-        // Refused only while stopping: the connection closes with the socket.
-        let _ = door.links.hand(Accepted { stream, peer, local, trusted }).await;
+        let Ok(local) = local else { return client_closed(ClientClose::ClientLost) };
+        let trusted = self.trusted;
+        let bring = move |stream| Accepted { stream, peer, local, trusted };
+        let stream = match arrived {
+            Arrived::Tls(stream) => {
+                if let Some((tls, handshakes)) = how {
+                    let handshake = handshakes.begin(seat);
+                    let (tls, handshakes) = (Arc::clone(tls), Rc::clone(handshakes));
+                    let limit = self.door.login_timeout;
+                    tokio::task::spawn_local(async move {
+                        // It has its place from the beginning, and goes to its worker when the handshake is done.
+                        let made = handshakes.make(handshake, stream, &tls, limit).await;
+                        let Some((stream, session, seat)) = made else { return };
+                        match stream.into_std() {
+                            Ok(stream) => seat.take(bring(Incoming::Tls(stream, session))).await,
+                            Err(_) => client_closed(ClientClose::ClientLost),
+                        }
+                    });
+                }
+                return;
+            }
+            Arrived::Tcp(stream) => stream.into_std().map(Incoming::Tcp),
+            Arrived::Unix(stream) => stream.into_std().map(Incoming::Unix),
+        };
+        match stream {
+            Ok(stream) => seat.take(bring(stream)).await,
+            Err(_) => client_closed(ClientClose::ClientLost),
+        }
+    }
+
+    fn may_warn(&mut self) -> bool {
+        let may = self.warned.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
+        if may {
+            self.warned = Some(Instant::now());
+        }
+        may
     }
 }
 
@@ -203,10 +215,20 @@ fn hint_for_accept(error: &io::Error) -> &'static str {
     }
 }
 
-/// Says no. The socket buffer of a new connection is empty, so this never waits.
-fn refuse(stream: &TcpStream, text: &[u8], reason: ClientClose) {
-    let _ = stream.try_write(text);
-    let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+/// Says no. The socket buffer of a new connection is empty, so this never waits. To a client with TLS nothing can be
+/// said before a handshake, which is too much for one that is refused: as Redis, we only close.
+fn refuse(arrived: &Arrived, text: &[u8], reason: ClientClose) {
+    match arrived {
+        Arrived::Tcp(stream) => {
+            let _ = stream.try_write(text);
+            let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+        }
+        Arrived::Unix(stream) => {
+            let _ = stream.try_write(text);
+            let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+        }
+        Arrived::Tls(_) => {}
+    }
     client_closed(reason);
 }
 
@@ -214,7 +236,8 @@ fn refuse(stream: &TcpStream, text: &[u8], reason: ClientClose) {
 async fn most_clients(links: &Links) -> String {
     let mut hosts = std::collections::HashMap::new();
     for row in links.rows().await {
-        *hosts.entry(row.peer.ip()).or_insert(0_usize) += 1;
+        let host = row.peer.host().map_or_else(|| row.peer.to_string(), |host| host.to_string());
+        *hosts.entry(host).or_insert(0_usize) += 1;
     }
     let mut hosts: Vec<_> = hosts.into_iter().collect();
     hosts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

@@ -5,7 +5,6 @@
 //! across an await.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -21,7 +20,7 @@ use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
 use crate::pool::{Group, Lane, LaneKey, Receiver};
 use crate::resp::{Protocol, RequestScanner, encode};
-use crate::session::{ClientRow, Flags, Session};
+use crate::session::{ClientRow, Endpoint, Flags, Session};
 use crate::telemetry::ClientClose;
 use crate::upstream::{Identity, OnLoss};
 
@@ -40,14 +39,14 @@ pub(super) struct Input {
 /// One connected client.
 pub(crate) struct Client {
     pub(super) id: u64,
-    pub(super) peer: SocketAddr,
-    pub(super) local: SocketAddr,
+    pub(super) peer: Endpoint,
+    pub(super) local: Endpoint,
     pub(super) opened: Instant,
     pub(super) socket: ClientSocket,
     pub(super) worker: Rc<Worker>,
     pub(super) session: RefCell<Session>,
     pub(super) identity: RefCell<Option<Arc<Identity>>>,
-    /// It came by a listener on loopback.
+    /// It came by a listener that only this host can reach.
     pub(super) trusted: bool,
     pub(super) input: RefCell<Input>,
     pub(super) out: RefCell<Out>,
@@ -95,7 +94,7 @@ impl Client {
     pub(super) fn new(
         worker: Rc<Worker>,
         socket: ClientSocket,
-        addresses: (SocketAddr, SocketAddr),
+        addresses: (Endpoint, Endpoint),
         session: Session,
         identity: Option<Arc<Identity>>,
         trusted: bool,
@@ -181,7 +180,8 @@ impl Client {
             }
         }
         if rest.is_empty() {
-            return;
+            drop(out);
+            return self.flush_later();
         }
         out.append(rest);
         let unsent = out.len();
@@ -211,13 +211,21 @@ impl Client {
             }
         }
         if bytes.is_empty() {
-            return;
+            drop(out);
+            return self.flush_later();
         }
         out.share(bytes);
         let unsent = out.len();
         drop(out);
         self.check_limits(unsent);
         self.wake();
+    }
+
+    /// What TLS has taken and the kernel has not is flushed by the client's own task.
+    fn flush_later(&self) {
+        if self.socket.holds_back() {
+            self.wake();
+        }
     }
 
     /// Sends the bytes of a reply made here.
@@ -273,6 +281,14 @@ impl Client {
         }
         out.shrink();
         drop(out);
+        match self.socket.poll_flush(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => {
+                self.doom(ClientClose::ClientLost);
+                return Poll::Ready(());
+            }
+        }
         if self.backpressured.get() || self.over_soft_since.get().is_some() {
             self.check_limits(0);
         }
@@ -282,7 +298,7 @@ impl Client {
     /// Hands a popped element (a whole reply) to the client in one step: checks that it is there, and writes. `false`:
     /// it is gone and not a byte was taken, so the element may go to somebody else.
     pub(super) fn deliver_element(&self, reply: &[u8]) -> bool {
-        if self.closed.get() || self.doomed.get().is_some() || self.socket.is_gone() {
+        if self.closed.get() || self.doomed.get().is_some() || self.is_gone() {
             return false;
         }
         if !self.out.borrow().is_empty() {
@@ -294,6 +310,7 @@ impl Client {
             Ok(written) => {
                 self.worker.metrics.bytes_out.add(written as u64);
                 self.send(&reply[written..]);
+                self.flush_later();
                 true
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -305,6 +322,14 @@ impl Client {
                 false
             }
         }
+    }
+
+    fn is_gone(&self) -> bool {
+        let gone = self.socket.is_gone();
+        if self.socket.has_read_ahead() {
+            self.wake();
+        }
+        gone
     }
 
     /// The key of the lanes this client's commands go over.
@@ -357,13 +382,14 @@ impl Client {
 
     /// Its row in listings.
     pub(super) fn row(&self, now: Instant) -> ClientRow {
-        let mut row = ClientRow::of(&self.session.borrow(), self.peer, self.local);
+        let mut row = ClientRow::of(&self.session.borrow(), self.peer.clone(), self.local.clone());
         row.age = now.saturating_duration_since(self.opened);
         row.idle = now.saturating_duration_since(self.last_input.get());
         row.flags = self.listed_flags();
         row.input = self.input.borrow().buffer.len();
         row.output = self.out.borrow().len();
         row.command = self.last_command.get();
+        row.transport = self.socket.transport();
         row.place = match self.place.get() {
             "lane" if self.session.borrow().listens > 0 => "pubsub hub",
             place => place,
@@ -408,11 +434,15 @@ impl Client {
         now.saturating_duration_since(self.last_input.get())
     }
 
+    /// Whether bytes for this client lie here that the kernel has not taken.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.out.borrow().is_empty() || self.socket.holds_back()
+    }
+
     /// Whether commands of this client are unanswered, or answers unsent: a drain waits for it. A blocked client is
     /// not: its call is given up, as by a server that stops.
     pub(super) fn is_busy(&self) -> bool {
-        !self.flags.get().blocked
-            && (self.outstanding.get() > 0 || !self.out.borrow().is_empty() || self.busy.get())
+        !self.flags.get().blocked && (self.outstanding.get() > 0 || self.has_unsent() || self.busy.get())
     }
 }
 

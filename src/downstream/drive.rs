@@ -502,7 +502,12 @@ impl Client {
         match error.reply() {
             Some(text) => {
                 self.send(text.as_bytes());
-                Ran::Stop(Step::Close(ClientClose::ProtocolError))
+                let reason = if matches!(error, RequestError::Tls) {
+                    ClientClose::TlsOnPlain
+                } else {
+                    ClientClose::ProtocolError
+                };
+                Ran::Stop(Step::Close(reason))
             }
             None if matches!(error, RequestError::Http) => Ran::Stop(Step::Close(ClientClose::Http)),
             None => Ran::Stop(Step::Close(ClientClose::RequestLimit)),

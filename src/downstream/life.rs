@@ -38,6 +38,7 @@ impl Client {
             ClientClose::Quit
             | ClientClose::Killed
             | ClientClose::ProtocolError
+            | ClientClose::TlsOnPlain
             | ClientClose::CommandTimeout
             | ClientClose::Denied
             | ClientClose::TooMany
@@ -49,13 +50,16 @@ impl Client {
             | ClientClose::ClientEof => true,
             ClientClose::ClientLost
             | ClientClose::Http
+            | ClientClose::PlainOnTls
+            | ClientClose::TlsFailed
+            | ClientClose::TlsTimeout
             | ClientClose::RequestLimit
             | ClientClose::OutputLimit
             | ClientClose::IdleTimeout
             | ClientClose::LoginTimeout
             | ClientClose::HalfCommand => false,
         };
-        if speaks_last && !self.out.borrow().is_empty() {
+        if speaks_last && self.has_unsent() {
             let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| self.poll_flush(cx))).await;
         }
         self.closed.set(true);

@@ -1,17 +1,17 @@
 //! How workers are reached from other threads: messages in, answers back. Never on the path of a command.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustls::ServerConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::places::Places;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
-use crate::session::{ClientRow, Filter};
+use crate::session::{ClientRow, Endpoint, Filter};
 use crate::telemetry::CommandSeconds;
 use crate::upstream::Identity;
 
@@ -54,13 +54,53 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Accepted {
     /// The socket, not yet registered with any runtime.
-    pub stream: std::net::TcpStream,
+    pub stream: Incoming,
     /// Where it comes from.
-    pub peer: SocketAddr,
+    pub peer: Endpoint,
     /// Where it came to.
-    pub local: SocketAddr,
-    /// Whether the listener it came by is on loopback.
+    pub local: Endpoint,
+    /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
+}
+
+/// A new client's socket.
+#[derive(Debug)]
+pub enum Incoming {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// TCP, and the TLS session over it.
+    Tls(std::net::TcpStream, Box<ServerConnection>),
+    /// A Unix socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// A client's place among those of one worker, counted until the client is gone.
+#[derive(Debug)]
+pub(super) struct Seat {
+    link: Link,
+    peer: Endpoint,
+    /// Given up by dropping it; whoever takes it over sets this.
+    taken: bool,
+}
+
+impl Seat {
+    pub(super) fn peer(&self) -> &Endpoint {
+        &self.peer
+    }
+
+    /// Hands the client to its worker, which counts it from now on. Refused only while stopping: then its connection
+    /// closes.
+    pub(super) async fn take(mut self, accepted: Accepted) {
+        self.taken = self.link.sender.send(Message::Client(accepted)).await.is_ok();
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.link.client_left(&self.peer);
+        }
+    }
 }
 
 /// One worker as the others see it.
@@ -84,9 +124,9 @@ impl Link {
     }
 
     /// A client from `peer` that was handed to this worker is gone.
-    pub(super) fn client_left(&self, peer: SocketAddr) {
+    pub(super) fn client_left(&self, peer: &Endpoint) {
         self.clients.fetch_sub(1, Ordering::Relaxed);
-        self.places.leave(peer.ip());
+        self.places.leave(peer);
     }
 }
 
@@ -108,18 +148,14 @@ impl Links {
         self.0.iter().map(|link| link.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// Hands a new client to the worker with the fewest. Its address has been counted.
-    ///
-    /// # Errors
-    /// Gives the connection back when the worker is gone (the proxy is stopping).
-    pub async fn hand(&self, accepted: Accepted) -> Result<(), ()> {
-        let Some(link) = self.0.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed)) else {
-            return Err(());
-        };
-        let peer = accepted.peer;
+    /// A place for a client from `peer`, with the worker that has the fewest. `None`: there are too many from there.
+    pub(super) fn seat(&self, peer: &Endpoint) -> Option<Seat> {
+        let link = self.0.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed))?;
+        if !link.places.enter(peer) {
+            return None;
+        }
         link.clients.fetch_add(1, Ordering::Relaxed);
-        let sent = link.sender.send(Message::Client(accepted)).await;
-        sent.map_err(|_| link.client_left(peer))
+        Some(Seat { link: link.clone(), peer: peer.clone(), taken: false })
     }
 
     /// Sends `message` to one worker.

@@ -8,26 +8,35 @@ mod blocking;
 mod client;
 mod clients;
 mod drive;
+mod handshake;
 mod leased;
 mod life;
 mod links;
+mod listener;
 mod login;
 mod options;
 mod out;
 mod places;
 mod proxy_commands;
+mod secured;
 mod slow;
 mod socket;
 mod subscriptions;
+mod tls;
 mod undelivered;
+mod wire;
 mod worker;
 
-pub use accept::{Doorkeeper, ListenError, Listener, listen};
-pub use links::{Accepted, Link, Links, Message};
+pub use accept::Doorkeeper;
+pub use links::{Accepted, Incoming, Link, Links, Message};
+pub use listener::{ListenError, Listener, UNIX, listen};
 pub use login::Directory;
-pub use options::{AdminCommands, AuthMode, AuthOptions, ClientOptions, ListenOptions};
+pub use options::{
+    AdminCommands, AuthMode, AuthOptions, ClientAuth, ClientOptions, ListenOptions, ListenTlsOptions,
+};
 pub use places::Places;
 pub use subscriptions::OutputLimit;
+pub use tls::ServerTls;
 pub use worker::Terms;
 pub(crate) use worker::Worker;
 

@@ -81,9 +81,10 @@ impl Client {
         for row in rows {
             let _ = writeln!(
                 text,
-                "id={} addr={} name={} age={} idle={} db={} user={} cmd={} place={}",
+                "id={} addr={} via={} name={} age={} idle={} db={} user={} cmd={} place={}",
                 row.id,
                 row.peer,
+                row.transport,
                 row.name,
                 Short(row.age),
                 Short(row.idle),

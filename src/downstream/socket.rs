@@ -1,43 +1,55 @@
 //! One client's socket: what the rest of this room needs of it, and nothing else.
+//!
+//! An enum rather than a boxed trait object, so that the plain case costs one predictable branch.
 
-use std::cell::RefCell;
 use std::io;
-use std::mem::MaybeUninit;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use socket2::SockRef;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::io::poll_read_buf;
+use rustls::ServerConnection;
+use tokio::io::ReadBuf;
 
-use crate::upstream::{Keepalive, tune};
+use super::secured::Secured;
+use super::wire::Wire;
 
-/// A client's socket. Split, because replies are written from the tasks of lanes while its own task waits to read.
+/// A client's socket.
 #[derive(Debug)]
-pub(super) struct ClientSocket {
-    read: RefCell<OwnedReadHalf>,
-    write: OwnedWriteHalf,
+pub(super) enum ClientSocket {
+    /// TCP or a Unix socket as it is.
+    Plain(Wire),
+    /// With TLS; boxed, because its state is some kilobytes and the plain case should not carry them.
+    Tls(Box<Secured>),
 }
 
 impl ClientSocket {
-    /// Takes over an accepted connection and sets it up: NODELAY, keepalive, `TCP_USER_TIMEOUT`.
-    ///
-    /// # Errors
-    /// What the operating system says, when the peer is gone already.
-    pub(super) fn new(stream: TcpStream, keepalive: &Keepalive, user_timeout: Duration) -> io::Result<Self> {
-        tune(&stream, keepalive, user_timeout)?;
-        let (read, write) = stream.into_split();
-        Ok(Self { read: RefCell::new(read), write })
+    /// A socket whose handshake is done.
+    pub(super) fn secured(wire: Wire, tls: ServerConnection) -> Self {
+        Self::Tls(Box::new(Secured::new(wire, tls)))
     }
 
-    /// Reads once. `poll_read` rather than `try_read`: after a short read it knows that the socket is empty, which
-    /// saves the second system call that would say so.
+    fn wire(&self) -> &Wire {
+        match self {
+            Self::Plain(wire) => wire,
+            Self::Tls(secured) => secured.wire(),
+        }
+    }
+
+    /// How a client came, for listings.
+    pub(super) fn transport(&self) -> &'static str {
+        match self {
+            Self::Plain(Wire::Tcp { .. }) => "tcp",
+            Self::Plain(Wire::Unix { .. }) => "unix",
+            Self::Tls(_) => "tls",
+        }
+    }
+
+    /// Reads once.
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.read.borrow_mut()).poll_read(cx, buffer)
+        match self {
+            Self::Plain(wire) => wire.poll_read(cx, buffer),
+            Self::Tls(secured) => secured.poll_read(cx, buffer),
+        }
     }
 
     /// Reads once into the spare room of `buffer`. Returns how many bytes came, 0 at the end of file.
@@ -46,50 +58,72 @@ impl ClientSocket {
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
-        poll_read_buf(Pin::new(&mut *self.read.borrow_mut()), cx, buffer)
+        match self {
+            Self::Plain(wire) => wire.poll_read_buf(cx, buffer),
+            Self::Tls(secured) => secured.poll_read_buf(cx, buffer),
+        }
     }
 
-    /// Writes what the kernel takes now.
+    /// Writes what the kernel, or TLS, takes now: either has accepted what it took.
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.write.try_write(bytes)
+        match self {
+            Self::Plain(wire) => wire.try_write(bytes),
+            Self::Tls(secured) => secured.try_write(bytes),
+        }
+    }
+
+    /// Whether bytes were taken that the kernel does not have yet: the client's own task has to flush them.
+    pub(super) fn holds_back(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(secured) => secured.holds_back(),
+        }
+    }
+
+    /// Ready when nothing is held back.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(secured) => secured.poll_flush(cx),
+        }
     }
 
     /// Ready when the kernel may take bytes again.
     pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write.as_ref().poll_write_ready(cx)
+        self.wire().poll_writable(cx)
     }
 
-    /// Returns when the peer has closed or the connection has failed, without reading anything: the way to notice a
-    /// client that leaves while its unread requests lie in the kernel. (PRIORITY is the one interest that becomes
-    /// ready by hang-up and not by ordinary data.)
+    /// Returns when the peer has closed or the connection has failed, without reading anything.
     pub(super) async fn hangup(&self) {
-        loop {
-            match self.write.as_ref().ready(Interest::PRIORITY).await {
-                Ok(ready) if !ready.is_read_closed() => tokio::task::yield_now().await,
-                Ok(_) | Err(_) => return,
-            }
-        }
+        self.wire().hangup().await;
     }
 
     /// Whether the peer is known to be gone, asked of the kernel now.
     pub(super) fn is_gone(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(self.write.as_ref()).peek(&mut byte) {
-            Ok(0) => true,
-            Ok(_) => false,
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        match self {
+            Self::Plain(wire) => wire.is_gone(),
+            Self::Tls(secured) => secured.is_gone(),
+        }
+    }
+
+    /// Whether [`Self::is_gone`] has read what the client's own task would have been woken for.
+    pub(super) fn has_read_ahead(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(secured) => secured.has_read_ahead(),
         }
     }
 
     /// Closes both directions now, whoever still holds this socket.
     pub(super) fn close(&self) {
-        // Fails only when the peer has closed already.
-        let _ = SockRef::from(self.write.as_ref()).shutdown(std::net::Shutdown::Both);
+        match self {
+            Self::Plain(wire) => wire.close(),
+            Self::Tls(secured) => secured.close(),
+        }
     }
 
     /// How long written bytes may stay unacknowledged before the kernel gives the client up.
     pub(super) fn set_user_timeout(&self, timeout: Duration) {
-        // A socket that refuses is one whose peer is gone: the next read says so.
-        let _ = SockRef::from(self.write.as_ref()).set_tcp_user_timeout(Some(timeout));
+        self.wire().set_user_timeout(timeout);
     }
 }

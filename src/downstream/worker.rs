@@ -8,23 +8,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, counter};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::blocking::Waiter;
 use super::client::Client;
-use super::links::{Accepted, Link, Links, Message};
+use super::links::{Accepted, Incoming, Link, Links, Message};
 use super::login::Directory;
 use super::options::{AdminCommands, AuthMode, AuthOptions, ClientOptions};
 use super::socket::ClientSocket;
+use super::wire::Wire;
 use crate::command::{Asked, rows};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
 use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
-use crate::upstream::{Identity, Lacks};
+use crate::upstream::{Identity, Lacks, tune};
 
 /// The rhythm of a worker's housekeeping.
 const TICK: Duration = Duration::from_millis(100);
@@ -251,20 +253,19 @@ impl Worker {
         let anonymous = self.anonymous_for(accepted.trusted);
         let (user, identity) = anonymous.unzip();
         let session = Session::new(id, user, self.pool.shared.upstream.database);
-        let socket = tokio::net::TcpStream::from_std(accepted.stream)
-            .and_then(|stream| ClientSocket::new(stream, &self.options.keepalive, self.options.user_timeout));
-        let socket = match socket {
+        let socket = match self.registered(accepted.stream) {
             Ok(socket) => socket,
             Err(error) => {
                 let reason = ClientClose::ClientLost;
                 client_closed(reason);
                 tracing::debug!(peer = %accepted.peer, reason = reason.label(), %error, "client closed before it was served");
                 if let Some(link) = &self.link {
-                    link.client_left(accepted.peer);
+                    link.client_left(&accepted.peer);
                 }
                 return;
             }
         };
+        tracing::debug!(client = id, peer = %accepted.peer, "client connected");
         let client = Client::new(
             Rc::clone(self),
             socket,
@@ -274,15 +275,28 @@ impl Worker {
             accepted.trusted,
         );
         self.clients.borrow_mut().insert(id, Rc::clone(&client));
-        tracing::debug!(client = id, peer = %accepted.peer, "client connected");
         self.pool.tasks().spawn_local(client.run());
+    }
+
+    /// A new client's socket on this thread's runtime, set up: NODELAY, keepalive, `TCP_USER_TIMEOUT`.
+    fn registered(&self, incoming: Incoming) -> std::io::Result<ClientSocket> {
+        let tuned = |stream| {
+            let stream = TcpStream::from_std(stream)?;
+            tune(&stream, &self.options.keepalive, self.options.user_timeout)?;
+            std::io::Result::Ok(Wire::from(stream))
+        };
+        Ok(match incoming {
+            Incoming::Tcp(stream) => ClientSocket::Plain(tuned(stream)?),
+            Incoming::Tls(stream, session) => ClientSocket::secured(tuned(stream)?, *session),
+            Incoming::Unix(stream) => ClientSocket::Plain(UnixStream::from_std(stream)?.into()),
+        })
     }
 
     /// The client is closed: nothing here knows it any more.
     pub(super) fn forget(&self, client: &Client) {
         self.clients.borrow_mut().remove(&client.id);
         if let Some(link) = &self.link {
-            link.client_left(client.peer);
+            link.client_left(&client.peer);
         }
     }
 

@@ -44,6 +44,9 @@ pub enum RequestError {
     /// `POST` or `Host:` as a command: a browser tricked into talking to Redis. Closed without a word.
     #[error("HTTP request (possible cross-protocol scripting)")]
     Http,
+    /// A TLS handshake: the client thinks that this port has TLS.
+    #[error("TLS on a port without it")]
+    Tls,
 }
 
 impl RequestError {
@@ -61,6 +64,8 @@ impl RequestError {
                 };
                 Some(format!("-ERR Protocol error: expected '$', got '{shown}'\r\n"))
             }
+            // No TLS library takes this for TLS: they say "wrong version number" or the like, as of any plain server.
+            Self::Tls => Some("-ERR redbouncer: this port does not speak TLS: use redis://\r\n".to_owned()),
             Self::InvalidMultibulkLength
             | Self::InvalidBulkLength
             | Self::TooBigMultibulkCount

@@ -23,6 +23,9 @@ const MAX_ARGUMENTS_UNAUTHENTICATED: i64 = 10;
 /// Longest argument in bytes before authentication, as in Redis.
 const MAX_BULK_UNAUTHENTICATED: u64 = 16_384;
 
+/// How a TLS client begins: a handshake record of some version 3 (RFC 8446, 5.1). No command has such a name.
+const TLS_HANDSHAKE: [u8; 2] = [0x16, 3];
+
 /// Longest request in bytes whatever the limits say: positions are 32 bits wide, and a line beyond it must fit too.
 pub const MAX_REQUEST: usize = u32::MAX as usize - 2 * MAX_LINE;
 
@@ -140,6 +143,7 @@ impl RequestScanner {
                 Stage::Start => match buf.first() {
                     None => return Ok(RequestStep::Incomplete { need: 1 }),
                     Some(b'*') => self.stage = Stage::Count,
+                    Some(_) if buf.starts_with(&TLS_HANDSHAKE) => return Err(RequestError::Tls),
                     Some(_) => self.stage = Stage::Inline,
                 },
                 Stage::Count => {

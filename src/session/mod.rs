@@ -5,6 +5,7 @@
 
 pub mod answers;
 mod block;
+mod endpoint;
 mod hello;
 mod kill;
 mod lease;
@@ -21,6 +22,7 @@ use crate::resp::Protocol;
 
 pub use answers::ServerFacts;
 pub use block::{Block, find_block};
+pub use endpoint::Endpoint;
 pub use hello::{Credentials, Hello};
 pub use kill::Filter;
 pub use lease::{Expect, LeaseState, Plan, Received};

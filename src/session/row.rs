@@ -1,10 +1,9 @@
 //! One line of CLIENT LIST, as redis writes it (`catClientInfoString` in `networking.c`).
 
 use std::fmt::{self, Write as _};
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Session;
+use super::{Endpoint, Session};
 
 /// The flags of a listed client that a proxy knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,9 +32,9 @@ pub struct ClientRow {
     /// Our id for it.
     pub id: u64,
     /// Where it connects from.
-    pub peer: SocketAddr,
+    pub peer: Endpoint,
     /// Where it connects to.
-    pub local: SocketAddr,
+    pub local: Endpoint,
     /// CLIENT SETNAME.
     pub name: String,
     /// Time since it connected.
@@ -62,12 +61,14 @@ pub struct ClientRow {
     pub lib_ver: String,
     /// Where its commands go now, for our own listings: `lane`, the pin of a lease, or what it waits for.
     pub place: &'static str,
+    /// How it came, for our own listings: `tcp`, `unix` or `tls`.
+    pub transport: &'static str,
 }
 
 impl ClientRow {
     /// Fills in what the session knows.
     #[must_use]
-    pub fn of(session: &Session, peer: SocketAddr, local: SocketAddr) -> Self {
+    pub fn of(session: &Session, peer: Endpoint, local: Endpoint) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
             id: session.id,
@@ -86,6 +87,7 @@ impl ClientRow {
             lib_name: text(&session.lib_name),
             lib_ver: text(&session.lib_ver),
             place: "lane",
+            transport: "tcp",
         }
     }
 
@@ -98,6 +100,7 @@ impl ClientRow {
             (flags.multi.is_some(), 'x'),
             (flags.blocked, 'b'),
             (flags.tracking, 't'),
+            (matches!(self.peer, Endpoint::Unix(_)), 'U'),
         ] {
             if set {
                 letters.push(letter);

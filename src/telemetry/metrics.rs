@@ -127,6 +127,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("redbouncer_clients", "gauge", "worker", "Connected clients."),
     ("redbouncer_clients_accepted_total", "counter", "", "Clients accepted since the start."),
     ("redbouncer_clients_closed_total", "counter", "reason", "Client connections closed, by reason."),
+    (
+        "redbouncer_tls_handshakes_total",
+        "counter",
+        "side, outcome",
+        "TLS handshakes with clients and with the server: full, resumed, or failed.",
+    ),
     ("redbouncer_commands_total", "counter", "command", "Commands taken from clients."),
     (
         "redbouncer_client_bytes_total",

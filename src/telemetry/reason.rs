@@ -15,6 +15,14 @@ pub enum ClientClose {
     ProtocolError,
     /// An HTTP request (`POST`, `Host:`) came instead of RESP.
     Http,
+    /// TLS came to a port without it.
+    TlsOnPlain,
+    /// Plain Redis came to a port with TLS.
+    PlainOnTls,
+    /// The TLS handshake failed; the log says why.
+    TlsFailed,
+    /// The TLS handshake took longer than `client.login_timeout`, or gave way to newer ones.
+    TlsTimeout,
     /// One request was longer than `client.request_limit`.
     RequestLimit,
     /// Unsent replies exceeded `client.output_hard_limit`.
@@ -45,13 +53,17 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
         Self::Killed,
         Self::ProtocolError,
         Self::Http,
+        Self::TlsOnPlain,
+        Self::PlainOnTls,
+        Self::TlsFailed,
+        Self::TlsTimeout,
         Self::RequestLimit,
         Self::OutputLimit,
         Self::IdleTimeout,
@@ -77,6 +89,10 @@ impl ClientClose {
             Self::Killed => "killed",
             Self::ProtocolError => "protocol_error",
             Self::Http => "http",
+            Self::TlsOnPlain => "tls_on_plain_port",
+            Self::PlainOnTls => "plain_on_tls_port",
+            Self::TlsFailed => "tls_failed",
+            Self::TlsTimeout => "tls_timeout",
             Self::RequestLimit => "request_limit",
             Self::OutputLimit => "output_limit",
             Self::IdleTimeout => "idle_timeout",

@@ -6,10 +6,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use metrics::counter;
+use parking_lot::{Mutex, RwLock};
+use rustls::HandshakeKind;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -18,9 +21,10 @@ use super::conversation::{Conversation, Step};
 use super::error::{DialError, Phase};
 use super::lacks::{Lacking, Lacks, Refusal};
 use super::login::{Lack, LoggedIn, Login};
+use super::pem::{Fingerprint, TlsSetupError};
 use super::resolve::Resolver;
-use super::tls::{TlsSetup, TlsSetupError};
-use super::{Keepalive, ServerInfo, UpstreamOptions, UpstreamStream, tune};
+use super::tls::TlsSetup;
+use super::{Keepalive, ServerInfo, TlsOptions, UpstreamOptions, UpstreamStream, tune};
 
 /// A connection that is logged in, with nothing pending in either direction.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ pub struct Established {
 /// Dials one server.
 pub struct Connector {
     resolver: Resolver,
-    tls: Option<TlsSetup>,
+    tls: Option<Tls>,
     connect_timeout: Duration,
     loading_retry: Duration,
     user_timeout: Duration,
@@ -48,6 +52,12 @@ pub struct Connector {
     /// As of the last login.
     server: Mutex<Option<Arc<ServerInfo>>>,
     lacks: Lacks,
+}
+
+/// The files' part of the configuration, which may change while we run.
+struct Tls {
+    options: TlsOptions,
+    setup: RwLock<TlsSetup>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -62,7 +72,19 @@ impl Connector {
     /// # Errors
     /// Certificate files or names that cannot work.
     pub fn new(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
-        let tls = if options.tls { Some(TlsSetup::new(&options.tls_options, &options.host)?) } else { None };
+        let tls = match options.tls.then(|| options.tls_options.clone()) {
+            Some(options_of_tls) => {
+                if options_of_tls.insecure {
+                    tracing::warn!(
+                        "upstream.tls.insecure is set: whoever sits between us and the server can read and change \
+                         everything"
+                    );
+                }
+                let setup = RwLock::new(TlsSetup::new(&options_of_tls, &options.host)?);
+                Some(Tls { options: options_of_tls, setup })
+            }
+            None => None,
+        };
         Ok(Self {
             resolver: Resolver::new(&options.host, options.port),
             tls,
@@ -73,6 +95,24 @@ impl Connector {
             server: Mutex::default(),
             lacks: Lacks::default(),
         })
+    }
+
+    /// What the certificate files hold now; `None` without TLS.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        let TlsOptions { ca, cert, key, .. } = &self.tls.as_ref()?.options;
+        Some(Fingerprint::of([ca, cert, key].into_iter().flatten().map(PathBuf::as_path)))
+    }
+
+    /// Reads the certificate files and the system's authorities again, for new connections. What is connected stays,
+    /// and no session from before is resumed. `false`: there is no TLS.
+    ///
+    /// # Errors
+    /// What is wrong with the files now; the former ones stay in use.
+    pub fn reload(&self) -> Result<bool, TlsSetupError> {
+        let Some(tls) = &self.tls else { return Ok(false) };
+        let setup = TlsSetup::new(&tls.options, self.resolver.host())?;
+        *tls.setup.write() = setup;
+        Ok(true)
     }
 
     /// Opens a connection and logs in: within `upstream.connect_timeout`, or `upstream.loading_retry` longer while
@@ -183,11 +223,20 @@ impl Connector {
         let local = tcp.local_addr().map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
         let stream = match &self.tls {
             None => UpstreamStream::Plain(tcp),
-            Some(setup) => {
-                let handshake =
-                    TlsConnector::from(Arc::clone(&setup.config)).connect(setup.name.clone(), tcp);
-                let secured = self.within(deadline, Phase::Tls, Some(peer), handshake).await?;
-                UpstreamStream::Tls(Box::new(secured.map_err(|e| DialError::from_io(Phase::Tls, peer, &e))?))
+            Some(tls) => {
+                let setup = tls.setup.read().clone();
+                let handshake = TlsConnector::from(setup.config).connect(setup.name, tcp);
+                let secured = self.within(deadline, Phase::Tls, Some(peer), handshake).await;
+                let secured =
+                    secured.and_then(|secured| secured.map_err(|e| DialError::from_io(Phase::Tls, peer, &e)));
+                let outcome = match &secured {
+                    Err(_) => "failed",
+                    Ok(tls) if tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
+                    Ok(_) => "full",
+                };
+                counter!("redbouncer_tls_handshakes_total", "side" => "upstream", "outcome" => outcome)
+                    .increment(1);
+                UpstreamStream::Tls(Box::new(secured?))
             }
         };
         let user = login.identity.name();

@@ -6,57 +6,17 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore};
 use rustls::{Error as RustlsError, SignatureScheme};
 
 use super::TlsOptions;
-
-/// A TLS configuration that cannot work: the operator's fault, found before anything is dialled.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TlsSetupError {
-    /// A file is missing, not readable, or not PEM.
-    #[error("cannot read {}: {cause}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it; nothing of its content.
-        cause: String,
-    },
-    /// A PEM file without a certificate in it.
-    #[error("{} holds no certificate", path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// One of `cert` and `key` without the other.
-    #[error("upstream.tls.cert and upstream.tls.key belong together: one of them is missing")]
-    HalfAPair,
-    /// Our certificate and key do not fit each other, or the key's kind is unknown.
-    #[error("the client certificate cannot be used: {cause}")]
-    ClientCertificate {
-        /// rustls's words.
-        cause: String,
-    },
-    /// Neither a host name nor an address, so no certificate could be valid for it.
-    #[error("not a name that a certificate can be verified for: {name:?}")]
-    ServerName {
-        /// `upstream.tls.server_name`, or the URL's host.
-        name: String,
-    },
-    /// Our cryptography and our protocol versions do not fit (a fault in the program).
-    #[error("TLS cannot be set up: {cause}")]
-    Provider {
-        /// rustls's words.
-        cause: String,
-    },
-}
+use super::pem::{self, TlsSetupError};
 
 /// What every handshake needs.
 #[derive(Clone)]
@@ -76,21 +36,15 @@ impl TlsSetup {
             .with_safe_default_protocol_versions()
             .map_err(|e| TlsSetupError::Provider { cause: e.to_string() })?;
         let builder = if options.insecure {
-            tracing::warn!(
-                "upstream.tls.insecure is set: whoever sits between us and the server can read and change everything"
-            );
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         } else {
             builder.with_root_certificates(roots(options.ca.as_deref())?)
         };
         let config = match (&options.cert, &options.key) {
             (None, None) => builder.with_no_client_auth(),
-            (Some(cert), Some(key)) => {
-                let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable(key, &e))?;
-                builder
-                    .with_client_auth_cert(certificates(cert)?, key)
-                    .map_err(|e| TlsSetupError::ClientCertificate { cause: e.to_string() })?
-            }
+            (Some(cert), Some(key)) => builder
+                .with_client_auth_cert(pem::certificates(cert)?, pem::key(key)?)
+                .map_err(|e| TlsSetupError::ClientCertificate { cause: e.to_string() })?,
             (Some(_), None) | (None, Some(_)) => return Err(TlsSetupError::HalfAPair),
         };
         Ok(Self { config: Arc::new(config), name })
@@ -106,33 +60,9 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
     }
     roots.add_parsable_certificates(system.certs);
     if let Some(path) = ca {
-        for certificate in certificates(path)? {
-            roots
-                .add(certificate)
-                .map_err(|e| TlsSetupError::Read { path: path.to_owned(), cause: e.to_string() })?;
-        }
+        pem::add_authorities(&mut roots, path)?;
     }
     Ok(roots)
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| unreadable(path, &e))?;
-    if found.is_empty() {
-        return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
-    }
-    Ok(found)
-}
-
-/// A PEM error may quote the file, and the file may be a private key: only the system's errors are repeated.
-fn unreadable(path: &Path, error: &pem::Error) -> TlsSetupError {
-    let cause = match error {
-        pem::Error::Io(e) => e.to_string(),
-        pem::Error::NoItemsFound => "nothing of the expected kind in it (PEM)".to_owned(),
-        _ => "not a well-formed PEM file".to_owned(), // an enum of the library's, open to more variants
-    };
-    TlsSetupError::Read { path: path.to_owned(), cause }
 }
 
 /// `insecure = true`: any certificate will do, but its owner must hold the key, so that a recorded handshake cannot

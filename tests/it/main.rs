@@ -21,6 +21,7 @@ mod concurrency;
 mod config;
 mod cut_off;
 mod docs;
+mod doors;
 mod framing;
 mod grounds;
 mod hub;

@@ -1,46 +1,35 @@
 //! A server that speaks TLS: everything a session may do, over `rediss://`.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-
-use crate::harness::{Client, PATIENCE, Proxy, Server, free_port, until};
+use crate::harness::{Authority, Client, PATIENCE, Proxy, Server, VALID, free_port, until};
 
 /// A server with a TLS port and a certificate for `localhost` by an authority of its own.
 struct Secured {
     server: Server,
     port: u16,
-    files: tempfile::TempDir,
+    authority: Authority,
 }
 
 impl Secured {
     fn start() -> Self {
-        let files = tempfile::tempdir().unwrap();
-        let mut authority = CertificateParams::default();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(["localhost".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
-        let path = |name: &str| files.path().join(name).to_str().unwrap().to_owned();
-        fs::write(path("ca.pem"), authority.pem()).unwrap();
-        fs::write(path("cert.pem"), certificate.pem()).unwrap();
-        fs::write(path("key.pem"), key.serialize_pem()).unwrap();
+        let authority = Authority::new("the test's authority");
+        let issued = authority.issue("server", &["localhost"], VALID);
+        let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
         let port = free_port();
         let server = Server::start_with(&[
             "--tls-port",
             &port.to_string(),
             "--tls-cert-file",
-            &path("cert.pem"),
+            &text(&issued.cert),
             "--tls-key-file",
-            &path("key.pem"),
+            &text(&issued.key),
             "--tls-ca-cert-file",
-            &path("ca.pem"),
+            &text(&authority.ca()),
             "--tls-auth-clients",
             "no",
         ]);
-        Self { server, port, files }
+        Self { server, port, authority }
     }
 
     fn proxy(&self, settings: &[&str]) -> Proxy {
@@ -48,7 +37,7 @@ impl Secured {
     }
 
     fn trusting(&self) -> Proxy {
-        let ca = format!("upstream.tls.ca={}", self.files.path().join("ca.pem").display());
+        let ca = format!("upstream.tls.ca={}", self.authority.ca().display());
         self.proxy(&[&ca])
     }
 }
@@ -108,4 +97,46 @@ fn an_authority_that_is_not_known_is_said_to_client_and_log() {
     assert!(reply.error().starts_with("ERR redbouncer: no upstream connection: TLS"), "{}", reply.error());
     assert!(proxy.log().contains("authority") || proxy.log().contains("issuer"), "{}", proxy.log());
     until("nothing is left of it", PATIENCE, || secured.server.clients() == 0);
+}
+
+#[test]
+fn a_renewed_authority_is_used_by_new_connections_and_a_broken_one_is_not() {
+    let secured = Secured::start();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    let other = Authority::new("another authority");
+    std::fs::copy(other.ca(), &ca).unwrap();
+    let proxy = secured.proxy(&[&format!("upstream.tls.ca={}", ca.display()), "upstream.backoff_max=100ms"]);
+    let mut client = proxy.connect();
+    assert!(client.call("PING").error().contains("unknown authority"));
+    std::fs::copy(secured.authority.ca(), &ca).unwrap();
+    until("the right authority is read", PATIENCE, || proxy.log().contains("certificates read again"));
+    until("the server is trusted", PATIENCE, || client.call("PING").text() == "PONG");
+    std::fs::write(&ca, "nothing of use").unwrap();
+    until("the loss is said", PATIENCE, || proxy.log().contains("the former ones stay in use"));
+    // A lease dials anew.
+    assert_eq!(client.call("WATCH key").text(), "OK");
+}
+
+#[test]
+fn dials_after_the_first_ones_resume_their_sessions() {
+    let secured = Secured::start();
+    let proxy = secured.trusting();
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call("PING").text(), "PONG");
+    }
+    let count = |outcome: &str| {
+        let series = format!("redbouncer_tls_handshakes_total{{side=\"upstream\",outcome=\"{outcome}\"}}");
+        proxy.metrics().get(&series).copied().unwrap_or_default()
+    };
+    // The first lane and the look for orphans may dial at the same time.
+    let full = count("full");
+    assert!((1.0..=3.0).contains(&full), "{full}");
+    let before = count("resumed");
+    for client in &mut clients {
+        assert_eq!(client.call("WATCH key").text(), "OK");
+    }
+    assert_eq!(count("full"), full, "no further certificate was needed");
+    assert!(count("resumed") >= before + 3.0, "{} after {before}", count("resumed"));
 }

@@ -1,18 +1,23 @@
 //! A raw RESP client: it sends the bytes a test gives it and reads whole replies, each with a deadline.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use socket2::SockRef;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
 
 use super::PATIENCE;
 use super::reply::Reply;
+use super::secure::Way;
 
 /// One connection.
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Way,
     buffer: BytesMut,
     /// Bytes the buffer must hold before it is worth parsing again, so that a big reply is not parsed at every read.
     worth_parsing: usize,
@@ -55,7 +60,42 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, within)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, buffer: BytesMut::new(), worth_parsing: 0 })
+        Ok(Self::by(Way::Tcp(stream)))
+    }
+
+    fn by(stream: Way) -> Self {
+        Self { stream, buffer: BytesMut::new(), worth_parsing: 0 }
+    }
+
+    /// Connects by a Unix socket.
+    #[track_caller]
+    pub(crate) fn connect_unix(path: &Path) -> Self {
+        Self::by(Way::Unix(UnixStream::connect(path).unwrap()))
+    }
+
+    /// Connects and makes the TLS handshake; its failure is an error.
+    pub(crate) fn try_connect_tls(address: SocketAddr, config: &Arc<ClientConfig>) -> std::io::Result<Self> {
+        let mut socket = TcpStream::connect_timeout(&address, PATIENCE)?;
+        socket.set_nodelay(true)?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut session = ClientConnection::new(Arc::clone(config), name).unwrap();
+        while session.is_handshaking() {
+            session.complete_io(&mut socket)?;
+        }
+        Ok(Self::by(Way::Tls(Box::new(StreamOwned::new(session, socket)))))
+    }
+
+    #[track_caller]
+    pub(crate) fn connect_tls(address: SocketAddr, config: &Arc<ClientConfig>) -> Self {
+        Self::try_connect_tls(address, config).unwrap_or_else(|error| panic!("TLS to {address}: {error}"))
+    }
+
+    /// Whether the TLS handshake resumed an earlier session.
+    pub(crate) fn is_resumed(&self) -> bool {
+        let Way::Tls(stream) = &self.stream else { panic!("no TLS") };
+        stream.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// Writes the bytes as they are.
@@ -150,7 +190,7 @@ impl Client {
         if left.is_zero() {
             return Err(Ended::Late);
         }
-        self.stream.set_read_timeout(Some(left)).unwrap();
+        self.stream.set_read_timeout(left);
         match self.stream.read(&mut chunk) {
             Ok(0) => Err(Ended::Closed),
             Ok(count) => {
@@ -160,6 +200,8 @@ impl Client {
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(Ended::Late),
                 ErrorKind::Interrupted => Ok(()),
+                // TLS without a farewell.
+                ErrorKind::UnexpectedEof => Err(Ended::Closed),
                 _ => Err(Ended::Reset),
             },
         }
@@ -204,22 +246,22 @@ impl Client {
     }
 
     /// Sends a FIN and goes on reading.
-    pub(crate) fn half_close(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
+    pub(crate) fn half_close(&mut self) {
+        self.stream.half_close();
     }
 
     /// Closes with a RST, as a crashed host or a firewall does.
     pub(crate) fn reset(self) {
-        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        self.stream.socket().set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     pub(crate) fn local_address(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
+        self.stream.socket().local_addr().unwrap().as_socket().unwrap()
     }
 
     /// Makes the kernel's receive buffer small, so that an unread reply soon pushes back; not smaller than a packet of the
     /// loopback interface, or reading on would be slow.
     pub(crate) fn shrink_receive_buffer(&self) {
-        SockRef::from(&self.stream).set_recv_buffer_size(128 << 10).unwrap();
+        self.stream.socket().set_recv_buffer_size(128 << 10).unwrap();
     }
 }

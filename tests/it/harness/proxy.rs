@@ -21,6 +21,7 @@ pub(crate) struct Proxy {
     log: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
     listen: SocketAddr,
+    tls: Option<SocketAddr>,
     admin: Option<SocketAddr>,
 }
 
@@ -97,8 +98,8 @@ impl Proxy {
             let stderr = log.lock().unwrap().join("\n");
             return Err(Exit { code: status.code(), stderr, took: start.elapsed() });
         }
-        let (listen, admin) = ready.unwrap();
-        Ok(Self { child, log, reader: Some(reader), listen, admin })
+        let (listen, tls, admin) = ready.unwrap();
+        Ok(Self { child, log, reader: Some(reader), listen, tls, admin })
     }
 
     /// Runs `redbouncer` with these arguments to its end.
@@ -126,6 +127,11 @@ impl Proxy {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.listen
+    }
+
+    /// Where it speaks TLS.
+    pub(crate) fn tls(&self) -> SocketAddr {
+        self.tls.expect("the ready line names a TLS address")
     }
 
     pub(crate) fn admin(&self) -> SocketAddr {
@@ -259,12 +265,14 @@ fn prepared(mut command: Command, arguments: &[&str], environment: &[(&str, &str
     command
 }
 
-/// The addresses of the `ready` line: clients' and admin's.
-fn ready_line(line: &str) -> Option<(SocketAddr, Option<SocketAddr>)> {
+/// The addresses of the `ready` line: clients' (the TLS one where there is no other), those with TLS, admin's.
+fn ready_line(line: &str) -> Option<(SocketAddr, Option<SocketAddr>, Option<SocketAddr>)> {
     let json: Json = serde_json::from_str(line).ok()?;
     let fields = json.get("fields").unwrap_or(&json);
     (fields.get("message")? == "ready").then_some(())?;
-    Some((address_in(fields.get("listen")?)?, fields.get("admin").and_then(address_in)))
+    let address = |name| fields.get(name).and_then(address_in);
+    let tls = address("listen_tls");
+    Some((address("listen").or(tls)?, tls, address("admin")))
 }
 
 /// The first `host:port` in a field, whether it is written as text, as a list or in Rust's debug form.

@@ -1,0 +1,251 @@
+//! TLS handshakes with clients: on a thread of their own, in bounded number and time, each failure named.
+//!
+//! A handshake costs the processor more than a thousand commands do, and a flood of them comes at the worst moment:
+//! when a whole fleet reconnects. So no worker makes any. Those that do not get on give way: when too many are under
+//! way, the oldest is closed for the newest, so that silent peers cannot keep anybody out.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::counter;
+use rustls::{AlertDescription, CertificateError, Error as RustlsError, HandshakeKind, ServerConnection};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::links::Seat;
+use super::tls::ServerTls;
+use crate::session::Endpoint;
+use crate::telemetry::{ClientClose, client_closed};
+
+/// Handshakes under way at the most, and the share of `client.max` that they may take.
+const MOST: usize = 512;
+const SHARE: usize = 4;
+/// A TLS record that begins a handshake.
+const HANDSHAKE_RECORD: u8 = 0x16;
+/// What a plain client gets to read.
+const SPEAK_TLS: &[u8] =
+    b"-ERR redbouncer: this port speaks TLS: use rediss://, or a port of listen.addresses\r\n";
+/// How long a plain client may take to read it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// One line for each failure would let anybody fill the log: so many at once, and then one in so long.
+const LINES_AT_ONCE: u32 = 20;
+const LINE_EVERY: Duration = Duration::from_millis(100);
+
+/// The handshakes under way.
+#[derive(Debug)]
+pub(super) struct Handshakes {
+    limit: usize,
+    next: Cell<u64>,
+    /// By age. Dropping one ends its handshake and frees its place.
+    under_way: RefCell<BTreeMap<u64, UnderWay>>,
+    /// When all lines said so far will have been paid for, at one in [`LINE_EVERY`].
+    paid: Cell<Option<Instant>>,
+    unsaid: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    seat: Seat,
+    _keep: oneshot::Sender<()>,
+}
+
+/// A handshake that has its place and is to be made.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    number: u64,
+    peer: Endpoint,
+    given_up: oneshot::Receiver<()>,
+}
+
+/// Why there is no TLS session.
+#[derive(Debug)]
+struct Failure {
+    reason: ClientClose,
+    what: String,
+}
+
+impl Failure {
+    fn new(reason: ClientClose, what: impl Into<String>) -> Self {
+        Self { reason, what: what.into() }
+    }
+}
+
+impl Handshakes {
+    pub(super) fn new(max_clients: usize) -> Rc<Self> {
+        Rc::new(Self {
+            limit: (max_clients / SHARE).clamp(1, MOST),
+            next: Cell::default(),
+            under_way: RefCell::default(),
+            paid: Cell::default(),
+            unsaid: Cell::default(),
+        })
+    }
+
+    /// Notes a handshake to be made; the oldest gives way to it, if need be.
+    pub(super) fn begin(&self, seat: Seat) -> Handshake {
+        let number = self.next.replace(self.next.get() + 1);
+        let (keep, given_up) = oneshot::channel();
+        let peer = seat.peer().clone();
+        let mut under_way = self.under_way.borrow_mut();
+        if under_way.len() >= self.limit {
+            under_way.pop_first();
+        }
+        under_way.insert(number, UnderWay { seat, _keep: keep });
+        Handshake { number, peer, given_up }
+    }
+
+    /// Makes the handshake within `limit`. `None`: it failed, was counted and said, and the socket is closed.
+    pub(super) async fn make(
+        &self,
+        handshake: Handshake,
+        mut stream: TcpStream,
+        tls: &ServerTls,
+        limit: Duration,
+    ) -> Option<(TcpStream, Box<ServerConnection>, Seat)> {
+        let Handshake { number, peer, given_up } = handshake;
+        let outcome = tokio::select! {
+            biased;
+            _ = given_up => Err(Failure::new(ClientClose::TlsTimeout, "gave way to newer ones")),
+            outcome = timeout(limit, shake_hands(&mut stream, tls)) => outcome.unwrap_or_else(|_| {
+                Err(Failure::new(ClientClose::TlsTimeout, format!("unfinished after {limit:?}")))
+            }),
+        };
+        let place = self.under_way.borrow_mut().remove(&number);
+        let failure = match (outcome, place) {
+            (Ok(session), Some(UnderWay { seat, .. })) => {
+                let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+                count(if resumed { "resumed" } else { "full" });
+                return Some((stream, session, seat));
+            }
+            (Ok(_), None) => Failure::new(ClientClose::TlsTimeout, "gave way to newer ones"),
+            (Err(failure), _) => failure,
+        };
+        count("failed");
+        client_closed(failure.reason);
+        self.say(&failure, &peer);
+        if failure.reason == ClientClose::PlainOnTls {
+            explain(stream).await;
+        }
+        None
+    }
+
+    fn say(&self, failure: &Failure, peer: &Endpoint) {
+        let now = Instant::now();
+        let paid = self.paid.get().map_or(now, |paid| paid.max(now)) + LINE_EVERY;
+        if paid - now > LINE_EVERY * LINES_AT_ONCE {
+            self.unsaid.set(self.unsaid.get() + 1);
+            return;
+        }
+        self.paid.set(Some(paid));
+        let unsaid = self.unsaid.take();
+        let (reason, what) = (failure.reason.label(), &failure.what);
+        tracing::info!(%peer, reason, unsaid, "client refused: TLS handshake: {what}");
+    }
+}
+
+fn count(outcome: &'static str) {
+    counter!("redbouncer_tls_handshakes_total", "side" => "client", "outcome" => outcome).increment(1);
+}
+
+async fn shake_hands(stream: &mut TcpStream, tls: &ServerTls) -> Result<Box<ServerConnection>, Failure> {
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(0) => return Err(Failure::new(ClientClose::TlsFailed, "the client left before it began")),
+        Ok(_) if first[0] != HANDSHAKE_RECORD => {
+            let what = "the client speaks plain Redis; it needs rediss://, or a port of listen.addresses";
+            return Err(Failure::new(ClientClose::PlainOnTls, what));
+        }
+        Ok(_) => {}
+        Err(error) => return Err(failure_of(&error)),
+    }
+    let config = Arc::clone(&tls.config());
+    let secured = TlsAcceptor::from(config).accept(stream).await.map_err(|error| failure_of(&error))?;
+    Ok(Box::new(secured.into_inner().1))
+}
+
+/// Tells a plain client what it did. What it sent is read first: closing over unread bytes would reset the
+/// connection and take the answer along.
+async fn explain(mut stream: TcpStream) {
+    let mut scratch = [0; 4096];
+    let said = async {
+        // As much as a pipeline's beginning; who sends more without reading does not read this either.
+        for _ in 0..16 {
+            if !matches!(stream.try_read(&mut scratch), Ok(1..)) {
+                break;
+            }
+        }
+        stream.write_all(SPEAK_TLS).await?;
+        SockRef::from(&stream).shutdown(std::net::Shutdown::Write)?;
+        for _ in 0..16 {
+            stream.readable().await?;
+            match stream.try_read(&mut scratch) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        io::Result::Ok(())
+    };
+    // One that does not read has not asked either.
+    drop(timeout(LAST_WORDS, said).await);
+}
+
+fn failure_of(error: &io::Error) -> Failure {
+    let reason = ClientClose::TlsFailed;
+    let Some(wrong) = error.get_ref().and_then(|inner| inner.downcast_ref::<RustlsError>()) else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                Failure::new(reason, "the client left in the middle of it")
+            }
+            _ => Failure::new(reason, error.to_string()),
+        };
+    };
+    let what = match wrong {
+        RustlsError::NoCertificatesPresented => {
+            "the client shows no certificate (listen.tls.client_auth is \"required\")".to_owned()
+        }
+        RustlsError::InvalidCertificate(why) => of_their_certificate(why),
+        RustlsError::AlertReceived(alert) => of_their_alert(*alert),
+        other => other.to_string(),
+    };
+    Failure::new(reason, what)
+}
+
+fn of_their_certificate(why: &CertificateError) -> String {
+    match why {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "the client's certificate has expired".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the client's certificate is not valid yet (is our clock right?)".to_owned()
+        }
+        CertificateError::UnknownIssuer => {
+            "the client's certificate is from an authority that listen.tls.client_ca does not hold".to_owned()
+        }
+        // rustls's enum, open to more variants.
+        other => format!("the client's certificate is not acceptable: {other}"),
+    }
+}
+
+/// What a client says when it does not like our certificate. Libraries differ in how closely they say it.
+fn of_their_alert(alert: AlertDescription) -> String {
+    let why = match alert {
+        AlertDescription::UnknownCA => "it does not know the authority: give it the CA of listen.tls.cert",
+        AlertDescription::CertificateExpired => "it has expired: renew listen.tls.cert",
+        AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => {
+            "wrong name, unknown authority or out of its time: look at the client's own error"
+        }
+        // rustls's enum, open to alerts of later versions.
+        other => return format!("the client broke off with alert {other:?}"),
+    };
+    format!("the client does not accept our certificate ({why}), alert {alert:?}")
+}

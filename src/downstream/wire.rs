@@ -1,0 +1,137 @@
+//! The bytes' way to a client, without TLS: TCP or a Unix socket.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio_util::io::poll_read_buf;
+
+/// An open socket. Split, because replies are written from the tasks of lanes while the client's own task waits to
+/// read.
+#[derive(Debug)]
+pub(super) enum Wire {
+    Tcp { read: RefCell<tcp::OwnedReadHalf>, write: tcp::OwnedWriteHalf },
+    Unix { read: RefCell<unix::OwnedReadHalf>, write: unix::OwnedWriteHalf },
+}
+
+impl From<TcpStream> for Wire {
+    fn from(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self::Tcp { read: RefCell::new(read), write }
+    }
+}
+
+impl From<UnixStream> for Wire {
+    fn from(stream: UnixStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self::Unix { read: RefCell::new(read), write }
+    }
+}
+
+impl Wire {
+    fn raw(&self) -> SockRef<'_> {
+        match self {
+            Self::Tcp { write, .. } => SockRef::from(write.as_ref()),
+            Self::Unix { write, .. } => SockRef::from(write.as_ref()),
+        }
+    }
+
+    /// Reads once. `poll_read` rather than `try_read`: after a short read it knows that the socket is empty, which
+    /// saves the second system call that would say so.
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp { read, .. } => Pin::new(&mut *read.borrow_mut()).poll_read(cx, buffer),
+            Self::Unix { read, .. } => Pin::new(&mut *read.borrow_mut()).poll_read(cx, buffer),
+        }
+    }
+
+    /// Reads once into the spare room of `buffer`. Returns how many bytes came, 0 at the end of file.
+    pub(super) fn poll_read_buf(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp { read, .. } => poll_read_buf(Pin::new(&mut *read.borrow_mut()), cx, buffer),
+            Self::Unix { read, .. } => poll_read_buf(Pin::new(&mut *read.borrow_mut()), cx, buffer),
+        }
+    }
+
+    /// Reads what the kernel has now, whatever the runtime has heard of it.
+    pub(super) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.raw()).read(buffer)
+    }
+
+    /// Writes what the kernel takes now.
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp { write, .. } => write.try_write(bytes),
+            Self::Unix { write, .. } => write.try_write(bytes),
+        }
+    }
+
+    /// As [`Self::try_write`], several pieces in one system call.
+    pub(super) fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp { write, .. } => write.try_write_vectored(pieces),
+            Self::Unix { write, .. } => write.try_write_vectored(pieces),
+        }
+    }
+
+    /// Ready when the kernel may take bytes again.
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp { write, .. } => write.as_ref().poll_write_ready(cx),
+            Self::Unix { write, .. } => write.as_ref().poll_write_ready(cx),
+        }
+    }
+
+    /// Returns when the peer has closed or the connection has failed, without reading anything: the way to notice a
+    /// client that leaves while its unread requests lie in the kernel. (PRIORITY is the one interest that becomes
+    /// ready by hang-up and not by ordinary data.)
+    pub(super) async fn hangup(&self) {
+        loop {
+            let ready = match self {
+                Self::Tcp { write, .. } => write.as_ref().ready(Interest::PRIORITY).await,
+                Self::Unix { write, .. } => write.as_ref().ready(Interest::PRIORITY).await,
+            };
+            match ready {
+                Ok(ready) if !ready.is_read_closed() => tokio::task::yield_now().await,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Whether the peer is known to be gone, asked of the kernel now.
+    pub(super) fn is_gone(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        match self.raw().peek(&mut byte) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Closes both directions now, whoever still holds this socket.
+    pub(super) fn close(&self) {
+        // Fails only when the peer has closed already.
+        let _ = self.raw().shutdown(std::net::Shutdown::Both);
+    }
+
+    /// How long written bytes may stay unacknowledged before the kernel gives the client up.
+    pub(super) fn set_user_timeout(&self, timeout: Duration) {
+        match self {
+            // A socket that refuses is one whose peer is gone: the next read says so.
+            Self::Tcp { .. } => drop(self.raw().set_tcp_user_timeout(Some(timeout))),
+            // The peer is on this host: its end is known at once.
+            Self::Unix { .. } => {}
+        }
+    }
+}
