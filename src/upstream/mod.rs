@@ -19,6 +19,7 @@ mod server;
 mod socket;
 mod stream;
 mod tls;
+mod verify;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -173,6 +173,31 @@ impl Authority {
         issued
     }
 
+    /// A certificate that is signed by itself, in this authority's directory.
+    pub(super) fn self_signed(
+        &self,
+        file: &str,
+        names: &[&str],
+        is_authority: bool,
+        years: (i32, i32),
+    ) -> Issued {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut parameters = CertificateParams::new(names).unwrap();
+        parameters.distinguished_name.push(DnType::CommonName, file);
+        parameters.not_before = date_time_ymd(years.0, 1, 1);
+        parameters.not_after = date_time_ymd(years.1, 1, 1);
+        if is_authority {
+            parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        let path = |kind: &str| self.dir.path().join(format!("{file}.{kind}"));
+        let issued = Issued { cert: path("crt"), key: path("key") };
+        std::fs::write(&issued.cert, certificate.pem()).unwrap();
+        std::fs::write(&issued.key, key.serialize_pem()).unwrap();
+        issued
+    }
+
     /// Options for a client that trusts this authority.
     pub(super) fn options(&self, port: u16) -> UpstreamOptions {
         let tls_options = TlsOptions { ca: Some(self.ca()), ..TlsOptions::default() };

@@ -6,17 +6,15 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore};
-use rustls::{Error as RustlsError, SignatureScheme};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error as RustlsError, RootCertStore};
 
 use super::TlsOptions;
 use super::pem::{self, TlsSetupError};
+use super::verify::{AnyCertificate, ByAuthority, SelfSigned};
 
 /// What every handshake needs.
 #[derive(Clone)]
@@ -35,11 +33,13 @@ impl TlsSetup {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|e| TlsSetupError::Provider { cause: e.to_string() })?;
-        let builder = if options.insecure {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        let verifier: Arc<dyn ServerCertVerifier> = if options.insecure {
+            Arc::new(AnyCertificate::new(&provider))
         } else {
-            builder.with_root_certificates(roots(options.ca.as_deref())?)
+            let listed = options.ca.as_deref().map_or_else(|| Ok(Vec::new()), pem::certificates)?;
+            Arc::new(ByAuthority::new(roots(&listed), listed, provider)?)
         };
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let config = match (&options.cert, &options.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => builder
@@ -51,60 +51,16 @@ impl TlsSetup {
     }
 }
 
-/// The authorities a server's certificate may come from.
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
+/// The authorities a server's certificate may come from, those in `ca` among them.
+fn roots(ca: &[CertificateDer<'static>]) -> RootCertStore {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
         tracing::debug!(%error, "a system certificate store was not read");
     }
     roots.add_parsable_certificates(system.certs);
-    if let Some(path) = ca {
-        pem::add_authorities(&mut roots, path)?;
-    }
-    Ok(roots)
-}
-
-/// `insecure = true`: any certificate will do, but its owner must hold the key, so that a recorded handshake cannot
-/// be replayed.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, RustlsError> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, RustlsError> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, RustlsError> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    roots.add_parsable_certificates(ca.iter().cloned());
+    roots
 }
 
 /// Why a TLS connection failed.
@@ -121,6 +77,8 @@ pub enum TlsFault {
     },
     /// Signed by nobody we trust: `upstream.tls.ca` is needed.
     UnknownAuthority,
+    /// Signed by itself, so nobody vouches for it: it has to be in `upstream.tls.ca` itself.
+    SelfSigned,
     /// Anything else that is wrong with the certificate.
     BadCertificate {
         /// rustls's words.
@@ -169,6 +127,7 @@ impl TlsFault {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Self::WrongName { detail: why.to_string() }
             }
+            CertificateError::Other(why) if why.0.is::<SelfSigned>() => Self::SelfSigned,
             other => Self::BadCertificate { detail: other.to_string() },
         }
     }
@@ -196,6 +155,7 @@ impl TlsFault {
             | Self::NotYetValid
             | Self::WrongName { .. }
             | Self::UnknownAuthority
+            | Self::SelfSigned
             | Self::BadCertificate { .. }
             | Self::NotTls
             | Self::ClientCertificate { .. } => false,
@@ -209,6 +169,7 @@ impl TlsFault {
             Self::NotYetValid => "the server's certificate is not valid yet",
             Self::WrongName { .. } => "the server's certificate is for another name",
             Self::UnknownAuthority => "the server's certificate is from an unknown authority",
+            Self::SelfSigned => "the server's certificate is signed by itself and not one that we know",
             Self::BadCertificate { .. } => "the server's certificate is not acceptable",
             Self::NotTls => "the server does not speak TLS on this port",
             Self::ClientCertificate { .. } => "the server wants another client certificate",
@@ -222,10 +183,11 @@ impl fmt::Display for TlsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.public_text())?;
         match self {
-            Self::Expired => Ok(()),
+            Self::Expired => f.write_str(" (have it renewed)"),
             Self::NotYetValid => f.write_str(" (is our clock right?)"),
             Self::WrongName { detail } => write!(f, " (upstream.tls.server_name): {detail}"),
             Self::UnknownAuthority => f.write_str(" (upstream.tls.ca)"),
+            Self::SelfSigned => f.write_str(" (put it into the file of upstream.tls.ca)"),
             Self::NotTls => f.write_str(" (the URL should begin with redis://, or the port is wrong)"),
             Self::ClientCertificate { alert } => write!(f, " (upstream.tls.cert): alert {alert}"),
             Self::Alert { alert } => write!(f, ": alert {alert}"),

@@ -48,7 +48,7 @@ fn advice(wrong: &DialError) -> &'static str {
             TlsFault::WrongName { .. } => {
                 "use the name that stands in the certificate, or set upstream.tls.server_name to it"
             }
-            TlsFault::UnknownAuthority => {
+            TlsFault::UnknownAuthority | TlsFault::SelfSigned => {
                 "put the certificate of the authority that signed the server's (or the server's own, when it is \
                  self-signed) into a file and name it in upstream.tls.ca"
             }

@@ -75,6 +75,55 @@ async fn an_authority_we_do_not_know_is_not_accepted() {
     assert!(log.text().contains("WARN") && log.text().contains("upstream.tls.insecure"), "{}", log.text());
 }
 
+/// As `openssl req -x509` makes them: the server's own certificate says that it is an authority.
+#[tokio::test]
+async fn a_self_signed_certificate_is_named_and_accepted_when_it_is_listed() {
+    let authority = authority();
+    for (file, names, is_authority) in
+        [("plain", &["127.0.0.1"][..], false), ("authority", &["127.0.0.1"], true), ("nameless", &[], true)]
+    {
+        let own = authority.self_signed(file, names, is_authority, VALID);
+        let server = RedisServer::start_tls(&own, &authority, &[]);
+        let unlisted = authority.options(server.port);
+        let found = fault(&unlisted).await;
+        assert_eq!(found, TlsFault::SelfSigned, "{file}");
+        assert!(found.to_string().contains("upstream.tls.ca"), "{found}");
+        let tls_options = TlsOptions { ca: Some(own.cert), ..TlsOptions::default() };
+        dial(&UpstreamOptions { tls_options, ..unlisted }).await.unwrap_or_else(|e| panic!("{file}: {e}"));
+    }
+    let old = authority.self_signed("old-own", &["127.0.0.1"], true, (2001, 2002));
+    let server = RedisServer::start_tls(&old, &authority, &[]);
+    let tls_options = TlsOptions { ca: Some(old.cert), ..TlsOptions::default() };
+    let options = UpstreamOptions { tls_options, ..authority.options(server.port) };
+    assert_eq!(fault(&options).await, TlsFault::Expired, "to know it is not enough");
+}
+
+/// The name of the server is in the clear of the first message, and an address is not sent as a name (RFC 6066, 3).
+#[tokio::test]
+async fn the_name_is_always_sent_and_an_address_never() {
+    async fn hello(change: impl FnOnce(&mut UpstreamOptions)) -> Vec<u8> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut options = authority().options(listener.local_addr().unwrap().port());
+        options.connect_timeout = Duration::from_secs(5);
+        change(&mut options);
+        let dialling = tokio::spawn(async move { dial(&options).await });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut first = vec![0; 4096];
+        let len = stream.read(&mut first).await.unwrap();
+        dialling.abort();
+        first.truncate(len);
+        first
+    }
+    let contains = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).any(|window| window == name);
+    // server_name (type 0), one entry of type host_name with its length, then the name.
+    let named = hello(|options| options.host = "localhost".to_owned()).await;
+    assert!(contains(&named, b"\x00\x00\x0e\x00\x0c\x00\x00\x09localhost"), "{named:02x?}");
+    let other = hello(|options| options.tls_options.server_name = Some("redis.example".to_owned())).await;
+    assert!(contains(&other, b"\x00\x0dredis.example"), "{other:02x?}");
+    let addressed = hello(|_| {}).await;
+    assert!(addressed.len() > 100 && !contains(&addressed, b"127.0.0.1"), "{addressed:02x?}");
+}
+
 #[tokio::test]
 async fn a_certificate_for_another_name_is_not_accepted() {
     let server = RedisServer::start_tls(&issued("other", &["redis.example"]), &authority(), &[]);
