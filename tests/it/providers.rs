@@ -561,12 +561,6 @@ fn errors_that_pass_are_passed_on_and_not_remembered() {
     assert_eq!(proxy.connect().call("SET k v").text(), "OK");
     server.call("CONFIG SET maxmemory 1");
     assert!(proxy.connect().call("SET k v").error().starts_with("OOM"));
-    let mut waiter = proxy.connect();
-    waiter.start("BLPOP q 0");
-    until("it waits", PATIENCE, || blocked(&proxy) == 1);
-    server.call("CONFIG SET maxmemory 0");
-    server.call("RPUSH q x");
-    assert_eq!(waiter.reply().items()[1].text(), "x");
     assert!(told(&proxy).is_empty(), "{}", proxy.log());
 
     let replica = Server::start_with(&["--replica-serve-stale-data", "no"]);
@@ -788,5 +782,36 @@ fn a_server_that_signed_itself_is_verified() {
         let elsewhere = Proxy::launch(&url.replace("localhost", "127.0.0.1"), &[&ca]).unwrap();
         assert!(elsewhere.connect().call("PING").error().contains("TLS"), "another name is not accepted");
         drop(server);
+    }
+}
+
+/// Redis refuses what is queued in MULTI when it is out of memory, so tries fail where the call itself would pop, and
+/// make room: a full queue that nobody can empty.
+#[test]
+fn a_server_without_memory_is_emptied_by_its_workers() {
+    for version in Version::all() {
+        let server = Server::start_version(&version, &[]);
+        for settings in [&[][..], &["blocking.hub=false"]] {
+            let proxy = Proxy::start(&server, settings);
+            let called = format!("{} {settings:?}", version.name);
+            server.call("RPUSH q 1 2 3 4 5 6");
+            let mut early = proxy.connect();
+            early.start("BRPOP other 0");
+            until("it waits", PATIENCE, || blocked(&proxy) == 1);
+            server.call("CONFIG SET maxmemory 1");
+            assert!(proxy.connect().call("SET k v").error().starts_with("OOM"), "{called}");
+            let mut workers: Vec<Client> = (0..6).map(|_| proxy.connect()).collect();
+            for worker in &mut workers {
+                worker.start("BLPOP q 0");
+            }
+            for worker in &mut workers {
+                assert_eq!(worker.reply_within(Duration::from_secs(20)).items()[0].text(), "q", "{called}");
+            }
+            // It moves into a key, which needs memory: the server says so, as it would directly.
+            assert!(proxy.connect().call("BRPOPLPUSH q2 d 0").error().starts_with("OOM"), "{called}");
+            server.call("CONFIG SET maxmemory 0");
+            server.call("RPUSH other x");
+            assert_eq!(early.reply().items()[1].text(), "x", "{called}");
+        }
     }
 }

@@ -209,6 +209,10 @@ impl Waiter {
     /// Whether a client that is blocked already would not notice this error. To a call that has just come it is the
     /// answer.
     fn waits_through(&self, error: &[u8]) -> bool {
+        // Of the try, not of the call: outside of MULTI, on a lease, it may run.
+        if is_code(error, b"OOM") {
+            return true;
+        }
         if !self.has_looked.get() {
             return false;
         }

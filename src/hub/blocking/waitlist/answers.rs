@@ -247,6 +247,11 @@ impl Waitlist {
         if demoted {
             self.given_up = Some(GiveUp::Moved);
         }
+        // At its limit Redis queues nothing in MULTI (`processCommand` in redis `server.c`), but lets the same call pop
+        // when it stands alone: only a lease can serve it, and its popping may be what makes room.
+        if is_code(reply, b"OOM") {
+            return self.end_or_forget(id, End::Fallback);
+        }
         if waiter.gone || waiter.first || waiter.call.command == Blocking::XReadGroup {
             return self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
         }
