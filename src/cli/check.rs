@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use super::{counted, terminal};
 use crate::config::{Config, ConfigError};
-use crate::downstream::AuthMode;
-use crate::hygiene::doctor::{Finding, Findings, Level, Plan, examine};
+use crate::downstream::{AuthMode, ServerTls};
+use crate::hygiene::doctor::{Finding, Findings, Level, Plan, examine, examine_own_certificate};
 use crate::pool::{Budget, Hubs, Kind};
 use serde_json::{Value, json};
 
@@ -30,8 +30,17 @@ pub(super) async fn run(config: &Config) -> Findings {
 
 /// What would be run, and what its connections are for.
 fn configuration(config: &Config, findings: &mut Findings) {
-    let listen = config.listen.addresses.join(", ");
-    findings.ok("configuration", &format!("clients at {listen}, server {}", config.upstream_shown()));
+    let tls = config.listen.tls.addresses.iter().map(|address| format!("{address} (TLS)"));
+    let listen: Vec<String> = config.listen.addresses.iter().cloned().chain(tls).collect();
+    let text = format!("clients at {}, server {}", listen.join(", "), config.upstream_shown());
+    findings.ok("configuration", &text);
+    match ServerTls::new(&config.listen.tls).and_then(|tls| tls.map(|tls| tls.certificates()).transpose()) {
+        Ok(None) => {}
+        Ok(Some(file)) => examine_own_certificate(&file, findings),
+        Err(wrong) => {
+            findings.failure("listen.tls", &wrong.to_string(), "mend the file that listen.tls names");
+        }
+    }
     let (cap, workers) = (config.pool.max_connections, config.workers);
     let budget = Budget::new(cap, workers, Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub });
     let hubs = budget.floor(Kind::Blocking) + budget.floor(Kind::PubSub);
@@ -59,6 +68,9 @@ fn configuration(config: &Config, findings: &mut Findings) {
 /// Whether no client gets in without a login of its own: what `auth.mode` means on these listeners.
 fn clients_log_in(config: &Config) -> bool {
     let is_near = |address: &String| {
+        if address.starts_with("unix:") {
+            return true;
+        }
         let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
         let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
@@ -66,7 +78,7 @@ fn clients_log_in(config: &Config) -> bool {
     match config.auth.mode {
         AuthMode::Passthrough => true,
         AuthMode::Open => false,
-        AuthMode::Unset => !config.listen.addresses.iter().any(is_near),
+        AuthMode::Unset => !config.listen.addresses.iter().chain(&config.listen.tls.addresses).any(is_near),
     }
 }
 
@@ -151,7 +163,7 @@ mod tests {
             config.auth.mode = mode;
             config
         };
-        for near in ["127.0.0.1:1", "[::1]:1", "localhost:1"] {
+        for near in ["127.0.0.1:1", "[::1]:1", "localhost:1", "unix:/run/redis.sock"] {
             assert!(!clients_log_in(&config(&["0.0.0.0:1", near], AuthMode::Unset)), "{near}");
             assert!(clients_log_in(&config(&[near], AuthMode::Passthrough)));
         }

@@ -42,6 +42,15 @@ impl ServerTls {
         Arc::clone(&self.current.read())
     }
 
+    /// The certificates that clients are shown as the file has them now, as DER, our own first.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn certificates(&self) -> Result<Vec<Vec<u8>>, TlsSetupError> {
+        let Some(cert) = &self.options.cert else { return Err(TlsSetupError::NoServerCertificate) };
+        Ok(pem::certificates(cert)?.iter().map(|certificate| certificate.to_vec()).collect())
+    }
+
     /// What the files hold now.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {

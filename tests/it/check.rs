@@ -85,7 +85,7 @@ fn check(url: &str) -> Checked {
 
 /// A server with a TLS port, and the certificates it uses.
 struct Secured {
-    _server: Server,
+    server: Server,
     port: u16,
     files: tempfile::TempDir,
 }
@@ -111,7 +111,7 @@ impl Secured {
         let (ca, cert, key) = (path("ca.pem"), path("cert.pem"), path("key.pem"));
         let files_of = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
         let all = [&["--tls-port", &port], &files_of[..], options].concat();
-        Self { _server: Server::start_with(&all), port: port.parse().unwrap(), files }
+        Self { server: Server::start_with(&all), port: port.parse().unwrap(), files }
     }
 
     fn usual() -> Self {
@@ -280,6 +280,28 @@ fn a_server_that_wants_a_certificate_of_ours() {
 }
 
 #[test]
+fn the_certificate_for_clients_is_looked_at_too() {
+    let check = |change: fn(&mut CertificateParams)| {
+        let secured = Secured::start(change, &["--tls-auth-clients", "no"]);
+        let file =
+            |key: &str, name: &str| format!("listen.tls.{key}={}", secured.files.path().join(name).display());
+        let (cert, key) = (file("cert", "cert.pem"), file("key", "key.pem"));
+        let listen = ["--set", "listen.tls.addresses=127.0.0.1:0", "--set", &cert, "--set", &key];
+        check_with(&secured.server.url(), &listen)
+    };
+    let good = check(|_| ());
+    assert_eq!(good.code, 0, "{good:#?}");
+    good.is_fine("configuration", "127.0.0.1:0 (TLS)");
+    good.is_fine("listen.tls", "certificate for localhost, issued by Test Authority");
+    check(|params| params.not_after = date_time_ymd(2025, 1, 1)).blames("listen.tls", "expired", "renew");
+    let missing =
+        ["listen.tls.addresses=127.0.0.1:0", "listen.tls.cert=/nowhere/cert", "listen.tls.key=/nowhere/key"];
+    let flags: Vec<&str> = missing.iter().flat_map(|setting| ["--set", setting]).collect();
+    let server = Server::start();
+    check_with(&server.url(), &flags).blames("listen.tls", "/nowhere/cert", "listen.tls");
+}
+
+#[test]
 fn a_file_for_tls_that_is_not_there() {
     let checked = check_with("rediss://localhost:1", &["--set", "upstream.tls.ca=/nowhere/ca.pem"]);
     checked.blames("TLS files", "/nowhere/ca.pem", "upstream.tls");
@@ -350,19 +372,13 @@ fn room_that_is_scarce_is_a_warning_and_no_room_a_failure() {
 
 #[test]
 fn a_server_that_is_loading_its_data() {
-    let options = ["--appendonly", "yes", "--appendfsync", "no", "--key-load-delay", "2000"];
-    let mut server = Server::start_with(&options);
-    let mut writer = server.probe();
-    writer.send(
-        (0..4_000).flat_map(|number| encode(&["SET", &format!("key:{number}"), "7"])).collect::<Vec<u8>>(),
-    );
-    for _ in 0..4_000 {
-        assert_eq!(writer.reply().text(), "OK");
-    }
+    // 30 s of loading, with a look at the connections after every tenth key or so.
+    let mut server =
+        Server::start_with(&["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"]);
+    assert_eq!(server.call("DEBUG POPULATE 30000 key 100").text(), "OK");
+    assert_eq!(server.call("SAVE").text(), "OK");
     server.restart();
-    // While it loads, it looks at its connections once in 1,024 commands: about every two seconds here.
-    let patient = ["--set", "upstream.loading_retry=0", "--set", "upstream.connect_timeout=10s"];
-    let checked = check_with(&server.url(), &patient);
+    let checked = check(&server.url());
     let failed = checked.findings.iter().find(|finding| finding["level"] == "failure").expect("a failure");
     let subject = failed["subject"].as_str().unwrap().to_owned();
     checked.blames(&subject, "LOADING", "try again when it is done");

@@ -10,20 +10,14 @@ use super::Findings;
 /// A certificate that ends sooner deserves a warning.
 const SOON: Duration = Duration::from_secs(14 * 86_400);
 
-/// Reads `shown`, DER, the server's own first. The handshake has verified them already, unless `insecure` is set.
-pub(super) fn certificates(shown: &[Vec<u8>], insecure: bool, findings: &mut Findings) {
+/// The server's certificates as it showed them, DER, its own first. The handshake has verified them already, unless
+/// `insecure` is set.
+pub(super) fn of_server(shown: &[Vec<u8>], insecure: bool, findings: &mut Findings) {
     let Some(Ok((_, own))) = shown.first().map(|der| X509Certificate::from_der(der)) else {
         findings.warning("TLS", "the server's certificate cannot be read", "");
         return;
     };
-    let left = left(&own);
-    let text = format!(
-        "certificate for {}, issued by {}, {} in the chain, valid for {} more days",
-        names(&own),
-        issuer(&own),
-        shown.len(),
-        left.as_secs() / 86_400
-    );
+    let text = described(&own, shown.len());
     if insecure {
         findings.warning(
             "TLS",
@@ -31,11 +25,42 @@ pub(super) fn certificates(shown: &[Vec<u8>], insecure: bool, findings: &mut Fin
             "upstream.tls.insecure is set: whoever sits between can read and change everything. Give the authority's \
              certificate in upstream.tls.ca instead.",
         );
-    } else if left < SOON {
+    } else if left(&own) < SOON {
         findings.warning("TLS", &text, "have the server's certificate renewed before it ends");
     } else {
         findings.ok("TLS", &format!("{text}; chain and name verified"));
     }
+}
+
+/// Ours, that clients are shown, as the file has it.
+pub(super) fn of_ours(file: &[Vec<u8>], findings: &mut Findings) {
+    let Some(Ok((_, own))) = file.first().map(|der| X509Certificate::from_der(der)) else {
+        findings.failure(
+            "listen.tls",
+            "the certificate cannot be read",
+            "mend the file that listen.tls.cert names",
+        );
+        return;
+    };
+    let (text, left) = (described(&own, file.len()), left(&own));
+    if left.is_zero() {
+        let advice = "it has expired and clients refuse it: renew listen.tls.cert and listen.tls.key";
+        findings.failure("listen.tls", &text, advice);
+    } else if left < SOON {
+        findings.warning(
+            "listen.tls",
+            &text,
+            "renew it before it ends; a running redbouncer reads the files again",
+        );
+    } else {
+        findings.ok("listen.tls", &text);
+    }
+}
+
+fn described(own: &X509Certificate<'_>, chain: usize) -> String {
+    let days = left(own).as_secs() / 86_400;
+    let ends = if left(own).is_zero() { "expired".to_owned() } else { format!("valid for {days} more days") };
+    format!("certificate for {}, issued by {}, {chain} in the chain, {ends}", names(own), issuer(own))
 }
 
 /// The time until the certificate's end.

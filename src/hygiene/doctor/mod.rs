@@ -52,6 +52,11 @@ pub async fn examine(plan: Plan<'_>) -> Findings {
     findings
 }
 
+/// Looks at the certificate that clients are shown, DER, our own first.
+pub fn examine_own_certificate(file: &[Vec<u8>], findings: &mut Findings) {
+    certificate::of_ours(file, findings);
+}
+
 async fn look(plan: Plan<'_>, visit: &mut Visit, findings: &mut Findings) -> Result<(), VisitError> {
     if !lookout::round_trip(visit, findings).await? {
         return Ok(());

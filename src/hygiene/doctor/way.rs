@@ -112,7 +112,7 @@ async fn reach(address: SocketAddr, timeout: Duration) -> Result<Duration, Strin
 
 fn arrived(options: &UpstreamOptions, visit: &Visit, findings: &mut Findings) {
     if options.tls {
-        certificate::certificates(&visit.certificates(), options.tls_options.insecure, findings);
+        certificate::of_server(&visit.certificates(), options.tls_options.insecure, findings);
     } else if is_near(options) {
         findings.ok("TLS", "none, and none is needed on loopback");
     } else {
