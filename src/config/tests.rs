@@ -357,9 +357,9 @@ proptest! {
 
 #[test]
 fn a_user_timeout_that_would_cut_keepalive_short_is_an_error() {
-    for side in ["upstream", "client"] {
-        let said = error(set(&[&format!("{side}.user_timeout=21s")]));
-        assert_says(&said, &[&format!("{side}.user_timeout"), &format!("{side}.keepalive_idle"), "22s"]);
+    for (side, short, total) in [("upstream", "10s", "11s"), ("client", "21s", "22s")] {
+        let said = error(set(&[&format!("{side}.user_timeout={short}")]));
+        assert_says(&said, &[&format!("{side}.user_timeout"), &format!("{side}.keepalive_idle"), total]);
     }
     set(&["client.user_timeout=6s", "client.keepalive_idle=3s", "client.keepalive_interval=1s"]).unwrap();
 }

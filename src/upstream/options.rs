@@ -73,8 +73,10 @@ impl Default for UpstreamOptions {
             on_loss: OnLoss::Close,
             tls_options: TlsOptions::default(),
             close_timeout: Duration::from_secs(5),
-            user_timeout: Duration::from_secs(22),
-            keepalive: Keepalive::default(),
+            // Few connections, which everybody shares: the probes cost nothing, and a heartbeat on its way to a lost server
+            // puts the probes off, so that its time comes on top.
+            user_timeout: Duration::from_secs(12),
+            keepalive: Keepalive { idle: Duration::from_secs(5), interval: Duration::from_secs(2), count: 3 },
             resolve_interval: Duration::from_secs(15),
         }
     }

@@ -1,6 +1,7 @@
 //! Hosts that vanish: no FIN, no RST, just silence. Needs root, network namespaces and iptables; says so otherwise.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Client, Crowd, Namespace, Proxy, Server, Stage, State, is_root, throughout, until};
@@ -9,51 +10,59 @@ use crate::harness::{Client, Crowd, Namespace, Proxy, Server, Stage, State, is_r
 const KNOWN: Duration = Duration::from_secs(30);
 
 /// A proxy that the other host can reach.
-fn proxy_on_the_link(namespace: &Namespace, server: &Server) -> Proxy {
+fn proxy_on_the_link(namespace: &Namespace, server: &Server, settings: &[&str]) -> Proxy {
     let address = format!("listen.addresses=[\"{}:0\"]", namespace.near_address());
-    Proxy::start(server, &[&address, "auth.mode=open", "listen.protected_mode=false"])
+    let open = [&address, "auth.mode=open", "listen.protected_mode=false"];
+    Proxy::start(server, &[&open, settings].concat())
 }
 
-fn clients_whose_host_vanishes(state: State) {
+/// Every state that a client can be in when its host vanishes, and what else must be set for it.
+const STATES: [(State, &[&str]); 9] = [
+    (State::Idle, &[]),
+    (State::HalfCommand, &[]),
+    (State::InFlight, &[]),
+    (State::NotReading, &[]),
+    (State::InMulti, &[]),
+    (State::InWatch, &[]),
+    (State::InBlpop, &[]),
+    (State::InBlpop, &["blocking.hub=false"]),
+    (State::Subscribed, &[]),
+];
+
+#[test]
+fn clients_whose_host_vanished_are_known_in_30_seconds_in_every_state() {
     if !is_root() {
         eprintln!("skipped: network namespaces need root");
         return;
     }
+    thread::scope(|scope| {
+        for (state, settings) in STATES {
+            scope.spawn(move || clients_whose_host_vanishes(state, settings));
+        }
+    });
+}
+
+fn clients_whose_host_vanishes(state: State, settings: &[&str]) {
     let namespace = Namespace::create();
     let server = Server::start();
     server.call(&format!("SET big {}", "x".repeat(3 << 20)));
-    let proxy = proxy_on_the_link(&namespace, &server);
+    let proxy = proxy_on_the_link(&namespace, &server, settings);
     let crowd = Crowd::start_in(&namespace, proxy.address(), 3, state);
     until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
     namespace.vanish();
     let start = Instant::now();
+    let lost = "redbouncer_clients_closed_total{reason=\"client_lost\"}";
+    until(&format!("{state:?}: every client is known to be gone"), KNOWN, || {
+        proxy.metrics().get(lost) == Some(&3.0)
+    });
+    let known = start.elapsed();
     let held = || server.rows().iter().filter(|row| !row.get("name").ends_with(":control")).count();
     // A lane lingers for a second after its last client.
-    until("everything is released", KNOWN + Duration::from_secs(2), || held() == 0);
-    eprintln!("{state:?}: released {:?} after the host vanished", start.elapsed());
+    until("everything is released", Duration::from_secs(3), || held() == 0);
+    eprintln!("{state:?} {settings:?}: known {known:?} after the host vanished");
     server.call("RPUSH blocked later");
     throughout("the element stays", Duration::from_millis(200), || server.call("LLEN blocked").int() == 1);
     drop(crowd);
-}
-
-#[test]
-fn an_idle_client_whose_host_vanished_is_known_in_30_seconds() {
-    clients_whose_host_vanishes(State::Idle);
-}
-
-#[test]
-fn a_blocked_client_whose_host_vanished_is_known_in_30_seconds() {
-    clients_whose_host_vanishes(State::InBlpop);
-}
-
-#[test]
-fn a_client_that_was_being_sent_to_when_its_host_vanished_is_known_in_30_seconds() {
-    clients_whose_host_vanishes(State::InFlight);
-}
-
-#[test]
-fn a_watching_client_whose_host_vanished_is_known_in_30_seconds() {
-    clients_whose_host_vanishes(State::InWatch);
 }
 
 #[test]
@@ -64,7 +73,7 @@ fn a_blocked_client_whose_host_vanished_with_a_reply_on_its_way_is_known_in_30_s
     }
     let namespace = Namespace::create();
     let server = Server::start();
-    let proxy = proxy_on_the_link(&namespace, &server);
+    let proxy = proxy_on_the_link(&namespace, &server, &[]);
     let _crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
     until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
     namespace.vanish();
@@ -97,7 +106,40 @@ fn a_server_whose_host_vanished_does_not_hold_its_clients_for_minutes() {
     // Nothing of the blocked client's was in flight: its time passes here as it would have there.
     assert!(blocked.reply().is_nil());
     assert!(start.elapsed() < Duration::from_millis(5_300), "{:?}", start.elapsed());
-    asking.expect_end(Duration::from_secs(38));
+    asking.expect_end(KNOWN.saturating_sub(start.elapsed()));
+}
+
+#[test]
+fn a_server_whose_host_vanished_is_known_on_every_kind_of_connection_in_30_seconds() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start_in(&namespace);
+    let proxy = Proxy::start(&server, &[]);
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+    clients[0].call("INCR n");
+    clients[1].call("WATCH k");
+    clients[2].call("SUBSCRIBE news");
+    clients[3].start("BLPOP nothing 0");
+    let open = |kind: &str| {
+        let series = format!("redbouncer_upstream_connections{{kind=\"{kind}\",phase=\"open\"}}");
+        proxy.metrics().get(&series) == Some(&1.0)
+    };
+    let kinds = ["shared", "leased", "pubsub", "blocking"];
+    until("all kinds are open", KNOWN, || kinds.iter().all(|kind| open(kind)));
+    namespace.vanish();
+    let start = Instant::now();
+    for kind in kinds {
+        let lost = format!("redbouncer_upstream_closed_total{{reason=\"lost\",kind=\"{kind}\"}}");
+        let left = (KNOWN + Duration::from_secs(1)).saturating_sub(start.elapsed());
+        until(&format!("{kind} is lost"), left, || proxy.metrics().contains_key(&lost));
+        eprintln!("{kind}: lost {:?} after the host vanished", start.elapsed());
+    }
+    clients[1].expect_end(Duration::from_secs(1));
+    clients[2].expect_end(Duration::from_secs(1));
+    clients[0].expect_silence(Duration::from_millis(100));
 }
 
 #[test]

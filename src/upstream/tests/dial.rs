@@ -412,5 +412,5 @@ async fn plain_and_secured_streams_are_told_apart() {
     assert!(matches!(established.stream, UpstreamStream::Plain(_)));
     let socket = socket2::SockRef::from(established.stream.tcp());
     assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(22)));
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(12)));
 }

@@ -55,7 +55,7 @@ async fn a_server_signed_by_the_given_authority_is_accepted() {
             established.stream.read_exact(&mut reply).await.unwrap();
             assert_eq!(&reply, b"+OK\r\n");
             let socket = socket2::SockRef::from(established.stream.tcp());
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(22)));
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(12)));
         }
     }
 }

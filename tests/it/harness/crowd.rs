@@ -26,6 +26,8 @@ pub(crate) enum State {
     HalfCommand,
     /// Commands sent that the server takes a while for, and a big reply that nobody reads.
     InFlight,
+    /// Replies of more megabytes than all buffers hold, and nobody reads.
+    NotReading,
     /// MULTI and one queued command.
     InMulti,
     /// WATCH.
@@ -37,10 +39,11 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Idle,
         Self::HalfCommand,
         Self::InFlight,
+        Self::NotReading,
         Self::InMulti,
         Self::InWatch,
         Self::InBlpop,
@@ -52,6 +55,7 @@ impl State {
             Self::Idle => "idle",
             Self::HalfCommand => "half-command",
             Self::InFlight => "in-flight",
+            Self::NotReading => "not-reading",
             Self::InMulti => "multi",
             Self::InWatch => "watch",
             Self::InBlpop => "blpop",
@@ -75,6 +79,7 @@ pub(crate) fn enter_state(client: &mut Client, state: State, number: usize) -> s
             client.try_send(encode(&["EVAL", busy, "0"]))?;
             client.try_send(encode(&["GET", "big"]))
         }
+        State::NotReading => (0..10).try_for_each(|_| client.try_send(encode(&["GET", "big"]))),
         State::InMulti => {
             client.try_send(encode(&["MULTI"]))?;
             client.try_send(encode(&["INCR", "never"]))
