@@ -131,6 +131,7 @@ impl Proxy {
             options: config.pool.clone(),
             upstream: config.upstream.clone(),
             heartbeat: config.naming.heartbeat,
+            pulse: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };

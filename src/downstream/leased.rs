@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::client::Client;
 use super::drive::Taken;
 use crate::command::{Class, classify};
-use crate::pool::{Kind, Lease};
+use crate::pool::Lease;
 use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
 use crate::session::{Expect, LeaseState, Pin, Plan, Received, Route};
-use crate::telemetry::{ClientClose, UpstreamClose, upstream_closed};
+use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Lacking;
 
 /// Commands of one client waiting to be written to its own connection, in bytes; beyond it nothing more is read.
@@ -168,7 +168,7 @@ impl Held {
             }
             Event::Lost(reason) => {
                 tracing::warn!(client = client.id, reason = reason.label(), "a leased connection was lost");
-                upstream_closed(Kind::Lease.label(), reason);
+                self.lease.permit.closes(reason);
                 Err(ClientClose::LeaseLost)
             }
         }

@@ -12,7 +12,7 @@ use super::places::Places;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
-use crate::telemetry::CommandSeconds;
+use crate::telemetry::{ClientClose, CommandSeconds, client_closed};
 use crate::upstream::Identity;
 
 /// What a worker is asked from outside its thread.
@@ -92,6 +92,9 @@ impl Seat {
     /// closes.
     pub(super) async fn take(mut self, accepted: Accepted) {
         self.taken = self.link.sender.send(Message::Client(accepted)).await.is_ok();
+        if !self.taken {
+            client_closed(ClientClose::Shutdown);
+        }
     }
 }
 

@@ -231,6 +231,7 @@ impl Worker {
                 self.pool.tasks().spawn_local(async move {
                     let mut control = control.lock().await;
                     let answer = control.ask(&pool, user, &identity, protocol, &request).await;
+                    control.was_needed();
                     drop(reply.send(answer));
                 });
             }
@@ -415,7 +416,8 @@ impl Worker {
         }
         self.publish();
         let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
-        let limit = self.pool.shared.options.idle_timeout;
+        let options = &self.pool.shared.options;
+        let limit = if self.links.clients() == 0 { options.linger } else { options.idle_timeout };
         self.pool.tasks().spawn_local(async move {
             // In use: then it is not idle.
             if let Ok(mut control) = control.try_lock() {
@@ -455,6 +457,13 @@ impl Worker {
         }
         while self.is_settling() && Instant::now() < deadline {
             self.pause(messages).await;
+        }
+        // Accepted in the last moment: their sockets close with their messages.
+        messages.close();
+        while let Ok(message) = messages.try_recv() {
+            if matches!(message, Message::Client(_)) {
+                client_closed(ClientClose::Shutdown);
+            }
         }
         self.pool.stop();
         self.hubs.leave_all(UpstreamClose::Shutdown);

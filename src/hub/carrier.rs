@@ -9,9 +9,9 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::pool::{Kind, Pool};
+use crate::pool::{Permit, Pool};
 use crate::resp::{ReplyKind, ReplyScanner};
-use crate::telemetry::{UpstreamClose, upstream_closed};
+use crate::telemetry::UpstreamClose;
 use crate::upstream::UpstreamStream;
 
 /// A drained write buffer larger than this is given back.
@@ -197,7 +197,7 @@ impl Clock {
 }
 
 /// Counts and logs the loss of a hub's connection.
-pub(super) fn lost(kind: Kind, reason: UpstreamClose) {
-    upstream_closed(kind.label(), reason);
-    tracing::warn!(kind = kind.label(), reason = reason.label(), "the connection of a hub was lost");
+pub(super) fn lost(permit: &Permit, reason: UpstreamClose) {
+    permit.closes(reason);
+    tracing::warn!(kind = permit.kind().label(), reason = reason.label(), "the connection of a hub was lost");
 }

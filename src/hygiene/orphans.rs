@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use crate::pool::Kind;
 use crate::session::Listed;
 use crate::telemetry::Reap;
 use crate::upstream::Instance;
@@ -16,6 +17,9 @@ pub struct Orphan<'a> {
     pub row: &'a Listed,
     /// Why it is one.
     pub why: Reap,
+    /// Its instance has a lane or a control connection, which would have shown life. Without one it may be between two
+    /// of them, and has to be found dead again before anything is done about it.
+    pub certain: bool,
 }
 
 /// The instance that judges, and what it knows of its own connections.
@@ -32,16 +36,16 @@ pub struct Own<'a> {
 
 /// Finds the orphans among `rows`, the whole of one CLIENT LIST.
 ///
-/// - Of another instance: all its connections, when none of them was active for `after`. One active connection shows
-///   that the instance lives, and then the idle ones are its own business (a blocked lease may be silent for hours).
+/// - Of another instance: all its connections, when it has shown no life for `after`. Otherwise its silent ones are its
+///   own business (a blocked lease may be silent for hours).
 /// - Of the judging instance itself: those that it does not hold any more.
 /// - Nothing else: a connection without one of our names is never judged.
 #[must_use]
 pub fn orphans<'a>(rows: &'a [Listed], own: Option<Own<'_>>, after: Duration) -> Vec<Orphan<'a>> {
-    let mut instances: HashMap<Instance, Vec<&Listed>> = HashMap::new();
+    let mut instances: HashMap<Instance, Vec<(&Listed, &str)>> = HashMap::new();
     for row in rows {
-        if let Some(instance) = Instance::of(&row.name) {
-            instances.entry(instance).or_default().push(row);
+        if let Some((instance, kind)) = Instance::and_kind_of(&row.name) {
+            instances.entry(instance).or_default().push((row, kind));
         }
     }
     let mut found = Vec::new();
@@ -49,17 +53,30 @@ pub fn orphans<'a>(rows: &'a [Listed], own: Option<Own<'_>>, after: Duration) ->
         match own.filter(|own| *own.instance == instance) {
             Some(Own { ids: None, .. }) => {}
             Some(Own { ids: Some(ids), youth, .. }) => {
-                let left = rows.into_iter().filter(|row| !ids.contains(&row.id) && row.age >= youth);
-                found.extend(left.map(|row| Orphan { row, why: Reap::LeftBehind }));
+                let left = rows.into_iter().filter(|(row, _)| !ids.contains(&row.id) && row.age >= youth);
+                found.extend(left.map(|(row, _)| Orphan { row, why: Reap::LeftBehind, certain: true }));
             }
-            None if rows.iter().all(|row| row.idle >= after) => {
-                found.extend(rows.into_iter().map(|row| Orphan { row, why: Reap::DeadInstance }));
+            None => {
+                let (silence, certain) = silence(&rows);
+                let dead = rows.into_iter().filter(|_| silence >= after);
+                found.extend(dead.map(|(row, _)| Orphan { row, why: Reap::DeadInstance, certain }));
             }
-            None => {}
         }
     }
     found.sort_by_key(|orphan| orphan.row.id);
     found
+}
+
+/// For how long an instance with these connections has shown no life, and whether it has one that would have.
+///
+/// `idle=` begins anew when the server *writes*, too, and it writes to dead subscribers, to monitors, to watchers of keys
+/// and to blocked calls as long as the kernel takes it. To a lane and to the control connection it writes nothing but
+/// replies, and an instance keeps one of them active. So these decide; where there are none, any connection does.
+fn silence(rows: &[(&Listed, &str)]) -> (Duration, bool) {
+    let decides = |kind: &str| [Kind::Lane, Kind::Control].iter().any(|known| known.label() == kind);
+    let deciding = rows.iter().filter(|(_, kind)| decides(kind)).map(|(row, _)| row.idle).min();
+    let any = rows.iter().map(|(row, _)| row.idle).min();
+    (deciding.or(any).unwrap_or_default(), deciding.is_some())
 }
 
 #[cfg(test)]
@@ -74,8 +91,12 @@ mod tests {
             .unwrap()
     }
 
-    fn ids(rows: &[Listed], own: Option<Own<'_>>) -> Vec<(u64, Reap)> {
+    fn found(rows: &[Listed], own: Option<Own<'_>>) -> Vec<(u64, Reap)> {
         orphans(rows, own, AFTER).iter().map(|orphan| (orphan.row.id, orphan.why)).collect()
+    }
+
+    fn ids(rows: &[Listed]) -> Vec<u64> {
+        found(rows, None).into_iter().map(|(id, _)| id).collect()
     }
 
     #[test]
@@ -86,25 +107,63 @@ mod tests {
             row(3, "redbouncer:b:00000002:shared", 100, 59),
             row(4, "redbouncer:b:00000002:leased", 9_000, 9_000),
         ];
-        assert_eq!(ids(&rows, None), [(1, Reap::DeadInstance), (2, Reap::DeadInstance)]);
+        assert_eq!(found(&rows, None), [(1, Reap::DeadInstance), (2, Reap::DeadInstance)]);
+        assert!(orphans(&rows, None, AFTER).iter().all(|orphan| orphan.certain));
+    }
+
+    #[test]
+    fn silent_leases_are_the_business_of_an_instance_whose_control_connection_is_active() {
+        let rows = [
+            row(1, "redbouncer:a:00000001:leased", 9_000, 9_000),
+            row(2, "redbouncer:a:00000001:blocking", 9_000, 9_000),
+            row(3, "redbouncer:a:00000001:control", 9_000, 14),
+        ];
+        assert!(ids(&rows).is_empty());
+    }
+
+    #[test]
+    fn what_the_server_writes_to_a_dead_subscriber_keeps_nobody_alive() {
+        let rows = [
+            row(1, "redbouncer:a:00000001:pubsub", 9_000, 0),
+            row(2, "redbouncer:a:00000001:blocking", 9_000, 0),
+            row(3, "redbouncer:a:00000001:leased", 9_000, 0),
+            row(4, "redbouncer:a:00000001:shared", 9_000, 60),
+        ];
+        assert_eq!(ids(&rows), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn without_a_lane_and_without_control_any_activity_is_life() {
+        let rows = [
+            row(1, "redbouncer:a:00000001:pubsub", 9_000, 3),
+            row(2, "redbouncer:a:00000001:leased", 9_000, 9_000),
+            row(3, "redbouncer:b:00000002:leased", 9_000, 9_000),
+        ];
+        assert_eq!(ids(&rows), [3]);
+        assert!(!orphans(&rows, None, AFTER)[0].certain, "it may be between two lanes");
     }
 
     #[test]
     fn runs_under_one_name_are_judged_apart() {
         let rows =
             [row(1, "redbouncer:a:00000001:shared", 100, 70), row(2, "redbouncer:a:00000002:shared", 100, 0)];
-        assert_eq!(ids(&rows, None), [(1, Reap::DeadInstance)]);
+        assert_eq!(ids(&rows), [1]);
     }
 
     #[test]
     fn what_does_not_bear_our_name_is_never_judged() {
-        let rows = [
-            row(1, "", 9_000, 9_000),
-            row(2, "redbouncer", 9_000, 9_000),
-            row(3, "redbouncer:a:shared", 9_000, 9_000),
-            row(4, "bull:cXVldWU=", 9_000, 9_000),
+        let names = [
+            "",
+            "redbouncer",
+            "redbouncer:a:shared",
+            "redbouncer:a:0000000g:shared",
+            "redbouncer:a:00000001:",
+            "redbouncer:a:00000001:shared:x",
+            "myredbouncer:a:00000001:shared",
+            "bull:cXVldWU=",
         ];
-        assert_eq!(ids(&rows, None), []);
+        let rows: Vec<_> = (1..).zip(names).map(|(id, name)| row(id, name, 9_000, 9_000)).collect();
+        assert!(ids(&rows).is_empty());
     }
 
     #[test]
@@ -117,7 +176,45 @@ mod tests {
         ];
         let held = HashSet::from([1]);
         let own = Own { instance: &instance, ids: Some(&held), youth: Duration::from_secs(20) };
-        assert_eq!(ids(&rows, Some(own)), [(2, Reap::LeftBehind)]);
-        assert_eq!(ids(&rows, Some(Own { ids: None, ..own })), []);
+        assert_eq!(found(&rows, Some(own)), [(2, Reap::LeftBehind)]);
+        let nothing_is_dialled = Own { youth: Duration::ZERO, ..own };
+        assert_eq!(found(&rows, Some(nothing_is_dialled)), [(2, Reap::LeftBehind), (3, Reap::LeftBehind)]);
+        assert_eq!(found(&rows, Some(Own { ids: None, ..own })), []);
+    }
+
+    /// Listings as servers of each kind write them: a live instance, a dead one with a subscriber that is still written
+    /// to, a worker of an application, a replica.
+    #[test]
+    fn the_rows_of_every_kind_of_server_are_judged_alike() {
+        // The fields of redis-server 6.2.14, 7.0.15 and valkey-server 8.1.8; then those alone that the documents of every
+        // version and provider have, Redis Cloud's among them.
+        let forms = [
+            "id={id} addr=10.0.0.1:{id} laddr=10.0.0.9:6379 fd=8 name={name} age={age} idle={idle} flags={flags} db=0 sub={sub} psub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 obl=0 oll=0 omem=0 tot-mem=17048 events=r cmd={cmd} user=default redir=-1",
+            "id={id} addr=10.0.0.1:{id} laddr=10.0.0.9:6379 fd=8 name={name} age={age} idle={idle} flags={flags} db=0 sub={sub} psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=20474 argv-mem=0 multi-mem=0 rbs=1024 rbp=0 obl=0 oll=0 omem=0 tot-mem=22272 events=r cmd={cmd} user=default redir=-1 resp=2",
+            "id={id} addr=10.0.0.1:{id} laddr=10.0.0.9:6379 fd=10 name={name} age={age} idle={idle} flags={flags} capa= db=0 sub={sub} psub=0 ssub=0 multi=-1 watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=1032 rbp=0 obl=0 oll=0 omem=0 tot-mem=1552 events=r cmd={cmd} user=default redir=-1 resp=2 lib-name= lib-ver= tot-net-in=20 tot-net-out=5 tot-cmds=1",
+            "id={id} addr=10.0.0.1:{id} fd=25 name={name} age={age} idle={idle} flags={flags} db=0 sub={sub} psub=0 multi=-1 qbuf=0 qbuf-free=0 obl=0 oll=0 omem=0 events=r cmd={cmd}",
+        ];
+        let clients = [
+            (5, "redbouncer:web-1:0123abcd:shared", 700, 3, "N", 0, "ping"),
+            (6, "redbouncer:web-1:0123abcd:leased", 690, 688, "b", 0, "blpop"),
+            (7, "redbouncer:web-2:89abcdef:control", 900, 61, "N", 0, "ping"),
+            (8, "redbouncer:web-2:89abcdef:pubsub", 900, 0, "P", 4, "subscribe"),
+            (9, "bull:worker", 5_000, 4_000, "b", 0, "bzpopmin"),
+            (10, "", 86_400, 1, "S", 0, "replconf"),
+        ];
+        for form in forms {
+            let mut text = String::new();
+            for (id, name, age, idle, flags, sub, cmd) in clients {
+                let mut line = form.replace("{name}", name).replace("{flags}", flags).replace("{cmd}", cmd);
+                for (field, value) in [("{id}", id), ("{age}", age), ("{idle}", idle), ("{sub}", sub)] {
+                    line = line.replace(field, &value.to_string());
+                }
+                text += &line;
+                text += "\n";
+            }
+            let rows = Listed::parse_all(text.as_bytes());
+            assert_eq!(rows.len(), clients.len());
+            assert_eq!(ids(&rows), [7, 8], "{form}");
+        }
     }
 }

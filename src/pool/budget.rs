@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::telemetry::{UpstreamClose, upstream_closed};
+
 /// What an upstream connection is for. Its permit is counted under this kind from dial to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -119,11 +121,21 @@ pub struct Holding {
     pub id: Option<u64>,
     /// The server has it, as far as we know: logged in, and not closed there.
     pub on_server: bool,
+    /// There is a connection whose end has not been counted.
+    uncounted: bool,
 }
 
 impl Holding {
     fn new(kind: Kind, holder: String) -> Self {
-        Self { kind, phase: Phase::Dialling, since: Instant::now(), holder, id: None, on_server: false }
+        Self {
+            kind,
+            phase: Phase::Dialling,
+            since: Instant::now(),
+            holder,
+            id: None,
+            on_server: false,
+            uncounted: false,
+        }
     }
 }
 
@@ -282,6 +294,25 @@ impl Budget {
         state.holdings.values().filter(|row| row.on_server).map(|row| row.id).collect()
     }
 
+    /// Whether others would see that we live if there were no lanes: the control connection is there to show it, or
+    /// nothing is held that could be taken for a dead one's.
+    #[must_use]
+    pub fn can_do_without_lanes(&self) -> bool {
+        let state = self.state.lock();
+        let mut open = state.holdings.values().filter(|row| row.phase == Phase::Open).map(|row| row.kind);
+        let mut silent = false;
+        open.any(|kind| {
+            silent |= kind != Kind::Lane;
+            kind == Kind::Control
+        }) || !silent
+    }
+
+    /// Whether a dial is under way, or about to be: a connection that the server lists may not be known here yet.
+    #[must_use]
+    pub fn is_dialling(&self) -> bool {
+        self.state.lock().holdings.values().any(|row| row.phase == Phase::Dialling)
+    }
+
     /// Waits until a connection is lost whose end the server may not have seen: until the next one, or at once when
     /// there has been one since the last time.
     pub async fn lost(&self) {
@@ -339,6 +370,16 @@ impl Budget {
         }
         text.push(')');
         text
+    }
+
+    /// What was held is no more.
+    fn note_the_end(&self, was: &Holding) {
+        if was.uncounted {
+            upstream_closed(was.kind.label(), UpstreamClose::Cut);
+        }
+        if was.on_server {
+            self.lost.notify_one();
+        }
     }
 
     fn above_floor(&self, state: &State, kind: Kind) -> usize {
@@ -440,13 +481,11 @@ impl State {
         }
     }
 
-    /// Returns whether the server may still have the connection.
-    fn give_back(&mut self, id: u64, kind: Kind) -> bool {
-        let row = self.holdings.remove(&id);
-        if row.is_some() {
-            self.held[kind as usize] -= 1;
-        }
-        row.is_some_and(|row| row.on_server)
+    /// Returns what was held.
+    fn give_back(&mut self, id: u64, kind: Kind) -> Option<Holding> {
+        let row = self.holdings.remove(&id)?;
+        self.held[kind as usize] -= 1;
+        Some(row)
     }
 }
 
@@ -485,15 +524,31 @@ impl Permit {
         self.kind
     }
 
-    /// Moves the connection to another list. A new dial under the same permit is the end of the connection before.
-    pub fn enter(&self, phase: Phase) {
-        let mut lost = false;
+    /// Begins a dial. A new one under the same permit is the end of the connection before.
+    pub fn dials(&self) {
+        let mut before = None;
         self.change(|row| {
-            row.phase = phase;
-            lost = phase == Phase::Dialling && std::mem::take(&mut row.on_server);
+            before = Some(row.clone());
+            row.phase = Phase::Dialling;
+            (row.on_server, row.uncounted) = (false, false);
         });
-        if lost && let Some(budget) = &self.budget {
-            budget.lost.notify_one();
+        if let (Some(budget), Some(before)) = (&self.budget, before) {
+            budget.note_the_end(&before);
+        }
+    }
+
+    /// Its orderly close begins.
+    pub(super) fn closing(&self) {
+        self.change(|row| row.phase = Phase::Closing);
+    }
+
+    /// The connection is given up, for this reason. Counted once for each connection; one that ends without
+    /// a word from whoever had it counts as cut.
+    pub fn closes(&self, reason: UpstreamClose) {
+        let mut first = false;
+        self.change(|row| first = std::mem::take(&mut row.uncounted));
+        if first {
+            upstream_closed(self.kind.label(), reason);
         }
     }
 
@@ -501,9 +556,15 @@ impl Permit {
     pub fn opened(&self, id: Option<u64>) {
         self.change(|row| {
             row.phase = Phase::Open;
-            row.on_server = true;
+            (row.on_server, row.uncounted) = (true, true);
             row.id = id;
         });
+    }
+
+    /// The connection's client id on the server, where that tells.
+    #[must_use]
+    pub fn client_id(&self) -> Option<u64> {
+        self.budget.as_ref()?.state.lock().holdings.get(&self.id)?.id
     }
 
     /// The server has answered our end of file with its own: nothing is left of the connection there.
@@ -533,11 +594,11 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(budget) = self.budget.take() {
             let mut state = budget.state.lock();
-            let lost = state.give_back(self.id, self.kind);
+            let held = state.give_back(self.id, self.kind);
             budget.serve(&mut state);
             drop(state);
-            if lost {
-                budget.lost.notify_one();
+            if let Some(held) = held {
+                budget.note_the_end(&held);
             }
         }
     }
@@ -703,5 +764,59 @@ mod tests {
         }
         assert_eq!(got.len(), 1);
         assert!(now(&mut hub).await.is_some_and(|permit| permit.kind() == Kind::PubSub));
+    }
+
+    #[test]
+    fn a_connection_s_id_is_known_from_its_login_to_its_end() {
+        let budget = Budget::new(8, 1, BOTH);
+        let permit = take(&budget, Kind::Lane).unwrap();
+        assert!(budget.is_dialling());
+        assert_eq!(budget.ids(), Some(HashSet::new()));
+        permit.opened(Some(7));
+        assert!(!budget.is_dialling());
+        assert_eq!((permit.client_id(), budget.ids()), (Some(7), Some(HashSet::from([7]))));
+        permit.ended();
+        assert_eq!(budget.ids(), Some(HashSet::new()));
+        permit.opened(None);
+        assert_eq!(budget.ids(), None, "one that the server does not tell");
+        permit.dials();
+        assert_eq!(budget.ids(), Some(HashSet::new()));
+    }
+
+    #[tokio::test]
+    async fn an_end_that_the_server_has_not_answered_is_told() {
+        let budget = Budget::new(8, 1, BOTH);
+        let told = || tokio::time::timeout(Duration::from_millis(1), budget.lost());
+        let ended = take(&budget, Kind::Lane).unwrap();
+        ended.opened(Some(1));
+        ended.ended();
+        drop(ended);
+        assert!(told().await.is_err(), "the server has seen this one's end");
+        let lost = take(&budget, Kind::Lane).unwrap();
+        lost.opened(Some(2));
+        drop(lost);
+        assert!(told().await.is_ok());
+        let hub = take(&budget, Kind::Blocking).unwrap();
+        hub.opened(Some(3));
+        hub.dials();
+        assert!(told().await.is_ok(), "a new dial is the end of the connection before");
+        assert!(told().await.is_err());
+    }
+
+    #[test]
+    fn lanes_stay_until_the_control_connection_shows_others_that_we_live() {
+        let budget = Budget::new(8, 1, BOTH);
+        let [lane, lease, control] =
+            [Kind::Lane, Kind::Lease, Kind::Control].map(|kind| take(&budget, kind).unwrap());
+        lane.opened(Some(1));
+        assert!(budget.can_do_without_lanes(), "nothing else is there");
+        lease.opened(Some(2));
+        assert!(!budget.can_do_without_lanes());
+        control.opened(Some(3));
+        assert!(budget.can_do_without_lanes());
+        drop(control);
+        assert!(!budget.can_do_without_lanes());
+        drop(lease);
+        assert!(budget.can_do_without_lanes());
     }
 }

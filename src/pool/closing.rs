@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Permit;
-use super::budget::Phase;
-use crate::telemetry::{UpstreamClose, release_seconds, upstream_closed};
+use crate::telemetry::{UpstreamClose, release_seconds};
 use crate::upstream::UpstreamStream;
 
 /// What still came from the server before its end of file, at most this many bytes.
@@ -25,8 +24,8 @@ pub(super) async fn close(
     keep: bool,
     timeout: Duration,
 ) -> Option<Vec<u8>> {
-    permit.enter(Phase::Closing);
-    upstream_closed(permit.kind().label(), reason);
+    permit.closing();
+    permit.closes(reason);
     tracing::debug!(kind = permit.kind().label(), reason = reason.label(), "upstream connection closing");
     let ended = tokio::time::timeout(timeout, async {
         // A failure here means that the connection is gone already; reading says so at once.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
 use crate::resp::Protocol;
-use crate::telemetry::{UpstreamClose, upstream_closed};
+use crate::telemetry::UpstreamClose;
 use crate::upstream::{Identity, UpstreamStream};
 
 /// Replies on the control connection come at once; a server that takes longer is not going to answer soon.
@@ -30,6 +30,8 @@ struct Open {
     stream: UpstreamStream,
     permit: Permit,
     used: Instant,
+    /// When somebody last needed it: what looks for orphans every now and then does without.
+    needed: Instant,
 }
 
 impl Control {
@@ -65,7 +67,7 @@ impl Control {
             // Half an exchange: the connection is dropped with it.
             Ok(Err(_)) | Err(_) => {
                 let reason = UpstreamClose::Lost;
-                upstream_closed(Kind::Control.label(), reason);
+                open.permit.closes(reason);
                 tracing::warn!(
                     kind = Kind::Control.label(),
                     reason = reason.label(),
@@ -90,7 +92,8 @@ impl Control {
         let key = LaneKey { user, database: 0, protocol, readonly: false };
         let dialled = pool.dial_for(&permit, key, identity).await;
         let stream = dialled.map_err(|error| refused(&error, error.public_text()))?;
-        Ok(Open { user, protocol, stream, permit, used: Instant::now() })
+        let now = Instant::now();
+        Ok(Open { user, protocol, stream, permit, used: now, needed: now })
     }
 
     /// Whether there is a connection.
@@ -99,9 +102,31 @@ impl Control {
         self.open.is_some()
     }
 
-    /// Closes the connection when it has been idle for `limit`.
+    /// Its client id on the server, where that tells.
+    #[must_use]
+    pub fn client_id(&self) -> Option<u64> {
+        self.open.as_ref()?.permit.client_id()
+    }
+
+    /// How long ago it was last used; `None` while there is no connection.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        self.open.as_ref().map(|open| open.used.elapsed())
+    }
+
+    /// Somebody has needed it now.
+    pub fn was_needed(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.needed = Instant::now();
+        }
+    }
+
+    /// Closes the connection when nobody has needed it for `limit`; beside others not before it would have had to show that
+    /// we live.
     pub async fn age(&mut self, pool: &Rc<Pool>, limit: Duration) {
-        if self.open.as_ref().is_some_and(|open| open.used.elapsed() >= limit) {
+        let alone = pool.shared.budget.held() == 1;
+        let limit = if alone { limit } else { limit.max(2 * pool.shared.heartbeat) };
+        if self.open.as_ref().is_some_and(|open| open.needed.elapsed() >= limit) {
             self.close(pool, UpstreamClose::Idle).await;
         }
     }

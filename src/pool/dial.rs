@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 
 use super::budget::Place;
 use super::{
-    Claim, Group, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Phase, Pool, Unavailable, holder_of,
+    Claim, Group, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Pool, Unavailable, holder_of,
 };
 use crate::resp::{self, encode};
-use crate::telemetry::{UpstreamClose, upstream_closed};
+use crate::telemetry::UpstreamClose;
 use crate::upstream::{Backoff, DialError, Established, Identity, Lacking, Login, UpstreamStream};
 
 impl Pool {
@@ -128,7 +128,7 @@ impl Pool {
             self.close(stream, permit, reason, None);
             return;
         }
-        upstream_closed(Kind::Lane.label(), reason);
+        permit.closes(reason);
         if reason == UpstreamClose::Desync {
             tracing::error!(
                 reason = reason.label(),
@@ -228,7 +228,7 @@ impl Pool {
         key: LaneKey,
         identity: &Arc<Identity>,
     ) -> Result<UpstreamStream, DialError> {
-        permit.enter(Phase::Dialling);
+        permit.dials();
         let login = self.login(key, identity, permit.kind());
         let established = self.dial(&login, permit.kind()).await?;
         permit.opened(established.id);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Lane, LaneKey, Unavailable};
+use super::{Lane, LaneKey, PoolOptions, Unavailable};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::Identity;
 
@@ -164,8 +164,11 @@ impl Group {
         self.lanes.borrow_mut().retain(|other| !Rc::ptr_eq(other, lane));
     }
 
-    /// The rules that close lanes: no sessions for `linger`, silence for `idle`, age beyond `lifetime`.
-    pub(super) fn age(&self, linger: Duration, idle: Duration, lifetime: Duration, now: Instant) {
+    /// The rules that close lanes: no sessions for `linger`, silence for `idle`, age beyond `lifetime`. Unless they
+    /// `may_leave` nothing is closed; returns whether something would have been.
+    pub(super) fn age(&self, options: &PoolOptions, may_leave: bool, now: Instant) -> bool {
+        let (linger, idle, lifetime) = (options.linger, options.idle_timeout, options.max_lifetime);
+        let mut held_up = false;
         let abandoned =
             self.empty_since.get().is_some_and(|since| now.saturating_duration_since(since) >= linger);
         for lane in self.lanes.borrow().iter() {
@@ -173,13 +176,21 @@ impl Group {
             // Spread by ±10% so that lanes opened together do not all leave together.
             let spread = 0.9 + 0.2 * f64::from(u8::try_from(self.key.user % 251).unwrap_or(0)) / 251.0;
             let old = now.saturating_duration_since(lane.opened()) >= lifetime.mul_f64(spread);
-            if abandoned {
-                lane.leave(UpstreamClose::Linger);
+            let reason = if abandoned {
+                UpstreamClose::Linger
             } else if silent && lane.outstanding() == 0 {
-                lane.leave(UpstreamClose::Idle);
+                UpstreamClose::Idle
             } else if old {
-                lane.leave(UpstreamClose::Lifetime);
+                UpstreamClose::Lifetime
+            } else {
+                continue;
+            };
+            if may_leave {
+                lane.leave(reason);
+            } else {
+                held_up |= lane.is_usable();
             }
         }
+        held_up
     }
 }

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{Kind, Short};
 use crate::upstream::DialError;
@@ -14,7 +15,10 @@ const REPEAT: Duration = Duration::from_secs(10);
 
 /// The state of the way to the server.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<Option<Outage>>);
+pub struct Health {
+    outage: Mutex<Option<Outage>>,
+    recovered: Notify,
+}
 
 #[derive(Debug)]
 struct Outage {
@@ -27,13 +31,19 @@ impl Health {
     /// How long the server has not been reached; `None` when the last dial succeeded.
     #[must_use]
     pub fn down_for(&self) -> Option<Duration> {
-        self.0.lock().as_ref().map(|outage| outage.since.elapsed())
+        self.outage.lock().as_ref().map(|outage| outage.since.elapsed())
+    }
+
+    /// Waits until a dial succeeds after one that has failed; at once when that happened since the last time.
+    pub async fn recovered(&self) {
+        self.recovered.notified().await;
     }
 
     /// A dial has succeeded.
     pub(super) fn succeeded(&self) {
         metrics::gauge!("redbouncer_upstream_up").set(1.0);
-        if let Some(outage) = self.0.lock().take() {
+        if let Some(outage) = self.outage.lock().take() {
+            self.recovered.notify_one();
             tracing::info!(after = %Short(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
         }
     }
@@ -50,7 +60,7 @@ impl Health {
             _ => {
                 metrics::gauge!("redbouncer_upstream_up").set(0.0);
                 let now = Instant::now();
-                let mut state = self.0.lock();
+                let mut state = self.outage.lock();
                 let outage = state.get_or_insert(Outage { since: now, warned: now - REPEAT, dials: 0 });
                 outage.dials += 1;
                 if now - outage.warned >= REPEAT {

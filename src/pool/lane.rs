@@ -167,6 +167,11 @@ impl Lane {
         self.used.get()
     }
 
+    /// When something last came from the server, or was sent to it after all had been answered.
+    pub(super) fn progress(&self) -> Instant {
+        self.progress.get()
+    }
+
     /// Whether it takes commands.
     #[must_use]
     pub fn is_usable(&self) -> bool {

@@ -13,6 +13,7 @@ mod health;
 mod lane;
 mod lease;
 mod options;
+mod pulse;
 mod recall;
 mod unavailable;
 
@@ -39,6 +40,7 @@ pub use health::Health;
 pub use lane::{Change, Lane, LaneKey, Lost, Receiver, Then};
 pub use lease::Lease;
 pub use options::PoolOptions;
+pub use pulse::Pulse;
 pub use recall::Blocked;
 pub use unavailable::Unavailable;
 
@@ -62,6 +64,8 @@ pub struct Shared {
     pub upstream: UpstreamOptions,
     /// How often our connections show activity in the server's CLIENT LIST.
     pub heartbeat: Duration,
+    /// When a lane last showed others that we live.
+    pub pulse: Arc<Pulse>,
     /// The server's `proto-max-bulk-len` in bytes: a longer bulk is refused before it reaches a lane, where the
     /// server's own refusal would end everybody's connection.
     pub max_bulk: Arc<AtomicU64>,
@@ -303,9 +307,13 @@ impl Pool {
     pub fn tick(self: &Rc<Self>, now: Instant) {
         let options = &self.shared.options;
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        let may_leave = self.shared.budget.can_do_without_lanes();
         for group in groups {
-            group.age(options.linger, options.idle_timeout, options.max_lifetime, now);
+            if group.age(options, may_leave, now) {
+                self.shared.pulse.call_relief();
+            }
             for lane in group.lanes() {
+                self.shared.pulse.beat(lane.progress());
                 self.tend(&lane, now);
             }
             if group.is_forgettable(options.linger, now) {

@@ -206,7 +206,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "redbouncer_orphan_rounds_total",
         "counter",
         "outcome",
-        "Looks for orphans: judged, or why not (unavailable, slow, list_refused, kill_refused).",
+        "Looks for orphans: judged, or why not (no_login, unavailable, slow, list_refused, kill_refused).",
     ),
 ];
 

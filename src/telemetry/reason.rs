@@ -145,11 +145,13 @@ pub enum UpstreamClose {
     Moved,
     /// The proxy is stopping.
     Shutdown,
+    /// The task that had it ended first: the grace of a stop was over.
+    Cut,
 }
 
 impl UpstreamClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Linger,
         Self::Idle,
         Self::Lifetime,
@@ -166,6 +168,7 @@ impl UpstreamClose {
         Self::LoginExpired,
         Self::Moved,
         Self::Shutdown,
+        Self::Cut,
     ];
 
     /// The word in metrics and logs.
@@ -188,6 +191,7 @@ impl UpstreamClose {
             Self::LoginExpired => "login_expired",
             Self::Moved => "moved",
             Self::Shutdown => "shutdown",
+            Self::Cut => "cut",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which run of redbouncer a connection belongs to: its name on the server says so.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// What the names of all our connections begin with.
 const MARK: &str = "redbouncer";
@@ -18,7 +19,9 @@ impl Instance {
     /// A new run under `name`.
     #[must_use]
     pub fn start(name: &str) -> Self {
-        Self { name: name.to_owned(), boot: format!("{:08x}", fastrand::u32(..)) }
+        // The operating system's randomness: machines made from one image may start at the same moment.
+        let random = RandomState::new().build_hasher().finish();
+        Self { name: name.to_owned(), boot: format!("{:08x}", random >> 32) }
     }
 
     /// The name of a connection of kind `kind`, as CLIENT LIST on the server shows it.
@@ -30,11 +33,17 @@ impl Instance {
     /// Whose connection of the name `connection` is; `None` where it is none of redbouncer's.
     #[must_use]
     pub fn of(connection: &str) -> Option<Self> {
+        Self::and_kind_of(connection).map(|(instance, _)| instance)
+    }
+
+    /// The same, with the connection's kind.
+    #[must_use]
+    pub fn and_kind_of(connection: &str) -> Option<(Self, &str)> {
         let mut parts = connection.split(':');
         let (mark, name, boot, kind) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let is_boot = boot.len() == 8 && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
         let whole = mark == MARK && !name.is_empty() && is_boot && !kind.is_empty() && parts.next().is_none();
-        whole.then(|| Self { name: name.to_owned(), boot: boot.to_owned() })
+        whole.then(|| (Self { name: name.to_owned(), boot: boot.to_owned() }, kind))
     }
 }
 
@@ -52,7 +61,9 @@ mod tests {
     #[test]
     fn a_connection_s_name_says_whose_it_is() {
         let instance = Instance::start("web-1");
-        assert_eq!(Instance::of(&instance.connection("shared")), Some(instance.clone()));
+        let connection = instance.connection("shared");
+        assert_eq!(Instance::of(&connection), Some(instance.clone()));
+        assert_eq!(Instance::and_kind_of(&connection), Some((instance.clone(), "shared")));
         assert_ne!(Instance::start("web-1"), instance);
     }
 

@@ -110,6 +110,21 @@ fn no_close_is_counted_past_the_reasons() {
     }
 }
 
+/// A connection to the server is counted as closed by the permit that it had, which also counts those whose end nobody
+/// reported; a client where it is refused, or where its task ends.
+#[test]
+fn closes_are_reported_by_those_who_hold_the_connection() {
+    let users = |call: &str| -> Vec<_> {
+        let sources = files(&root().join("src"), ".rs").into_iter();
+        let users = sources.filter(|path| fs::read_to_string(path).unwrap().contains(call));
+        users.map(|path| path.strip_prefix(root().join("src")).unwrap().display().to_string()).collect()
+    };
+    assert_eq!(users("upstream_closed("), ["pool/budget.rs", "telemetry/metrics.rs"]);
+    let clients =
+        ["accept", "handshake", "life", "links", "worker"].map(|name| format!("downstream/{name}.rs"));
+    assert_eq!(users("client_closed("), [&clients[..], &["telemetry/metrics.rs".to_owned()]].concat());
+}
+
 #[test]
 fn everything_that_can_be_lacking_is_documented_with_what_follows() {
     let page = read("docs/providers.md");

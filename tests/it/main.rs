@@ -35,6 +35,7 @@ mod orphans;
 mod providers;
 mod pubsub;
 mod pubsub_hub;
+mod reasons;
 mod regressions;
 mod release;
 mod seeing;

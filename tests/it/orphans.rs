@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Client, PATIENCE, Proxy, Server, Version, rows_of, throughout, until};
+use crate::harness::{Client, PATIENCE, Proxy, Server, Version, encode, rows_of, throughout, until};
 
 /// Short times, so that a test sees what takes a minute otherwise.
 const QUICK: [&str; 3] = ["hygiene.heartbeat=1s", "hygiene.orphan_after=3s", "hygiene.interval=1s"];
@@ -72,11 +72,87 @@ fn orphans_go_before_the_first_client_is_served() {
 }
 
 #[test]
+fn published_messages_keep_no_dead_subscriber_alive() {
+    let server = Server::start();
+    let mut subscriber = silent(&server, "redbouncer:web:0123abcd:pubsub");
+    subscriber.call("SUBSCRIBE news");
+    let _lane = silent(&server, "redbouncer:web:0123abcd:shared");
+    let _proxy = Proxy::start(&server, &QUICK);
+    let mut idle = String::new();
+    until("the dead one's connections are gone", Duration::from_secs(8), || {
+        server.call("PUBLISH news hello");
+        let rows = server.rows();
+        let row = rows.iter().find(|row| row.get("name").ends_with("0123abcd:pubsub"));
+        idle = row.map_or(idle.clone(), |row| row.get("idle").to_owned());
+        !rows.iter().any(|row| row.get("name").contains("0123abcd"))
+    });
+    assert_eq!(idle, "0", "the server counts what it writes, too");
+}
+
+/// Two proxies: what is done to the server must not let one take the other for dead.
+fn none_is_taken_for_dead(server: &Server, what: impl FnOnce(&Proxy)) {
+    let settings = |name| [&[name], &QUICK[..]].concat();
+    let one = Proxy::start(server, &settings("hygiene.name=one"));
+    let other = Proxy::start(server, &settings("hygiene.name=other"));
+    let mut watching = [&one, &other].map(Proxy::connect);
+    for client in &mut watching {
+        assert_eq!(client.call("WATCH k").text(), "OK");
+    }
+    what(&one);
+    std::thread::sleep(Duration::from_secs(2));
+    for (client, proxy) in watching.iter_mut().zip([&one, &other]) {
+        assert_eq!(client.call("EXISTS nothing").int(), 0, "its lease lives");
+        assert!(!proxy.log().contains("orphan killed"), "{}", proxy.log());
+    }
+}
+
+#[test]
+fn a_lane_whose_commands_the_server_holds_up_does_not_look_dead() {
+    let server = Server::start();
+    none_is_taken_for_dead(&server, |one| {
+        let mut writer = one.connect();
+        assert_eq!(writer.call("PING").text(), "PONG");
+        // Reading goes on, PING and CLIENT LIST too; the lane has a reply outstanding and says nothing more.
+        server.call("CLIENT PAUSE 6000 WRITE");
+        writer.start("SET k v");
+        assert_eq!(writer.reply_within(PATIENCE + PATIENCE).text(), "OK");
+    });
+}
+
+#[test]
+fn a_server_that_pauses_everybody_makes_nobody_dead() {
+    let server = Server::start();
+    none_is_taken_for_dead(&server, |_| {
+        server.call("CLIENT PAUSE 7000 ALL");
+        // Answered when the pause is over.
+        until("the pause is over", PATIENCE + PATIENCE, || {
+            let mut probe = Client::connect(server.address());
+            probe.start("PING");
+            probe.try_reply(Duration::from_secs(8)).is_ok()
+        });
+    });
+}
+
+#[test]
+fn a_server_that_is_busy_with_a_script_refuses_nothing_for_good() {
+    let server = Server::start_with(&["--lua-time-limit", "100"]);
+    let proxy = Proxy::start(&server, &QUICK);
+    let _dead = silent(&server, "redbouncer:web:0123abcd:shared");
+    let mut script = server.probe();
+    script.ask(&["PING"]);
+    script.send(encode(&["EVAL", "while true do end", "0"]));
+    let slow = "redbouncer_orphan_rounds_total{outcome=\"slow\"}";
+    until("it was tried", PATIENCE, || proxy.metrics().get(slow).is_some_and(|n| *n >= 2.0));
+    let mut killer = Client::connect(server.address());
+    assert_eq!(killer.call("SCRIPT KILL").text(), "OK");
+    until("the orphan is gone", PATIENCE, || !names(&server).iter().any(|name| name.contains("0123abcd")));
+    assert!(!proxy.log().contains("orphans cannot be looked for"), "{}", proxy.log());
+}
+
+#[test]
 fn a_connection_that_was_closed_here_and_not_there_is_killed() {
     let server = Server::start();
-    // A dial may take this long: younger connections are not judged.
-    let quick = ["upstream.connect_timeout=1s", "upstream.loading_retry=0ms"];
-    let proxy = Proxy::start(&server, &[&QUICK[..], &quick[..]].concat());
+    let proxy = Proxy::start(&server, &QUICK);
     let mut client = proxy.connect();
     client.call("WATCH k");
     let row = server.rows().into_iter().find(|row| row.get("name").starts_with("redbouncer:"));
@@ -102,6 +178,39 @@ fn with_only_leases_a_proxy_still_shows_that_it_lives() {
     throughout("the lease stays", Duration::from_secs(8), || leases() == 1);
     assert_eq!(client.call("UNWATCH").text(), "OK");
     assert!(!other.log().contains("orphan killed"));
+}
+
+#[test]
+fn at_the_server_s_limit_a_lane_stays_to_show_that_its_proxy_lives() {
+    let server = Server::start_with(&["--maxclients", "12"]);
+    // Holds nothing but a lease and the control connection, which it keeps.
+    let without_hubs = ["blocking.hub=false", "pubsub.hub=false"];
+    let settings = |more| [&QUICK[..], &without_hubs[..], more].concat();
+    let judge = Proxy::start(&server, &settings(&["pool.idle_timeout=1s"]));
+    let mut judging = judge.connect();
+    judging.call("WATCH k");
+    let kinds = |wanted: &str| server.rows().iter().filter(|row| row.get("name").ends_with(wanted)).count();
+    until("it depends on its control connection", PATIENCE, || {
+        kinds(":shared") == 0 && kinds(":control") == 1
+    });
+    let proxy = Proxy::start(&server, &settings(&["pool.idle_timeout=2s"]));
+    let mut client = proxy.connect();
+    client.call("WATCH k");
+    // The server is full before the lane wants to leave: there is no place for a control connection in its stead.
+    let mut fillers = Vec::new();
+    until("the server is full", Duration::from_secs(2), || {
+        let mut filler = Client::connect(server.address());
+        filler.start("PING");
+        let full = filler.reply().is_error();
+        fillers.push(filler);
+        full
+    });
+    assert_eq!(kinds(":control"), 1, "only the judge's");
+    throughout("the lane stays", Duration::from_secs(6), || kinds(":shared") == 1 && kinds(":leased") == 2);
+    assert_eq!(client.call("EXISTS nothing").int(), 0, "its lease lives");
+    drop(fillers);
+    until("control takes the lane's place", PATIENCE, || kinds(":shared") == 0 && kinds(":control") == 2);
+    assert_eq!(judging.call("EXISTS nothing").int(), 0);
 }
 
 #[test]

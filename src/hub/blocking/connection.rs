@@ -217,7 +217,7 @@ impl Hub {
                                 }
                             }
                             Over::Lost(reason) => {
-                                lost(Kind::Blocking, reason);
+                                lost(&permit, reason);
                                 if self.yielding.get() {
                                     return Ended::NoPermit;
                                 }
@@ -276,7 +276,7 @@ impl Hub {
         }
         let answers = tokio::time::timeout(PATIENCE, first_words(&mut stream)).await;
         let Ok(Ok(answers)) = answers else {
-            lost(Kind::Blocking, UpstreamClose::Lost);
+            lost(permit, UpstreamClose::Lost);
             return Ok(Connection::Lost);
         };
         let [tracking, multi, exec, table] = answers;

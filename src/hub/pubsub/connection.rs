@@ -182,7 +182,7 @@ impl Hub {
                                 }
                                 continue 'permit;
                             }
-                            Over::Lost(reason) => lost(Kind::PubSub, reason),
+                            Over::Lost(reason) => lost(&permit, reason),
                             Over::Refused => return Ended::Refused,
                         }
                     }
