@@ -54,11 +54,9 @@ impl Client {
 
     fn own_connections(&self) -> OwnConnections {
         let shared = &self.worker.pool.shared;
-        // As whom each of them has logged in makes no difference where nobody may name a connection.
-        let user = self.lane_key().map(|(_, identity)| identity.name().to_owned()).unwrap_or_default();
         OwnConnections {
             prefix: shared.instance.to_string(),
-            are_named: !shared.connector.lacks().has(Lacking::SetName, &user),
+            are_named: !shared.connector.lacks().has_been_refused(Lacking::SetName),
             ids: shared.budget.ids(),
         }
     }

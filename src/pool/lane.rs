@@ -357,6 +357,7 @@ impl Lane {
             stream,
             scanner: ReplyScanner::default(),
             unflushed: false,
+            begun_error: Vec::new(),
             in_multi: false,
         };
         let reason = poll_fn(|cx| carrier.poll(cx, scratch)).await;
@@ -410,9 +411,14 @@ struct Carrier {
     scanner: ReplyScanner,
     /// Something was written since the last flush that succeeded.
     unflushed: bool,
+    /// The beginning of an error that is not whole yet.
+    begun_error: Vec<u8>,
     /// A client's MULTI was not ended by its EXEC.
     in_multi: bool,
 }
+
+/// What of an error tells what it means for the lane.
+const TELLING: usize = 64;
 
 /// Whether the server does not know EXEC (`rename-command`). A refusal by rights ends the transaction, this does not.
 fn is_unknown_exec(error: &[u8]) -> bool {
@@ -582,8 +588,19 @@ impl Carrier {
             let reply = &data[at..at + step.consumed];
             at += step.consumed;
             ended += u32::from(step.complete.is_some());
-            if is_error && self.heed(reply, slot) {
-                break;
+            if is_error {
+                let ruined = if self.begun_error.is_empty() {
+                    self.heed(reply, slot)
+                } else {
+                    let mut whole = std::mem::take(&mut self.begun_error);
+                    whole.extend_from_slice(&reply[..reply.len().min(TELLING)]);
+                    self.heed(&whole, slot)
+                };
+                if ruined {
+                    break;
+                }
+            } else if kind == Some(ReplyKind::Error) && self.begun_error.len() < TELLING {
+                self.begun_error.extend_from_slice(&reply[..reply.len().min(TELLING)]);
             }
         }
         match slot {
@@ -674,5 +691,45 @@ mod tests {
         lane.push(b"b", 1, &to, false, start + LIMIT);
         lane.lose_the_rest(false);
         assert_eq!(listener.owed.get(), 1);
+    }
+
+    /// What `first` and then `second` from the server do to a lane with a client's transaction and another's command.
+    async fn after(first: &[u8], second: &[u8]) -> (Result<(), UpstreamClose>, Vec<u8>, Vec<u8>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (lane, own, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
+        let now = Instant::now();
+        lane.push(b"MULTI GET EXEC", 3, &(Rc::clone(&own) as Rc<dyn Receiver>), false, now);
+        lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), false, now);
+        let mut carrier = Carrier {
+            lane,
+            stream: UpstreamStream::Plain(tcp),
+            scanner: ReplyScanner::default(),
+            unflushed: false,
+            begun_error: Vec::new(),
+            in_multi: false,
+        };
+        let mut finished = Vec::new();
+        let mut end = Ok(());
+        for data in [first, second] {
+            end = end.and_then(|()| carrier.distribute(data, now, &mut finished));
+        }
+        (end, own.heard.take(), other.heard.take())
+    }
+
+    #[tokio::test]
+    async fn behind_an_exec_that_the_server_does_not_know_nobody_hears_more() {
+        let error = b"-ERR unknown command 'EXEC', with args beginning with: \r\n";
+        let replies = [&b"+OK\r\n+QUEUED\r\n"[..], error, b"+QUEUED\r\n"].concat();
+        for cut in 0..replies.len() - 9 {
+            let (first, second) = replies.split_at(cut);
+            let (end, own, other) = after(first, second).await;
+            assert_eq!((end, other), (Err(UpstreamClose::Unfit), Vec::new()), "cut at {cut}");
+            assert!(own.ends_with(error), "the error is the client's: {cut}");
+        }
+        let refused = b"-NOPERM User x has no permissions to run the 'exec' command\r\n";
+        let replies = [&b"+OK\r\n+QUEUED\r\n"[..], refused, b"$1\r\nv\r\n"].concat();
+        let (end, _, other) = after(&replies, b"").await;
+        assert_eq!((end, &other[..]), (Ok(()), &b"$1\r\nv\r\n"[..]), "this ends the transaction");
     }
 }

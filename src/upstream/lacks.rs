@@ -222,6 +222,12 @@ impl Lacks {
         believed(None).or_else(|| believed(Some(Box::from(user)))).map(|known| Arc::clone(&known.words))
     }
 
+    /// Whether anybody was refused `what` and has not been given it since, however long ago.
+    #[must_use]
+    pub fn has_been_refused(&self, what: Lacking) -> bool {
+        self.known.lock().keys().any(|(lacking, _)| *lacking == what)
+    }
+
     /// Whether `what` is lacking for `user`, as far as is known.
     #[must_use]
     pub fn has(&self, what: Lacking, user: &str) -> bool {

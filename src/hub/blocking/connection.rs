@@ -354,14 +354,18 @@ enum Connection {
     Lost,
 }
 
-/// Whether the server can serve a hub, as far as is known: RESP3, and invalidations that never come inside a reply.
+/// Whether the server can serve a hub for `user`, as far as is known: RESP3, invalidations that never come inside a reply,
+/// and the rights.
 fn is_fit(pool: &Pool, user: &str) -> bool {
     let connector = &pool.shared.connector;
     let is_new_enough = connector.server().is_none_or(|server| {
         let major = server.version.split('.').next().and_then(|major| major.parse().ok());
         major.is_none_or(|major: u32| major >= FIRST_VERSION)
     });
-    is_new_enough && connector.speaks_resp3(user)
+    let needs = [Lacking::Tracking, Lacking::Transactions];
+    is_new_enough
+        && connector.speaks_resp3(user)
+        && !needs.iter().any(|what| connector.lacks().has(*what, user))
 }
 
 /// What is said first on a connection. MULTI and EXEC are tried out before any call depends on them: behind a MULTI that
