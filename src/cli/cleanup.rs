@@ -16,9 +16,13 @@ use crate::hygiene::cleanup::{Group, Include, Selection, Spared, Wanted, groups,
 use crate::hygiene::{Swept, Visit, VisitError, sweep};
 use crate::session::Listed;
 use crate::session::answers::printable;
+use crate::upstream::{Connector, DialError, UpstreamOptions};
 
 /// How the server lists us: no name of a proxy's connection, so no rule takes it for one.
 const NAME: &str = "redbouncer-cleanup";
+/// How long a place on a full server is waited for, and how often it is asked for.
+const FOR_A_PLACE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(50);
 /// Fewer are killed before anybody could read how far it is.
 const LONG: usize = 100;
 /// The columns of the table; so many of them are numbers.
@@ -118,7 +122,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
         orphans: arguments.orphans,
         include: arguments.include.into_iter().map(Include::from).collect(),
     };
-    let mut visit = Visit::begin(&config.upstream, NAME).await?;
+    let mut visit = enter(&config.upstream).await?;
     let limit = visit.limit().await?;
     let listed = Instant::now();
     let rows = visit.list_to_judge().await?;
@@ -159,6 +163,27 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
         }
         Some(Swept { stopped: None, .. }) | None => printed,
     })
+}
+
+/// Connects. A server at its limit is the one that needs this most: a place there is waited for.
+async fn enter(options: &UpstreamOptions) -> Result<Visit, VisitError> {
+    let connector = Connector::new(options)?;
+    let end = Instant::now() + FOR_A_PLACE;
+    let mut told = false;
+    loop {
+        match Visit::over(&connector, options, NAME).await {
+            Err(VisitError::Dial(full @ DialError::MaxClients { .. })) if Instant::now() < end => {
+                if !told {
+                    told = true;
+                    let seconds = FOR_A_PLACE.as_secs();
+                    // stderr may be closed; that is no reason not to wait.
+                    let _ = writeln!(io::stderr(), "redbouncer: {full}; waiting {seconds} s for one");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Says on a terminal how far it is.

@@ -58,7 +58,9 @@ pub async fn sweep(
         swept.escaped += chunk.len() - killed;
         progress(at * CHUNK + chunk.len());
     }
-    // After a refusal the connection still works; after a loss this fails, too, and nothing is known.
-    swept.after = visit.list().await.ok().map(|rows| rows.len());
+    // After a refusal the connection still works; what comes on one that has broken off answers something else.
+    if !matches!(swept.stopped, Some(VisitError::Broken { .. })) {
+        swept.after = visit.list().await.ok().map(|rows| rows.len());
+    }
     swept
 }

@@ -72,14 +72,6 @@ impl Visit {
     ///
     /// # Errors
     /// What stands in the way.
-    pub async fn begin(options: &UpstreamOptions, name: &str) -> Result<Self, VisitError> {
-        Self::over(&Connector::new(options)?, options, name).await
-    }
-
-    /// The same over a connector that is there already.
-    ///
-    /// # Errors
-    /// What stands in the way.
     pub async fn over(
         connector: &Connector,
         options: &UpstreamOptions,

@@ -117,6 +117,23 @@ fn idle_connections_go_and_special_ones_only_when_they_are_asked_for() {
 }
 
 #[test]
+fn both_ends_of_a_replication_are_left_alone() {
+    let server = Server::start_with(&["--repl-diskless-sync-delay", "0"]);
+    let replica = Server::start_with(&["--replicaof", "127.0.0.1", &server.address().port().to_string()]);
+    let has = |server: &Server, flag: &str| server.rows().iter().any(|row| row.get("flags") == flag);
+    until("the link is up", PATIENCE, || has(&server, "S") && has(&replica, "M"));
+    for (at, kind) in [(&server, "replicas"), (&replica, "masters")] {
+        let shown = done(at, "--age 0s");
+        assert!(shown.contains(&format!("left alone: 1 that fit, {kind}")), "{shown}");
+        let taken: Json =
+            serde_json::from_str(&done(at, &format!("--age 0s --include {kind} --json"))).unwrap();
+        let none: Json = serde_json::from_str(&done(at, "--age 0s --json")).unwrap();
+        let chosen = |said: &Json| said["chosen"].as_array().unwrap().len();
+        assert_eq!(chosen(&taken), chosen(&none) + 1, "{taken:#}");
+    }
+}
+
+#[test]
 fn address_and_user_choose_too() {
     let server = Server::start();
     server.call("ACL SETUSER app on >secret ~* &* +@all");
@@ -283,4 +300,28 @@ fn a_server_that_was_busy_is_not_judged() {
     let (code, stdout, stderr) = cleanup(&fake.url(), "--idle 10m --yes");
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
     assert!(stderr.contains("to answer PING: it has read nobody's commands"), "{stderr}");
+}
+
+/// The server that is full is the one that needs it.
+#[test]
+fn a_place_on_a_full_server_is_waited_for() {
+    let server = Server::start_with(&["--maxclients", "12"]);
+    // The test's own probe is one of the twelve.
+    let mut others: Vec<Client> = (0..11).map(|_| named(&server, "web")).collect();
+    let url = server.url();
+    let cleaning = std::thread::spawn(move || cleanup(&url, "--name web --yes"));
+    until("it has been refused", PATIENCE, || server.info("rejected_connections") != "0");
+    others.pop();
+    let (code, stdout, stderr) = cleaning.join().unwrap();
+    assert!(code == 0 && stdout.contains("killed 10 of 10"), "{stdout}{stderr}");
+    assert!(stderr.contains("no free client place") && stderr.contains("waiting"), "{stderr}");
+}
+
+/// A kill that is never answered: nothing that comes later is taken for something else.
+#[test]
+fn a_server_that_hangs_in_the_middle_ends_it() {
+    let fake = provider(|| managed(1, "web", 900), |_| String::new());
+    let (code, stdout, stderr) = cleanup(&fake.url(), "--idle 10m --yes");
+    assert!(code == 1 && stdout.contains("killed 0 of 1\nconnections: 1 before, unknown after"), "{stdout}");
+    assert!(stderr.contains("the server did not answer CLIENT KILL"), "{stderr}");
 }

@@ -33,8 +33,12 @@ fn advice(wrong: &DialError) -> &'static str {
             "is the host's name in upstream.url right, and does this machine's resolver know it?"
         }
         DialError::Refused { .. } => "is the server running, and is this its port?",
-        DialError::Timeout { phase: Phase::Tls, .. } | DialError::Closed { phase: Phase::Tls, .. } => {
+        DialError::Timeout { phase: Phase::Tls, .. } => {
             "if the port is a plain one, write redis:// instead of rediss://"
+        }
+        DialError::Closed { phase: Phase::Tls, .. } => {
+            "if the port is a plain one, write redis:// instead of rediss://; if it is the right one, all of the server's \
+             places may be taken: it cannot say so before the handshake"
         }
         DialError::Timeout { .. } => {
             "the server accepts connections and says nothing: is it overloaded, stopped, or something else than Redis?"

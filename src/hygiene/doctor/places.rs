@@ -72,8 +72,9 @@ pub(super) async fn places(
     findings: &mut Findings,
 ) -> Result<(), VisitError> {
     let info = visit.ask(&["INFO", "clients"]).await?;
-    let counted = info_field(&info, "connected_clients").and_then(|count| count.parse().ok());
-    let (Some(limit), Some(taken)) = (visit.limit().await?, counted.or(rows.map(<[Listed]>::len))) else {
+    // INFO leaves replicas out, which count under the limit, too.
+    let counted: Option<usize> = info_field(&info, "connected_clients").and_then(|count| count.parse().ok());
+    let (Some(limit), Some(taken)) = (visit.limit().await?, counted.max(rows.map(<[Listed]>::len))) else {
         findings.warning(
             "places",
             "the server does not say how many connections it allows",
@@ -83,7 +84,6 @@ pub(super) async fn places(
         return Ok(());
     };
     // The check itself will be gone.
-    let taken: usize = taken;
     let taken = taken.saturating_sub(1);
     let of_name = |row: &&Listed| Instance::of(&row.name).is_some_and(|instance| instance.name == plan.name);
     let ours = rows.map_or(0, |rows| rows.iter().filter(of_name).count());
