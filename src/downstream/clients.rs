@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -10,7 +11,7 @@ use super::client::Client;
 use super::links::Message;
 use crate::pool::Unavailable;
 use crate::resp::{self, Request, encode};
-use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed};
+use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat};
 use crate::upstream::{Lacking, Refusal};
 
 /// Killing by anything else than what is ours would close lanes.
@@ -61,17 +62,46 @@ impl Client {
         }
     }
 
+    /// This client's own row.
+    pub(super) async fn client_info(self: &Rc<Self>) -> Bytes {
+        let format = self.row_format().await;
+        let mut out = BytesMut::new();
+        encode::verbatim_txt(&mut out, self.protocol(), &self.row(Instant::now()).text(&format));
+        out.freeze()
+    }
+
+    /// How the server writes a row: asked once per version, as a row of the control connection's.
+    async fn row_format(self: &Rc<Self>) -> RowFormat {
+        let version = self.worker.server_facts().map(|facts| facts.version).unwrap_or_default();
+        if let Some((of, format)) = self.worker.row_format.borrow().as_ref()
+            && *of == version
+        {
+            return format.clone();
+        }
+        // 6.2 is the first to have CLIENT INFO; a listing shows the connection that asks everywhere.
+        let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
+        let rows = String::from_utf8_lossy(resp::bulk(&listing).unwrap_or_default()).into_owned();
+        let format = rows.lines().find_map(RowFormat::of).unwrap_or_default();
+        // A server that cannot be asked now is asked again.
+        if !resp::is_error(&listing) || resp::error_text(&listing).is_some_and(is_for_good) {
+            self.worker.row_format.replace(Some((version, format.clone())));
+        }
+        format
+    }
+
     /// Our sessions as clients, then the server's other rows; our own upstream connections are left out.
     pub(super) async fn client_list(self: &Rc<Self>, request: &Bytes) -> Bytes {
         let server = self.on_control(request).await;
         if resp::is_error(&server) && !resp::error_text(&server).is_some_and(is_missing) {
             return server;
         }
+        let format = self.row_format().await;
         let mut text = String::new();
-        if let Some(asked) = Request::parse(request) {
+        let asked = Request::parse(request);
+        if let Some(filter) = asked.and_then(|asked| Filter::of_list(&asked)) {
             for row in self.all_rows().await {
-                let line = row.to_string();
-                if Listed::parse(&line).is_some_and(|listed| listed_by(&asked, &listed)) {
+                let line = row.text(&format);
+                if Listed::parse(&line).is_some_and(|listed| filter.matches(&listed, self.id)) {
                     text.push_str(&line);
                 }
             }
@@ -92,15 +122,14 @@ impl Client {
     /// Kills ours here and others by their id on the server; never one of our own upstream connections.
     pub(super) async fn client_kill(self: &Rc<Self>, request: &Bytes) -> Bytes {
         let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
-        let filter = match Filter::parse(&asked) {
-            Ok(filter) => filter,
-            Err(text) => return error(&text),
-        };
-        if let Some(refusal) = self.forbidden(&[b"CLIENT", b"KILL", b"ID", NOBODY]).await {
-            return refusal;
+        // The server judges the words, in its version's way: the same filters, for a client that does not exist.
+        let verdict = self.on_control(&Filter::harmless(&asked)).await;
+        if resp::error_text(&verdict).is_some_and(|text| !is_missing(text)) {
+            return verdict;
         }
+        let Some(filter) = Filter::of_kill(&asked) else { return error("ERR syntax error") };
         let mut killed = self.worker.links.kill(&filter, self.id).await;
-        let only_ours = filter.id.is_some_and(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
+        let only_ours = filter.means_only(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
         if !only_ours {
             match self.kill_on_server(&filter).await {
                 Ok(count) => killed += count,
@@ -144,10 +173,20 @@ impl Client {
     /// would abort the server.
     pub(super) async fn client_unblock(self: &Rc<Self>, request: &Bytes) -> Bytes {
         let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        // As with KILL the server judges the words, about a client that does not exist.
+        let mut words: Vec<&[u8]> = asked.args().collect();
+        if let Some(id) = words.get_mut(2).filter(|id| id.iter().all(u8::is_ascii_digit) && !id.is_empty()) {
+            *id = NOBODY;
+        }
+        let verdict = self.on_control(&command(&words)).await;
+        if resp::error_text(&verdict).is_some_and(|text| !is_missing(text)) {
+            return verdict;
+        }
         let id =
             asked.arg(2).and_then(|id| std::str::from_utf8(id).ok()).and_then(|id| id.parse::<i64>().ok());
         let Some(id) = id else { return error("ERR value is not an integer or out of range") };
-        let with_error = match asked.arg(3) {
+        let with_error = match asked.arg(3).filter(|_| asked.argc() == 4) {
+            // Valkey passes over what is too many.
             None => false,
             Some(mode) if mode.eq_ignore_ascii_case(b"timeout") => false,
             Some(mode) if mode.eq_ignore_ascii_case(b"error") => true,
@@ -158,9 +197,6 @@ impl Client {
         let mut out = BytesMut::new();
         let id = u64::try_from(id).unwrap_or(0);
         if id >= FIRST_CLIENT_ID {
-            if let Some(refusal) = self.forbidden(&[b"CLIENT", b"UNBLOCK", NOBODY]).await {
-                return refusal;
-            }
             encode::integer(&mut out, i64::from(self.worker.links.unblock(id, with_error).await));
             return out.freeze();
         }
@@ -199,20 +235,12 @@ impl OwnConnections {
 /// The provider keeps its list to itself: ours is shown all the same. NOPERM is for the user.
 fn is_missing(text: &[u8]) -> bool {
     Refusal::of(&String::from_utf8_lossy(text)) == Some(Refusal::Missing)
+        && !text.windows(12).any(|words| words == b"wrong number")
 }
 
-/// Whether CLIENT LIST's own filter (TYPE, or ID with several ids) takes `row`.
-fn listed_by(request: &Request<'_>, row: &Listed) -> bool {
-    match request.arg(2) {
-        Some(option) if option.eq_ignore_ascii_case(b"type") => {
-            request.arg(3).is_some_and(|kind| kind.eq_ignore_ascii_case(row.kind().as_bytes()))
-        }
-        Some(option) if option.eq_ignore_ascii_case(b"id") => {
-            let id = row.id.to_string();
-            request.args().skip(3).any(|wanted| wanted == id.as_bytes())
-        }
-        Some(_) | None => true,
-    }
+/// What the server refuses once it refuses always.
+fn is_for_good(text: &[u8]) -> bool {
+    is_missing(text) || text.starts_with(b"NOPERM")
 }
 
 fn command(words: &[&[u8]]) -> Bytes {

@@ -12,7 +12,7 @@ use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
 use crate::pool::{Lane, Receiver};
 use crate::resp::{
-    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, encode, normalise,
+    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, normalise,
 };
 use crate::session::answers::After;
 use crate::session::{ReplyMode, Route, find_block};
@@ -207,6 +207,7 @@ impl Client {
         RequestLimits {
             max_bulk: self.worker.pool.shared.max_bulk.load(Ordering::Relaxed),
             max_request: self.worker.options.request_limit,
+            max_arguments: self.worker.max_arguments.get(),
             authenticated: self.session.borrow().user.is_some(),
         }
     }
@@ -433,14 +434,8 @@ impl Client {
     /// Answers from the session; RESET and READONLY may change the lane's key.
     pub(super) fn answer(self: &Rc<Self>, class: Class, request: &Request<'_>, muted: bool) -> After {
         let mut out = BytesMut::new();
-        let after = if class == Class::ClientInfo {
-            let row = self.row(Instant::now()).to_string();
-            encode::verbatim_txt(&mut out, self.protocol(), &row);
-            After::Continue
-        } else {
-            let anonymous = self.worker.anonymous(self).map(|(user, _)| user);
-            self.session.borrow_mut().answer(class, request, anonymous, &mut out)
-        };
+        let anonymous = self.worker.anonymous(self).map(|(user, _)| user);
+        let after = self.session.borrow_mut().answer(class, request, anonymous, &mut out);
         let silenced = class == Class::ClientReply && self.session.borrow().replies == ReplyMode::Off;
         if class == Class::Reset {
             self.identity.replace(self.worker.anonymous(self).map(|(_, identity)| identity));

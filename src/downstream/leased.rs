@@ -395,21 +395,23 @@ impl Held {
                         }
                         Err(error) => {
                             drop(input);
-                            return Some(Err(self.broken(error.reply())));
+                            return self.stumbled(error.reply());
                         }
                     }
                 }
                 Err(error) => {
                     *scanner = crate::resp::RequestScanner::default();
                     drop(input);
-                    if self.state.is_waiting() {
-                        self.garbled = true;
-                        return None;
-                    }
-                    return Some(Err(self.broken(error.reply())));
+                    return self.stumbled(error.reply());
                 }
             }
         }
+    }
+
+    /// What lies next is no command: its error comes after all earlier replies.
+    fn stumbled(&mut self, reply: Option<String>) -> Option<Result<Bytes, Event>> {
+        self.garbled = self.state.is_waiting();
+        (!self.garbled).then(|| Err(self.broken(reply)))
     }
 
     fn broken(&self, reply: Option<String>) -> Event {

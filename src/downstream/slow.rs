@@ -248,6 +248,7 @@ impl Client {
                 self.unlisten(listen, request);
                 return Ok(());
             }
+            Route::Clients(Class::ClientInfo) => self.patiently(self.client_info()).await?,
             Route::Clients(Class::ClientList) => self.patiently(self.client_list(request)).await?,
             Route::Clients(Class::ClientKill) => self.patiently(self.client_kill(request)).await?,
             Route::Clients(_) => self.patiently(self.client_unblock(request)).await?,

@@ -142,6 +142,10 @@ impl Client {
     /// Its flags in listings.
     pub(super) fn listed_flags(&self) -> Flags {
         let mut flags = self.flags.get();
+        let session = self.session.borrow();
+        flags.readonly = session.readonly;
+        flags.no_evict = session.no_evict;
+        drop(session);
         if let Some(subscriber) = &*self.subscriber.borrow() {
             let all = subscriber.subscriptions.borrow();
             flags.channels += all.of(Listen::Channels).len();

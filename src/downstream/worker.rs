@@ -24,7 +24,8 @@ use crate::command::{Asked, rows};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
-use crate::session::{Filter, Listed, Pin, Policy, ServerFacts, Session, User};
+use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
+use crate::session::{Filter, Listed, LoadedModule, Pin, Policy, RowFormat, ServerFacts, Session, User};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
 use crate::upstream::{Identity, Lacks, tune};
 
@@ -85,6 +86,10 @@ pub(crate) struct Worker {
     pub(super) asked: RefCell<HashMap<Vec<u8>, bool>>,
     /// Users who may MULTI and EXEC, so that blocking calls can be tried.
     pub(super) may_try: RefCell<HashSet<u64>>,
+    /// Most arguments of one request that the server takes.
+    pub(super) max_arguments: Cell<u32>,
+    /// How the server writes a row of CLIENT LIST, by the version that was asked.
+    pub(super) row_format: RefCell<Option<(String, RowFormat)>>,
     pub(super) verifying: Mutex<()>,
     pub(super) metrics: WorkerMetrics,
     /// Elements on their way back into their keys.
@@ -174,6 +179,8 @@ impl Worker {
             clients: RefCell::default(),
             waiters: RefCell::default(),
             asked: RefCell::default(),
+            max_arguments: Cell::new(MAX_ARGUMENTS_OLD),
+            row_format: RefCell::default(),
             may_try: RefCell::default(),
             verifying: Mutex::new(()),
             metrics: WorkerMetrics::new(index),
@@ -181,7 +188,7 @@ impl Worker {
             stopping: Cell::new(false),
             ids: terms.ids,
             link,
-            policy: Cell::new(Policy { refuse_admin, pubsub_hub, cluster: false }),
+            policy: Cell::new(Policy { refuse_admin, pubsub_hub, cluster: false, readonly: false }),
             warned_full: Cell::new(None),
         })
     }
@@ -342,7 +349,16 @@ impl Worker {
             version: server.version.clone(),
             mode: server.mode.clone(),
             role: server.role.clone(),
-            modules: server.modules.iter().map(|module| (module.name.clone(), module.version)).collect(),
+            modules: server
+                .modules
+                .iter()
+                .map(|module| LoadedModule {
+                    name: module.name.clone(),
+                    version: module.version,
+                    path: module.path.clone(),
+                    args: module.args.clone(),
+                })
+                .collect(),
         })
     }
 
@@ -364,7 +380,7 @@ impl Worker {
         let now = Instant::now();
         let mut killed = 0;
         for client in self.clients.borrow().values() {
-            let row = Listed::parse(&client.row(now).to_string());
+            let row = Listed::parse(&client.row(now).text(&RowFormat::default()));
             if row.is_some_and(|row| filter.matches(&row, me)) {
                 client.doom(ClientClose::Killed);
                 killed += 1;
@@ -405,12 +421,18 @@ impl Worker {
         if pressure.any() {
             self.relieve(pressure, now);
         }
+        if let Some(server) = self.pool.shared.connector.server() {
+            let mut policy = self.policy.get();
+            policy.cluster = server.mode == "cluster";
+            policy.readonly = policy.cluster || server.server == "valkey";
+            self.policy.set(policy);
+            let major = server.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+            let is_old = major.is_none_or(|major| major < 7);
+            self.max_arguments.set(if is_old { MAX_ARGUMENTS_OLD } else { MAX_ARGUMENTS });
+        }
         if !ticks.is_multiple_of(10) {
             return;
         }
-        let mut policy = self.policy.get();
-        policy.cluster = self.server_facts().is_some_and(|facts| facts.mode == "cluster");
-        self.policy.set(policy);
         for client in self.clients.borrow().values() {
             client.age(now);
         }

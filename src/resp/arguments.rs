@@ -24,7 +24,8 @@ impl<'a> Request<'a> {
 
     /// The request that `frame` is, if it is exactly one canonical request.
     pub fn parse(frame: &'a [u8]) -> Option<Self> {
-        let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, authenticated: true };
+        let limits =
+            RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
         match RequestScanner::default().step(frame, &limits) {
             Ok(RequestStep::Request(shape)) if shape.form == Form::Canonical && shape.len == frame.len() => {
                 Some(Self::new(frame, &shape))

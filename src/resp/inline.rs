@@ -44,7 +44,7 @@ pub fn normalise(
         }
     }
     // What was written is read back: one place knows how a frame's parts are found.
-    let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, authenticated: true };
+    let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
     let written = out.get(start..).unwrap_or_default();
     match RequestScanner::default().step(written, &limits) {
         Ok(RequestStep::Request(shape)) => Ok(Some(shape)),

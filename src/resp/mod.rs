@@ -30,7 +30,10 @@ pub use elements::{Elements, bulk, elements, error_text, integer, is_error, is_n
 pub use error::{DecodeError, ReplyError, RequestError};
 pub use inline::normalise;
 pub use reply::{ReplyKind, ReplyScanner, ReplyStep};
-pub use request::{Form, MAX_REQUEST, RequestFrame, RequestLimits, RequestScanner, RequestStep};
+pub use request::{
+    Form, MAX_ARGUMENTS, MAX_ARGUMENTS_OLD, MAX_REQUEST, RequestFrame, RequestLimits, RequestScanner,
+    RequestStep,
+};
 
 /// The version of RESP that a connection speaks: what its server answers, never what the client sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

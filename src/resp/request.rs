@@ -17,7 +17,9 @@ use super::number::{header, string2ll};
 /// Longest inline request or header line in bytes (`PROTO_INLINE_MAX_SIZE` in Redis's `server.h`).
 pub(super) const MAX_LINE: usize = 64 * 1024;
 /// Most arguments of one request, the name included (`INT_MAX`, as in Redis).
-const MAX_ARGUMENTS: i64 = i32::MAX as i64;
+pub const MAX_ARGUMENTS: u32 = i32::MAX as u32;
+/// Most arguments of a request before Redis 7.0.
+pub const MAX_ARGUMENTS_OLD: u32 = 1 << 20;
 /// Most arguments before authentication, as in Redis.
 const MAX_ARGUMENTS_UNAUTHENTICATED: i64 = 10;
 /// Longest argument in bytes before authentication, as in Redis.
@@ -36,13 +38,15 @@ pub struct RequestLimits {
     pub max_bulk: u64,
     /// Longest request in bytes, all of it. Values near 4 GiB and beyond count as [`MAX_REQUEST`].
     pub max_request: usize,
+    /// Most arguments of one request: [`MAX_ARGUMENTS`], or [`MAX_ARGUMENTS_OLD`].
+    pub max_arguments: u32,
     /// Whether the client has logged in, or need not: before that, Redis takes 10 arguments of 16 KiB.
     pub authenticated: bool,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { max_bulk: 512 << 20, max_request: 1 << 30, authenticated: true }
+        Self { max_bulk: 512 << 20, max_request: 1 << 30, max_arguments: MAX_ARGUMENTS, authenticated: true }
     }
 }
 
@@ -169,7 +173,7 @@ impl RequestScanner {
                 (string2ll(text).ok_or(RequestError::InvalidMultibulkLength)?, end.next)
             }
         };
-        if count > MAX_ARGUMENTS {
+        if count > i64::from(limits.max_arguments) {
             return Err(RequestError::InvalidMultibulkLength);
         }
         if count > MAX_ARGUMENTS_UNAUTHENTICATED && !limits.authenticated {

@@ -18,8 +18,21 @@ pub struct ServerFacts {
     pub mode: String,
     /// `master` or `replica`.
     pub role: String,
-    /// Loaded modules: name and version.
-    pub modules: Vec<(String, i64)>,
+    /// Loaded modules.
+    pub modules: Vec<LoadedModule>,
+}
+
+/// A module of the server's, as HELLO tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadedModule {
+    /// Its name.
+    pub name: String,
+    /// Its version, one number.
+    pub version: i64,
+    /// Its file; not told before 7.0.
+    pub path: Option<String>,
+    /// Its arguments; not told before 7.0.
+    pub args: Option<Vec<String>>,
 }
 
 /// What follows a local answer.
@@ -37,9 +50,23 @@ pub(super) const AUTH_WHILE_HELD: &str = "ERR redbouncer: AUTH is not possible w
 /// The error for what a RESP2 subscriber may not do.
 pub(super) fn not_while_subscribed(asked: &Asked) -> String {
     let name = asked.row.map_or("this command", |row| row.name);
-    format!(
-        "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+    rejection(
+        asked,
+        format!(
+            "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+        ),
     )
+}
+
+/// The error as it is said of `asked`: an EXEC that is refused aborts (`rejectCommand` in redis `server.c`).
+pub(super) fn rejection(asked: &Asked, text: String) -> String {
+    match asked.class {
+        Class::Exec => {
+            let why = text.strip_prefix("ERR ").unwrap_or(&text);
+            format!("EXECABORT Transaction discarded because of: {why}")
+        }
+        _ => text, // every other command is refused in these words
+    }
 }
 
 const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
@@ -69,6 +96,9 @@ pub(super) fn arity_error(asked: &Asked, request: &Request<'_>) -> Option<String
 
 /// The error for a wrong number of arguments of any command.
 pub(super) fn misfit(asked: &Asked, request: &Request<'_>) -> Option<String> {
+    if asked.class == Class::ClientUnknown {
+        return Some(unknown_subcommand(request));
+    }
     let row = asked.row?;
     let argc = i64::try_from(request.argc()).unwrap_or(i64::MAX);
     let arity = i64::from(row.arity);
@@ -111,7 +141,7 @@ pub(super) fn select(session: &Session, request: &Request<'_>) -> Route {
 }
 
 /// A decimal number as redis's `string2ll` reads it.
-fn decimal(text: &[u8]) -> Option<i64> {
+pub(super) fn decimal(text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?;
     let value: i64 = text.parse().ok()?;
     (value.to_string() == text).then_some(value)
@@ -141,12 +171,22 @@ pub fn hello(session: &Session, facts: &ServerFacts, out: &mut BytesMut) {
     }
     encode::bulk(out, b"modules");
     encode::array(out, facts.modules.len());
-    for (name, version) in &facts.modules {
-        encode::map(out, protocol, 2);
+    for module in &facts.modules {
+        let fields = 2 + usize::from(module.path.is_some()) + usize::from(module.args.is_some());
+        encode::map(out, protocol, fields);
         encode::bulk(out, b"name");
-        encode::bulk(out, name.as_bytes());
+        encode::bulk(out, module.name.as_bytes());
         encode::bulk(out, b"ver");
-        encode::integer(out, *version);
+        encode::integer(out, module.version);
+        if let Some(path) = &module.path {
+            encode::bulk(out, b"path");
+            encode::bulk(out, path.as_bytes());
+        }
+        if let Some(args) = &module.args {
+            encode::bulk(out, b"args");
+            encode::array(out, args.len());
+            args.iter().for_each(|arg| encode::bulk(out, arg.as_bytes()));
+        }
     }
 }
 
@@ -214,10 +254,10 @@ impl Session {
     fn set_info(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         let option = request.arg(2).unwrap_or_default();
         let value = request.arg(3).unwrap_or_default();
-        let (word, field) = if option.eq_ignore_ascii_case(b"lib-name") {
-            ("lib-name", &mut self.lib_name)
+        let field = if option.eq_ignore_ascii_case(b"lib-name") {
+            &mut self.lib_name
         } else if option.eq_ignore_ascii_case(b"lib-ver") {
-            ("lib-ver", &mut self.lib_ver)
+            &mut self.lib_ver
         } else {
             let text = format!("ERR Unrecognized option '{}'", printable(option));
             return encode::error(out, &text);
@@ -226,7 +266,8 @@ impl Session {
             *field = Bytes::copy_from_slice(value);
             encode::simple(out, "OK");
         } else {
-            let text = format!("ERR {word} cannot contain spaces, newlines or special characters.");
+            let text =
+                format!("ERR {} cannot contain spaces, newlines or special characters.", printable(option));
             encode::error(out, &text);
         }
     }

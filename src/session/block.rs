@@ -51,9 +51,14 @@ pub fn find_block(input: &[u8], limits: &RequestLimits, refuse_admin: bool) -> O
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::resp::MAX_ARGUMENTS_OLD;
 
-    const LIMITS: RequestLimits =
-        RequestLimits { max_bulk: 1 << 20, max_request: 1 << 20, authenticated: true };
+    const LIMITS: RequestLimits = RequestLimits {
+        max_bulk: 1 << 20,
+        max_request: 1 << 20,
+        max_arguments: MAX_ARGUMENTS_OLD,
+        authenticated: true,
+    };
 
     fn pipeline(commands: &[&[&[u8]]]) -> bytes::BytesMut {
         let mut out = bytes::BytesMut::new();

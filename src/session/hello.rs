@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::command::Class;
 use crate::resp::{Protocol, Request};
 
-use super::answers::{is_plain_name, printable};
+use super::answers::{decimal, is_plain_name, printable};
 use super::{Route, Session};
 
 /// What a client offers as its identity. Never printed, wiped when dropped.
@@ -66,13 +66,12 @@ impl Hello {
         let mut hello = Self { is_hello: true, protocol: None, credentials: None, name: None };
         let mut args = request.args().skip(1);
         if let Some(version) = args.next() {
-            hello.protocol =
-                Some(match std::str::from_utf8(version).ok().and_then(|v| v.parse::<i64>().ok()) {
-                    Some(2) => Protocol::Resp2,
-                    Some(3) => Protocol::Resp3,
-                    Some(_) => return Err("NOPROTO unsupported protocol version".to_owned()),
-                    None => return Err("ERR Protocol version is not an integer or out of range".to_owned()),
-                });
+            hello.protocol = Some(match decimal(version) {
+                Some(2) => Protocol::Resp2,
+                Some(3) => Protocol::Resp3,
+                Some(_) => return Err("NOPROTO unsupported protocol version".to_owned()),
+                None => return Err("ERR Protocol version is not an integer or out of range".to_owned()),
+            });
         }
         while let Some(option) = args.next() {
             if option.eq_ignore_ascii_case(b"auth") {

@@ -229,6 +229,9 @@ impl LeaseState {
             watching: self.watching,
             monitor: self.monitor,
             tracking: self.tracking,
+            no_touch: self.no_touch,
+            readonly: false,
+            no_evict: false,
             channels: self.channels.len(),
             patterns: self.patterns.len(),
             shards: self.shards.len(),
@@ -316,6 +319,8 @@ impl LeaseState {
                     request.arg(1).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
                 Plan::Forward(Expect::Select(same.unwrap_or(0)))
             }
+            // A database that there is not is EXEC's matter; a wrong number of words is the server's at once.
+            Route::Refuse(_) if asked.class == Class::Select => Plan::Forward(Expect::Reply),
             Route::Local(Class::Quit | Class::Reset) => Plan::End(asked.class),
             Route::Refuse(text) => Plan::RefuseInMulti(text),
             Route::Lease(Pin::Wait | Pin::Own) => Plan::Forward(Expect::Reply),

@@ -21,6 +21,8 @@ pub struct Listed {
     pub user: String,
     /// `flags=`
     pub flags: String,
+    /// `db=`
+    pub database: u32,
     /// `sub=` + `psub=` + `ssub=`
     pub subscriptions: u64,
     /// `age=`, in whole seconds.
@@ -56,6 +58,7 @@ impl Listed {
                 "name" => row.name = value.to_owned(),
                 "user" => row.user = value.to_owned(),
                 "flags" => row.flags = value.to_owned(),
+                "db" => row.database = value.parse().unwrap_or_default(),
                 "age" => row.age = seconds(value),
                 "idle" => row.idle = seconds(value),
                 "cmd" => row.command = value.to_owned(),

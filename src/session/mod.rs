@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use crate::resp::Protocol;
 
-pub use answers::ServerFacts;
+pub use answers::{LoadedModule, ServerFacts};
 pub use block::{Block, find_block};
 pub use endpoint::Endpoint;
 pub use hello::{Credentials, Hello};
@@ -29,7 +29,7 @@ pub use lease::{Expect, LeaseState, Plan, Received};
 pub use listed::Listed;
 pub use listen::{Listen, Subscriptions};
 pub use route::{Pin, Policy, Route};
-pub use row::{ClientRow, Flags};
+pub use row::{ClientRow, Flags, RowFormat};
 
 /// Client ids start here, far above a server's own, and stay below 2^53 (the largest integer that every client
 /// library reads exactly), so a merged CLIENT LIST never shows one id twice.

@@ -89,7 +89,7 @@ pub enum Route {
     Select(u32),
     /// On the control connection, which no client's command delays.
     Control,
-    /// CLIENT LIST, KILL, UNBLOCK: our clients here, the server's others by the control connection.
+    /// CLIENT LIST, INFO, KILL, UNBLOCK: our clients here, the server's others by the control connection.
     Clients(Class),
     /// A command that is in no table: the server is asked once what it is.
     Ask,
@@ -104,9 +104,14 @@ pub struct Policy {
     pub refuse_admin: bool,
     /// Subscribers share a hub; otherwise each takes a lease.
     pub pubsub_hub: bool,
-    /// The upstream is a cluster node, so READONLY and ASKING mean something.
+    /// The upstream is a cluster node, so ASKING means something.
     pub cluster: bool,
+    /// READONLY means something: on a cluster node, and on every Valkey since 8.0.
+    pub readonly: bool,
 }
+
+/// What a server says that is no node of a cluster.
+const NO_CLUSTER: &str = "ERR This instance has cluster support disabled";
 
 impl Session {
     /// Decides where `request` goes. Nothing changes until it has succeeded there.
@@ -144,7 +149,6 @@ impl Session {
             | Class::ClientGetName
             | Class::ClientSetInfo
             | Class::ClientId
-            | Class::ClientInfo
             | Class::ClientReply
             | Class::ClientNoEvict
             | Class::ClientCaching
@@ -156,7 +160,9 @@ impl Session {
             | Class::ClientHelp => Route::Local(asked.class),
             Class::ClientNoTouch => Route::Lease(Pin::NoTouch),
             Class::ClientTracking => Route::Lease(Pin::Tracking),
-            Class::ClientList | Class::ClientKill | Class::ClientUnblock => Route::Clients(asked.class),
+            Class::ClientList | Class::ClientInfo | Class::ClientKill | Class::ClientUnblock => {
+                Route::Clients(asked.class)
+            }
             Class::Subscribe
             | Class::PSubscribe
             | Class::SSubscribe
@@ -169,9 +175,10 @@ impl Session {
             Class::Monitor => Route::Lease(Pin::Monitor),
             Class::Blocking(command) => Route::Blocking(command),
             Class::Wait => Route::Lease(Pin::Wait),
-            Class::ReadOnly | Class::ReadWrite | Class::Asking if !policy.cluster => {
-                Route::Refuse("ERR This instance has cluster support disabled".to_owned())
-            }
+            Class::Asking if !policy.cluster => Route::Refuse(NO_CLUSTER.to_owned()),
+            Class::ReadOnly if !policy.readonly => Route::Refuse(NO_CLUSTER.to_owned()),
+            // It ends what no lane has; whether that is an error is for the server to say.
+            Class::ReadWrite if !policy.readonly => Route::Lane,
             Class::ReadOnly | Class::ReadWrite => Route::Local(asked.class),
             Class::Asking | Class::Lease => Route::Lease(Pin::State),
             Class::Control => Route::Control,
@@ -197,7 +204,7 @@ impl Session {
         match asked.class {
             Class::Auth | Class::Hello => Hello::route(self, asked.class, request),
             Class::Quit | Class::Reset => Route::Local(asked.class),
-            _ => Route::Refuse("NOAUTH Authentication required.".to_owned()),
+            _ => Route::Refuse(answers::rejection(asked, "NOAUTH Authentication required.".to_owned())),
         }
     }
 }
@@ -210,7 +217,7 @@ fn restricted(asked: &Asked, request: &Request<'_>) -> Route {
         class => match Listen::of(class) {
             Some((listen, join)) => Route::Listen(listen, join),
             None => {
-                let misfit = answers::misfit(asked, request);
+                let misfit = answers::misfit(asked, request).map(|text| answers::rejection(asked, text));
                 Route::Refuse(misfit.unwrap_or_else(|| answers::not_while_subscribed(asked)))
             }
         },

@@ -1,6 +1,10 @@
-//! One line of CLIENT LIST, as redis writes it (`catClientInfoString` in `networking.c`).
+//! One line of CLIENT LIST, as the server at hand writes it (`catClientInfoString` in redis `networking.c`).
+//!
+//! Versions differ in which fields there are and in what order: `laddr` came with 6.2, `resp` with 7.0, `lib-name` with 7.2,
+//! `io-thread` with 8.0, Valkey has `capa`. Tools read rows by place as well as by name, so ours have the server's own shape,
+//! taken from a row of its own.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Endpoint, Session};
@@ -18,6 +22,12 @@ pub struct Flags {
     pub monitor: bool,
     /// Tracking keys.
     pub tracking: bool,
+    /// READONLY.
+    pub readonly: bool,
+    /// CLIENT NO-EVICT on.
+    pub no_evict: bool,
+    /// CLIENT NO-TOUCH on.
+    pub no_touch: bool,
     /// Channel subscriptions.
     pub channels: usize,
     /// Pattern subscriptions.
@@ -101,6 +111,9 @@ impl ClientRow {
             (flags.blocked, 'b'),
             (flags.tracking, 't'),
             (matches!(self.peer, Endpoint::Unix(_)), 'U'),
+            (flags.readonly, 'r'),
+            (flags.no_evict, 'e'),
+            (flags.no_touch, 'T'),
         ] {
             if set {
                 letters.push(letter);
@@ -110,35 +123,118 @@ impl ClientRow {
     }
 }
 
-impl fmt::Display for ClientRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Which fields a row has, in their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowFormat {
+    fields: Vec<Box<str>>,
+}
+
+impl RowFormat {
+    /// The shape of a row that a server wrote; `None` where it is no row.
+    #[must_use]
+    pub fn of(line: &str) -> Option<Self> {
+        let fields: Vec<Box<str>> = line
+            .trim_end()
+            .split(' ')
+            .filter_map(|field| field.split_once('=').map(|(name, _)| name.into()))
+            .collect();
+        (fields.first().is_some_and(|name| **name == *"id") && fields.len() > 5).then_some(Self { fields })
+    }
+
+    /// Before 7.0 a row named the container alone (`cmd=client`).
+    fn names_subcommands(&self) -> bool {
+        self.fields.iter().any(|name| **name == *"ssub")
+    }
+}
+
+impl Default for RowFormat {
+    /// The shape of Redis 7.2, for servers that do not show theirs.
+    fn default() -> Self {
+        const FIELDS: &str = "id addr laddr fd name age idle flags db sub psub ssub multi qbuf qbuf-free argv-mem \
+            multi-mem rbs rbp obl oll omem tot-mem events cmd user redir resp lib-name lib-ver";
+        Self { fields: FIELDS.split_ascii_whitespace().map(Into::into).collect() }
+    }
+}
+
+impl ClientRow {
+    /// The row as text, its line end included.
+    #[must_use]
+    pub fn text(&self, format: &RowFormat) -> String {
+        let mut line = String::new();
+        for name in &format.fields {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(name);
+            line.push('=');
+            self.value(name, format, &mut line);
+        }
+        line.push('\n');
+        line
+    }
+
+    /// Writes one field's value; what a proxy has not is 0.
+    fn value(&self, name: &str, format: &RowFormat, line: &mut String) {
         let flags = &self.flags;
-        write!(
-            f,
-            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={} ",
-            self.id,
-            self.peer,
-            self.local,
-            self.name,
-            self.age.as_secs(),
-            self.idle.as_secs(),
-            self.flag_letters(),
-            self.database,
-            flags.channels,
-            flags.patterns,
-            flags.shards,
-            flags.multi.map_or(-1, i64::from),
-        )?;
-        write!(
-            f,
-            "watch={} qbuf={} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem={} tot-mem={} events=r ",
-            u8::from(flags.watching),
-            self.input,
-            self.output,
-            self.input + self.output,
-        )?;
-        write!(f, "cmd={} user={} redir=-1 resp={} ", self.command, self.user, self.protocol)?;
-        write!(f, "lib-name={} lib-ver={}", self.lib_name, self.lib_ver)?;
-        f.write_char('\n')
+        // Writing to a String does not fail.
+        let _ = match name {
+            "id" => write!(line, "{}", self.id),
+            "addr" => write!(line, "{}", self.peer),
+            "laddr" => write!(line, "{}", self.local),
+            "fd" => write!(line, "-1"),
+            "name" => write!(line, "{}", self.name),
+            "age" => write!(line, "{}", self.age.as_secs()),
+            "idle" => write!(line, "{}", self.idle.as_secs()),
+            "flags" => write!(line, "{}", self.flag_letters()),
+            "db" => write!(line, "{}", self.database),
+            "sub" => write!(line, "{}", flags.channels),
+            "psub" => write!(line, "{}", flags.patterns),
+            "ssub" => write!(line, "{}", flags.shards),
+            "multi" => write!(line, "{}", flags.multi.map_or(-1, i64::from)),
+            "watch" => write!(line, "{}", u8::from(flags.watching)),
+            "qbuf" => write!(line, "{}", self.input),
+            "omem" => write!(line, "{}", self.output),
+            "tot-mem" => write!(line, "{}", self.input + self.output),
+            "events" => write!(line, "r"),
+            "cmd" if format.names_subcommands() => write!(line, "{}", self.command),
+            "cmd" => write!(line, "{}", self.command.split('|').next().unwrap_or_default()),
+            "user" => write!(line, "{}", self.user),
+            "redir" => write!(line, "{}", if flags.tracking { 0 } else { -1 }),
+            "resp" => write!(line, "{}", self.protocol),
+            "lib-name" => write!(line, "{}", self.lib_name),
+            "lib-ver" => write!(line, "{}", self.lib_ver),
+            "capa" => Ok(()),
+            _ => write!(line, "0"),
+        };
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn row() -> ClientRow {
+        let session =
+            Session { id: 7, name: bytes::Bytes::from_static(b"web"), database: 3, ..Session::default() };
+        let at = |address: &str| Endpoint::from(address.parse::<std::net::SocketAddr>().unwrap());
+        let mut row = ClientRow::of(&session, at("10.0.0.1:5000"), at("10.0.0.2:6379"));
+        row.command = "client|info";
+        row
+    }
+
+    #[test]
+    fn a_row_has_the_fields_of_the_servers_own_rows_in_their_order() {
+        let old = RowFormat::of("id=3 addr=a:1 fd=8 name=x age=2 idle=2 flags=N db=0 cmd=client").unwrap();
+        assert_eq!(
+            row().text(&old),
+            "id=7 addr=10.0.0.1:5000 fd=-1 name=web age=0 idle=0 flags=N db=3 cmd=client\n"
+        );
+        let new = RowFormat::of("id=3 addr=a:1 ssub=0 capa= watch=0 cmd=get tot-cmds=9").unwrap();
+        assert_eq!(
+            row().text(&new),
+            "id=7 addr=10.0.0.1:5000 ssub=0 capa= watch=0 cmd=client|info tot-cmds=0\n"
+        );
+        assert_eq!(RowFormat::of("-NOPERM no"), None);
     }
 }

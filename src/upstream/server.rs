@@ -31,6 +31,10 @@ pub struct Module {
     pub name: String,
     /// Its version as modules count it: one number (20609 is 2.6.9).
     pub version: i64,
+    /// The file it was loaded from; said since 7.0.
+    pub path: Option<String>,
+    /// The arguments it was loaded with; said since 7.0.
+    pub args: Option<Vec<String>>,
 }
 
 /// A HELLO reply, read.
@@ -110,7 +114,16 @@ fn modules(frame: BytesFrame) -> Vec<Module> {
     let read = |frame| {
         let fields = pairs(frame)?;
         let field = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value);
-        Some(Module { name: text(field("name")?)?, version: number(field("ver")?)? })
+        let args = field("args").and_then(|frame| match frame {
+            BytesFrame::Array { data, .. } => data.iter().map(text).collect(),
+            _ => None, // the crate's enum: no other type is a list
+        });
+        Some(Module {
+            name: text(field("name")?)?,
+            version: number(field("ver")?)?,
+            path: field("path").and_then(text),
+            args,
+        })
     };
     data.into_iter().filter_map(read).collect()
 }
@@ -155,7 +168,12 @@ mod tests {
                 version: "7.0.15".into(),
                 mode: "standalone".into(),
                 role: "master".into(),
-                modules: vec![Module { name: "ReJSON".into(), version: 20609 }],
+                modules: vec![Module {
+                    name: "ReJSON".into(),
+                    version: 20609,
+                    path: Some("/".into()),
+                    args: None
+                }],
                 hello: true,
             }
         );

@@ -369,7 +369,7 @@ proptest! {
         let bytes = frame(&stated);
         let mut out = BytesMut::new();
         Call::try_form(&bytes, &mut out);
-        let limits = RequestLimits { max_bulk: 1 << 29, max_request: 1 << 30, authenticated: true };
+        let limits = RequestLimits { max_bulk: 1 << 29, max_request: 1 << 30, ..RequestLimits::default() };
         let mut rest = &out[..];
         let mut found = Vec::new();
         while !rest.is_empty() {

@@ -56,13 +56,13 @@ impl Client {
         deadline: Option<Instant>,
         muted: bool,
     ) -> Result<bool, ClientClose> {
-        let must_look = self.has_written.take()
-            || match call.timeout {
-                Timeout::After(time) => time < BRIEF,
-                Timeout::Forever => false,
-                // Only the server knows how long that is.
-                Timeout::Unclear => return Ok(false),
-            };
+        let is_brief = match call.timeout {
+            Timeout::After(time) => time < BRIEF,
+            Timeout::Forever => false,
+            // Only the server knows how long that is.
+            Timeout::Unclear => return Ok(false),
+        };
+        let must_look = self.has_written.take() || is_brief;
         let waits = Rc::new(Waits {
             client: Rc::clone(self),
             muted,

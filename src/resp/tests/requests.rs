@@ -152,7 +152,7 @@ fn a_request_beyond_the_limit_is_closed_on_silently_when_it_is_announced() {
     let step = RequestScanner::default().step(exact.as_bytes(), &limits);
     assert!(matches!(step, Ok(RequestStep::Request(shape)) if shape.len == 100));
     // However large the limits: positions stay within 32 bits.
-    let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, authenticated: true };
+    let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
     for bytes in ["*1\r\n$9223372036854775807\r\n", "*1\r\n$4294967295\r\n"] {
         let step = RequestScanner::default().step(bytes.as_bytes(), &limits);
         assert_eq!(step, Err(RequestError::TooLarge), "{bytes:?}");

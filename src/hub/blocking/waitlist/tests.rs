@@ -62,7 +62,8 @@ impl Model {
     fn run(&mut self, mut written: &[u8]) -> BytesMut {
         let mut out = BytesMut::new();
         while !written.is_empty() {
-            let limits = RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, authenticated: true };
+            let limits =
+                RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
             let Ok(RequestStep::Request(shape)) = RequestScanner::default().step(written, &limits) else {
                 panic!("not a request: {written:?}")
             };
