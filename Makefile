@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint bench bench-hubs
+.PHONY: help demo test lint differential bench bench-hubs
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -12,6 +12,7 @@ help:
 	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
 	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
 	@echo "make lint   formatting and clippy"
+	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make bench  redbouncer against twemproxy and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 
@@ -42,6 +43,11 @@ lint:
 	@deploy/install.sh build
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+
+# The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED and REDBOUNCER_ONLY choose a part of it.
+differential:
+	@deploy/install.sh build redis servers
+	REDBOUNCER_LONG=1 cargo test --release --quiet --test it differential::sequences -- --nocapture
 
 bench:
 	@deploy/install.sh build redis twemproxy

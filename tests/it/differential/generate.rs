@@ -1,0 +1,495 @@
+//! From a seed to a sequence: a few clients, each with themes of its own, mixed.
+//!
+//! What differs by design is not generated; each such thing stands here with its reason, and in docs/compatibility.md for
+//! the reader. What no two servers agree on (random members, times, the order of a hash table) is left out too.
+
+use std::collections::HashSet;
+
+use fastrand::Rng;
+use redbouncer::command::{Class, rows};
+
+use super::sequence::{Request, Sequence, Step};
+use super::words;
+
+/// What a version of the server has; sequences speak only of what it knows where the proxy differs otherwise.
+#[derive(Debug)]
+pub(crate) struct Abilities {
+    /// The names of its commands, in lower case.
+    pub(crate) commands: HashSet<String>,
+    /// CLIENT SETINFO (7.2), which the proxy answers on every server.
+    pub(crate) set_info: bool,
+    /// Shard channels (7.0).
+    pub(crate) shards: bool,
+    /// CLIENT NO-EVICT (7.0), which the proxy answers on every server.
+    pub(crate) no_evict: bool,
+    /// What stands for a line's end is not looked at (Redis; Valkey looks).
+    pub(crate) loose_lines: bool,
+    /// CLIENT NO-TOUCH (7.2).
+    pub(crate) no_touch: bool,
+}
+
+/// What a client has done, as far as the generator must know it to leave out what differs by design.
+#[derive(Clone, Copy, Default)]
+struct Client {
+    in_multi: bool,
+    /// Something that a login, or a lease with it, would touch.
+    holds: bool,
+    gone: bool,
+    blocked: bool,
+    /// It has subscribed: then a command that the server does not know is refused in other words than the server's.
+    listens: bool,
+}
+
+struct Generator<'a> {
+    random: Rng,
+    abilities: &'a Abilities,
+    clients: Vec<Client>,
+    number: u32,
+}
+
+/// The sequence of a seed.
+pub(crate) fn sequence(seed: u64, abilities: &Abilities) -> Sequence {
+    let random = Rng::with_seed(seed);
+    let mut generator = Generator { random, abilities, clients: Vec::new(), number: 0 };
+    loop {
+        let sequence = generator.make();
+        if is_comparable(&sequence) {
+            return sequence;
+        }
+    }
+}
+
+/// Whether nothing in it is refused by design: inside MULTI what speaks of the own connection, a login on a lease.
+pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
+    const BEGIN: &[&str] = &["MULTI"];
+    const END: &[&str] = &["EXEC", "DISCARD", "RESET"];
+    const REFUSED: &[&str] = &[
+        "CLIENT",
+        "HELLO",
+        "AUTH",
+        "SUBSCRIBE",
+        "UNSUBSCRIBE",
+        "PSUBSCRIBE",
+        "PUNSUBSCRIBE",
+        "SSUBSCRIBE",
+        "SUNSUBSCRIBE",
+        "MONITOR",
+        "SCRIPT",
+        "FUNCTION",
+        "READONLY",
+        "READWRITE",
+        "ASKING",
+    ];
+    const HOLD: &[&str] = &["MULTI", "WATCH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "CLIENT"];
+    const UNSUBSCRIBE: &[&str] = &["UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "RESET", "QUIT"];
+    let (mut in_multi, mut holds) =
+        (vec![false; sequence.clients.len()], vec![false; sequence.clients.len()]);
+    let mut waits = false;
+    sequence.steps.iter().all(|step| {
+        let Step::Write { client, requests, .. } = step else { return true };
+        // The server serves a waiting call before the next command, the proxy one round trip later.
+        if waits && requests.len() > 1 {
+            return false;
+        }
+        waits |= requests.iter().any(|request| request.may_block() && request.has("0"));
+        let publishes = requests.iter().any(|request| request.is(&["PUBLISH", "SPUBLISH"]));
+        let leaves = requests.iter().any(|request| request.is(UNSUBSCRIBE));
+        // A message, and an UNSUBSCRIBE to the server, are on their way for a moment: what stands together in one write may
+        // miss the one or count the other.
+        !(publishes && leaves)
+            && requests.iter().all(|request| {
+                let (open, held) = (&mut in_multi[*client], &mut holds[*client]);
+                *open = (*open || request.is(BEGIN)) && !(request.is(END) && request.argc() == 1);
+                let logs_in = request.is(&["AUTH"]) || request.is(&["HELLO"]) && request.has("AUTH");
+                *held |= request.is(HOLD);
+                // Redis 6.2 has commands of these names, which MULTI queues.
+                let is_http = request.is_http();
+                !(*open && request.is(REFUSED)) && !(*held && (logs_in || is_http))
+            })
+    })
+}
+
+impl Generator<'_> {
+    fn make(&mut self) -> Sequence {
+        let count = self.random.usize(1..=4);
+        self.clients = vec![Client::default(); count];
+        let clients = (0..count).map(|_| self.random.u8(2..=3)).collect();
+        let steps = (0..self.random.usize(3..=14)).filter_map(|_| self.step()).collect();
+        Sequence { clients, steps }
+    }
+
+    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
+        from[self.random.usize(0..from.len())]
+    }
+
+    fn one_in(&mut self, count: usize) -> bool {
+        self.random.usize(0..count) == 0
+    }
+
+    fn step(&mut self) -> Option<Step> {
+        let client = self.random.usize(0..self.clients.len());
+        if self.clients[client].gone {
+            return None;
+        }
+        if self.one_in(60) {
+            self.clients[client].gone = true;
+            return Some(if self.random.bool() { Step::Leave(client) } else { Step::HalfClose(client) });
+        }
+        let requests = self.requests(client);
+        let length: usize = requests.iter().map(|request| request.bytes(&|_, _| "0".to_owned()).len()).sum();
+        let mut cuts = Vec::new();
+        if self.one_in(4) {
+            cuts = (0..self.random.usize(1..=3)).map(|_| self.random.usize(1..=length)).collect();
+            cuts.sort_unstable();
+        }
+        Some(Step::Write { client, requests, cuts })
+    }
+
+    /// What one client writes in one step.
+    fn requests(&mut self, client: usize) -> Vec<Request> {
+        let theme = self.random.usize(0..100);
+        let mut requests = match theme {
+            0..=29 => (0..self.random.usize(1..=5)).map(|_| self.data(client)).collect(),
+            30..=39 => (0..self.random.usize(1..=4)).filter_map(|_| self.anything(client)).collect(),
+            40..=53 => self.transaction(client),
+            54..=61 => self.publishing(client),
+            62..=69 => self.blocking(client),
+            70..=84 => self.session(client),
+            85..=89 => self.muted(client),
+            90..=94 => self.tracking(client),
+            _ => self.framing(client),
+        };
+        if self.one_in(3) {
+            requests.push(self.data(client));
+        }
+        if requests.is_empty() {
+            requests.push(self.data(client));
+        }
+        requests
+    }
+
+    /// A command on data, its words filled in.
+    fn data(&mut self, client: usize) -> Request {
+        let template = loop {
+            let template = self.pick(words::DATA);
+            let name = template.split(' ').next().unwrap_or_default().to_lowercase();
+            let is_known = self.abilities.commands.contains(&name) && !template.ends_with("WITHSCORE");
+            if !self.clients[client].listens || is_known {
+                break template;
+            }
+        };
+        let request = self.fill(template);
+        let length = request.bytes(&|_, _| String::new()).len();
+        if length < 1_000 && self.one_in(12) { self.inline(request) } else { request }
+    }
+
+    fn fill(&mut self, template: &str) -> Request {
+        Request::Words(template.split(' ').map(|word| self.word(word)).collect())
+    }
+
+    fn fill_one(&mut self, templates: &[&str]) -> Request {
+        let template = self.pick(templates);
+        self.fill(template)
+    }
+
+    /// A word of a template: one capital letter stands for something to choose.
+    fn word(&mut self, word: &str) -> Vec<u8> {
+        let kinds = ["s", "l", "h", "z", "t", "x"];
+        match word {
+            "S" | "L" | "H" | "Z" | "T" | "X" => {
+                let kind = if self.one_in(12) { self.pick(&kinds) } else { &word.to_lowercase() };
+                format!("{kind}{}", self.random.u8(1..=2)).into_bytes()
+            }
+            "V" => self.value(),
+            "W" => self.pick(words::SHORT).as_bytes().to_vec(),
+            "N" => self.pick(words::NUMBERS).as_bytes().to_vec(),
+            "M" => self.random.u8(0..6).to_string().into_bytes(),
+            "I" => {
+                self.number += 1;
+                format!("1-{}", self.number).into_bytes()
+            }
+            "G" => self.pick(words::CHANNELS).as_bytes().to_vec(),
+            other => other.as_bytes().to_vec(),
+        }
+    }
+
+    fn value(&mut self) -> Vec<u8> {
+        match self.random.usize(0..16) {
+            0 => Vec::new(),
+            1 => b"\r\n\0\xff$5\r\n*1\r\n".to_vec(),
+            2 => vec![b'x'; self.random.usize(60..300)],
+            3 if self.one_in(4) => vec![b'y'; self.random.usize(10_000..70_000)],
+            3..=8 => self.pick(words::NUMBERS).as_bytes().to_vec(),
+            _ => self.pick(words::SHORT).as_bytes().to_vec(),
+        }
+    }
+
+    /// Any command of the table with words that mostly do not fit it.
+    fn anything(&mut self, client: usize) -> Option<Request> {
+        let row = &rows()[self.random.usize(0..rows().len())];
+        let beyond = matches!(row.class, Class::Control | Class::ClientUnknown | Class::ClientGetRedir);
+        let local = matches!(row.class, Class::ClientGetName | Class::ClientCaching | Class::Select);
+        if !matches!(row.class, Class::Pass | Class::Ping | Class::Unknown) && !beyond && !local
+            || words::NOT_COMPARED.iter().any(|(name, _)| row.name.starts_with(name))
+            || self.clients[client].listens
+                && !(row.class == Class::Pass && self.abilities.commands.contains(row.name))
+            || self.clients[client].in_multi && (beyond || local || row.name.contains("|"))
+        {
+            return None;
+        }
+        let mut words: Vec<Vec<u8>> = row.name.split('|').map(|word| word.as_bytes().to_vec()).collect();
+        for _ in 0..self.random.usize(0..6) {
+            let token =
+                self.pick(&["S", "L", "H", "Z", "T", "X", "W", "N", "N", "M", "(1", "WITHSCORES", "COUNT"]);
+            words.push(self.word(token));
+        }
+        if self.one_in(10) {
+            words[0].push(b'x');
+        }
+        Some(Request::Words(words))
+    }
+
+    fn transaction(&mut self, client: usize) -> Vec<Request> {
+        let mut requests = Vec::new();
+        if self.one_in(4) {
+            requests.push(Request::words(self.pick(&[
+                "WATCH s1 l1",
+                "WATCH h1",
+                "UNWATCH",
+                "WATCH",
+                "UNWATCH x",
+            ])));
+            self.clients[client].holds = true;
+        }
+        if !self.one_in(8) {
+            requests.push(Request::words("MULTI"));
+            self.clients[client].in_multi = true;
+        }
+        for _ in 0..self.random.usize(0..5) {
+            let member = match self.random.usize(0..24) {
+                0 => Request::words("MULTI"),
+                1 => Request::words("WATCH s1"),
+                2 => Request::words(self.pick(&["SELECT 1", "SELECT 0", "SELECT 99", "SELECT", "SELECT x"])),
+                3 => Request::words("PUBLISH lonely V"),
+                4 => self.fill_one(&["NOSUCH V", "GET", "SET S", "UNWATCH", "EXEC x", "PING V"]),
+                5 => self.fill_one(&[
+                    "BLPOP L 0",
+                    "BLMOVE L L LEFT RIGHT 0",
+                    "BZPOPMIN Z 0",
+                    "XREAD BLOCK 0 STREAMS X $",
+                ]),
+                _ => self.data(client),
+            };
+            requests.push(member);
+        }
+        if !self.one_in(4) {
+            let end = self.pick(&["EXEC", "EXEC", "EXEC", "DISCARD", "RESET"]);
+            requests.push(Request::words(end));
+            self.clients[client].in_multi = false;
+            self.clients[client].holds = false;
+        }
+        requests
+    }
+
+    fn publishing(&mut self, client: usize) -> Vec<Request> {
+        if self.clients[client].in_multi {
+            // SUBSCRIBE is refused there, and PUBLISH counts as the server does.
+            return vec![self.data(client)];
+        }
+        let mut templates: Vec<&'static str> = vec![
+            "SUBSCRIBE G",
+            "SUBSCRIBE G G G",
+            "UNSUBSCRIBE G",
+            "UNSUBSCRIBE",
+            "PSUBSCRIBE G",
+            "PSUBSCRIBE n* *s",
+            "PUNSUBSCRIBE",
+            "PUNSUBSCRIBE n*",
+            "PUBLISH G V",
+            "PUBLISH G V",
+            "PUBLISH G V",
+            "PUBLISH G",
+            "SUBSCRIBE",
+            "PING",
+            "PING V",
+            "PUBSUB CHANNELS lone*",
+            "GET S",
+        ];
+        if self.abilities.shards {
+            templates.extend(["SSUBSCRIBE G", "SUNSUBSCRIBE G", "SUNSUBSCRIBE", "SPUBLISH G V"]);
+        }
+        self.clients[client].holds = true;
+        self.clients[client].listens = true;
+        (0..self.random.usize(1..=4)).map(|_| self.fill_one(&templates)).collect()
+    }
+
+    fn blocking(&mut self, client: usize) -> Vec<Request> {
+        if self.clients[client].blocked || self.clients.iter().filter(|client| client.blocked).count() > 1 {
+            return vec![self.fill_one(&["RPUSH l1 V", "ZADD z1 1 W", "XADD x1 I f V", "LPUSH l2 V V"])];
+        }
+        let forever = self.clients.len() > 1 && self.one_in(2);
+        let timeout = if forever { "0" } else { "0.01" };
+        let millis = if forever { "0" } else { "10" };
+        let call = match self.random.usize(0..14) {
+            0 => format!("BLPOP l1 {timeout}"),
+            1 => format!("BRPOP l1 l2 {timeout}"),
+            2 => format!("BLMOVE l1 l2 LEFT RIGHT {timeout}"),
+            3 => format!("BRPOPLPUSH l2 l1 {timeout}"),
+            4 => format!("BZPOPMIN z1 {timeout}"),
+            5 => format!("BZPOPMAX z1 z2 {timeout}"),
+            6 if self.abilities.shards => format!("BLMPOP {timeout} 1 l1 LEFT COUNT 2"),
+            7 if self.abilities.shards => format!("BZMPOP {timeout} 2 z1 z2 MIN"),
+            8 => format!("XREAD BLOCK {millis} STREAMS x1 $"),
+            9 => format!("XREAD COUNT 1 BLOCK {millis} STREAMS x1 x2 0 0"),
+            10 => "BLPOP l1 x".to_owned(),
+            11 => "BLPOP s1 -1".to_owned(),
+            12 => "XREAD BLOCK x STREAMS x1 0".to_owned(),
+            _ => "BLPOP s1 0.01".to_owned(),
+        };
+        self.clients[client].blocked = forever;
+        let mut requests = vec![Request::words(&call)];
+        if self.one_in(3) {
+            let behind = self.pick(&["PING", "QUIT", "ECHO behind", "RESET", "SELECT 1"]);
+            self.clients[client].gone = behind == "QUIT";
+            requests.push(Request::words(behind));
+        }
+        requests
+    }
+
+    fn session(&mut self, client: usize) -> Vec<Request> {
+        if self.clients[client].in_multi {
+            return vec![self.data(client)];
+        }
+        let other = self.random.usize(0..self.clients.len());
+        let mut requests = Vec::new();
+        for _ in 0..self.random.usize(1..=3) {
+            let line = match self.random.usize(0..40) {
+                0..=4 => self.pick(words::HELLO).to_owned(),
+                5..=9 => self.pick(words::SELECT).to_owned(),
+                10..=17 => {
+                    let line = self.pick(words::CLIENT);
+                    // To Redis 6.2 the id 0 means everybody.
+                    let is_new = line.contains("NO-EVICT") || line == "CLIENT KILL ID 0";
+                    let is_known = self.abilities.no_evict || !is_new;
+                    if is_known { line.to_owned() } else { "CLIENT GETNAME".to_owned() }
+                }
+                18..=20 => "CLIENT ID".to_owned(),
+                21..=23 => "CLIENT INFO".to_owned(),
+                24 if other == client => format!("CLIENT LIST ID {{id:{client}}}"),
+                24 => format!("CLIENT LIST ID {{id:{other}}} {{id:{client}}}"),
+                25 => self
+                    .pick(&["CLIENT LIST", "CLIENT LIST TYPE normal", "CLIENT LIST TYPE PubSub"])
+                    .to_owned(),
+                26 | 27 => {
+                    // Whoever is told to go may or may not still be answered.
+                    if other != client {
+                        self.clients[other].gone = true;
+                    }
+                    let kind = self.pick(&[
+                        "ID {id:@}",
+                        "ADDR {addr:@}",
+                        "{addr:@}",
+                        "ID {id:@} TYPE normal SKIPME yes",
+                        "ADDR {addr:@} USER default LADDR {laddr:@}",
+                        "ID {id:@} ADDR 1.2.3.4:5",
+                    ]);
+                    let line = format!("CLIENT KILL {}", kind.replace('@', &other.to_string()));
+                    if other == client {
+                        self.clients[client].gone = true;
+                        requests.push(Request::words(&line));
+                        return requests;
+                    }
+                    line
+                }
+                28 => format!("CLIENT UNBLOCK {{id:{other}}} {}", self.pick(&["TIMEOUT", "ERROR", "x"])),
+                29 | 30 => "RESET".to_owned(),
+                31 if self.one_in(3) => "QUIT".to_owned(),
+                // Behind a reply that is not yet written newer servers omit the error of a login that fails.
+                32 if !self.clients[client].holds => return vec![Request::words(self.pick(words::AUTH))],
+                33 if self.abilities.set_info => self.pick(words::SET_INFO).to_owned(),
+                34 if self.abilities.no_touch => self.pick(words::NO_TOUCH).to_owned(),
+                _ => self.pick(words::SERVER).to_owned(),
+            };
+            requests.push(Request::words(&line));
+        }
+        requests
+    }
+
+    /// CLIENT REPLY: what is not answered cannot be waited for, so the write ends with something that is.
+    fn muted(&mut self, client: usize) -> Vec<Request> {
+        if self.clients[client].in_multi {
+            return vec![self.data(client)];
+        }
+        if self.one_in(2) {
+            return vec![
+                Request::words("CLIENT REPLY SKIP"),
+                self.data(client),
+                self.data(client),
+                Request::words("PING"),
+            ];
+        }
+        let mut requests = vec![Request::words("CLIENT REPLY OFF")];
+        for _ in 0..self.random.usize(0..4) {
+            requests.push(match self.random.usize(0..8) {
+                0 => Request::words(self.pick(words::SELECT)),
+                1 => Request::words("CLIENT REPLY SKIP"),
+                2 => Request::words("CLIENT SETNAME quiet"),
+                3 => Request::words(self.pick(&["EXEC", "WATCH s1", "DISCARD"])),
+                _ => self.data(client),
+            });
+        }
+        // Whatever the members of a transaction did: it is over.
+        requests.push(Request::words("DISCARD"));
+        requests.push(Request::words("CLIENT REPLY ON"));
+        requests
+    }
+
+    fn tracking(&mut self, client: usize) -> Vec<Request> {
+        if self.clients[client].in_multi {
+            return vec![self.data(client)];
+        }
+        self.clients[client].holds = true;
+        let line = self.pick(words::TRACKING);
+        let mut requests = vec![Request::words(line)];
+        if self.one_in(2) {
+            requests.extend([self.fill("GET S"), self.data(client)]);
+        }
+        requests
+    }
+
+    fn inline(&mut self, request: Request) -> Request {
+        let Request::Words(words) = request else { return request };
+        let line: Vec<String> = words.iter().map(|word| format!("\"{}\"", hexed(word))).collect();
+        let end = self.pick(&["\r\n", "\n"]);
+        Request::Raw(format!("{}{end}", line.join(" ")).into_bytes())
+    }
+
+    fn framing(&mut self, client: usize) -> Vec<Request> {
+        let mut requests = vec![Request::words("PING")];
+        let harmless: &[u8] = self.pick(words::NOTHING);
+        if self.abilities.loose_lines || !words::LOOSE.contains(&harmless) {
+            requests.push(Request::Raw(harmless.to_vec()));
+        }
+        if self.one_in(3) {
+            let broken: &[u8] = self.pick(words::BROKEN);
+            if !self.abilities.loose_lines && words::LOOSE.contains(&broken) {
+                return requests;
+            }
+            if Request::Raw(broken.to_vec()).is_http() {
+                // Whether what stands before it in one write is still answered depends on how it was read.
+                requests.clear();
+            }
+            requests.push(Request::Raw(broken.to_vec()));
+            self.clients[client].gone = true;
+        }
+        requests
+    }
+}
+
+/// What an inline word in double quotes needs.
+fn hexed(word: &[u8]) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.*+".contains(&byte);
+    word.iter()
+        .map(|byte| if plain(*byte) { char::from(*byte).to_string() } else { format!("\\x{byte:02x}") })
+        .collect()
+}

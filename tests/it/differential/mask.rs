@@ -1,0 +1,162 @@
+//! What may differ between the worlds, and nothing else:
+//!
+//! - ids and addresses of clients, each where it stands for a certain client: `HELLO`'s `id`, `CLIENT ID` (which the
+//!   generator announces by an `ECHO client-id`), the rows of `CLIENT LIST` and `CLIENT INFO`;
+//! - in those rows, what depends on time, sizes and file descriptors (the names of the fields and their order must agree);
+//! - of Redis 6.2 and older: the text of errors behind their code, where the proxy answers in the words of later ones;
+//! - the order in which an UNSUBSCRIBE without names names them (the order of the server's hash table);
+//! - the order in which one message is told to a client by several of its patterns (another hash table);
+//! - where a published message or an invalidation comes between the replies of a RESP3 client: its own `PUBLISH` is answered before or after
+//!   it (Redis 7.0 sends the message first, later ones the reply). Messages are compared in their order, replies in theirs.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use redbouncer::resp::ReplyScanner;
+
+/// By what a client is known in its world.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) id: i64,
+    pub(crate) address: SocketAddr,
+}
+
+/// What a client has heard, made comparable.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Heard {
+    replies: Vec<String>,
+    messages: Vec<String>,
+    /// Bytes of a reply that is not whole.
+    rest: String,
+    pub(crate) ended: bool,
+}
+
+impl Heard {
+    /// Whether nothing that may still come makes it `expected`.
+    pub(crate) fn contradicts(&self, expected: &Self) -> bool {
+        !expected.replies.starts_with(&self.replies)
+            || !expected.messages.starts_with(&self.messages)
+            || (self.ended && !expected.ended)
+    }
+}
+
+impl fmt::Display for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tail = |lines: &[String]| lines[lines.len().saturating_sub(8)..].join(" ");
+        write!(f, "{} replies … {}", self.replies.len(), tail(&self.replies))?;
+        if !self.messages.is_empty() {
+            write!(f, " · {} messages … {}", self.messages.len(), tail(&self.messages))?;
+        }
+        write!(f, "{}{}", self.rest, if self.ended { " <closed>" } else { "" })
+    }
+}
+
+/// Fields of a client's row whose values are compared.
+const COMPARED: [&str; 11] =
+    ["id", "addr", "name", "flags", "db", "sub", "psub", "ssub", "cmd", "user", "resp"];
+const COMPARED_TOO: [&str; 3] = ["lib-name", "lib-ver", "redir"];
+
+pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], exact: bool) -> Heard {
+    let mut heard = Heard { replies: Vec::new(), messages: Vec::new(), rest: String::new(), ended };
+    let mut at = 0;
+    let mut announced = false;
+    let mut leaving = Vec::new();
+    while at < got.len() {
+        let step = ReplyScanner::default().step(&got[at..]);
+        let Some(step) = step.ok().filter(|step| step.complete.is_some()) else {
+            heard.rest = got[at..].escape_ascii().to_string();
+            break;
+        };
+        let frame = &got[at..at + step.consumed];
+        at += step.consumed;
+        let shown = if !exact && frame[0] == b'-' {
+            String::from_utf8_lossy(frame.split(|byte| *byte == b' ').next().unwrap_or_default()).into_owned()
+        } else if std::mem::replace(&mut announced, frame == b"$9\r\nclient-id\r\n") {
+            with_id(frame, clients)
+        } else {
+            one(frame, clients)
+        };
+        let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage", b"$10\r\ninvalidate"];
+        let is_message = frame[0] == b'>' && heads.iter().any(|head| frame[4..].starts_with(head));
+        let shown = if is_message { shown } else { without_order(shown, frame, &mut leaving) };
+        if is_message { heard.messages.push(shown) } else { heard.replies.push(shown) }
+    }
+    // Which of its patterns a client is told of first is for the server's hash table to say.
+    let said = |message: &str| {
+        let (_, rest) = message.split_once("pmessage\\r\\n")?;
+        Some(rest.splitn(3, "\\r\\n").nth(2)?.to_owned())
+    };
+    for told in [&mut heard.messages, &mut heard.replies] {
+        let same = |one: &String, next: &String| said(one).is_some() && said(one) == said(next);
+        told.chunk_by_mut(same).for_each(<[String]>::sort);
+    }
+    heard
+}
+
+/// A confirmation that names are left: the names of those that follow each other are counted, not told in their order.
+fn without_order(shown: String, frame: &[u8], leaving: &mut Vec<String>) -> String {
+    let Some((kind, rest)) = shown.split_once("unsubscribe\\r\\n") else {
+        leaving.clear();
+        return shown;
+    };
+    let Some((name, count)) = rest.rsplit_once("\\r\\n:").filter(|_| b"*>".contains(&frame[0])) else {
+        return shown;
+    };
+    leaving.push(name.to_owned());
+    // The last one says which they were together.
+    leaving.sort();
+    let names = if count.starts_with('0') { leaving.join(" ") } else { String::new() };
+    format!("{kind}unsubscribe {names} {count}")
+}
+
+/// The client that has this id.
+fn owner(id: &str, clients: &[Identity]) -> String {
+    let found = clients.iter().position(|client| client.id.to_string() == id);
+    found.map_or_else(|| format!("<id {id}>"), |client| format!("<id of {client}>"))
+}
+
+/// `:id\r\n`, or an error that stands in its place.
+fn with_id(frame: &[u8], clients: &[Identity]) -> String {
+    let text = String::from_utf8_lossy(frame);
+    text.strip_prefix(':').map_or_else(|| text.escape_debug().to_string(), |id| owner(id.trim_end(), clients))
+}
+
+fn one(frame: &[u8], clients: &[Identity]) -> String {
+    let text = frame.escape_ascii().to_string();
+    if let Some((before, after)) = text.split_once("$2\\r\\nid\\r\\n:")
+        && let Some((id, after)) = after.split_once("\\r\\n")
+        && before.contains("$5\\r\\nproto\\r\\n")
+    {
+        return format!("{before}{}{after}", owner(id, clients));
+    }
+    let body = text.split_once("\\r\\n").map(|(_, body)| body.strip_prefix("txt:").unwrap_or(body));
+    match body.filter(|body| body.starts_with("id=") && body.contains(" addr=")) {
+        Some(body) => rows(body, clients),
+        None => text,
+    }
+}
+
+/// The rows of the sequence's own clients, in their order.
+fn rows(body: &str, clients: &[Identity]) -> String {
+    let mut shown: Vec<String> = Vec::new();
+    for line in body.trim_end_matches("\\r\\n").split("\\n").filter(|line| line.starts_with("id=")) {
+        let fields: Vec<(&str, &str)> = line.split(' ').filter_map(|field| field.split_once('=')).collect();
+        let Some(client) = clients.iter().position(|client| client.id.to_string() == fields[0].1) else {
+            continue;
+        };
+        let address = clients[client].address.to_string();
+        let field = |(name, value): &(&str, &str)| match *name {
+            "id" => format!("id={client}"),
+            "addr" if *value == address => "addr=its own".to_owned(),
+            // A command that the server does not know may be known here.
+            "cmd" if !value.starts_with("client|") => "cmd".to_owned(),
+            // BCAST, a watched key that has changed: the proxy does not look. RESET ends NO-EVICT on some versions only.
+            "flags" => format!("flags={}", value.replace(['B', 'd', 'e', 'N'], "")),
+            name if COMPARED.contains(&name) || COMPARED_TOO.contains(&name) => format!("{name}={value}"),
+            name => name.to_owned(),
+        };
+        shown.push(fields.iter().map(field).collect::<Vec<_>>().join(" "));
+    }
+    shown.sort();
+    format!("<rows {}>", shown.join(" / "))
+}

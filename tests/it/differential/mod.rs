@@ -1,0 +1,219 @@
+//! The same sequences of commands directly and through the proxy: every byte that every client receives is compared.
+//!
+//! A sequence is made from a seed ([`generate`]) and played before a server and before a proxy with a server of the same
+//! version ([`world`]); what may differ is masked, each thing with its reason ([`mask`]). A sequence that shows a difference
+//! is cut down to what matters and printed as text that can be played again:
+//!
+//! ```text
+//! REDBOUNCER_SEQUENCE=file cargo nextest run differential   # plays what a failure has printed
+//! REDBOUNCER_SEED=n        cargo nextest run differential   # begins with that seed
+//! REDBOUNCER_ONLY=valkey-9 cargo nextest run differential   # before the servers whose name has that in it
+//! make differential                                         # 100,000 sequences on each server; or REDBOUNCER_COUNT=n
+//! ```
+
+mod generate;
+mod mask;
+mod sequence;
+mod words;
+mod world;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use generate::{Abilities, is_comparable, sequence};
+use sequence::{Request, Sequence, Step};
+use world::{Patience, World};
+
+use crate::harness::{Client, Proxy, Server, Version, long};
+
+/// How long a reply may stay out before it is missing.
+const PATIENT: Patience = Patience(Duration::from_secs(5));
+/// The same while a sequence that has failed already is cut down.
+const IMPATIENT: Patience = Patience(Duration::from_millis(400));
+/// Differences after which a run stops.
+const ENOUGH: usize = 5;
+
+/// Two servers of one version, one of them behind a proxy.
+struct Pair {
+    abilities: Abilities,
+    direct: World,
+    proxied: World,
+    _proxy: Proxy,
+    _servers: [Server; 2],
+}
+
+impl Pair {
+    fn start(version: &Version) -> Self {
+        // A timeout is seen within 10 ms instead of 100.
+        let options = ["--hz", "100"];
+        let servers = [Server::start_version(version, &options), Server::start_version(version, &options)];
+        // Every client of a sequence may hold a lease, and none waits for the next dial.
+        let proxy = Proxy::start(&servers[1], &["pool.max_connections=32", "upstream.connect_rate=100000"]);
+        let direct = World::direct(&servers[0]);
+        let proxied = World::proxied(&servers[1], &proxy, version.has_hub());
+        Self { abilities: abilities(&servers[0]), direct, proxied, _proxy: proxy, _servers: servers }
+    }
+
+    fn difference(&mut self, sequence: &Sequence, patience: Patience) -> Option<String> {
+        let playing = Playing(sequence);
+        let record = self.direct.record(sequence);
+        let difference = self.proxied.compare(sequence, &record, patience);
+        drop(playing);
+        difference
+    }
+
+    /// The smallest sequence found that still shows a difference, and that difference.
+    fn shrink(&mut self, mut sequence: Sequence, mut what: String) -> (Sequence, String) {
+        let mut tries = 0;
+        loop {
+            let found = smaller(&sequence).into_iter().filter(is_comparable).find_map(|candidate| {
+                tries += 1;
+                (tries < 400)
+                    .then(|| self.difference(&candidate, IMPATIENT))
+                    .flatten()
+                    .map(|what| (candidate, what))
+            });
+            match found {
+                Some(found) => (sequence, what) = found,
+                None => return (sequence, what),
+            }
+        }
+    }
+}
+
+/// Says what was played when a server or the harness gives up.
+struct Playing<'a>(&'a Sequence);
+
+impl Drop for Playing<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("in the middle of\n{}", self.0);
+        }
+    }
+}
+
+/// The steps alone, as they are printed.
+fn steps_of(sequence: &Sequence) -> String {
+    sequence.to_string().split_once('\n').map_or_else(String::new, |(_, steps)| format!("\n{steps}step"))
+}
+
+/// What this version has.
+fn abilities(server: &Server) -> Abilities {
+    let mut client = Client::connect(server.address());
+    let knows =
+        |client: &mut Client, command: &str| !client.call(command).text().to_lowercase().contains("unknown");
+    let names = client.call("COMMAND").items().iter().map(|row| row.items()[0].text()).collect();
+    Abilities {
+        commands: names,
+        set_info: knows(&mut client, "CLIENT SETINFO LIB-NAME x"),
+        no_evict: knows(&mut client, "CLIENT NO-EVICT off"),
+        loose_lines: {
+            let mut client = Client::connect(server.address());
+            client.send("*1\rX$4\rXPING\r\n");
+            client.reply().text() == "PONG"
+        },
+        shards: !client.call("SPUBLISH a b").raw.starts_with(b"-"),
+        no_touch: knows(&mut client, "CLIENT NO-TOUCH off"),
+    }
+}
+
+/// Every sequence that is this one with a little less.
+fn smaller(sequence: &Sequence) -> Vec<Sequence> {
+    let mut found = Vec::new();
+    let mut offer = |steps: Vec<Step>| found.push(Sequence { clients: sequence.clients.clone(), steps });
+    let steps = &sequence.steps;
+    if steps.len() > 3 {
+        offer(steps[..steps.len() / 2].to_vec());
+        offer(steps[steps.len() / 2..].to_vec());
+    }
+    for at in 0..steps.len() {
+        let mut fewer = steps.clone();
+        fewer.remove(at);
+        offer(fewer);
+    }
+    for (at, step) in steps.iter().enumerate() {
+        let Step::Write { client, requests, cuts } = step else { continue };
+        let mut replaced = |requests: Vec<Request>, cuts: Vec<usize>| {
+            let mut changed = steps.clone();
+            changed[at] = Step::Write { client: *client, requests, cuts };
+            offer(changed);
+        };
+        if !cuts.is_empty() {
+            replaced(requests.clone(), Vec::new());
+        }
+        for number in (0..requests.len()).filter(|_| requests.len() > 1) {
+            let mut fewer = requests.clone();
+            fewer.remove(number);
+            replaced(fewer, cuts.clone());
+        }
+    }
+    found
+}
+
+/// Plays sequences from `first` on before one version; what was different, and how many were alike.
+fn run(version: &Version, first: u64, count: u64, span: Duration) -> (Vec<String>, usize) {
+    let (next, alike, found) = (AtomicU64::new(first), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut pair = Pair::start(version);
+                while start.elapsed() < span && found.lock().unwrap().len() < ENOUGH {
+                    let seed = next.fetch_add(1, SeqCst);
+                    if seed >= first + count {
+                        return;
+                    }
+                    let sequence = sequence(seed, &pair.abilities);
+                    let Some(what) = pair.difference(&sequence, PATIENT) else {
+                        alike.fetch_add(1, SeqCst);
+                        continue;
+                    };
+                    let again = (0..3).filter(|_| pair.difference(&sequence, PATIENT).is_some()).count();
+                    let (sequence, what) = pair.shrink(sequence, what);
+                    // The same difference again tells nothing new.
+                    if found.lock().unwrap().iter().any(|text: &String| text.contains(&steps_of(&sequence))) {
+                        continue;
+                    }
+                    let title = format!("# {}, seed {seed}, again {again} of 3 times", version.name);
+                    found.lock().unwrap().push(format!("{title}\n{sequence}{what}\n"));
+                }
+            });
+        }
+    });
+    let alike = alike.into_inner();
+    let (took, rate) = (start.elapsed(), alike as f64 / start.elapsed().as_secs_f64());
+    println!("{}: {alike} sequences alike, {took:.1?}, {rate:.0} a second", version.name);
+    (found.into_inner().unwrap(), alike)
+}
+
+#[test]
+fn sequences_are_answered_alike_directly_and_through_the_proxy() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let count = number("REDBOUNCER_COUNT").unwrap_or(if long() { 100_000 } else { 400 });
+    let span = Duration::from_secs(if long() { 3_600 } else { 5 });
+    let only = std::env::var("REDBOUNCER_ONLY").ok();
+    let mut differences = Vec::new();
+    for version in Version::all() {
+        if only.as_ref().is_some_and(|only| !version.name.contains(only)) {
+            continue;
+        }
+        let (found, alike) = run(&version, number("REDBOUNCER_SEED").unwrap_or(1), count, span);
+        differences.extend(found);
+        assert!(alike > 0 || !differences.is_empty(), "{}: nothing was played", version.name);
+    }
+    assert!(differences.is_empty(), "{} differences\n{}", differences.len(), differences.join("\n"));
+}
+
+/// Plays the sequence in the file that REDBOUNCER_SEQUENCE names, on every server.
+#[test]
+fn a_printed_sequence_is_played_again() {
+    let text = std::env::var("REDBOUNCER_SEQUENCE").map(|path| std::fs::read_to_string(path).unwrap());
+    let text = text.unwrap_or_else(|_| "clients 2\n0: SET s1 v | GET s1\n".to_owned());
+    let sequence: Sequence = text.parse().unwrap();
+    for version in Version::all() {
+        let difference = Pair::start(&version).difference(&sequence, PATIENT);
+        assert!(difference.is_none(), "{}: {}", version.name, difference.unwrap());
+    }
+}
