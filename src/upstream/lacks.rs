@@ -69,6 +69,21 @@ impl Lacking {
         Self::WholeKeyspace,
     ];
 
+    /// Whether anybody is the worse for it.
+    fn is_missed(self) -> bool {
+        match self {
+            Self::Resp3
+            | Self::Password
+            | Self::SetName
+            | Self::Select
+            | Self::Tracking
+            | Self::Transactions
+            | Self::WaitChannel
+            | Self::WholeKeyspace => true,
+            Self::Id | Self::Info | Self::Ping | Self::Config | Self::CommandInfo => false,
+        }
+    }
+
     /// What redbouncer does without it.
     #[must_use]
     pub fn without(self) -> &'static str {
@@ -188,12 +203,13 @@ impl Lacks {
                 return;
             }
         }
-        let lacks = what.to_string();
-        let without = what.without();
-        if by_rights {
-            tracing::warn!(lacks, user, server_says = %words, "done without {what}, which the user may not use: {without}");
+        let (lacks, without) = (what.to_string(), what.without());
+        let whose = if by_rights { "which the user may not use" } else { "which the server does not give" };
+        let user = by_rights.then_some(user);
+        if what.is_missed() {
+            tracing::warn!(lacks, user, server_says = %words, "done without {lacks}, {whose}: {without}");
         } else {
-            tracing::warn!(lacks, server_says = %words, "done without {what}, which the server does not give: {without}");
+            tracing::info!(lacks, user, server_says = %words, "done without {lacks}, {whose}: {without}");
         }
     }
 

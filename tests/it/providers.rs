@@ -212,6 +212,10 @@ impl Job<'_> {
         } else {
             assert_eq!(killed.int(), 1, "{called}");
             other.expect_end(PATIENCE);
+            assert_eq!(client.call(&format!("CLIENT KILL ID {id}")).int(), 0, "{called}: it is gone");
+        }
+        if !self.may("client") && !killed.is_error() {
+            assert_eq!(client.call("CLIENT KILL ID 1").int(), 0, "{called}: nobody of ours");
         }
         // Everybody of this user but the caller: not our own upstream connections, whatever they are called there.
         let before: Vec<String> = self.server.rows().iter().map(|row| row.get("id").to_owned()).collect();
