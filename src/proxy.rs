@@ -113,6 +113,7 @@ impl Proxy {
         let exporter = install_metrics()?;
         let connector = Arc::new(Connector::new(&config.upstream)?);
         let tls = ServerTls::new(&config.listen.tls)?;
+        let renewal = Renewal::new(Arc::clone(&connector), tls.clone());
         let listeners = listen(&config.listen, tls.as_ref()).await?;
         let admin = match &config.admin.address {
             Some(address) => Some(admin::Server::bind(address).await?),
@@ -157,7 +158,6 @@ impl Proxy {
             tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
         }
         let hangup = signal(SignalKind::hangup())?;
-        let renewal = Renewal::new(Arc::clone(&proxy.shared.connector), tls);
         tokio::task::spawn_local(renew(renewal, hangup));
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         let first = signals.next().await;
