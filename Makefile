@@ -13,7 +13,7 @@ help:
 	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
 	@echo "make lint   formatting and clippy"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
-	@echo "make bench  redbouncer against twemproxy and a direct connection"
+	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 
 demo:
@@ -50,7 +50,7 @@ differential:
 	REDBOUNCER_LONG=1 cargo test --release --quiet --test it differential::sequences -- --nocapture
 
 bench:
-	@deploy/install.sh build redis twemproxy
+	@deploy/install.sh build redis twemproxy envoy
 	./benches/run
 
 # The long forms, with a release build: what the short forms in `make test` check is measured here.

@@ -1,6 +1,6 @@
 //! TLS handshakes with clients: on a thread of their own, in bounded number and time, each failure named.
 //!
-//! A handshake costs the processor more than a thousand commands do, and a flood of them comes at the worst moment:
+//! A handshake costs the processor as much as a hundred commands do, and a flood of them comes at the worst moment:
 //! when a whole fleet reconnects. So no worker makes any. Those that do not get on give way: when too many are under
 //! way, the oldest is closed for the newest, so that silent peers cannot keep anybody out.
 
