@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint differential bench bench-hubs
+.PHONY: help demo test lint differential bench bench-hubs prove-hygiene
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -15,6 +15,7 @@ help:
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
+	@echo "make prove-hygiene  hosts cut off and replaced: what is left on the server, and for how long"
 
 demo:
 	@deploy/install.sh build redis network node
@@ -66,3 +67,11 @@ bench-hubs:
 	  touch node_modules/.package-lock.json
 	fi
 	node bench/workers.mjs --proxy "$(abspath $(TARGET))/release/redbouncer"
+
+# The long forms of the tests about hosts and networks that are cut off: 20 backends, 10 proxies, every state of a peer.
+prove-hygiene:
+	@deploy/install.sh build redis network servers
+	cargo build
+	for part in cut_off network; do
+	  REDBOUNCER_LONG=1 cargo test --test it "$$part" -- --nocapture --test-threads 2
+	done

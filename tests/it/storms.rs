@@ -24,6 +24,13 @@ fn crowd(proxy: &Proxy) -> Vec<Client> {
     clients
 }
 
+/// Kills the server, and waits until the proxy knows: what is written before is lost with the connection.
+fn lose(server: &mut Server, proxy: &Proxy) {
+    server.kill();
+    let lost = "redbouncer_upstream_closed_total{reason=\"lost\",kind=\"shared\"}";
+    until("the lane is lost", PATIENCE, || proxy.metrics().contains_key(lost));
+}
+
 #[test]
 fn a_thousand_clients_at_once_are_a_handful_of_dials() {
     let server = Server::start();
@@ -53,7 +60,7 @@ fn when_the_server_restarts_clients_wait_and_notice_nothing() {
     let mut server = Server::start();
     let proxy = Proxy::start(&server, &["pool.wait_timeout=4s"]);
     let mut clients = crowd(&proxy);
-    server.kill();
+    lose(&mut server, &proxy);
     // Half of them ask while the server is away.
     for client in clients.iter_mut().take(CROWD / 2) {
         client.start("SET k v");
@@ -75,7 +82,7 @@ fn when_the_server_stays_away_every_client_is_told_in_time() {
     let mut server = Server::start();
     let proxy = Proxy::start(&server, &["pool.wait_timeout=1s"]);
     let mut clients = crowd(&proxy);
-    server.kill();
+    lose(&mut server, &proxy);
     let begun = Instant::now();
     for client in &mut clients {
         client.start("PING");
