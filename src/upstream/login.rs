@@ -170,7 +170,12 @@ impl<'a> LoginMachine<'a> {
             return Err(DialError::protocol("a reply that nothing asked for"));
         };
         match error_text(frame) {
-            Some(text) => self.on_error(ask, readable(text, &self.login.identity))?,
+            Some(text) => {
+                // Only what carried the password can repeat it; a word of another error may be a weak one by chance.
+                let carries = matches!(ask, Ask::Hello | Ask::Auth);
+                let secret = self.login.identity.password.as_ref().filter(|_| carries);
+                self.on_error(ask, readable(text, secret))?;
+            }
             None => self.on_answer(ask, frame, kind)?,
         }
         Ok(self.advance(out))
@@ -409,14 +414,12 @@ fn expect_text(ask: Ask, frame: &[u8], kind: ReplyKind, expected: &[u8]) -> Resu
 /// A server's error as a text for logs and clients: one line, of bounded length, without our password.
 ///
 /// Redis before 6 answers HELLO with "unknown command `HELLO`, with args beginning with: …", the password among them.
-fn readable(error: &[u8], identity: &Identity) -> String {
+fn readable(error: &[u8], secret: Option<&Secret>) -> String {
     const LONGEST: usize = 256;
     let text = String::from_utf8_lossy(error);
     let text = text.split(", with args beginning with").next().unwrap_or_default();
     let text: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
-    let Some(password) = identity.password.as_ref().map(|p| String::from_utf8_lossy(p.expose())) else {
-        return text;
-    };
+    let Some(password) = secret.map(|secret| String::from_utf8_lossy(secret.expose())) else { return text };
     // Redis's constant texts repeat nothing, even where a weak password is a word of theirs.
     const CONSTANT: [&str; 3] = [
         "WRONGPASS invalid username-password pair or user is disabled.",

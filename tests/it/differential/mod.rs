@@ -11,6 +11,7 @@
 //! make differential                                         # 100,000 sequences on each server; or REDBOUNCER_COUNT=n
 //! ```
 
+mod found;
 mod generate;
 mod mask;
 mod sequence;
@@ -204,6 +205,17 @@ fn sequences_are_answered_alike_directly_and_through_the_proxy() {
         assert!(alike > 0 || !differences.is_empty(), "{}: nothing was played", version.name);
     }
     assert!(differences.is_empty(), "{} differences\n{}", differences.len(), differences.join("\n"));
+}
+
+#[test]
+fn what_was_found_once_stays_mended() {
+    for version in Version::all() {
+        let mut pair = Pair::start(&version);
+        for (fault, text) in found::FOUND {
+            let difference = pair.difference(&text.parse().unwrap(), PATIENT);
+            assert!(difference.is_none(), "{}: {fault}: {}", version.name, difference.unwrap());
+        }
+    }
 }
 
 /// Plays the sequence in the file that REDBOUNCER_SEQUENCE names, on every server.
