@@ -200,18 +200,25 @@ impl Client {
             lacks.note(Lacking::CommandInfo, user, &String::from_utf8_lossy(text));
             return Ok(Ok(true));
         }
-        lacks.met(Lacking::CommandInfo, user);
-        Ok(Ok(match answer.and_then(|answer| needs_lease(answer)) {
-            Some(needs_lease) => {
+        match Described::read(answer.map_or(&b""[..], |answer| answer)) {
+            Described::Known { needs_lease } => {
+                lacks.met(Lacking::CommandInfo, user);
                 let mut asked = self.worker.asked.borrow_mut();
                 if asked.len() < 1024 {
                     asked.insert(name.to_vec(), needs_lease);
                 }
-                needs_lease
+                Ok(Ok(needs_lease))
             }
-            // The server does not know it either, and will say so; a module may bring it later.
-            None => false,
-        }))
+            // The server will say so; a module may bring it later.
+            Described::Unknown => {
+                lacks.met(Lacking::CommandInfo, user);
+                Ok(Ok(false))
+            }
+            Described::NotAtAll => {
+                lacks.note(Lacking::CommandInfo, user, "(an answer without a command)");
+                Ok(Ok(true))
+            }
+        }
     }
 
     /// An exchange of our own on the client's lane: the reply frames, or why there is no lane.
@@ -268,12 +275,52 @@ impl Client {
     }
 }
 
-/// Reads COMMAND INFO's answer: blocking commands, and those of publish and subscribe that scripts may not run, make
-/// state on their connection. `None`: the server does not know the command.
-fn needs_lease(answer: &[u8]) -> Option<bool> {
-    let row = resp::elements(answer)?.next()?;
-    let flags: Vec<_> = resp::elements(resp::elements(row)?.nth(2)?)?.filter_map(resp::bulk).collect();
-    let blocks = flags.contains(&&b"blocking"[..]);
-    let listens = flags.contains(&&b"pubsub"[..]) && flags.contains(&&b"noscript"[..]);
-    Some(blocks || listens)
+/// What COMMAND INFO says of one command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Described {
+    /// Blocking commands, and those of publish and subscribe that scripts may not run, make state on their connection.
+    Known { needs_lease: bool },
+    /// The server does not know it.
+    Unknown,
+    /// The server has an answer, but nothing is in it: Upstash's is always empty.
+    NotAtAll,
+}
+
+impl Described {
+    fn read(answer: &[u8]) -> Self {
+        let Some(row) = resp::elements(answer).and_then(|mut rows| rows.next()) else {
+            return Self::NotAtAll;
+        };
+        let Some(mut fields) = resp::elements(row) else { return Self::Unknown };
+        let Some(flags) = fields.nth(2).and_then(resp::elements) else { return Self::NotAtAll };
+        let flags: Vec<_> = flags.filter_map(resp::bulk).collect();
+        let says = |word: &[u8]| flags.contains(&word);
+        Self::Known { needs_lease: says(b"blocking") || says(b"pubsub") && says(b"noscript") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_command_that_is_described_or_unknown_may_go_over_a_lane() {
+        let row = |flags: &str| format!("*1\r\n*3\r\n$3\r\nfoo\r\n:1\r\n{flags}");
+        let known = |needs_lease| Described::Known { needs_lease };
+        for (answer, described) in [
+            (row("*2\r\n+readonly\r\n+fast\r\n"), known(false)),
+            (row("~1\r\n+fast\r\n"), known(false)),
+            (row("*2\r\n+write\r\n+blocking\r\n"), known(true)),
+            (row("*2\r\n+pubsub\r\n+noscript\r\n"), known(true)),
+            ("*1\r\n*-1\r\n".to_owned(), Described::Unknown),
+            ("*1\r\n$-1\r\n".to_owned(), Described::Unknown),
+            ("*1\r\n_\r\n".to_owned(), Described::Unknown),
+            ("*0\r\n".to_owned(), Described::NotAtAll),
+            ("*-1\r\n".to_owned(), Described::NotAtAll),
+            ("+OK\r\n".to_owned(), Described::NotAtAll),
+            ("*1\r\n*1\r\n$3\r\nfoo\r\n".to_owned(), Described::NotAtAll),
+        ] {
+            assert_eq!(Described::read(answer.as_bytes()), described, "{answer:?}");
+        }
+    }
 }
