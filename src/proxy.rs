@@ -25,8 +25,8 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, AdminError, View};
 use crate::config::Config;
 use crate::downstream::{
-    Directory, Doorkeeper, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms, Worker,
-    listen,
+    Directory, Doorkeeper, Handshakes, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms,
+    Worker, listen,
 };
 use crate::pool::{Budget, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
 use crate::resp::Protocol;
@@ -266,7 +266,10 @@ struct Doors {
 impl Doors {
     fn open(listeners: Vec<Listener>, door: &Doorkeeper) -> std::io::Result<Self> {
         let (tls, plain): (Vec<_>, Vec<_>) = listeners.into_iter().partition(Listener::is_tls);
-        let start = |listener| tokio::task::spawn_local(accept(listener, door.clone())).abort_handle();
+        let none = Handshakes::new(door.max_clients);
+        let start = |listener| {
+            tokio::task::spawn_local(accept(listener, door.clone(), Rc::clone(&none))).abort_handle()
+        };
         let plain = plain.into_iter().map(start).collect();
         let closed = CancellationToken::new();
         let serve = (!tls.is_empty()).then(|| {
@@ -277,8 +280,9 @@ impl Doors {
                     Err(error) => return tracing::error!(%error, "no TLS client can be accepted"),
                 };
                 runtime.block_on(async {
+                    let handshakes = Handshakes::new(door.max_clients);
                     for listener in tls {
-                        tokio::task::spawn_local(accept(listener, door.clone()));
+                        tokio::task::spawn_local(accept(listener, door.clone(), Rc::clone(&handshakes)));
                     }
                     // Handshakes under way end with the runtime.
                     closed.cancelled().await;
@@ -301,9 +305,9 @@ impl Doors {
     }
 }
 
-async fn accept(listener: Listener, door: Doorkeeper) {
+async fn accept(listener: Listener, door: Doorkeeper, handshakes: Rc<Handshakes>) {
     let address = listener.address();
-    if let Err(error) = listener.accept(door).await {
+    if let Err(error) = listener.accept(door, handshakes).await {
         tracing::error!(listen = address, %error, "no client can be accepted");
     }
 }

@@ -64,11 +64,11 @@ struct Accepting {
 }
 
 impl Listener {
-    /// Accepts clients until dropped.
+    /// Accepts clients until dropped. All listeners of a thread share its `handshakes`.
     ///
     /// # Errors
     /// The operating system's refusal to have the socket watched.
-    pub async fn accept(self, door: Doorkeeper) -> io::Result<()> {
+    pub async fn accept(self, door: Doorkeeper, handshakes: Rc<Handshakes>) -> io::Result<()> {
         let trusted = self.address.is_local();
         let mut accepting = Accepting { address: self.address, door, warned: None, trusted, known: false };
         match self.socket {
@@ -83,7 +83,6 @@ impl Listener {
             ListenSocket::Tls(socket, tls) => {
                 accepting.known = tls.knows_its_clients();
                 let socket = TcpListener::from_std(socket)?;
-                let handshakes = Handshakes::new(accepting.door.max_clients);
                 loop {
                     let (stream, peer) = accepting.next(|| socket.accept()).await;
                     let local = stream.local_addr().map(Endpoint::from);

@@ -41,7 +41,7 @@ const LINE_EVERY: Duration = Duration::from_millis(100);
 
 /// The handshakes under way.
 #[derive(Debug)]
-pub(super) struct Handshakes {
+pub struct Handshakes {
     limit: usize,
     next: Cell<u64>,
     /// By age. Dropping one ends its handshake and frees its place.
@@ -79,7 +79,9 @@ impl Failure {
 }
 
 impl Handshakes {
-    pub(super) fn new(max_clients: usize) -> Rc<Self> {
+    /// None under way; at most a quarter of `max_clients` will be.
+    #[must_use]
+    pub fn new(max_clients: usize) -> Rc<Self> {
         Rc::new(Self {
             limit: (max_clients / SHARE).clamp(1, MOST),
             next: Cell::default(),

@@ -1,7 +1,8 @@
 //! The clients' side: accept, and for each client read, route, write.
 //!
-//! A [`Worker`] is one thread and owns everything it touches. Reading order: `accept` → `worker` → `life` → `drive` (the
-//! fast path) → `slow` and what it leads to (`leased`, `blocking`, `login`, `clients`).
+//! A [`Worker`] is one thread and owns everything it touches. Reading order: `listener` → `accept`
+//! (→ `handshake`) → `worker` → `life` → `drive` (the fast path) → `slow` and what it leads to (`leased`, `blocking`,
+//! `login`, `clients`).
 
 mod accept;
 mod blocking;
@@ -28,6 +29,7 @@ mod wire;
 mod worker;
 
 pub use accept::Doorkeeper;
+pub use handshake::Handshakes;
 pub use links::{Accepted, Incoming, Link, Links, Message};
 pub use listener::{ListenError, Listener, UNIX, listen};
 pub use login::Directory;
