@@ -5,6 +5,8 @@
 
 mod renewal;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -102,6 +104,9 @@ fn runtime() -> std::io::Result<LocalRuntime> {
 struct Proxy {
     shared: Shared,
     links: Links,
+    directory: Arc<Directory>,
+    /// Users that the metrics have shown.
+    shown: RefCell<BTreeSet<String>>,
     exporter: PrometheusHandle,
     /// The bound addresses, and whether with TLS.
     listening: Vec<(String, bool)>,
@@ -138,9 +143,11 @@ impl Proxy {
         };
         let places = Arc::new(Places::new(config.client.max_per_address));
         let first_look = CancellationToken::new();
-        let (links, threads) = start_workers(&config, &shared, &places, &first_look)?;
+        let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
+        let (links, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
         let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
-        let proxy = Rc::new(Self { shared, links, exporter, listening, stopping: AtomicBool::new(false) });
+        let (shown, stopping) = (RefCell::default(), AtomicBool::new(false));
+        let proxy = Rc::new(Self { shared, links, directory, shown, exporter, listening, stopping });
         let door = Doorkeeper {
             links: proxy.links.clone(),
             max_clients: config.client.max,
@@ -224,7 +231,30 @@ impl Proxy {
         ] {
             publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
         }
+        self.publish_users();
         self.exporter.run_upkeep();
+    }
+
+    /// What each user has. One that has gone is 0 from then on: a series cannot be taken back.
+    fn publish_users(&self) {
+        let rows = self.directory.rows();
+        let mut shown = self.shown.borrow_mut();
+        for name in shown.iter().filter(|name| !rows.iter().any(|row| row.name == **name)) {
+            publish_gauge("redbouncer_user_clients", &[("user", name)], 0);
+            publish_gauge("redbouncer_user_connections", &[("user", name)], 0);
+        }
+        for row in rows {
+            let labels = [("user", row.name.as_str())];
+            publish_gauge("redbouncer_user_clients", &labels, row.clients);
+            publish_gauge("redbouncer_user_connections", &labels, row.connections);
+            if let Some(most) = row.max_clients {
+                publish_gauge("redbouncer_user_clients_max", &labels, most);
+            }
+            if let Some(most) = row.max_connections {
+                publish_gauge("redbouncer_user_connections_max", &labels, most);
+            }
+            shown.insert(row.name);
+        }
     }
 
     /// Closes the door, drains the workers, says what was closed.
@@ -357,7 +387,8 @@ impl View for Proxy {
         }
         let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
         clients.sort_by_key(|row| row.id);
-        admin::status(state, &self.listening, &upstream, &self.shared.budget, &lanes, &clients)
+        let users = self.directory.rows();
+        admin::status(state, &self.listening, &upstream, &self.shared.budget, &lanes, &users, &clients)
     }
 }
 
@@ -379,6 +410,7 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
 fn start_workers(
     config: &Config,
     shared: &Shared,
+    directory: &Arc<Directory>,
     places: &Arc<Places>,
     first_look: &CancellationToken,
 ) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
@@ -392,7 +424,7 @@ fn start_workers(
         hygiene: config.hygiene.clone(),
         first_look: first_look.clone(),
         audience: Arc::default(),
-        directory: Arc::new(Directory::new(&config.upstream)),
+        directory: Arc::clone(directory),
         ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
     };
     let mut threads = Vec::new();
@@ -426,9 +458,9 @@ fn work(index: usize, shared: Shared, terms: Terms, links: Links, messages: mpsc
 
 /// The first login, before any client needs it: a wrong address or password is in the log at once.
 async fn greet(pool: Rc<Pool>, directory: Arc<Directory>) {
-    let (user, identity) = directory.own();
+    let (user, identity) = directory.own_identity();
     let database = pool.shared.upstream.database;
-    let key = LaneKey { user: user.id, database, protocol: Protocol::Resp2, readonly: false };
+    let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false };
     let group = pool.group(key, &identity);
     group.join();
     match pool.lane_ready(&group, pool.wait_deadline()).await {

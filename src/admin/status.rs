@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::pool::{Budget, LaneRow};
-use crate::session::ClientRow;
+use crate::session::{ClientRow, UserRow};
 
 /// The whole picture at one moment. `listening`: the addresses of clients, and whether with TLS.
 #[must_use]
@@ -15,6 +15,7 @@ pub fn status(
     upstream: &Value,
     budget: &Budget,
     lanes: &[LaneRow],
+    users: &[UserRow],
     clients: &[ClientRow],
 ) -> Value {
     let holdings = budget.holdings();
@@ -47,6 +48,7 @@ pub fn status(
         "pools": pools,
         "waits": { "lanes": waiting.lanes, "leases": waiting.leases, "blocking": waiting.blocking },
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
+        "users": users.iter().map(user).collect::<Vec<_>>(),
         "upstreams": upstreams,
         "clients": clients.iter().map(client).collect::<Vec<_>>(),
     })
@@ -69,6 +71,17 @@ fn lane(row: &LaneRow) -> Value {
         "lanes": row.lanes,
         "sessions": row.sessions,
         "outstanding": row.outstanding,
+    })
+}
+
+/// A bound that is not set is `null`.
+fn user(row: &UserRow) -> Value {
+    json!({
+        "name": row.name,
+        "clients": row.clients,
+        "max_clients": row.max_clients,
+        "connections": row.connections,
+        "max_connections": row.max_connections,
     })
 }
 

@@ -77,6 +77,8 @@ fn clients_log_in(config: &Config) -> bool {
     };
     match config.auth.mode {
         AuthMode::Passthrough => true,
+        // Those without a user of their own there are the one of the URL.
+        AuthMode::Static => config.auth.users.iter().all(|user| user.upstream.is_some()),
         AuthMode::Open => false,
         AuthMode::Unset => !config.listen.addresses.iter().chain(&config.listen.tls.addresses).any(is_near),
     }

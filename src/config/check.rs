@@ -4,7 +4,7 @@ use super::Config;
 use super::error::ConfigError;
 use super::source::Layers;
 use super::value::show_duration;
-use crate::downstream::ClientAuth;
+use crate::downstream::{AuthMode, ClientAuth};
 
 /// Adds what is wrong between keys whose values are each allowed.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
@@ -14,6 +14,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     probes(config, layers);
     credentials(config, layers);
     tls(config, layers);
+    users(config, layers);
     listen(config, layers);
 }
 
@@ -122,6 +123,19 @@ fn credentials(config: &Config, layers: &mut Layers) {
             "the URL names a user but there is no password; a password without a user is written redis://:password@host"
                 .to_owned(),
         );
+    }
+}
+
+/// Users that are listed and not used would be taken for a lock that is not there.
+fn users(config: &Config, layers: &mut Layers) {
+    let (is_static, listed) = (config.auth.mode == AuthMode::Static, config.auth.users_file.is_some());
+    if is_static != listed {
+        let wrong = if is_static {
+            "\"static\" needs a file that says who may log in"
+        } else {
+            "users are listed but not used: that takes auth.mode = \"static\""
+        };
+        conflict(layers, ("auth.mode", "auth.users_file"), wrong.to_owned());
     }
 }
 

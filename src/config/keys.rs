@@ -3,13 +3,13 @@
 //! Defaults are not here: they stand beside the fields, in the options of the part that owns them. Bounds are: they keep
 //! out values that would switch a safeguard off by accident or that the kernel would refuse later.
 
-use std::fs;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 use super::key::{Field, Key, store};
 use super::value::{Given, Wrong, show_duration, show_size};
-use super::{Config, url};
+use super::{Config, url, users};
 use crate::downstream::{AdminCommands, AuthMode, ClientAuth, OutputLimit};
 use crate::hub::Resubscribe;
 use crate::telemetry::logging::{self, LogFormat};
@@ -44,6 +44,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("listen.tls.client_ca", Field::Path(|c| &mut c.listen.tls.client_ca)),
     // [upstream]
     Key::new("upstream.url", URL),
+    Key::new("upstream.password", PASSWORD),
     Key::new("upstream.password_file", PASSWORD_FILE),
     Key::new("upstream.connect_timeout", Field::Duration(|c| &mut c.upstream.connect_timeout, TENTH..=HOUR)),
     Key::new("upstream.backoff_min", Field::Duration(|c| &mut c.upstream.backoff_min, MS..=HOUR)),
@@ -112,6 +113,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("hygiene.interval", Field::Duration(|c| &mut c.hygiene.interval, SECOND..=DAY)),
     // [auth]
     Key::new("auth.mode", AUTH_MODE),
+    Key::new("auth.users_file", USERS_FILE),
     Key::new("auth.admin_commands", ADMIN_COMMANDS),
     Key::new("auth.cache_ttl", Field::Duration(|c| &mut c.auth.cache_ttl, ZERO..=DAY)),
     // [admin]
@@ -159,27 +161,51 @@ const PASSWORD_FILE: Field = Field::Text {
     show: |c| c.upstream.password.as_ref().map(|_| "***".to_owned()),
 };
 
-/// Reads the password; one line break at the end, which editors add, does not belong to it.
-///
-/// The path is not repeated in errors: the commonest mistake is to write the password itself.
+const PASSWORD: Field = Field::Text {
+    form: "text",
+    put: |c, text| {
+        if text.is_empty() {
+            return Ok(());
+        }
+        only_password(c)?;
+        c.upstream.password = Some(Secret::new(text));
+        Ok(())
+    },
+    show: |c| c.upstream.password.as_ref().map(|_| "***".to_owned()),
+};
+
 fn read_password(config: &mut Config, path: &str) -> Result<(), Wrong> {
     if path.is_empty() {
         return Ok(());
     }
-    if config.upstream.password.is_some() {
-        return Err("there is a password in upstream.url as well; leave one of them out".to_owned());
-    }
-    let mut bytes = fs::read(path).map_err(|wrong| format!("the file cannot be read: {wrong}"))?;
-    if bytes.last() == Some(&b'\n') {
-        bytes.pop();
-        bytes.pop_if(|last| *last == b'\r');
-    }
-    if bytes.is_empty() {
-        return Err("the file is empty".to_owned());
-    }
-    config.upstream.password = Some(Secret::new(bytes));
+    only_password(config)?;
+    config.upstream.password = Some(users::secret_in(Path::new(path))?);
     Ok(())
 }
+
+/// The keys are read in the order of the table, the URL first.
+fn only_password(config: &Config) -> Result<(), Wrong> {
+    match config.upstream.password {
+        None => Ok(()),
+        Some(_) => {
+            Err("there is a password in upstream.url or upstream.password as well; leave one of them out"
+                .to_owned())
+        }
+    }
+}
+
+const USERS_FILE: Field = Field::Text {
+    form: "path of a file",
+    put: |c, text| {
+        if text.is_empty() {
+            return Ok(());
+        }
+        c.auth.users = users::read_users(Path::new(text)).map_err(|wrong| wrong.join("; "))?;
+        c.auth.users_file = Some(text.into());
+        Ok(())
+    },
+    show: |c| c.auth.users_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
+};
 
 const ON_LOSS: Field = Field::Text {
     form: "\"close\" or \"error\"",
@@ -217,7 +243,7 @@ const RESUBSCRIBE: Field = Field::Text {
 };
 
 const AUTH_MODE: Field = Field::Text {
-    form: "\"open\" or \"passthrough\", or \"\" to decide by address",
+    form: "\"open\", \"passthrough\" or \"static\", or \"\" to decide by address",
     put: |c, text| {
         let unset = text.is_empty();
         store(&mut c.auth.mode, if unset { Ok(AuthMode::Unset) } else { choose(&AuthMode::WORDS, text) })
@@ -272,7 +298,7 @@ const NAME: Field = Field::Text {
 };
 
 /// The value that a word stands for, or the words there are.
-fn choose<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T, Wrong> {
+pub(super) fn choose<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T, Wrong> {
     let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
     found.ok_or_else(|| {
         let all: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();

@@ -11,6 +11,7 @@ mod key;
 mod keys;
 mod source;
 mod url;
+mod users;
 mod value;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
+pub use users::read_users;
 pub use value::parse_duration as duration;
 
 use crate::admin::AdminOptions;

@@ -71,10 +71,17 @@ fn config_toml_as_it_is_changes_nothing() {
 fn the_examples_in_config_toml_are_accepted() {
     let password = tempfile::NamedTempFile::new().unwrap();
     fs::write(password.path(), "secret").unwrap();
-    let examples = lines().into_iter().filter(|line| line.commented);
+    let users = tempfile::NamedTempFile::new().unwrap();
+    fs::write(users.path(), format!("[app]\npassword = \"#{}\"", "0".repeat(64))).unwrap();
+    // One password is enough, and users go with the mode that looks at them.
+    let examples = lines().into_iter().filter(|line| line.commented && line.path != "upstream.password");
     let mut set: Vec<String> = examples.map(|line| format!("{}={}", line.path, line.value)).collect();
     let file = set.iter_mut().find(|setting| setting.starts_with("upstream.password_file=")).unwrap();
     *file = format!("upstream.password_file={}", password.path().display());
+    let file = set.iter_mut().find(|setting| setting.starts_with("auth.users_file=")).unwrap();
+    *file = format!("auth.users_file={}", users.path().display());
+    let mode = set.iter_mut().find(|setting| setting.starts_with("auth.mode=")).unwrap();
+    *mode = "auth.mode=static".to_owned();
     let rest = ["upstream.url=rediss://h", "listen.tls.addresses=h:1", "listen.tls.client_auth=required"];
     set.extend(rest.map(str::to_owned));
     Config::load(&Flags { set, ..Flags::default() }, []).unwrap();

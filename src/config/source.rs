@@ -176,12 +176,12 @@ fn is_path(text: &str) -> bool {
 }
 
 /// A name somebody else wrote, shortened and without signs that would disturb a terminal or a log line.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().take(80).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
 }
 
 /// The parser's words without what it quotes, which may be part of a value.
-fn syntax(message: &str) -> String {
+pub(super) fn syntax(message: &str) -> String {
     message.lines().next().unwrap_or_default().to_owned()
 }
 

@@ -14,13 +14,14 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::Worker;
+use super::identity::{Account, Membership};
 use super::out::Out;
 use super::socket::ClientSocket;
 use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
 use crate::pool::{Group, Lane, LaneKey, Receiver};
 use crate::resp::{Protocol, RequestScanner, encode};
-use crate::session::{ClientRow, Endpoint, Flags, Session};
+use crate::session::{ClientRow, Endpoint, Flags, Policy, Rights, Session};
 use crate::telemetry::ClientClose;
 use crate::upstream::{Identity, OnLoss};
 
@@ -45,7 +46,10 @@ pub(crate) struct Client {
     pub(super) socket: ClientSocket,
     pub(super) worker: Rc<Worker>,
     pub(super) session: RefCell<Session>,
-    pub(super) identity: RefCell<Option<Arc<Identity>>>,
+    /// That it is who it is, and as whom it is upstream.
+    pub(super) membership: RefCell<Option<Membership>>,
+    /// What its user may ask for.
+    pub(super) rights: Cell<Rights>,
     /// It came by a listener that only this host can reach.
     pub(super) trusted: bool,
     pub(super) input: RefCell<Input>,
@@ -96,7 +100,7 @@ impl Client {
         socket: ClientSocket,
         addresses: (Endpoint, Endpoint),
         session: Session,
-        identity: Option<Arc<Identity>>,
+        membership: Option<Membership>,
         trusted: bool,
     ) -> Rc<Self> {
         let now = Instant::now();
@@ -109,7 +113,8 @@ impl Client {
             worker,
             trusted,
             session: RefCell::new(session),
-            identity: RefCell::new(identity),
+            membership: RefCell::new(membership),
+            rights: Cell::default(),
             input: RefCell::default(),
             out: RefCell::default(),
             outstanding: Cell::new(0),
@@ -335,7 +340,7 @@ impl Client {
     /// The key of the lanes this client's commands go over.
     pub(super) fn lane_key(&self) -> Option<(LaneKey, Arc<Identity>)> {
         let session = self.session.borrow();
-        let identity = self.identity.borrow().clone()?;
+        let identity = self.membership.borrow().as_ref().map(|own| Arc::clone(&own.identity))?;
         let user = session.user.as_ref()?.id;
         let key = LaneKey {
             user,
@@ -364,6 +369,28 @@ impl Client {
         if let Some(group) = self.group.take() {
             group.part(Instant::now());
         }
+    }
+
+    /// The client is somebody else from now on, or nobody.
+    pub(super) fn become_user(&self, membership: Option<Membership>) {
+        self.leave_group();
+        let account = membership.as_ref().map(|own| Arc::clone(&own.account));
+        self.rights.set(account.as_ref().map_or(Rights::ALL, |account| account.rights));
+        self.session.borrow_mut().user = account.map(|account| account.user.clone());
+        self.membership.replace(membership);
+    }
+
+    /// Whether it has logged in as `account` by showing a secret.
+    pub(super) fn has_logged_in_as(&self, account: &Arc<Account>) -> bool {
+        self.membership
+            .borrow()
+            .as_ref()
+            .is_some_and(|own| own.by_login && Arc::ptr_eq(&own.account, account))
+    }
+
+    /// What an operator has decided about its commands.
+    pub(super) fn policy(&self) -> Policy {
+        Policy { rights: self.rights.get(), ..self.worker.policy() }
     }
 
     pub(super) fn protocol(&self) -> Protocol {

@@ -29,7 +29,7 @@ impl Client {
         }
     }
 
-    async fn ask_control(self: &Rc<Self>, request: Bytes) -> Result<Bytes, Unavailable> {
+    pub(super) async fn ask_control(self: &Rc<Self>, request: Bytes) -> Result<Bytes, Unavailable> {
         let Some((key, identity)) = self.lane_key() else { return Err(Unavailable::Stopping) };
         let (reply, answer) = oneshot::channel();
         let protocol = key.protocol;
@@ -38,12 +38,6 @@ impl Client {
             return Err(Unavailable::Stopping);
         }
         answer.await.unwrap_or(Err(Unavailable::Stopping))
-    }
-
-    /// The server's NOPERM where this client's user may not do `words`, which must be without effect there.
-    pub(super) async fn forbidden(self: &Rc<Self>, words: &[&[u8]]) -> Option<Bytes> {
-        let reply = self.on_control(&command(words)).await;
-        resp::error_text(&reply).is_some_and(|text| text.starts_with(b"NOPERM")).then_some(reply)
     }
 
     /// Every worker's clients.

@@ -305,7 +305,7 @@ impl Client {
         let asked = classify(&request);
         let (route, plain) = {
             let session = self.session.borrow();
-            let route = session.route(&asked, &request, self.worker.policy());
+            let route = session.route(&asked, &request, self.policy());
             (route, session.replies == ReplyMode::On)
         };
         match route {
@@ -327,18 +327,15 @@ impl Client {
                 run.count += 1;
                 Ok(frame.len())
             }
-            Route::Transaction if plain => {
-                let refuse = self.worker.policy().refuse_admin;
-                match find_block(&data[at..], &self.limits(), refuse) {
-                    Some(block) => {
-                        self.lane_for(run, &asked, &data[at..at + block.len], block.commands)?;
-                        self.worker.count(self, &asked);
-                        run.count += block.commands;
-                        Ok(block.len)
-                    }
-                    None => self.take_other(frame, &request, asked, route, run, &data[..at]),
+            Route::Transaction if plain => match find_block(&data[at..], &self.limits(), self.policy()) {
+                Some(block) => {
+                    self.lane_for(run, &asked, &data[at..at + block.len], block.commands)?;
+                    self.worker.count(self, &asked);
+                    run.count += block.commands;
+                    Ok(block.len)
                 }
-            }
+                None => self.take_other(frame, &request, asked, route, run, &data[..at]),
+            },
             route => self.take_other(frame, &request, asked, route, run, &data[..at]),
         }
     }
@@ -434,16 +431,13 @@ impl Client {
     /// Answers from the session; RESET and READONLY may change the lane's key.
     pub(super) fn answer(self: &Rc<Self>, class: Class, request: &Request<'_>, muted: bool) -> After {
         let mut out = BytesMut::new();
-        let anonymous = self.worker.anonymous(self).map(|(user, _)| user);
-        let after = self.session.borrow_mut().answer(class, request, anonymous, &mut out);
+        let after = self.session.borrow_mut().answer(class, request, &mut out);
         let silenced = class == Class::ClientReply && self.session.borrow().replies == ReplyMode::Off;
         if class == Class::Reset {
-            self.identity.replace(self.worker.anonymous(self).map(|(_, identity)| identity));
-        }
-        if class == Class::Reset {
             self.leave_subscriptions();
+            self.become_user(self.worker.directory.anonymous(self.trusted));
         }
-        if matches!(class, Class::Reset | Class::ReadOnly | Class::ReadWrite) {
+        if matches!(class, Class::ReadOnly | Class::ReadWrite) {
             self.leave_group();
         }
         if !muted && !silenced {

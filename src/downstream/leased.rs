@@ -302,8 +302,8 @@ impl Held {
         let verdict =
             self.state.received(kind, frame, &mut session, &|| worker.server_facts().unwrap_or_default());
         if let Some(text) = self.state.refused_publish().and_then(resp::error_text) {
-            let identity = self.client.identity.borrow();
-            let user = identity.as_ref().map_or("", |identity| identity.name());
+            let membership = self.client.membership.borrow();
+            let user = membership.as_ref().map_or("", |own| own.identity.name());
             worker.lacks().note(Lacking::WaitChannel, user, &String::from_utf8_lossy(text));
         }
         verdict
@@ -427,7 +427,7 @@ impl Held {
         let asked = classify(&request);
         let plan = {
             let session = self.client.session.borrow();
-            self.state.plan(&session, &asked, &request, self.client.worker.policy())
+            self.state.plan(&session, &asked, &request, self.client.policy())
         };
         if plan == Plan::AfterReplies {
             return None;
@@ -446,7 +446,7 @@ impl Held {
         let asked = classify(&request);
         let plan = {
             let session = self.client.session.borrow();
-            self.state.plan(&session, &asked, &request, self.client.worker.policy())
+            self.state.plan(&session, &asked, &request, self.client.policy())
         };
         self.act(plan, frame, muted)
     }

@@ -40,6 +40,7 @@ impl Client {
             | ClientClose::ProtocolError
             | ClientClose::TlsOnPlain
             | ClientClose::CommandTimeout
+            | ClientClose::LoginRevoked
             | ClientClose::Denied
             | ClientClose::TooMany
             | ClientClose::TooManyFromAddress
@@ -66,6 +67,7 @@ impl Client {
         self.waker.borrow_mut().take();
         self.leave_group();
         self.leave_subscriptions();
+        self.membership.take();
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();
         self.worker.forget(self);

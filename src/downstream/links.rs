@@ -8,6 +8,7 @@ use bytes::Bytes;
 use rustls::ServerConnection;
 use tokio::sync::{mpsc, oneshot};
 
+use super::identity::{Account, Directory};
 use super::places::Places;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
@@ -41,6 +42,8 @@ pub enum Message {
         /// Where the whole reply goes.
         reply: oneshot::Sender<Result<Bytes, Unavailable>>,
     },
+    /// Nobody may be this account any more.
+    Revoke(Arc<Account>),
     /// Publish what has been counted since the last time.
     Publish(oneshot::Sender<CommandSeconds>),
     /// The server's address has changed.
@@ -206,6 +209,17 @@ impl Links {
     /// Unblocks a blocked client. `false`: no such client, or it is not blocked.
     pub async fn unblock(&self, id: u64, with_error: bool) -> bool {
         self.ask(|reply| Message::Unblock(id, with_error, reply)).await.into_iter().any(|done| done)
+    }
+
+    /// Nobody may be `account` any more, on any worker.
+    pub(super) async fn revoke(&self, directory: &Directory, account: Arc<Account>) {
+        let (user, clients) = (&account.user.name, account.clients());
+        tracing::warn!(%user, clients, reason = "login_revoked", "a user is not let in any more; its clients are closed");
+        directory.forget(&account);
+        for worker in 0..self.0.len() {
+            // A worker that is gone has no clients.
+            let _ = self.send(worker, Message::Revoke(Arc::clone(&account))).await;
+        }
     }
 
     /// Tells every worker that the server's address has changed.

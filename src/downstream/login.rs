@@ -1,123 +1,63 @@
-//! AUTH and HELLO: who a client is, decided by the server.
+//! AUTH and HELLO: who a client is, decided by the server or by the users file.
 //!
-//! A secret is never compared with anything but our own upstream secret (in constant time); everybody else's is tried
-//! by logging in upstream as that user, and the connection that proves it becomes the user's first lane.
+//! Where the server decides, a secret is never compared with anything: it is tried by logging in upstream as that user,
+//! and the connection that proves it becomes the user's first lane. What is remembered of a success spares the next
+//! client of that user the login; one look at a name and secret at a time, whoever else offers the same waits for it.
 
-use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 use super::client::Client;
+use super::identity::{Membership, Offer, Remembered};
 use super::options::AuthMode;
-use crate::pool::{LaneKey, Unavailable};
+use crate::pool::{LaneKey, Short, Unavailable};
 use crate::resp::{Protocol, encode};
-use crate::session::{Credentials, Hello, ServerFacts, User, answers};
+use crate::session::{Credentials, Hello, ServerFacts, answers};
 use crate::telemetry::ClientClose;
-use crate::upstream::{Identity, Secret, UpstreamOptions};
+use crate::upstream::Identity;
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?";
 
-/// The number of the identity in the configuration.
-const OWN_ID: u64 = 1;
-
-type Fingerprint = (Option<String>, [u8; 32]);
-
-/// Who is who, for all workers: equal name and secret give equal numbers, as long as anybody uses them.
-#[derive(Debug)]
-pub struct Directory {
-    own: (User, Arc<Identity>),
-    others: Mutex<Others>,
-    /// The last one that the server let in, besides our own.
-    verified: Mutex<Option<(u64, Weak<Identity>)>>,
-    /// Keys the fingerprints, so that what is kept is not a plain hash of a secret.
-    salt: [u8; 16],
+/// What came of a login, for the metric.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// The server, or the users file, let it in.
+    Verified,
+    /// The same had been let in not long ago.
+    Remembered,
+    /// The server, or the users file, refused it.
+    Refused,
+    /// Nobody was asked: its address has failed too often.
+    Limited,
+    /// Nobody could be asked in time.
+    Unavailable,
 }
 
-#[derive(Debug, Default)]
-struct Others {
-    known: HashMap<Fingerprint, (u64, Weak<Identity>)>,
-    last: u64,
-}
-
-impl Directory {
-    /// A directory that knows the identity of the configuration.
-    #[must_use]
-    pub fn new(upstream: &UpstreamOptions) -> Self {
-        let name: Arc<str> = upstream.username.as_deref().unwrap_or("default").into();
-        let identity = Identity {
-            username: upstream.username.clone(),
-            password: upstream.password.clone(),
-            of_client: false,
+impl Outcome {
+    fn count(self) {
+        let outcome = match self {
+            Self::Verified => "verified",
+            Self::Remembered => "remembered",
+            Self::Refused => "refused",
+            Self::Limited => "limited",
+            Self::Unavailable => "unavailable",
         };
-        Self {
-            own: (User { id: OWN_ID, name }, Arc::new(identity)),
-            others: Mutex::new(Others { known: HashMap::new(), last: OWN_ID }),
-            verified: Mutex::default(),
-            salt: std::array::from_fn(|_| fastrand::u8(..)),
-        }
-    }
-
-    /// The identity of the configuration.
-    #[must_use]
-    pub fn own(&self) -> (User, Arc<Identity>) {
-        self.own.clone()
-    }
-
-    /// As whom the server may be asked on our own behalf: the identity of the configuration, or else the last that logged
-    /// in and is still here.
-    #[must_use]
-    pub fn candidates(&self) -> Vec<(u64, Arc<Identity>)> {
-        let (user, identity) = &self.own;
-        let verified = self.verified.lock().as_ref().and_then(|(id, weak)| Some((*id, weak.upgrade()?)));
-        std::iter::once((user.id, Arc::clone(identity))).chain(verified).collect()
-    }
-
-    /// Whether `offered` is the identity of the configuration.
-    fn is_own(&self, offered: &Credentials) -> bool {
-        let (user, identity) = &self.own;
-        let same_name = offered.username.as_deref().unwrap_or("default") == &*user.name;
-        let same_secret =
-            identity.password.as_ref().is_some_and(|own| own.expose().ct_eq(&offered.password).into());
-        same_name && same_secret
-    }
-
-    /// The number and identity of `offered`, not verified yet.
-    fn enter(&self, offered: &Credentials) -> (User, Arc<Identity>) {
-        let name = offered.username.clone();
-        let shown: Arc<str> = name.as_deref().unwrap_or("default").into();
-        let mut hash = Sha256::new();
-        hash.update(self.salt);
-        hash.update(&*offered.password);
-        let fingerprint = (name.clone(), hash.finalize().into());
-        let mut others = self.others.lock();
-        if let Some((id, known)) = others.known.get(&fingerprint)
-            && let Some(identity) = known.upgrade()
-        {
-            return (User { id: *id, name: shown }, identity);
-        }
-        others.known.retain(|_, (_, identity)| identity.strong_count() > 0);
-        others.last += 1;
-        let id = others.last;
-        let password = Some(Secret::new(offered.password.to_vec()));
-        let identity = Arc::new(Identity { username: name, password, of_client: true });
-        others.known.insert(fingerprint, (id, Arc::downgrade(&identity)));
-        (User { id, name: shown }, identity)
+        metrics::counter!("redbouncer_logins_total", "outcome" => outcome).increment(1);
     }
 }
 
 impl Client {
     /// AUTH or HELLO: all of it takes effect, or nothing.
     pub(super) async fn login(self: &Rc<Self>, hello: Hello, muted: bool) -> Result<(), ClientClose> {
-        let mut identity = None;
+        let mut membership = None;
         if let Some(offered) = &hello.credentials {
             match self.authenticate(offered, hello.protocol).await? {
-                Ok(accepted) => identity = Some(accepted),
+                Ok(accepted) => membership = Some(accepted),
                 Err(text) => {
                     self.error(&text, muted);
                     return Ok(());
@@ -125,13 +65,14 @@ impl Client {
             }
         }
         if !hello.is_hello {
-            self.become_user(identity);
+            self.become_user(membership);
             if !muted {
                 self.reply(|out| encode::simple(out, "OK"));
             }
             return Ok(());
         }
-        let who = identity.clone().or_else(|| self.identified());
+        let who = membership.as_ref().map(|own| (own.account.user.id, Arc::clone(&own.identity)));
+        let who = who.or_else(|| self.identified());
         let name = who.as_ref().map(|(_, identity)| identity.name().to_owned()).unwrap_or_default();
         let facts = match self.server_facts(who).await? {
             Ok(facts) => facts,
@@ -144,7 +85,9 @@ impl Client {
             self.error("NOPROTO unsupported protocol version", muted);
             return Ok(());
         }
-        self.become_user(identity);
+        if membership.is_some() {
+            self.become_user(membership);
+        }
         let mut out = bytes::BytesMut::new();
         {
             let mut session = self.session.borrow_mut();
@@ -158,75 +101,202 @@ impl Client {
         Ok(())
     }
 
-    fn identified(&self) -> Option<(User, Arc<Identity>)> {
-        Some((self.session.borrow().user.clone()?, self.identity.borrow().clone()?))
+    fn identified(&self) -> Option<(u64, Arc<Identity>)> {
+        let membership = self.membership.borrow();
+        membership.as_ref().map(|own| (own.account.user.id, Arc::clone(&own.identity)))
     }
 
-    fn become_user(&self, identity: Option<(User, Arc<Identity>)>) {
-        if let Some((user, identity)) = identity {
-            self.leave_group();
-            self.session.borrow_mut().user = Some(user);
-            self.identity.replace(Some(identity));
-        }
-    }
-
-    /// Checks credentials; `Err` is the client's error.
+    /// Checks credentials; the inner `Err` is the client's error.
     async fn authenticate(
         self: &Rc<Self>,
         offered: &Credentials,
         protocol: Option<Protocol>,
-    ) -> Result<Result<(User, Arc<Identity>), String>, ClientClose> {
-        let directory = Arc::clone(&self.worker.directory);
+    ) -> Result<Result<Membership, String>, ClientClose> {
         if self.worker.auth.mode == AuthMode::Open {
             // As a Redis whose default user has no password.
+            let anonymous = self.worker.directory.anonymous(self.trusted).ok_or(ClientClose::Denied)?;
             return Ok(match offered.username.as_deref() {
                 None => Err(NO_PASSWORD_SET.to_owned()),
-                Some("default") => Ok(directory.own()),
+                Some("default") => Ok(anonymous),
                 Some(_) => Err(WRONG_PASSWORD.to_owned()),
             });
         }
-        if directory.is_own(offered) {
-            return Ok(Ok(directory.own()));
-        }
-        let (user, identity) = directory.enter(offered);
-        let session = (self.session.borrow().database, self.session.borrow().protocol);
-        let key = LaneKey {
-            user: user.id,
-            database: session.0,
-            protocol: protocol.unwrap_or(session.1),
-            readonly: false,
+        let checked = self.patiently(self.check(offered, protocol.unwrap_or(self.protocol()))).await?;
+        let (outcome, result) = match checked {
+            Ok((outcome, membership)) => (outcome, Ok(membership)),
+            Err((outcome, text)) => (outcome, Err(text)),
         };
-        let group = self.worker.pool.group(key, &identity);
-        group.join();
-        let verified = self.patiently(self.verify(&group)).await;
-        group.part(Instant::now());
-        Ok(match verified? {
-            Ok(()) => {
-                *directory.verified.lock() = Some((user.id, Arc::downgrade(&identity)));
-                Ok((user, identity))
+        outcome.count();
+        Ok(result)
+    }
+
+    /// Who `offered` is, from memory, or else by asking.
+    async fn check(
+        self: &Rc<Self>,
+        offered: &Credentials,
+        protocol: Protocol,
+    ) -> Result<(Outcome, Membership), (Outcome, String)> {
+        let directory = &self.worker.directory;
+        let address = self.place();
+        if let Some(known) = directory.known(offered)
+            && let Some(judged) = self.recall(&known, offered)
+        {
+            return judged;
+        }
+        self.refuse_after_failures(address)?;
+        let offer = directory.offer(offered);
+        let deadline = self.worker.pool.wait_deadline();
+        let _turn = self.in_time(deadline, offer.turn.lock()).await?;
+        // Whoever had the turn before may have asked.
+        if let Some(judged) = self.recall(&offer, offered) {
+            return judged;
+        }
+        let own_turn = directory.failures.turn(address, Instant::now());
+        let _own_turn = self.in_time(deadline, own_turn.lock()).await?;
+        self.refuse_after_failures(address)?;
+        let judged = if self.worker.auth.mode == AuthMode::Static {
+            self.ask_users_file(&offer, offered, deadline).await
+        } else {
+            self.ask_server(&offer, offered, protocol, deadline).await
+        };
+        match judged {
+            Ok(membership) => Ok((Outcome::Verified, membership)),
+            Err((Outcome::Refused, text)) => {
+                offer.refuse(&text);
+                directory.failures.failed(address, Instant::now());
+                Err((Outcome::Refused, text))
             }
-            Err(why) => Err(why.to_string()),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// What is remembered of `offer`, if anything.
+    fn recall(
+        &self,
+        offer: &Offer,
+        offered: &Credentials,
+    ) -> Option<Result<(Outcome, Membership), (Outcome, String)>> {
+        match offer.remembered(self.worker.auth.cache_ttl) {
+            Remembered::Nothing => None,
+            Remembered::Bad(text) => Some(Err((Outcome::Refused, text))),
+            Remembered::Good => Some(enter(offer, offered).map(|own| (Outcome::Remembered, own))),
+        }
+    }
+
+    /// Where its failures are counted. All who come by Unix sockets are one place.
+    fn place(&self) -> IpAddr {
+        self.peer.host().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    /// Guesses are refused without asking anybody.
+    fn refuse_after_failures(&self, address: IpAddr) -> Result<(), (Outcome, String)> {
+        let Some(wait) = self.worker.directory.failures.wait(address, Instant::now()) else { return Ok(()) };
+        self.worker.warn_of_failures(address);
+        let text =
+            format!("ERR redbouncer: too many failed logins from this address, try again in {}", Short(wait));
+        Err((Outcome::Limited, text))
+    }
+
+    /// Waits for a turn.
+    async fn in_time<T>(
+        &self,
+        deadline: Instant,
+        turn: impl Future<Output = T>,
+    ) -> Result<T, (Outcome, String)> {
+        tokio::time::timeout_at(deadline.into(), turn).await.map_err(|_| {
+            let waited = Short(self.worker.pool.shared.options.wait_timeout);
+            let text = format!(
+                "ERR redbouncer: login not checked within {waited}: too many others are being checked"
+            );
+            (Outcome::Unavailable, text)
         })
     }
 
-    /// Logs in upstream as that user. One verification at a time, so that guesses cannot take the pool.
-    async fn verify(&self, group: &Rc<crate::pool::Group>) -> Result<(), Unavailable> {
-        let _turn = self.worker.verifying.lock().await;
-        group.expire_login(self.worker.auth.cache_ttl);
-        self.worker.pool.lane_ready(group, self.worker.pool.wait_deadline()).await
+    /// Logs in upstream as that user.
+    async fn ask_server(
+        self: &Rc<Self>,
+        offer: &Arc<Offer>,
+        offered: &Credentials,
+        protocol: Protocol,
+        deadline: Instant,
+    ) -> Result<Membership, (Outcome, String)> {
+        let (directory, pool) = (&self.worker.directory, &self.worker.pool);
+        let Some(account) = &offer.account else { return Err(wrong_password()) };
+        let _one = self.in_time(deadline, directory.asking.acquire()).await?;
+        self.refuse_after_failures(self.place())?;
+        self.in_time(deadline, directory.gate.lane()).await?;
+        let identity = account.identity_of(offered);
+        let database = self.session.borrow().database;
+        let key = LaneKey { user: account.user.id, database, protocol, readonly: false };
+        let group = pool.group(key, &identity);
+        // A lane that is there proves nothing about now.
+        let answer = if group.lane().is_some() {
+            pool.check_login(key, &identity, pool.wait_deadline()).await
+        } else {
+            group.join();
+            let ready = pool.lane_ready(&group, pool.wait_deadline()).await;
+            group.part(Instant::now());
+            ready
+        };
+        match answer {
+            Ok(()) => {
+                offer.let_in();
+                directory.verified(account, &identity);
+                enter(offer, offered)
+            }
+            Err(Unavailable::LoginRefused(text)) => Err((Outcome::Refused, text)),
+            Err(why) => {
+                if matches!(why, Unavailable::Full(_)) {
+                    self.worker.warn_full(&why.to_string());
+                }
+                Err((Outcome::Unavailable, why.to_string()))
+            }
+        }
+    }
+
+    /// Holds the secret against the hashes of the users file, where that takes long in a thread of its own.
+    async fn ask_users_file(
+        &self,
+        offer: &Offer,
+        offered: &Credentials,
+        deadline: Instant,
+    ) -> Result<Membership, (Outcome, String)> {
+        let directory = &self.worker.directory;
+        let Some(known) = directory.user_named(offered) else { return Err(wrong_password()) };
+        let slow = known.hashes().iter().any(super::PasswordHash::is_slow);
+        let fits = if slow {
+            let turn = Arc::clone(&directory.hashing).acquire_owned();
+            let turn = self.in_time(deadline, turn).await?;
+            let secret = Zeroizing::new(offered.password.to_vec());
+            let look = move || {
+                let fits = known.hashes().iter().any(|hash| hash.fits(&secret));
+                // The turn ends with the work, also where the client has gone meanwhile.
+                drop(turn);
+                fits
+            };
+            tokio::task::spawn_blocking(look).await.unwrap_or(false)
+        } else {
+            known.hashes().iter().any(|hash| hash.fits(&offered.password))
+        };
+        // Somebody who is not in the file has been compared with somebody else.
+        if !fits || offer.account.is_none() {
+            return Err(wrong_password());
+        }
+        offer.let_in();
+        enter(offer, offered)
     }
 
     /// What HELLO says about the server: as it was at the last upstream login, after waiting for a first one.
     async fn server_facts(
         self: &Rc<Self>,
-        who: Option<(User, Arc<Identity>)>,
+        who: Option<(u64, Arc<Identity>)>,
     ) -> Result<Result<ServerFacts, Unavailable>, ClientClose> {
         if let Some(facts) = self.worker.server_facts() {
             return Ok(Ok(facts));
         }
-        let (user, identity) = who.unwrap_or_else(|| self.worker.directory.own());
+        let (user, identity) = who.unwrap_or_else(|| self.worker.directory.own_identity());
         let database = self.session.borrow().database;
-        let key = LaneKey { user: user.id, database, protocol: Protocol::Resp2, readonly: false };
+        let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false };
         let group = self.worker.pool.group(key, &identity);
         group.join();
         let ready = self.patiently(self.worker.pool.lane_ready(&group, self.wait_deadline())).await;
@@ -236,4 +306,19 @@ impl Client {
             Err(why) => Err(why),
         })
     }
+}
+
+fn wrong_password() -> (Outcome, String) {
+    (Outcome::Refused, WRONG_PASSWORD.to_owned())
+}
+
+/// Lets a client in whose secret is good.
+fn enter(offer: &Offer, offered: &Credentials) -> Result<Membership, (Outcome, String)> {
+    let Some(account) = &offer.account else { return Err(wrong_password()) };
+    account.join(account.identity_of(offered), true).ok_or_else(|| {
+        let most = account.max_clients.unwrap_or_default();
+        let name = &account.user.name;
+        let text = format!("ERR max number of clients reached for this user ('{name}' may have {most})");
+        (Outcome::Unavailable, text)
+    })
 }

@@ -10,6 +10,7 @@ mod client;
 mod clients;
 mod drive;
 mod handshake;
+mod identity;
 mod leased;
 mod life;
 mod links;
@@ -19,6 +20,8 @@ mod options;
 mod out;
 mod places;
 mod proxy_commands;
+mod recheck;
+mod rights;
 mod secured;
 mod slow;
 mod socket;
@@ -30,9 +33,9 @@ mod worker;
 
 pub use accept::Doorkeeper;
 pub use handshake::Handshakes;
+pub use identity::{Account, Directory, PasswordHash, StaticUser};
 pub use links::{Accepted, Incoming, Link, Links, Message};
 pub use listener::{ListenError, Listener, UNIX, listen};
-pub use login::Directory;
 pub use options::{
     AdminCommands, AuthMode, AuthOptions, ClientAuth, ClientOptions, ListenOptions, ListenTlsOptions,
 };

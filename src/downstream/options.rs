@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::identity::StaticUser;
 use super::subscriptions::OutputLimit;
 use crate::upstream::Keepalive;
 
@@ -126,6 +127,10 @@ pub struct AuthOptions {
     pub admin_commands: AdminCommands,
     /// How long a verified login or an observed refusal is believed without asking the server again.
     pub cache_ttl: Duration,
+    /// The file that `users` came from.
+    pub users_file: Option<PathBuf>,
+    /// Who may log in (`static`).
+    pub users: Vec<StaticUser>,
 }
 
 impl Default for AuthOptions {
@@ -134,6 +139,8 @@ impl Default for AuthOptions {
             mode: AuthMode::default(),
             admin_commands: AdminCommands::default(),
             cache_ttl: Duration::from_secs(60),
+            users_file: None,
+            users: Vec::new(),
         }
     }
 }
@@ -148,11 +155,14 @@ pub enum AuthMode {
     Open,
     /// A client gets NOAUTH until its AUTH was accepted by the server.
     Passthrough,
+    /// A client gets NOAUTH until it has logged in as a user of `auth.users_file`.
+    Static,
 }
 
 impl AuthMode {
     /// The words that stand for the values; none stands for `Unset`.
-    pub const WORDS: [(&'static str, Self); 2] = [("open", Self::Open), ("passthrough", Self::Passthrough)];
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("open", Self::Open), ("passthrough", Self::Passthrough), ("static", Self::Static)];
 }
 
 /// What happens to commands that reach beyond the client's own connection (`auth.admin_commands`).

@@ -22,7 +22,7 @@ impl Client {
             .unwrap_or_default();
         let mut out = BytesMut::new();
         let shows_others = matches!(sub.as_slice(), b"clients" | b"upstreams");
-        if shows_others && let Some(refusal) = self.forbidden(&[b"CLIENT", b"LIST", b"ID", b"1"]).await {
+        if shows_others && let Some(refusal) = self.forbidden_to_list().await {
             return refusal;
         }
         let text = match sub.as_slice() {

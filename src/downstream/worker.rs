@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::blocking::Waiter;
 use super::client::Client;
+use super::identity::{Account, Directory};
 use super::links::{Accepted, Incoming, Link, Links, Message};
-use super::login::Directory;
-use super::options::{AdminCommands, AuthMode, AuthOptions, ClientOptions};
+use super::options::{AdminCommands, AuthOptions, ClientOptions};
+use super::recheck::recheck;
+use super::rights::Refusals;
 use super::socket::ClientSocket;
 use super::wire::Wire;
 use crate::command::{Asked, rows};
@@ -25,9 +27,9 @@ use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, 
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
-use crate::session::{Filter, Listed, LoadedModule, Pin, Policy, RowFormat, ServerFacts, Session, User};
+use crate::session::{Filter, Listed, LoadedModule, Pin, Policy, RowFormat, ServerFacts, Session};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
-use crate::upstream::{Identity, Lacks, tune};
+use crate::upstream::{Lacks, tune};
 
 /// The rhythm of a worker's housekeeping.
 const TICK: Duration = Duration::from_millis(100);
@@ -90,18 +92,20 @@ pub(crate) struct Worker {
     pub(super) max_arguments: Cell<u32>,
     /// How the server writes a row of CLIENT LIST, by the version that was asked.
     pub(super) row_format: RefCell<Option<(String, RowFormat)>>,
-    pub(super) verifying: Mutex<()>,
+    /// What the server has said about who may see others.
+    pub(super) refusals: Refusals,
     pub(super) metrics: WorkerMetrics,
     /// Elements on their way back into their keys.
     pub(super) saving: Cell<usize>,
     pub(super) stopping: Cell<bool>,
     ids: Arc<AtomicU64>,
     control: Rc<Mutex<Control>>,
-    /// On the first worker, until the drain.
-    reaper: RefCell<Option<AbortHandle>>,
+    /// On the first worker, until the drain: what looks after connections and logins by itself.
+    upkeep: RefCell<Vec<AbortHandle>>,
     link: Option<Link>,
     policy: Cell<Policy>,
     warned_full: Cell<Option<Instant>>,
+    warned_failures: Cell<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -157,20 +161,24 @@ impl Worker {
         let pubsub_hub = terms.pubsub.hub;
         let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
         let control = Rc::new(Mutex::new(Control::default()));
-        let reaper = (index == 0).then(|| {
+        let mut upkeep = Vec::new();
+        if index == 0 {
             let directory = Arc::clone(&terms.directory);
             let candidates = Box::new(move || directory.candidates());
             let reaper = Reaper::new(Rc::clone(&pool), Rc::clone(&control), terms.hygiene, candidates);
-            tokio::task::spawn_local(reaper.run(terms.first_look)).abort_handle()
-        });
+            upkeep.push(tokio::task::spawn_local(reaper.run(terms.first_look)).abort_handle());
+            let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), links.clone());
+            upkeep.push(tokio::task::spawn_local(recheck).abort_handle());
+        }
         Rc::new(Self {
             pool,
             control,
-            reaper: RefCell::new(reaper),
+            upkeep: RefCell::new(upkeep),
             give_back,
             hubs,
             pubsub,
             options: terms.clients,
+            refusals: Refusals::new(terms.auth.cache_ttl),
             auth: terms.auth,
             blocking: terms.blocking,
             directory: terms.directory,
@@ -182,14 +190,14 @@ impl Worker {
             max_arguments: Cell::new(MAX_ARGUMENTS_OLD),
             row_format: RefCell::default(),
             may_try: RefCell::default(),
-            verifying: Mutex::new(()),
             metrics: WorkerMetrics::new(index),
             saving: Cell::new(0),
             stopping: Cell::new(false),
             ids: terms.ids,
             link,
-            policy: Cell::new(Policy { refuse_admin, pubsub_hub, cluster: false, readonly: false }),
+            policy: Cell::new(Policy { refuse_admin, pubsub_hub, ..Policy::default() }),
             warned_full: Cell::new(None),
+            warned_failures: Cell::new(None),
         })
     }
 
@@ -242,6 +250,7 @@ impl Worker {
                     drop(reply.send(answer));
                 });
             }
+            Message::Revoke(account) => self.revoke(&account),
             Message::Publish(reply) => {
                 self.publish();
                 drop(reply.send(self.pool.seconds().clone()));
@@ -258,8 +267,8 @@ impl Worker {
 
     fn admit(self: &Rc<Self>, accepted: Accepted) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let anonymous = self.anonymous_for(accepted.trusted);
-        let (user, identity) = anonymous.unzip();
+        let anonymous = self.directory.anonymous(accepted.trusted);
+        let user = anonymous.as_ref().map(|own| own.account.user.clone());
         let session = Session::new(id, user, self.pool.shared.upstream.database);
         let socket = match self.registered(accepted.stream) {
             Ok(socket) => socket,
@@ -279,7 +288,7 @@ impl Worker {
             socket,
             (accepted.peer, accepted.local),
             session,
-            identity,
+            anonymous,
             accepted.trusted,
         );
         self.clients.borrow_mut().insert(id, Rc::clone(&client));
@@ -308,19 +317,28 @@ impl Worker {
         }
     }
 
-    /// Who a client without credentials is: the identity of the configuration on loopback and where `open` is set,
-    /// else nobody.
-    fn anonymous_for(&self, trusted: bool) -> Option<(User, Arc<Identity>)> {
-        let open = match self.auth.mode {
-            AuthMode::Open => true,
-            AuthMode::Unset => trusted,
-            AuthMode::Passthrough => false,
-        };
-        open.then(|| self.directory.own())
+    /// Nobody may be `account` any more: its clients are closed, and what was opened for them.
+    fn revoke(self: &Rc<Self>, account: &Arc<Account>) {
+        for client in self.clients.borrow().values().filter(|client| client.has_logged_in_as(account)) {
+            client.doom(ClientClose::LoginRevoked);
+        }
+        let user = account.user.id;
+        self.pool.leave_user(user);
+        self.hubs.leave_user(user, UpstreamClose::LoginRevoked);
+        self.pubsub.leave_user(user, UpstreamClose::LoginRevoked);
+        self.may_try.borrow_mut().remove(&user);
+        let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
+        self.pool.tasks().spawn_local(async move { control.lock().await.close_for(&pool, user).await });
     }
 
-    pub(super) fn anonymous(&self, client: &Client) -> Option<(User, Arc<Identity>)> {
-        self.anonymous_for(client.trusted)
+    /// A login of a lane, a lease or a hub was refused: whoever has shown that secret is not let in any more.
+    fn heed_refusals(self: &Rc<Self>) {
+        for user in self.pool.take_refusals() {
+            for account in self.directory.live(user) {
+                let (directory, links) = (Arc::clone(&self.directory), self.links.clone());
+                self.pool.tasks().spawn_local(async move { links.revoke(&directory, account).await });
+            }
+        }
     }
 
     pub(super) fn policy(&self) -> Policy {
@@ -376,6 +394,15 @@ impl Worker {
         }
     }
 
+    /// Says that an address fails to log in too often; at most once a second.
+    pub(super) fn warn_of_failures(&self, address: std::net::IpAddr) {
+        let now = Instant::now();
+        if self.warned_failures.get().is_none_or(|last| now - last >= Duration::from_secs(1)) {
+            self.warned_failures.set(Some(now));
+            tracing::warn!(%address, reason = "failed_logins", "logins from this address are refused for a while");
+        }
+    }
+
     fn kill(&self, filter: &Filter, me: u64) -> i64 {
         let now = Instant::now();
         let mut killed = 0;
@@ -416,6 +443,10 @@ impl Worker {
         self.pool.tick(now);
         self.hubs.tick(now, self.links.clients() == 0);
         self.pubsub.tick(now);
+        self.heed_refusals();
+        for user in self.pool.shared.budget.crowded() {
+            self.pool.make_room_within(user, now);
+        }
         // A lane or a hub may have been too young to give up, a blocking call still on its way to its lease.
         let pressure = self.pool.shared.budget.pressure();
         if pressure.any() {
@@ -459,8 +490,8 @@ impl Worker {
     /// Closes idle and blocked clients at once, the others when their answers are out, and then everything upstream.
     async fn drain(self: &Rc<Self>, deadline: Instant, messages: &mut mpsc::Receiver<Message>) -> usize {
         self.stopping.set(true);
-        if let Some(reaper) = self.reaper.take() {
-            reaper.abort();
+        for task in self.upkeep.take() {
+            task.abort();
         }
         let mut cut = 0;
         while !self.clients.borrow().is_empty() {

@@ -85,6 +85,26 @@ pub enum Claim {
     BlockingLease,
 }
 
+/// Who a connection is for, and why, in words for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder<'a> {
+    /// The user it is logged in as, as a number; [`Holder::NOBODY`] where no user's cap applies.
+    pub user: u64,
+    /// What listings show.
+    pub what: &'a str,
+}
+
+impl Holder<'_> {
+    /// Counted for no user.
+    pub const NOBODY: u64 = 0;
+}
+
+impl<'a> From<&'a str> for Holder<'a> {
+    fn from(what: &'a str) -> Self {
+        Self { user: Holder::NOBODY, what }
+    }
+}
+
 /// How many wait in each queue: what tells workers to give something up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
@@ -109,6 +129,8 @@ impl Pressure {
 /// One row of the listing of held permits.
 #[derive(Clone, Debug)]
 pub struct Holding {
+    /// Whose it is, as a number; [`Holder::NOBODY`] for what is counted for no user.
+    pub user: u64,
     /// What the connection is for.
     pub kind: Kind,
     /// Where in its life it is.
@@ -126,8 +148,9 @@ pub struct Holding {
 }
 
 impl Holding {
-    fn new(kind: Kind, holder: String) -> Self {
+    fn new(kind: Kind, user: u64, holder: String) -> Self {
         Self {
+            user,
             kind,
             phase: Phase::Dialling,
             since: Instant::now(),
@@ -163,6 +186,8 @@ pub struct Budget {
 struct State {
     holdings: HashMap<u64, Holding>,
     held: [usize; Kind::ALL.len()],
+    /// The users that have a cap of their own.
+    users: HashMap<u64, Share>,
     lanes: VecDeque<Waiting>,
     leases: VecDeque<Waiting>,
     hubs: VecDeque<Waiting>,
@@ -172,9 +197,17 @@ struct State {
     last: Option<Claim>,
 }
 
+/// One user's part of the cap.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    held: usize,
+    limit: usize,
+}
+
 #[derive(Debug)]
 struct Waiting {
     ticket: u64,
+    user: u64,
     holder: String,
     grant: oneshot::Sender<Permit>,
 }
@@ -242,28 +275,35 @@ impl Budget {
 
     /// A permit now, or none. Never overtakes those who wait.
     #[must_use]
-    pub fn try_acquire(self: &Arc<Self>, kind: Kind, holder: &str) -> Option<Permit> {
+    pub fn try_acquire<'a>(self: &Arc<Self>, kind: Kind, holder: impl Into<Holder<'a>>) -> Option<Permit> {
+        let holder = holder.into();
         let mut state = self.state.lock();
         let somebody_waits = match kind {
             Kind::Control => false,
-            Kind::Lane => !state.lanes.is_empty(),
+            Kind::Lane => state.first(Claim::Lane).is_some(),
             Kind::Lease | Kind::Blocking | Kind::PubSub if self.is_within_floor(&state, kind) => false,
             Kind::Lease | Kind::Blocking | Kind::PubSub => state.anybody_waits(),
         };
-        if somebody_waits || !self.has_room(&state, kind) {
+        if somebody_waits || !state.has_share(holder.user) || !self.has_room(&state, kind) {
             return None;
         }
-        Some(self.grant(&mut state, kind, holder.to_owned()))
+        Some(self.grant(&mut state, kind, holder.user, holder.what.to_owned()))
     }
 
     /// A place in the queue for `claim`, granted at once when there is room. `holder` says in listings who it is for.
     #[must_use]
-    pub fn queue(self: &Arc<Self>, claim: Claim, holder: &str) -> Place {
+    pub fn queue<'a>(self: &Arc<Self>, claim: Claim, holder: impl Into<Holder<'a>>) -> Place {
+        let holder = holder.into();
         let (grant, granted) = oneshot::channel();
         let mut state = self.state.lock();
         state.next += 1;
         let ticket = state.next;
-        state.queue(claim).push_back(Waiting { ticket, holder: holder.to_owned(), grant });
+        state.queue(claim).push_back(Waiting {
+            ticket,
+            user: holder.user,
+            holder: holder.what.to_owned(),
+            grant,
+        });
         self.serve(&mut state);
         drop(state);
         Place { ticket, claim, granted, budget: Arc::clone(self) }
@@ -274,9 +314,35 @@ impl Budget {
     pub fn is_next(&self, place: u64) -> bool {
         let state = self.state.lock();
         let first = state.leases.front().or_else(|| state.blocking.front());
-        state.lanes.is_empty()
-            && state.hubs.is_empty()
+        state.first(Claim::Lane).is_none()
+            && state.first(Claim::PubSub).is_none()
             && first.is_some_and(|waiting| waiting.ticket == place)
+    }
+
+    /// Bounds what `user` may hold at the same time; `None` leaves it to the cap. What it holds already it keeps.
+    pub fn limit_user(self: &Arc<Self>, user: u64, limit: Option<usize>) {
+        let mut state = self.state.lock();
+        let held = state.holdings.values().filter(|row| row.user == user).count();
+        match limit {
+            Some(limit) => drop(state.users.insert(user, Share { held, limit })),
+            None => drop(state.users.remove(&user)),
+        }
+        self.serve(&mut state);
+    }
+
+    /// The users for whom somebody waits only because of the user's own cap: they must make room among themselves.
+    #[must_use]
+    pub fn crowded(&self) -> Vec<u64> {
+        let state = self.state.lock();
+        if state.users.is_empty() {
+            return Vec::new();
+        }
+        let waiting = state.queues().into_iter().flatten().filter(|waiting| !waiting.grant.is_closed());
+        let mut users: Vec<_> =
+            waiting.map(|waiting| waiting.user).filter(|user| !state.has_share(*user)).collect();
+        users.sort_unstable();
+        users.dedup();
+        users
     }
 
     /// Every connection that holds a permit, oldest first.
@@ -349,10 +415,25 @@ impl Budget {
         self.above_floor(&self.state.lock(), Kind::Blocking)
     }
 
-    /// The error a client gets when no permit came free within `waited`: who holds what, and the longest lease.
+    /// Whether a permit for `user` has to wait, for others or for the user's own.
     #[must_use]
-    pub fn full_text(&self, waited: Duration) -> String {
+    pub fn is_full_for(&self, user: u64) -> bool {
+        self.pressure().any() || !self.state.lock().has_share(user)
+    }
+
+    /// The error a client of `user` gets when no permit came free within `waited`: who holds what, and the longest
+    /// lease.
+    #[must_use]
+    pub fn full_text(&self, user: u64, waited: Duration) -> String {
         let state = self.state.lock();
+        if !state.has_share(user)
+            && let Some(Share { held, limit }) = state.users.get(&user)
+        {
+            return format!(
+                "redbouncer: no upstream connection within {}: this user holds {held} of its {limit}",
+                Short(waited)
+            );
+        }
         let [control, lanes, leases, blocking, pubsub] = state.held;
         let beyond = self.open_used(&state) - leases;
         let mut text = format!(
@@ -403,11 +484,14 @@ impl Budget {
             || (kind != Kind::Control && self.open_used(state) < self.open_permits())
     }
 
-    fn grant(self: &Arc<Self>, state: &mut State, kind: Kind, holder: String) -> Permit {
+    fn grant(self: &Arc<Self>, state: &mut State, kind: Kind, user: u64, holder: String) -> Permit {
         state.next += 1;
         let id = state.next;
         state.held[kind as usize] += 1;
-        state.holdings.insert(id, Holding::new(kind, holder));
+        if let Some(share) = state.users.get_mut(&user) {
+            share.held += 1;
+        }
+        state.holdings.insert(id, Holding::new(kind, user, holder));
         Permit { id, kind, budget: Some(Arc::clone(self)) }
     }
 
@@ -420,18 +504,22 @@ impl Budget {
             if !self.is_within_floor(state, kind) {
                 state.last = Some(claim);
             }
-            let Some(waiting) = state.queue(claim).pop_front() else { break };
-            let permit = self.grant(state, kind, waiting.holder);
+            let next = state.first(claim);
+            let Some(waiting) = next.and_then(|at| state.queue(claim).remove(at)) else { break };
+            let permit = self.grant(state, kind, waiting.user, waiting.holder);
             if let Err(mut unwanted) = waiting.grant.send(permit) {
                 unwanted.budget = None;
                 state.give_back(unwanted.id, kind);
             }
         }
+        // Who waits for its own user's share is not helped by what others give up.
+        let count =
+            |queue: &VecDeque<Waiting>| queue.iter().filter(|waiting| state.has_share(waiting.user)).count();
         let now = Pressure {
-            lanes: state.lanes.len(),
-            leases: state.leases.len(),
-            hubs: state.hubs.len(),
-            blocking: state.blocking.len(),
+            lanes: count(&state.lanes),
+            leases: count(&state.leases),
+            hubs: count(&state.hubs),
+            blocking: count(&state.blocking),
         };
         self.pressure.send_if_modified(|was| std::mem::replace(was, now) != now);
     }
@@ -443,7 +531,7 @@ impl Budget {
         }
         let mut waiting = in_turn.to_vec();
         waiting.push(Claim::BlockingLease);
-        waiting.retain(|claim| !state.queue(*claim).is_empty() && self.has_room(state, claim.kind()));
+        waiting.retain(|claim| state.first(*claim).is_some() && self.has_room(state, claim.kind()));
         let within = waiting.iter().find(|claim| self.is_within_floor(state, claim.kind()));
         within.or(waiting.first()).copied()
     }
@@ -469,8 +557,28 @@ impl State {
         }
     }
 
+    fn queues(&self) -> [&VecDeque<Waiting>; 4] {
+        [&self.lanes, &self.leases, &self.hubs, &self.blocking]
+    }
+
+    /// Whether `user` may hold one more.
+    fn has_share(&self, user: u64) -> bool {
+        self.users.get(&user).is_none_or(|share| share.held < share.limit)
+    }
+
+    /// Who comes first in a queue: those whose user holds all it may are passed over.
+    fn first(&self, claim: Claim) -> Option<usize> {
+        let queue = match claim {
+            Claim::Lane => &self.lanes,
+            Claim::Lease => &self.leases,
+            Claim::PubSub => &self.hubs,
+            Claim::BlockingLease => &self.blocking,
+        };
+        queue.iter().position(|waiting| self.has_share(waiting.user))
+    }
+
     fn anybody_waits(&self) -> bool {
-        !(self.lanes.is_empty() && self.leases.is_empty() && self.hubs.is_empty() && self.blocking.is_empty())
+        self.queues().into_iter().flatten().any(|waiting| self.has_share(waiting.user))
     }
 
     fn forget_the_gone(&mut self) {
@@ -485,6 +593,9 @@ impl State {
     fn give_back(&mut self, id: u64, kind: Kind) -> Option<Holding> {
         let row = self.holdings.remove(&id)?;
         self.held[kind as usize] -= 1;
+        if let Some(share) = self.users.get_mut(&row.user) {
+            share.held = share.held.saturating_sub(1);
+        }
         Some(row)
     }
 }
@@ -717,7 +828,7 @@ mod tests {
         let budget = Budget::new(8, 1, Hubs::default());
         let leases: Vec<_> = (0..5).filter_map(|_| take(&budget, Kind::Lease)).collect();
         leases[0].describe("client 'x', WATCH");
-        let text = budget.full_text(Duration::from_secs(2));
+        let text = budget.full_text(Holder::NOBODY, Duration::from_secs(2));
         assert!(
             text.starts_with(
                 "redbouncer: no upstream connection within 2s (5 of 8: 0 control, 0 lanes, 0 hubs, 5 of 5 leases"
@@ -818,5 +929,28 @@ mod tests {
         assert!(!budget.can_do_without_lanes());
         drop(lease);
         assert!(budget.can_do_without_lanes());
+    }
+
+    #[tokio::test]
+    async fn a_user_at_its_own_cap_holds_up_nobody_else() {
+        let budget = Budget::new(8, 1, Hubs::default());
+        budget.limit_user(7, Some(1));
+        let mine = |what| Holder { user: 7, what };
+        let first = budget.try_acquire(Kind::Lane, mine("lane")).unwrap();
+        assert!(budget.try_acquire(Kind::Lane, mine("another")).is_none());
+        let mut lease = budget.queue(Claim::Lease, mine("lease"));
+        assert!(now(&mut lease).await.is_none());
+        // Others overtake it, and need not give anything up for it.
+        let mut other = budget.queue(Claim::Lease, "other");
+        assert!(now(&mut other).await.is_some());
+        assert_eq!(budget.pressure(), Pressure::default());
+        assert_eq!(budget.crowded(), [7]);
+        let text = budget.full_text(7, Duration::from_secs(2));
+        assert_eq!(text, "redbouncer: no upstream connection within 2s: this user holds 1 of its 1");
+        drop(first);
+        assert!(now(&mut lease).await.is_some());
+        assert!(budget.crowded().is_empty());
+        budget.limit_user(7, None);
+        assert!(budget.try_acquire(Kind::Lane, mine("lane")).is_some());
     }
 }

@@ -87,7 +87,7 @@ impl Control {
     ) -> Result<Open, Unavailable> {
         let budget = &pool.shared.budget;
         let Some(permit) = budget.try_acquire(Kind::Control, "control") else {
-            return Err(Unavailable::Full(budget.full_text(Duration::ZERO)));
+            return Err(Unavailable::Full(budget.full_text(user, Duration::ZERO)));
         };
         let key = LaneKey { user, database: 0, protocol, readonly: false };
         let dialled = pool.dial_for(&permit, key, identity).await;
@@ -100,6 +100,13 @@ impl Control {
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// Closes the connection if it is logged in as `user`.
+    pub async fn close_for(&mut self, pool: &Rc<Pool>, user: u64) {
+        if self.open.as_ref().is_some_and(|open| open.user == user) {
+            self.close(pool, UpstreamClose::LoginRevoked).await;
+        }
     }
 
     /// Its client id on the server, where that tells.

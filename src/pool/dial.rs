@@ -1,6 +1,7 @@
 //! Opening lanes and leases: a permit, then the dial, again with growing pauses while somebody waits.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::budget::Place;
 use super::{
-    Claim, Group, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Pool, Unavailable, holder_of,
+    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Pool, Unavailable, holder_of,
 };
 use crate::resp::{self, encode};
 use crate::telemetry::UpstreamClose;
@@ -54,7 +55,7 @@ impl Pool {
                 Some(permit) => permit,
                 None => self.lane_permit(group).await?,
             };
-            match self.dial(&login, Kind::Lane).await {
+            match self.dial(&login, group.key().user, Kind::Lane).await {
                 Ok(established) if self.stopping.get() => {
                     self.close(established.stream, permit, UpstreamClose::Shutdown, None);
                     return None;
@@ -82,7 +83,9 @@ impl Pool {
 
     /// A permit for a lane, or `None` when nobody waits for it any more.
     async fn lane_permit(&self, group: &Group) -> Option<Permit> {
-        let mut place = self.shared.budget.queue(Claim::Lane, &holder_of(group.key()));
+        let what = holder_of(group.key());
+        let holder = Holder { user: group.key().user, what: &what };
+        let mut place = self.shared.budget.queue(Claim::Lane, holder);
         loop {
             let wait = tokio::time::timeout(self.deadline(), place.granted()).await;
             match wait {
@@ -187,7 +190,7 @@ impl Pool {
             Err(_) => Err(match failure {
                 Some(text) => Unavailable::Down(text),
                 None if connecting.get() => self.still_connecting(),
-                None => Unavailable::Full(self.shared.budget.full_text(self.deadline())),
+                None => Unavailable::Full(self.shared.budget.full_text(key.user, self.deadline())),
             }),
         }
     }
@@ -202,6 +205,7 @@ impl Pool {
         if self.stopping.get() {
             return Found::Nothing;
         }
+        let holder = Holder { user: key.user, what: holder };
         let mut place: Place = self.shared.budget.queue(claim, holder);
         let (hand, handed) = oneshot::channel();
         self.enlist(LeaseWaiter { ticket: place.ticket(), key, hand });
@@ -209,7 +213,7 @@ impl Pool {
             biased;
             lease = handed => match lease {
                 Ok(lease) => {
-                    lease.permit.describe(holder);
+                    lease.permit.describe(holder.what);
                     Found::Lease(lease)
                 }
                 Err(_) => Found::Nothing,
@@ -230,7 +234,7 @@ impl Pool {
     ) -> Result<UpstreamStream, DialError> {
         permit.dials();
         let login = self.login(key, identity, permit.kind());
-        let established = self.dial(&login, permit.kind()).await?;
+        let established = self.dial(&login, key.user, permit.kind()).await?;
         permit.opened(established.id);
         Ok(established.stream)
     }
@@ -248,7 +252,7 @@ impl Pool {
         let (pool, login) = (Rc::clone(self), login.clone());
         let (hand, handed) = oneshot::channel();
         self.tasks.spawn_local(async move {
-            let dialled = pool.connect(&login, Kind::Lease).await.map(|established| {
+            let dialled = pool.connect(&login, key.user, Kind::Lease).await.map(|established| {
                 permit.opened(established.id);
                 Lease { stream: established.stream, key, permit, opened: Instant::now() }
             });
@@ -264,21 +268,65 @@ impl Pool {
     }
 
     /// Dials once, when the rate allows it.
-    async fn dial(&self, login: &Login, kind: Kind) -> Result<Established, DialError> {
+    async fn dial(&self, login: &Login, user: u64, kind: Kind) -> Result<Established, DialError> {
         match kind {
             Kind::Lease => self.shared.gate.lease().await,
             Kind::Lane | Kind::Control | Kind::Blocking | Kind::PubSub => self.shared.gate.lane().await,
         }
-        self.connect(login, kind).await
+        self.connect(login, user, kind).await
     }
 
-    async fn connect(&self, login: &Login, kind: Kind) -> Result<Established, DialError> {
+    async fn connect(&self, login: &Login, user: u64, kind: Kind) -> Result<Established, DialError> {
         let established = self.shared.connector.dial(login).await;
         match &established {
             Ok(_) => self.shared.health.succeeded(),
-            Err(error) => self.shared.health.failed(kind, login.identity.name(), error),
+            Err(error) => {
+                if error.refuses_identity() {
+                    self.refusals.borrow_mut().insert(user);
+                }
+                self.shared.health.failed(kind, login.identity.name(), error);
+            }
         }
         established
+    }
+
+    /// The users whom the server has refused since the last time.
+    #[must_use]
+    pub fn take_refusals(&self) -> HashSet<u64> {
+        std::mem::take(&mut *self.refusals.borrow_mut())
+    }
+
+    /// Logs in once under `key` and closes again: whether the server lets this user in. Takes a permit that is free, or
+    /// waits for one until `deadline` as a lane would.
+    ///
+    /// # Errors
+    /// As [`Self::lane_ready`]; [`Unavailable::LoginRefused`] is the server's answer.
+    pub async fn check_login(
+        &self,
+        key: LaneKey,
+        identity: &Arc<Identity>,
+        deadline: Instant,
+    ) -> Result<(), Unavailable> {
+        let what = format!("login of user '{}', to be checked", identity.name());
+        let holder = Holder { user: key.user, what: &what };
+        let budget = &self.shared.budget;
+        let permit = match budget.try_acquire(Kind::Lane, holder) {
+            Some(permit) => Some(permit),
+            None => {
+                let mut place = budget.queue(Claim::Lane, holder);
+                tokio::time::timeout_at(deadline.into(), place.granted()).await.ok().flatten()
+            }
+        };
+        let Some(permit) = permit else {
+            return Err(Unavailable::Full(budget.full_text(key.user, self.deadline())));
+        };
+        match self.dial_for(&permit, key, identity).await {
+            Ok(stream) => {
+                self.close(stream, permit, UpstreamClose::LoginChecked, None);
+                Ok(())
+            }
+            Err(error) => Err(refused(&error, error.public_text())),
+        }
     }
 
     fn login(&self, key: LaneKey, identity: &Arc<Identity>, kind: Kind) -> Login {

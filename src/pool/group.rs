@@ -28,8 +28,8 @@ pub struct Group {
     waiters: RefCell<Vec<oneshot::Sender<Result<(), Unavailable>>>>,
     /// Why the last dial failed, for those whose patience ends before the next.
     last_failure: RefCell<Option<String>>,
-    /// When a login with this key last succeeded.
-    verified: Cell<Option<Instant>>,
+    /// A login with this key has succeeded.
+    verified: Cell<bool>,
 }
 
 impl Group {
@@ -43,7 +43,7 @@ impl Group {
             dialling: Cell::new(false),
             waiters: RefCell::new(Vec::new()),
             last_failure: RefCell::new(None),
-            verified: Cell::new(None),
+            verified: Cell::new(false),
         })
     }
 
@@ -62,16 +62,7 @@ impl Group {
     /// Whether the server has accepted this user and database before.
     #[must_use]
     pub fn is_verified(&self) -> bool {
-        self.verified.get().is_some()
-    }
-
-    /// The last login is older than `ttl`: the lanes leave, and the next one shows whether the secret is still good.
-    pub fn expire_login(&self, ttl: Duration) {
-        if self.verified.get().is_some_and(|at| at.elapsed() > ttl) {
-            for lane in self.lanes.borrow().iter() {
-                lane.leave(UpstreamClose::LoginExpired);
-            }
-        }
+        self.verified.get()
     }
 
     /// The least busy lane that takes commands.
@@ -136,7 +127,7 @@ impl Group {
 
     pub(super) fn opened(&self, lane: Rc<Lane>) {
         self.lanes.borrow_mut().push(lane);
-        self.verified.set(Some(Instant::now()));
+        self.verified.set(true);
         self.last_failure.replace(None);
         self.tell(&Ok(()));
     }

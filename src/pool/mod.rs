@@ -18,7 +18,7 @@ mod recall;
 mod unavailable;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -31,7 +31,7 @@ use crate::resp::encode;
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::{Connector, Identity, Instance, Lacking, UpstreamOptions};
 
-pub use budget::{Budget, Claim, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
+pub use budget::{Budget, Claim, Holder, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
 pub use dial::refused;
 pub use gate::DialGate;
@@ -81,6 +81,8 @@ pub struct Pool {
     parked: RefCell<Vec<(Instant, Lease)>>,
     lease_waiters: RefCell<Vec<LeaseWaiter>>,
     blocked: RefCell<Vec<Rc<recall::Entry>>>,
+    /// Users whom the server has refused, until somebody has asked for them.
+    refusals: RefCell<HashSet<u64>>,
     scratch: RefCell<Vec<u8>>,
     seconds: Rc<CommandSeconds>,
     tasks: TaskTracker,
@@ -124,6 +126,7 @@ impl Pool {
             parked: RefCell::default(),
             lease_waiters: RefCell::default(),
             blocked: RefCell::default(),
+            refusals: RefCell::default(),
             scratch: RefCell::new(vec![0; 64 << 10]),
             seconds: Rc::new(CommandSeconds::default()),
             tasks,
@@ -159,11 +162,11 @@ impl Pool {
     /// A lane of `group` to use now. Opens a second one in the background when the first is slow and a permit is free.
     pub fn lane(self: &Rc<Self>, group: &Rc<Group>, now: Instant) -> Option<Rc<Lane>> {
         let lane = group.lane()?;
-        if lane.outstanding() > 0
-            && group.wants_another(self.shared.options.lanes_per_key, now)
-            && let Some(permit) = self.shared.budget.try_acquire(Kind::Lane, &holder_of(group.key()))
-        {
-            self.open_lane(group, Some(permit));
+        if lane.outstanding() > 0 && group.wants_another(self.shared.options.lanes_per_key, now) {
+            let holder = Holder { user: group.key().user, what: &holder_of(group.key()) };
+            if let Some(permit) = self.shared.budget.try_acquire(Kind::Lane, holder) {
+                self.open_lane(group, Some(permit));
+            }
         }
         Some(lane)
     }
@@ -202,8 +205,8 @@ impl Pool {
         let waited = self.shared.options.wait_timeout;
         match group.last_failure() {
             Some(text) => Unavailable::Down(text),
-            None if self.shared.budget.pressure().any() => {
-                Unavailable::Full(self.shared.budget.full_text(waited))
+            None if self.shared.budget.is_full_for(group.key().user) => {
+                Unavailable::Full(self.shared.budget.full_text(group.key().user, waited))
             }
             None => self.still_connecting(),
         }
@@ -382,6 +385,47 @@ impl Pool {
         if lanes > 0 {
             self.give_a_turn(lanes, now);
         }
+    }
+
+    /// Lets those of `user` take turns who wait for a connection that only the user's own cap keeps from them: a parked
+    /// lease is closed, else the lane longest in use (an idle one first) makes way.
+    pub fn make_room_within(self: &Rc<Self>, user: u64, now: Instant) {
+        let mut parked = self.parked.borrow_mut();
+        if let Some(at) = parked.iter().position(|(_, lease)| lease.key.user == user) {
+            let (_, lease) = parked.swap_remove(at);
+            drop(parked);
+            return self.close(lease.stream, lease.permit, UpstreamClose::Turn, None);
+        }
+        drop(parked);
+        let mut lanes: Vec<_> = self.lanes_of(user).collect();
+        if lanes.iter().any(|lane| !lane.is_usable()) {
+            return; // one is on its way out
+        }
+        lanes.retain(|lane| now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn);
+        let first = lanes.into_iter().min_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
+        if let Some(lane) = first {
+            lane.leave(UpstreamClose::Turn);
+        }
+    }
+
+    /// The server no longer lets `user` in: what was opened as it closes, when what is in flight has been answered.
+    pub fn leave_user(self: &Rc<Self>, user: u64) {
+        for lane in self.lanes_of(user) {
+            lane.leave(UpstreamClose::LoginRevoked);
+        }
+        let (gone, kept) =
+            self.parked.take().into_iter().partition(|(_, lease): &(_, Lease)| lease.key.user == user);
+        self.parked.replace(kept);
+        let gone: Vec<(Instant, Lease)> = gone;
+        for (_, lease) in gone {
+            self.close(lease.stream, lease.permit, UpstreamClose::LoginRevoked, None);
+        }
+    }
+
+    fn lanes_of(&self, user: u64) -> impl Iterator<Item = Rc<Lane>> {
+        let groups: Vec<_> =
+            self.groups.borrow().values().filter(|group| group.key().user == user).cloned().collect();
+        groups.into_iter().flat_map(|group| group.lanes())
     }
 
     /// The server's address has changed: no lane takes new commands, each closes when its replies are in.

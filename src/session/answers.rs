@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use crate::command::{Asked, Class};
 use crate::resp::{Protocol, Request, encode};
 
-use super::{ReplyMode, Route, Session, User};
+use super::{ReplyMode, Route, Session};
 
 /// What HELLO says about the server, as it was at the last upstream login.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,21 +195,15 @@ fn id(session: &Session) -> i64 {
 }
 
 impl Session {
-    /// Answers a command of class `class` from the session alone. `anonymous` is who RESET makes of the client.
-    pub fn answer(
-        &mut self,
-        class: Class,
-        request: &Request<'_>,
-        anonymous: Option<User>,
-        out: &mut BytesMut,
-    ) -> After {
+    /// Answers a command of class `class` from the session alone.
+    pub fn answer(&mut self, class: Class, request: &Request<'_>, out: &mut BytesMut) -> After {
         match class {
             Class::Quit => {
                 encode::simple(out, "OK");
                 return After::Close;
             }
             Class::Reset => {
-                self.reset(anonymous);
+                self.reset();
                 encode::simple(out, "RESET");
             }
             Class::Select => encode::simple(out, "OK"),

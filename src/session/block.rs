@@ -5,6 +5,7 @@
 //! server refuses ends the transaction all the same (`rejectCommand` in redis `server.c`); a refused DISCARD does not,
 //! so a block that ends with one takes a lease.
 
+use super::Policy;
 use crate::command::{Class, classify};
 use crate::resp::{Form, Request, RequestLimits, RequestScanner, RequestStep};
 
@@ -18,9 +19,9 @@ pub struct Block {
 }
 
 /// Looks at `input`, which begins with MULTI, for a whole block of plain commands. `None`: not whole yet, or not plain.
-/// With `refuse_admin`, commands that reach beyond the own connection are not plain: they must be refused one by one.
+/// What `policy` refuses is not plain: it must be refused by itself.
 #[must_use]
-pub fn find_block(input: &[u8], limits: &RequestLimits, refuse_admin: bool) -> Option<Block> {
+pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Option<Block> {
     let mut scanner = RequestScanner::default();
     let mut block = Block { len: 0, commands: 0 };
     loop {
@@ -33,7 +34,7 @@ pub fn find_block(input: &[u8], limits: &RequestLimits, refuse_admin: bool) -> O
         block.len += shape.len;
         block.commands += 1;
         let first = block.commands == 1;
-        if asked.policy && refuse_admin {
+        if !policy.allows(&asked) {
             return None;
         }
         match asked.class {
@@ -71,7 +72,7 @@ mod tests {
     #[test]
     fn a_whole_transaction_is_found() {
         let input = pipeline(&[&[b"MULTI"], &[b"SET", b"k", b"v"], &[b"EXEC"], &[b"PING"]]);
-        let block = find_block(&input, &LIMITS, false).unwrap();
+        let block = find_block(&input, &LIMITS, Policy::default()).unwrap();
         assert_eq!(block.commands, 3);
         assert_eq!(&input[block.len..], b"*1\r\n$4\r\nPING\r\n");
     }
@@ -80,7 +81,7 @@ mod tests {
     fn a_discard_never_goes_over_a_lane_because_a_refused_one_leaves_it_inside_multi() {
         for discard in [&[&b"DISCARD"[..]][..], &[b"DISCARD", b"x"]] {
             let input = pipeline(&[&[b"MULTI"], &[b"SET", b"k", b"v"], discard, &[b"EXEC"]]);
-            assert_eq!(find_block(&input, &LIMITS, false), None);
+            assert_eq!(find_block(&input, &LIMITS, Policy::default()), None);
         }
     }
 }

@@ -244,7 +244,9 @@ impl LeaseState {
         match asked.class {
             _ if session.is_restricted() && !self.is_waiting() => {}
             _ if session.is_restricted() => return Plan::AfterReplies,
-            Class::Pass | Class::Publish | Class::Ping if !(asked.policy && policy.refuse_admin) => {
+            _ if !policy.allows(asked) && self.is_waiting() => return Plan::AfterReplies,
+            _ if !policy.allows(asked) => {}
+            Class::Pass | Class::Publish | Class::Ping => {
                 return Plan::Forward(Expect::Reply);
             }
             Class::Multi => return Plan::Forward(Expect::Multi),

@@ -11,6 +11,7 @@ mod kill;
 mod lease;
 mod listed;
 mod listen;
+mod policy;
 mod route;
 mod row;
 
@@ -28,8 +29,9 @@ pub use kill::Filter;
 pub use lease::{Expect, LeaseState, Plan, Received};
 pub use listed::Listed;
 pub use listen::{Listen, Subscriptions};
-pub use route::{Pin, Policy, Route};
-pub use row::{ClientRow, Flags, RowFormat};
+pub use policy::{Policy, Right, Rights};
+pub use route::{Pin, Route};
+pub use row::{ClientRow, Flags, RowFormat, UserRow};
 
 /// Client ids start here, far above a server's own, and stay below 2^53 (the largest integer that every client
 /// library reads exactly), so a merged CLIENT LIST never shows one id twice.
@@ -104,10 +106,10 @@ impl Session {
         }
     }
 
-    /// RESET: everything but the id and what CLIENT SETINFO said goes back to a new connection's state.
-    /// (`resetCommand` in redis `networking.c`.) `anonymous` is who a client without credentials is.
-    pub fn reset(&mut self, anonymous: Option<User>) {
-        self.user = anonymous;
+    /// RESET: everything but the id and what CLIENT SETINFO said goes back to a new connection's state
+    /// (`resetCommand` in redis `networking.c`). It also logs out: who a client is then, is not decided here.
+    pub fn reset(&mut self) {
+        self.user = None;
         self.database = self.home;
         self.protocol = Protocol::Resp2;
         self.readonly = false;

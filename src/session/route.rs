@@ -3,7 +3,7 @@
 use crate::command::{Asked, Blocking, Class};
 use crate::resp::{Protocol, Request};
 
-use super::{Hello, Listen, Session, answers};
+use super::{Hello, Listen, Policy, Session, answers};
 
 /// Why a session needs an upstream connection of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,19 +97,6 @@ pub enum Route {
     Proxy,
 }
 
-/// What an operator has decided about clients in general.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Refuse commands that reach beyond the client's own connection.
-    pub refuse_admin: bool,
-    /// Subscribers share a hub; otherwise each takes a lease.
-    pub pubsub_hub: bool,
-    /// The upstream is a cluster node, so ASKING means something.
-    pub cluster: bool,
-    /// READONLY means something: on a cluster node, and on every Valkey since 8.0.
-    pub readonly: bool,
-}
-
 /// What a server says that is no node of a cluster.
 const NO_CLUSTER: &str = "ERR This instance has cluster support disabled";
 
@@ -120,9 +107,8 @@ impl Session {
         if self.user.is_none() {
             return self.route_before_login(asked, request);
         }
-        if asked.policy && policy.refuse_admin {
-            let name = asked.row.map_or("this command", |row| row.name);
-            return Route::Refuse(format!("ERR redbouncer: '{name}' is refused by auth.admin_commands"));
+        if let Some(refusal) = policy.refusal(asked, self) {
+            return Route::Refuse(refusal);
         }
         if let Some(refusal) = answers::arity_error(asked, request) {
             return Route::Refuse(refusal);
@@ -196,9 +182,10 @@ impl Session {
         self.listens > 0 && self.protocol == Protocol::Resp2
     }
 
-    /// Before a login only AUTH, HELLO, QUIT and RESET run (flag `no-auth` in redis `src/commands/*.json`).
+    /// Before a login only AUTH, HELLO, QUIT and RESET run (flag `no-auth` in redis `src/commands/*.json`). Arguments are
+    /// counted first, as there (`processCommand` in redis `server.c`).
     fn route_before_login(&self, asked: &Asked, request: &Request<'_>) -> Route {
-        if let Some(refusal) = answers::arity_error(asked, request) {
+        if let Some(refusal) = answers::misfit(asked, request) {
             return Route::Refuse(refusal);
         }
         match asked.class {

@@ -75,6 +75,21 @@ pub struct ClientRow {
     pub transport: &'static str,
 }
 
+/// What listings show of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserRow {
+    /// The name.
+    pub name: String,
+    /// Clients logged in.
+    pub clients: usize,
+    /// How many there may be.
+    pub max_clients: Option<usize>,
+    /// Upstream connections; those of a user without its own are the connections of `upstream.url`'s user.
+    pub connections: usize,
+    /// How many there may be.
+    pub max_connections: Option<usize>,
+}
+
 impl ClientRow {
     /// Fills in what the session knows.
     #[must_use]

@@ -31,6 +31,8 @@ pub enum ClientClose {
     IdleTimeout,
     /// No login within `client.login_timeout`.
     LoginTimeout,
+    /// The server, or the users file, no longer lets its user in.
+    LoginRevoked,
     /// A command begun was not ended within `client.half_command_timeout`.
     HalfCommand,
     /// The upstream connection was lost with this client's commands written and unanswered.
@@ -53,7 +55,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -68,6 +70,7 @@ impl ClientClose {
         Self::OutputLimit,
         Self::IdleTimeout,
         Self::LoginTimeout,
+        Self::LoginRevoked,
         Self::HalfCommand,
         Self::UpstreamLost,
         Self::LeaseLost,
@@ -97,6 +100,7 @@ impl ClientClose {
             Self::OutputLimit => "output_limit",
             Self::IdleTimeout => "idle_timeout",
             Self::LoginTimeout => "login_timeout",
+            Self::LoginRevoked => "login_revoked",
             Self::HalfCommand => "half_command",
             Self::UpstreamLost => "upstream_lost",
             Self::LeaseLost => "lease_lost",
@@ -139,8 +143,10 @@ pub enum UpstreamClose {
     Desync,
     /// No progress for `upstream.stall_timeout` with commands outstanding.
     Stalled,
-    /// A client logged in and the user's last login upstream was older than `auth.cache_ttl`: checked anew.
-    LoginExpired,
+    /// Made only to see whether the server still lets a user in.
+    LoginChecked,
+    /// The server no longer lets the user in, or the users file has changed.
+    LoginRevoked,
     /// The server's address changed, or it became a replica.
     Moved,
     /// The proxy is stopping.
@@ -151,7 +157,7 @@ pub enum UpstreamClose {
 
 impl UpstreamClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Linger,
         Self::Idle,
         Self::Lifetime,
@@ -165,7 +171,8 @@ impl UpstreamClose {
         Self::Lost,
         Self::Desync,
         Self::Stalled,
-        Self::LoginExpired,
+        Self::LoginChecked,
+        Self::LoginRevoked,
         Self::Moved,
         Self::Shutdown,
         Self::Cut,
@@ -188,7 +195,8 @@ impl UpstreamClose {
             Self::Lost => "lost",
             Self::Desync => "desync",
             Self::Stalled => "stalled",
-            Self::LoginExpired => "login_expired",
+            Self::LoginChecked => "login_checked",
+            Self::LoginRevoked => "login_revoked",
             Self::Moved => "moved",
             Self::Shutdown => "shutdown",
             Self::Cut => "cut",

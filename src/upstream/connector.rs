@@ -13,6 +13,7 @@ use std::time::Duration;
 use metrics::counter;
 use parking_lot::{Mutex, RwLock};
 use rustls::HandshakeKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -119,7 +120,7 @@ impl Connector {
     /// the server is loading its data.
     ///
     /// # Errors
-    /// [`DialError`]; nothing stays open. Dropping the future closes the socket.
+    /// [`DialError`]; nothing stays open, on a server that has answered neither. Dropping the future closes the socket.
     pub async fn dial(&self, login: &Login) -> Result<Established, DialError> {
         let deadline = Instant::now() + self.connect_timeout;
         let addresses = self.resolve(deadline).await?;
@@ -242,7 +243,15 @@ impl Connector {
         let user = login.identity.name();
         let known = Lacking::ALL.into_iter().filter(|what| self.lacks.has(*what, user)).collect();
         let mut conversation = Conversation::start(stream, peer, login, known);
-        let first = self.within(deadline, Phase::Login, Some(peer), conversation.proceed()).await??;
+        let first = match self.within(deadline, Phase::Login, Some(peer), conversation.proceed()).await? {
+            Ok(step) => step,
+            Err(error) => {
+                if !error.is_lost() {
+                    farewell(conversation.into_stream()).await;
+                }
+                return Err(error);
+            }
+        };
         if first == Step::Loading {
             self.outwait_loading(&mut conversation, peer).await?;
         }
@@ -324,6 +333,20 @@ impl Connector {
             _ => {} // says nothing about what the server has
         }
     }
+}
+
+/// Ends a connection that the server has refused in words, and returns when the server has freed it: whoever dials
+/// next under the same permit must not be one too many there.
+async fn farewell(mut stream: UpstreamStream) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let end = async {
+        stream.shutdown().await?;
+        let mut rest = [0; 512];
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // A server that does not answer our end of stream is left to the kernel.
+    drop(tokio::time::timeout(PATIENCE, end).await);
 }
 
 #[cfg(test)]

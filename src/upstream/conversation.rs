@@ -91,6 +91,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Conversation<'a, S> {
         self.machine.give_up()
     }
 
+    /// The connection of a login that has failed.
+    pub(super) fn into_stream(self) -> S {
+        self.stream
+    }
+
     pub(super) fn finish(self) -> (S, LoggedIn) {
         (self.stream, self.machine.finish())
     }

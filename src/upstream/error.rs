@@ -162,6 +162,12 @@ impl DialError {
         }
     }
 
+    /// Whether the server has looked at who we are and does not let us in: the user is gone, switched off, or has another
+    /// password. (`DENIED` is about where we come from.)
+    pub fn refuses_identity(&self) -> bool {
+        matches!(self, Self::Login { text } if code(text) != "DENIED")
+    }
+
     /// Whether the connection broke off or hung, rather than being refused in words.
     pub(super) fn is_lost(&self) -> bool {
         match self {

@@ -251,6 +251,7 @@ fn before_a_login_everything_else_is_refused(stage: &Stage) {
     {
         assert_eq!(client.call(command).error(), refused, "{command}");
     }
+    assert_eq!(client.call("GET").error(), "ERR wrong number of arguments for 'get' command");
     // The rest of the sentence differs between the versions of Redis.
     let hello = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO ";
     assert!(client.call("HELLO").error().starts_with(hello));

@@ -14,7 +14,7 @@ use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
 use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
-use crate::pool::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
+use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Unavailable, refused};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{DialError, Identity, Lacking, UpstreamStream};
@@ -186,8 +186,9 @@ impl Hub {
     pub(super) async fn run(self: &Rc<Self>) -> Ended {
         let mut backoff = self.pool.backoff();
         'permit: loop {
-            let holder = format!("blocking hub of user '{}'", self.identity.name());
-            let permit = self.pool.shared.budget.try_acquire(Kind::Blocking, &holder);
+            let what = format!("blocking hub of user '{}'", self.identity.name());
+            let holder = Holder { user: self.user, what: &what };
+            let permit = self.pool.shared.budget.try_acquire(Kind::Blocking, holder);
             let Some(permit) = permit else { return Ended::NoPermit };
             loop {
                 let connected = tokio::select! {

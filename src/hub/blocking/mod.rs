@@ -140,6 +140,14 @@ impl BlockingHubs {
         }
     }
 
+    /// The server no longer lets `user` in, and those who waited have gone.
+    pub fn leave_user(&self, user: u64, reason: UpstreamClose) {
+        self.refused.borrow_mut().remove(&user);
+        if let Some(hub) = self.hubs.borrow().get(&user) {
+            hub.leave(reason);
+        }
+    }
+
     /// How many requests are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -13,7 +13,7 @@ use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};
 use super::audience::Audience;
 use super::listener::Listener;
 use super::topics::Topics;
-use crate::pool::{Claim, Kind, LaneKey, Permit, Pool, Short, Unavailable, refused};
+use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Short, Unavailable, refused};
 use crate::resp::{Protocol, encode};
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
@@ -111,7 +111,7 @@ impl Hub {
     /// Why there is no confirmation after `waited`.
     pub(super) fn why_not(&self, waited: Duration) -> Unavailable {
         if self.queued.get() {
-            return Unavailable::Full(self.pool.shared.budget.full_text(waited));
+            return Unavailable::Full(self.pool.shared.budget.full_text(self.user, waited));
         }
         let failure = self.last_failure.borrow().clone();
         Unavailable::Down(failure.unwrap_or_else(|| {
@@ -210,13 +210,14 @@ impl Hub {
 
     /// A place under the cap: at once within the floor, else in turn with leases while anybody waits.
     async fn permit(&self) -> Option<Permit> {
-        let holder = format!("pub/sub hub of user '{}'", self.identity.name());
+        let what = format!("pub/sub hub of user '{}'", self.identity.name());
+        let holder = Holder { user: self.user, what: &what };
         let budget = &self.pool.shared.budget;
-        if let Some(permit) = budget.try_acquire(Kind::PubSub, &holder) {
+        if let Some(permit) = budget.try_acquire(Kind::PubSub, holder) {
             return Some(permit);
         }
         self.queued.set(true);
-        let mut place = budget.queue(Claim::PubSub, &holder);
+        let mut place = budget.queue(Claim::PubSub, holder);
         let permit = loop {
             match tokio::time::timeout(self.pool.shared.options.wait_timeout, place.granted()).await {
                 Ok(permit) => break permit,

@@ -148,6 +148,13 @@ impl PubSubHubs {
         }
     }
 
+    /// The server no longer lets `user` in, and those who listened have gone.
+    pub fn leave_user(&self, user: u64, reason: UpstreamClose) {
+        if let Some(hub) = self.hubs.borrow().get(&user) {
+            hub.leave(reason);
+        }
+    }
+
     /// Names subscribed upstream.
     #[must_use]
     pub fn names(&self) -> usize {

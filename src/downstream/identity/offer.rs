@@ -1,0 +1,104 @@
+//! A name and a secret that somebody has offered, and what came of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::Account;
+use crate::session::Credentials;
+
+/// How long a refusal is believed: long enough for a service that tries its stale password all the time, short enough
+/// for the one who has just set the right one on the server.
+const REFUSAL: Duration = Duration::from_secs(2);
+
+/// Stands for a name and a secret without holding the secret: a hash with a salt of this very run.
+pub(super) type Fingerprint = [u8; 32];
+
+/// The fingerprint of `offered`. AUTH without a name and AUTH with the name `default` are told apart, as the server does.
+pub(super) fn fingerprint(salt: &[u8], offered: &Credentials) -> Fingerprint {
+    let mut hash = Sha256::new();
+    hash.update(salt);
+    if let Some(name) = &offered.username {
+        hash.update([1]);
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name.as_bytes());
+    } else {
+        hash.update([0]);
+    }
+    hash.update(&*offered.password);
+    hash.finalize().into()
+}
+
+/// What is known of one name and secret.
+#[derive(Debug)]
+pub(in crate::downstream) struct Offer {
+    /// Who it would be; `None`: there is no such user.
+    pub(in crate::downstream) account: Option<Arc<Account>>,
+    /// One look at it at a time; the others wait for what it says.
+    pub(in crate::downstream) turn: tokio::sync::Mutex<()>,
+    standing: Mutex<Standing>,
+}
+
+#[derive(Debug)]
+enum Standing {
+    Unknown,
+    Good(Instant),
+    Bad(Instant, String),
+}
+
+/// What is remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::downstream) enum Remembered {
+    /// It was let in not long ago.
+    Good,
+    /// It was refused a moment ago, in these words.
+    Bad(String),
+    /// Nothing that could be believed.
+    Nothing,
+}
+
+impl Offer {
+    pub(super) fn new(account: Option<Arc<Account>>) -> Arc<Self> {
+        Arc::new(Self {
+            account,
+            turn: tokio::sync::Mutex::default(),
+            standing: Mutex::new(Standing::Unknown),
+        })
+    }
+
+    /// What is remembered; a success for `ttl`.
+    pub(in crate::downstream) fn remembered(&self, ttl: Duration) -> Remembered {
+        match &*self.standing.lock() {
+            Standing::Good(at) if at.elapsed() < ttl => Remembered::Good,
+            Standing::Bad(at, text) if at.elapsed() < REFUSAL => Remembered::Bad(text.clone()),
+            Standing::Good(_) | Standing::Bad(..) | Standing::Unknown => Remembered::Nothing,
+        }
+    }
+
+    pub(in crate::downstream) fn let_in(&self) {
+        *self.standing.lock() = Standing::Good(Instant::now());
+    }
+
+    pub(in crate::downstream) fn refuse(&self, text: &str) {
+        *self.standing.lock() = Standing::Bad(Instant::now(), text.to_owned());
+    }
+
+    pub(super) fn forget(&self) {
+        *self.standing.lock() = Standing::Unknown;
+    }
+
+    /// How long ago it was let in.
+    pub(super) fn good_for(&self) -> Option<Duration> {
+        match &*self.standing.lock() {
+            Standing::Good(at) => Some(at.elapsed()),
+            Standing::Bad(..) | Standing::Unknown => None,
+        }
+    }
+
+    /// Somebody is logged in by it.
+    pub(super) fn is_live(&self) -> bool {
+        self.account.as_ref().is_some_and(|account| account.clients() > 0)
+    }
+}
