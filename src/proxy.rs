@@ -4,6 +4,7 @@
 //! with a runtime of its own. They share the budget, the links between them, and the metrics.
 
 mod renewal;
+mod roster;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -37,6 +38,7 @@ use crate::shutdown::StopSignals;
 use crate::telemetry::{self, CommandSeconds, logging, publish_gauge};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use renewal::Renewal;
+use roster::Roster;
 
 /// The configuration names something that cannot be used (a certificate that is not there).
 const BAD_CONFIGURATION: u8 = 64;
@@ -165,7 +167,8 @@ impl Proxy {
             tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
         }
         let hangup = signal(SignalKind::hangup())?;
-        tokio::task::spawn_local(renew(renewal, hangup));
+        let roster = Roster::new(&config, Arc::clone(&proxy.directory), proxy.links.clone());
+        tokio::task::spawn_local(renew(renewal, roster, hangup));
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         let first = signals.next().await;
         let code = proxy.stop(first, doors, &mut signals, config.shutdown.drain_timeout).await;
@@ -342,19 +345,20 @@ async fn accept(listener: Listener, door: Doorkeeper, handshakes: Rc<Handshakes>
     }
 }
 
-/// Reads certificates again, on SIGHUP and when they have changed.
-async fn renew(mut renewal: Renewal, mut hangup: Signal) {
+/// Reads certificates and users again, on SIGHUP and when they have changed.
+async fn renew(mut renewal: Renewal, mut roster: Roster, mut hangup: Signal) {
     let mut look = tokio::time::interval(LOOK_AT_CERTIFICATES);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let asked = tokio::select! {
             _ = look.tick() => false,
             _ = hangup.recv() => {
-                tracing::info!("SIGHUP: certificates are read again; all other settings are read at the start only");
+                tracing::info!("SIGHUP: certificates and the users file are read again; all other settings are read at the start only");
                 true
             }
         };
         renewal.renew(asked).await;
+        roster.renew().await;
     }
 }
 

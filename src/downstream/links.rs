@@ -212,7 +212,7 @@ impl Links {
     }
 
     /// Nobody may be `account` any more, on any worker.
-    pub(super) async fn revoke(&self, directory: &Directory, account: Arc<Account>) {
+    pub async fn revoke(&self, directory: &Directory, account: Arc<Account>) {
         let (user, clients) = (&account.user.name, account.clients());
         tracing::warn!(%user, clients, reason = "login_revoked", "a user is not let in any more; its clients are closed");
         directory.forget(&account);

@@ -262,3 +262,26 @@ fn a_users_file_that_is_wrong_is_refused_at_the_start() {
     assert_eq!(exit.code, Some(64));
     assert!(exit.stderr.contains("listed but not used"), "{}", exit.stderr);
 }
+
+#[test]
+fn a_users_file_that_changes_is_read_again() {
+    let entry = |name: &str, most: u32| format!("[{name}]\npassword = \"{SESAME}\"\nmax_clients = {most}\n");
+    let (stage, file) = stage(&[entry("app", 5), entry("web", 5)].concat(), &[]);
+    let (mut app, mut web) = (login(&stage, "app", "sesame"), login(&stage, "web", "sesame"));
+    std::fs::write(file.path(), "[app]\npassword = \"in-plain-text\"\n").unwrap();
+    stage.proxy().signal("HUP");
+    until("what is wrong is told", PATIENCE, || stage.proxy().log().contains("the former users stay"));
+    assert!(!stage.proxy().log().contains("in-plain-text"));
+    assert_eq!(app.call("PING").text(), "PONG");
+    // One is as before, one has changed, one has come.
+    std::fs::write(file.path(), [entry("web", 5), entry("app", 9), entry("new", 5)].concat()).unwrap();
+    stage.proxy().signal("HUP");
+    app.expect_end(PATIENCE);
+    assert_eq!(web.call("PING").text(), "PONG");
+    login(&stage, "app", "sesame");
+    login(&stage, "new", "sesame");
+    // Without a signal, too.
+    std::fs::write(file.path(), entry("app", 9)).unwrap();
+    web.expect_end(PATIENCE);
+    assert_eq!(stage.connect().call("AUTH web sesame").error(), WRONG);
+}

@@ -1,0 +1,48 @@
+//! The users file read again: on SIGHUP, and when it, or a password file it names, holds something else.
+//!
+//! It is looked at together with the certificates, and by the same reasoning ([`super::renewal`]).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::{Config, read_users};
+use crate::downstream::{Directory, Links, StaticUser};
+
+type Outcome = Result<Vec<StaticUser>, Vec<String>>;
+
+/// The users of the file.
+pub(super) struct Roster {
+    path: Option<PathBuf>,
+    last: Outcome,
+    directory: Arc<Directory>,
+    links: Links,
+}
+
+impl Roster {
+    pub(super) fn new(config: &Config, directory: Arc<Directory>, links: Links) -> Self {
+        let auth = &config.auth;
+        Self { path: auth.users_file.clone(), last: Ok(auth.users.clone()), directory, links }
+    }
+
+    /// Reads the file again. Away from the thread that accepts clients: it may lie on a network file system that hangs.
+    pub(super) async fn renew(&mut self) {
+        let Some(path) = self.path.clone() else { return };
+        let Ok(outcome) = tokio::task::spawn_blocking(move || read_users(&path)).await else { return };
+        if outcome == self.last {
+            return;
+        }
+        match &outcome {
+            Ok(users) => {
+                tracing::info!(users = users.len(), "the users file was read again");
+                for account in self.directory.replace_users(users.clone()) {
+                    self.links.revoke(&self.directory, account).await;
+                }
+            }
+            Err(wrong) => {
+                let error = wrong.join("; ");
+                tracing::error!(error, "the users file changed and cannot be used; the former users stay");
+            }
+        }
+        self.last = outcome;
+    }
+}
