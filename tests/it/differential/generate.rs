@@ -241,7 +241,9 @@ impl Generator<'_> {
         if !matches!(row.class, Class::Pass | Class::Ping | Class::Unknown) && !beyond && !local
             || words::NOT_COMPARED.iter().any(|(name, _)| row.name.starts_with(name))
             || self.clients[client].listens
-                && !(row.class == Class::Pass && self.abilities.commands.contains(row.name))
+                && !(row.class == Class::Pass
+                    && self.abilities.commands.contains(row.name)
+                    && !row.name.ends_with("rank"))
             || self.clients[client].in_multi && (beyond || local || row.name.contains("|"))
         {
             return None;

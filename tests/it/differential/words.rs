@@ -2,7 +2,7 @@
 //!
 //! In a template one capital letter stands for something to choose: `S L H Z T X` a key that mostly holds a string, list,
 //! hash, sorted set, set, stream; `V` any value, `W` a short word, `N` something like a number, `M` a small number, `I` the
-//! next id of a stream, `G` a channel.
+//! next id of a stream, `G` a channel. What DUMP would tell a time or something random of has a key of its own.
 
 /// Rows (by the beginning of their name) that are not called with random words, and why.
 pub(crate) const NOT_COMPARED: &[(&str, &str)] = &[
@@ -149,10 +149,10 @@ pub(crate) const DATA: &[&str] = &[
     "HSETNX H W W",
     "HRANDFIELD none",
     "HSCAN H 0",
-    "HEXPIRE H 100 FIELDS 1 W",
-    "HTTL H FIELDS 1 W",
-    "HPERSIST H FIELDS 1 W",
-    "HSETEX H EX 100 FIELDS 1 W W",
+    "HEXPIRE hours 100 FIELDS 1 W",
+    "HTTL hours FIELDS 1 W",
+    "HPERSIST hours FIELDS 1 W",
+    "HSETEX hours EX 100 FIELDS 1 W W",
     "HGETDEL H FIELDS 1 W",
     "SADD T M M",
     "SADD T M",
