@@ -30,6 +30,8 @@ const HEAD: [&str; 7] = ["count", "chosen", "oldest", "idle", "address", "name",
 const NUMBERS: usize = 4;
 /// Addresses of IPv4 are not broken.
 const WHOLE: usize = 15;
+/// Unicode's mark for a place where a line may be broken; taken out again before anything is printed.
+const BREAK: char = '\u{200b}';
 
 /// What to take away. Everything that is given has to fit; with nothing given, connections are only shown.
 #[derive(Args)]
@@ -124,12 +126,22 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
     };
     let mut visit = enter(&config.upstream).await?;
     let limit = visit.limit().await?;
-    let listed = Instant::now();
-    let rows = visit.list_to_judge().await?;
+    let mut listed = Instant::now();
+    let mut rows = visit.list_to_judge().await?;
     let mine: HashSet<u64> = rows.iter().filter(|row| visit.is_own(row)).map(|row| row.id).collect();
     let is_own = |row: &Listed| mine.contains(&row.id);
     let orphan_after = config.hygiene.orphan_after;
-    let selection = select(&rows, is_own, &wanted, orphan_after);
+    let first = select(&rows, is_own, &wanted, orphan_after);
+    let earlier = (arguments.yes && first.is_uncertain()).then_some(first.orphans);
+    if earlier.is_some() {
+        look_again_in(config.naming.heartbeat).await;
+        listed = Instant::now();
+        rows = visit.list_to_judge().await?;
+    }
+    let mut selection = select(&rows, is_own, &wanted, orphan_after);
+    if let Some(earlier) = &earlier {
+        selection.confirm(earlier);
+    }
     let found = Found {
         upstream: config.upstream_shown(),
         connections: rows.len(),
@@ -186,6 +198,17 @@ async fn enter(options: &UpstreamOptions) -> Result<Visit, VisitError> {
     }
 }
 
+/// An instance without a lane and without a control connection may be between two of them.
+async fn look_again_in(heartbeat: Duration) {
+    // stderr may be closed; that is no reason not to wait.
+    let _ = writeln!(
+        io::stderr(),
+        "redbouncer: an instance that looks dead has neither a lane nor a control connection to show its life; looking \
+         again in {heartbeat:?}"
+    );
+    tokio::time::sleep(heartbeat).await;
+}
+
 /// Says on a terminal how far it is.
 fn progress(all: usize) -> impl FnMut(usize) {
     let shown = all > LONG && io::stderr().is_terminal();
@@ -217,7 +240,7 @@ fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) -> String {
         Some(swept) => {
             let escaped = match swept.escaped {
                 0 => String::new(),
-                escaped => format!(" ({escaped} had gone by themselves, or were no longer idle)"),
+                escaped => format!(" ({escaped} had gone by themselves, or did not fit any more)"),
             };
             let after = swept.after.map_or_else(|| "unknown".to_owned(), |after| after.to_string());
             vec![
@@ -248,9 +271,6 @@ fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) -> String {
     }
     lines.iter().map(|line| format!("{}\n", textwrap::fill(line, terminal::lines(width)))).collect()
 }
-
-/// Unicode's mark for a place where a line may be broken; taken out again at the end.
-const BREAK: char = '\u{200b}';
 
 /// The groups, a row each, never wider than `width`: what is longer goes on in the next line, so nothing is lost.
 fn table(groups: &[Group], width: usize) -> String {

@@ -112,6 +112,22 @@ pub struct Selection<'a> {
     pub spared: BTreeMap<Spared, usize>,
     /// The client ids of those that dead instances of redbouncer left.
     pub orphans: HashSet<u64>,
+    /// Those of them whose instance may be between two of the connections that show its life: to be killed only when a
+    /// listing of one heartbeat later says the same.
+    pub uncertain: HashSet<u64>,
+}
+
+impl Selection<'_> {
+    /// Whether a second look is needed before what is chosen may be killed.
+    #[must_use]
+    pub fn is_uncertain(&self) -> bool {
+        self.chosen.iter().any(|row| self.uncertain.contains(&row.id))
+    }
+
+    /// Takes out what an earlier look had not found orphaned.
+    pub fn confirm(&mut self, earlier: &HashSet<u64>) {
+        self.chosen.retain(|row| !self.uncertain.contains(&row.id) || earlier.contains(&row.id));
+    }
 }
 
 /// Selects among `rows`, the whole of one CLIENT LIST. Never the row that `is_own` knows, never a connection of a living
@@ -123,8 +139,12 @@ pub fn select<'a>(
     wanted: &Wanted,
     orphan_after: Duration,
 ) -> Selection<'a> {
-    let orphans = orphans(rows, None, orphan_after).iter().map(|orphan| orphan.row.id).collect();
-    let mut selection = Selection { orphans, ..Selection::default() };
+    let found = orphans(rows, None, orphan_after);
+    let mut selection = Selection {
+        orphans: found.iter().map(|orphan| orphan.row.id).collect(),
+        uncertain: found.iter().filter(|orphan| !orphan.certain).map(|orphan| orphan.row.id).collect(),
+        ..Selection::default()
+    };
     if wanted.is_nothing() {
         return selection;
     }
@@ -326,6 +346,22 @@ mod tests {
     #[test]
     fn orphans_are_those_of_dead_instances() {
         assert_eq!(chosen(&Wanted { orphans: true, ..Wanted::default() }), [9]);
+    }
+
+    #[test]
+    fn an_instance_that_may_be_between_two_lanes_is_looked_at_twice() {
+        let rows = [
+            row(1, "name=redbouncer:a:00000001:leased age=999 idle=900 flags=b"),
+            row(2, "name=redbouncer:b:00000002:leased age=999 idle=900 flags=b"),
+            row(3, "name=redbouncer:c:00000003:shared age=999 idle=900 flags=N"),
+        ];
+        let wanted = Wanted { orphans: true, ..Wanted::default() };
+        let mut selection = select(&rows, |_| false, &wanted, AFTER);
+        assert!(selection.is_uncertain());
+        selection.confirm(&HashSet::from([2]));
+        let chosen: Vec<u64> = selection.chosen.iter().map(|row| row.id).collect();
+        assert_eq!(chosen, [2, 3], "a lane that is silent for so long is certain");
+        assert!(!select(&rows[2..], |_| false, &wanted, AFTER).is_uncertain());
     }
 
     #[test]

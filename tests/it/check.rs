@@ -576,3 +576,40 @@ fn the_listing_is_readable_at_80_columns() {
     let begins = |line: &&str| line.starts_with("ok  ") || line.starts_with("warning  ");
     assert!(stdout.lines().filter(begins).count() >= 14, "{stdout}");
 }
+
+/// The subjects that a source file gives to findings: the first argument of each, or of `let subject`.
+fn subjects(source: &str) -> Vec<String> {
+    let code: String =
+        source.split("#[cfg(test)]").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut found = Vec::new();
+    for method in [".ok(", ".note(", ".warning(", ".failure("] {
+        for (at, _) in code.match_indices(method) {
+            let argument = code[at + method.len()..].trim_start();
+            if let Some(text) = argument.strip_prefix('"') {
+                found.push(text.split('"').next().unwrap().to_owned());
+            }
+        }
+    }
+    if let Some((_, arms)) = code.split_once("let subject = match") {
+        let arms = arms.split("};").next().unwrap();
+        found.extend(arms.split("=> \"").skip(1).map(|arm| arm.split('"').next().unwrap().to_owned()));
+    }
+    found
+}
+
+#[test]
+fn every_subject_is_in_the_page() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/hygiene.md")).unwrap();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let doctor = fs::read_dir(root.join("src/hygiene/doctor")).unwrap().map(|file| file.unwrap().path());
+    let mut seen = std::collections::BTreeSet::new();
+    for path in doctor.chain([root.join("src/cli/check.rs")]) {
+        seen.extend(subjects(&fs::read_to_string(&path).unwrap()));
+    }
+    assert!(seen.len() >= 18, "{seen:?}");
+    for subject in seen {
+        let first_cell = |row: &&str| row.split(" | ").next().unwrap().contains(&format!("`{subject}`"));
+        assert!(rows.iter().any(first_cell), "docs/hygiene.md has no row for {subject}");
+    }
+}

@@ -47,7 +47,7 @@ fn idle(server: &Server, name: &str) -> u64 {
 fn orphans_are_taken_away_and_all_others_stay() {
     for version in Version::all() {
         let server = Server::start_version(&version, &[]);
-        let dead = "redbouncer:web:0123abcd:leased";
+        let dead = "redbouncer:web:0123abcd:shared";
         let _dead: Vec<_> = (0..350).map(|_| named(&server, dead)).collect();
         let proxy =
             Proxy::start(&server, &["hygiene.reap=false", "hygiene.heartbeat=1s", "hygiene.orphan_after=3s"]);
@@ -324,4 +324,46 @@ fn a_server_that_hangs_in_the_middle_ends_it() {
     let (code, stdout, stderr) = cleanup(&fake.url(), "--idle 10m --yes");
     assert!(code == 1 && stdout.contains("killed 0 of 1\nconnections: 1 before, unknown after"), "{stdout}");
     assert!(stderr.contains("the server did not answer CLIENT KILL"), "{stderr}");
+}
+
+#[test]
+fn every_flag_is_in_the_help_and_in_the_page() {
+    let (exit, help) = Proxy::run_to_end(&["cleanup", "--help"], &[]);
+    assert_eq!(exit.code, Some(0));
+    let own = help.split("Settings:").next().unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hygiene.md")).unwrap();
+    let flags: Vec<&str> = own.split_whitespace().filter(|word| word.starts_with("--")).collect();
+    assert!(flags.len() >= 9, "{help}");
+    for flag in flags.iter().map(|flag| flag.trim_end_matches([',', ')'])).filter(|flag| *flag != "--help") {
+        assert!(page.contains(flag), "docs/hygiene.md does not know {flag}");
+    }
+    for kind in ["replicas", "masters", "monitors", "subscribers", "blocked", "unclear"] {
+        assert!(own.contains(kind) && page.contains(kind), "{kind}");
+    }
+}
+
+/// It may be between two lanes: then it shows itself within a heartbeat.
+#[test]
+fn an_instance_that_shows_only_leases_is_looked_at_twice() {
+    let server = Server::start();
+    let (dead, back) = ("redbouncer:web:0123abcd:leased", "redbouncer:web:4567cdef:leased");
+    let _dead = named(&server, dead);
+    let _back = named(&server, back);
+    until("they are idle", PATIENCE, || idle(&server, dead) >= 3 && idle(&server, back) >= 3);
+    let url = server.url();
+    let cleaning = std::thread::spawn(move || cleanup(&url, "--orphans --yes"));
+    until("it has looked", PATIENCE, || {
+        server.rows().iter().any(|row| row.get("name") == "redbouncer-cleanup")
+    });
+    until("the first look is over", PATIENCE, || {
+        server
+            .rows()
+            .iter()
+            .any(|row| row.get("name") == "redbouncer-cleanup" && row.get("cmd") == "client|list")
+    });
+    let _lane = named(&server, "redbouncer:web:4567cdef:shared");
+    let (code, stdout, stderr) = cleaning.join().unwrap();
+    assert!(code == 0 && stdout.contains("killed 1 of 1"), "{stdout}{stderr}");
+    assert!(stderr.contains("looking again in 1s"), "{stderr}");
+    assert_eq!((count(&server, dead), count(&server, back)), (0, 1));
 }
