@@ -353,7 +353,10 @@ impl Worker {
                 let first = rows().as_ptr().addr();
                 (std::ptr::from_ref(row).addr() - first) / size_of_val(row)
             }
-            None => rows().len(),
+            None => {
+                client.last_command.set("NULL");
+                rows().len()
+            }
         };
         if let Some(cell) = self.metrics.commands.get(at) {
             cell.set(cell.get() + 1);
