@@ -389,9 +389,8 @@ mod tests {
         }
         let (_listener, live) = live().await;
         let started = Instant::now();
-        let (_, peer) =
-            connector.connect(&[silent, live], started + Duration::from_millis(600)).await.unwrap();
+        let (_, peer) = connector.connect(&[silent, live], started + Duration::from_secs(3)).await.unwrap();
         assert_eq!(peer, live);
-        assert!((300..600).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+        assert!((1_500..3_000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     }
 }
