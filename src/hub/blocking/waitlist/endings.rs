@@ -29,7 +29,8 @@ impl Waitlist {
     /// A call's time is up. With nothing in flight it gets nil at once. With a try in flight the answer decides, for a
     /// while: an element that was popped for it should reach it.
     fn is_due(&mut self, id: u64, now: Instant) {
-        let asking = self.is_being_asked(id);
+        // Without a connection yet nobody has looked for it: it should be told what is there, if that is soon known.
+        let asking = self.is_being_asked(id) || !self.online;
         let Some(waiter) = self.waiters.get_mut(&id) else { return };
         waiter.deadline = None;
         let moves = Call::moves_before_answering(waiter.call.command);

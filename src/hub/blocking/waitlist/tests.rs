@@ -396,6 +396,32 @@ fn a_lost_connection_closes_only_those_in_a_try() {
     assert_eq!(*quiet.got.borrow(), [element("b", "y")]);
 }
 
+/// XREADGROUP BLOCK 10 on a missing key got nil instead of NOGROUP when the hub had yet to be dialled.
+#[test]
+fn a_call_whose_time_ends_before_the_connection_is_there_still_learns_what_there_is() {
+    let brief = Some(Duration::from_millis(10));
+    let mut bench = Bench::new();
+    bench.waitlist.disconnected();
+    bench.model.lists.entry("full".to_owned()).or_default().push_back("x".to_owned());
+    let (_, served) = bench.arrive("BLPOP full 0.01", brief);
+    let (_, empty) = bench.arrive("BLPOP empty 0.01", brief);
+    bench.now += Duration::from_millis(50);
+    bench.waitlist.expire(bench.now);
+    assert_eq!(*empty.ended.borrow(), None);
+    bench.waitlist.connected(0);
+    bench.settle();
+    assert_eq!(*served.got.borrow(), [element("full", "x")]);
+    assert_eq!(*empty.ended.borrow(), Some(End::Nil));
+    // For so long, and no longer.
+    bench.waitlist.disconnected();
+    let (_, late) = bench.arrive("BLPOP late 0.01", brief);
+    bench.now += Duration::from_millis(50);
+    bench.waitlist.expire(bench.now);
+    bench.now += Duration::from_millis(200);
+    bench.waitlist.expire(bench.now);
+    assert_eq!(*late.ended.borrow(), Some(End::Nil));
+}
+
 #[test]
 fn what_tracking_does_not_tell_is_found_by_the_sweep() {
     let mut bench = Bench::new();
