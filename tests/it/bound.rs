@@ -166,9 +166,10 @@ fn a_full_pool_says_what_holds_it() {
     // What needs no connection of its own goes on.
     assert_eq!(lane.call("ECHO fine").text(), "fine");
     // And the operator is told.
-    let log = stage.proxy().log();
-    let warned = log.lines().any(|line| line.contains("\"WARN\"") && line.contains("holder:0"));
-    assert!(warned, "no warning that names the holder:\n{log}");
+    until("a warning names the holder", PATIENCE, || {
+        let log = stage.proxy().log();
+        log.lines().any(|line| line.contains("\"WARN\"") && line.contains("holder:0"))
+    });
 }
 
 #[test]

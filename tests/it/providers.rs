@@ -489,6 +489,8 @@ fn a_user_without_the_channel_before_wait_is_told() {
     for _ in 0..2 {
         assert!(client.call("WAIT 0 0").error().contains("WAIT needs PUBLISH"));
     }
+    // The log may be written a moment after the reply.
+    until("it is told", PATIENCE, || !told(&proxy).is_empty());
     assert_eq!(told(&proxy), ["PUBLISH redbouncer:wait"]);
 }
 
