@@ -59,13 +59,18 @@ fn parse(file: &str, text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
             _ => wrong.push((at, "expected a section for each user, such as [app]".to_owned())),
         }
         let name = printable(name);
-        errors
-            .extend(wrong.into_iter().map(|(line, text)| format!("{file}:{line}: user \"{name}\": {text}")));
+        let named = wrong.into_iter().map(|(line, text)| (line, format!("user \"{name}\": {text}")));
+        errors.extend(named);
     }
     if users.is_empty() && errors.is_empty() {
-        errors.push(format!("{file}: no users: nobody could log in"));
+        return Err(vec![format!("{file}: no users: nobody could log in")]);
     }
-    if errors.is_empty() { Ok(users) } else { Err(errors) }
+    if errors.is_empty() {
+        return Ok(users);
+    }
+    // The parser gives sections and keys by name; who mends the file goes through it from its top.
+    errors.sort_by_key(|(line, _)| *line);
+    Err(errors.into_iter().map(|(line, text)| format!("{file}:{line}: {text}")).collect())
 }
 
 /// One section. What is wrong goes to `complain`, with its place where it has one.
@@ -229,6 +234,8 @@ mod tests {
             assert!(all.contains(part), "{part:?} is missing in:\n{all}");
         }
         assert!(!all.contains("hunter2"), "{all}");
+        let line = |error: &String| error.split(':').nth(1).unwrap().parse::<usize>().unwrap();
+        assert!(errors.is_sorted_by_key(line), "{all}");
     }
 
     #[test]

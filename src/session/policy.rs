@@ -164,11 +164,17 @@ impl Policy {
         if self.allows(asked) {
             return None;
         }
-        let name = asked.row.map_or("this command", |row| row.name);
+        let user = session.user.as_ref().map_or("default", |user| &user.name);
+        let Some(row) = asked.row else {
+            // Its name is the client's text, so the right is named instead.
+            return Some(format!(
+                "NOPERM User {user} has no permissions to run commands unknown to redbouncer (\"other\")"
+            ));
+        };
+        let name = row.name;
         if asked.policy && self.refuse_admin {
             return Some(format!("ERR redbouncer: '{name}' is refused by auth.admin_commands"));
         }
-        let user = session.user.as_ref().map_or("default", |user| &user.name);
         Some(format!("NOPERM User {user} has no permissions to run the '{name}' command"))
     }
 }

@@ -187,6 +187,10 @@ fn a_user_may_ask_for_what_its_line_says() {
         let expected = format!("NOPERM User app has no permissions to run the '{name}' command");
         assert_eq!(app.call(refused).error(), expected);
     }
+    assert_eq!(
+        app.call("FOO.BAR k").error(),
+        "NOPERM User app has no permissions to run commands unknown to redbouncer (\"other\")"
+    );
     // Inside a transaction it fails as a whole, whether it arrives in pieces or at once.
     assert_eq!(app.call("MULTI").text(), "OK");
     assert!(app.call("PUBLISH c m").error().starts_with("NOPERM"));
