@@ -144,7 +144,7 @@ impl World {
     fn open(server: &Server, address: SocketAddr, has_hub: bool) -> Self {
         let mut control = Client::connect(address);
         let control_id = control.call("CLIENT ID").int();
-        let mut server = Client::connect(server.address());
+        let mut server = Client::connect_apart(server.address());
         let has_functions = !server.call("FUNCTION LIST").is_error();
         // FUNCTION came with 7.0, and so did the words that the proxy answers with.
         let exact = has_functions;

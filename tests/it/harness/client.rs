@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
 use super::reply::Reply;
@@ -61,6 +62,18 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self::by(Way::Tcp(stream)))
+    }
+
+    /// Connects from another loopback address than everybody else: a port alone may be in use twice, towards the proxy and
+    /// towards its server, and what kills by address would meet both.
+    #[track_caller]
+    pub(crate) fn connect_apart(address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 77], 0)).into()).unwrap();
+        socket.connect_timeout(&address.into(), PATIENCE).unwrap();
+        socket.set_tcp_nodelay(true).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::by(Way::Tcp(socket.into()))
     }
 
     fn by(stream: Way) -> Self {
