@@ -154,6 +154,50 @@ fn every_recipe_for_a_provider_names_tests_that_exist() {
     assert_eq!(count, 6);
 }
 
+/// The tests of a file: functions behind `#[test]`, and those that `on_both!` makes two of.
+fn tests_of(source: &str) -> BTreeSet<&str> {
+    let name = |text: &str| text.find(|sign: char| !sign.is_alphanumeric() && sign != '_');
+    let mut found = BTreeSet::new();
+    for rest in source.split("#[test]\n").skip(1) {
+        // Other attributes may stand between.
+        if let Some((_, rest)) = rest.split_once("fn ") {
+            found.extend(name(rest).map(|end| &rest[..end]));
+        }
+    }
+    for list in source.split("on_both!(").skip(1) {
+        let list = list.split(");").next().unwrap_or_default();
+        found.extend(list.split([',', ':']).map(str::trim));
+    }
+    found
+}
+
+#[test]
+fn tests_that_the_compatibility_page_names_exist() {
+    let page = read("docs/compatibility.md");
+    let mut checked = 0;
+    for word in page.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = word.split_once("::") else { continue };
+        let is_known = tests_of(&read(&format!("tests/it/{file}.rs"))).contains(test);
+        assert!(is_known, "docs/compatibility.md names {word}");
+        checked += 1;
+    }
+    assert!(checked >= 80, "only {checked} names were found: the reader is broken");
+}
+
+/// Every row and every item of the page names the tests that show it.
+#[test]
+fn every_difference_on_the_compatibility_page_has_its_test() {
+    let page = read("docs/compatibility.md");
+    for section in page.split("\n## ").skip(1) {
+        let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
+        let items = section.split("\n- ").skip(1).map(|item| item.split("\n\n").next().unwrap_or_default());
+        for difference in rows.chain(items) {
+            let is_shown = difference.split('`').skip(1).step_by(2).any(|word| word.contains("::"));
+            assert!(is_shown, "no test is named: {difference}");
+        }
+    }
+}
+
 #[test]
 fn every_pin_is_documented() {
     let page = read("docs/metrics.md");

@@ -17,6 +17,7 @@ mod bound;
 mod check;
 mod cleanup;
 mod command_table;
+mod compatibility;
 mod concurrency;
 mod config;
 mod cut_off;
