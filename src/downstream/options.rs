@@ -111,7 +111,7 @@ impl Default for ClientOptions {
             output_soft_limit: 1 << 20,
             output_hard_limit: 512 << 20,
             output_buffer_limit: OutputLimit::default(),
-            user_timeout: Duration::from_secs(22),
+            user_timeout: Duration::from_secs(12),
             user_timeout_backpressured: Duration::from_secs(25),
             keepalive: Keepalive::default(),
         }

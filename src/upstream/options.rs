@@ -76,7 +76,7 @@ impl Default for UpstreamOptions {
             // Few connections, which everybody shares: the probes cost nothing, and a heartbeat on its way to a lost server
             // puts the probes off, so that its time comes on top.
             user_timeout: Duration::from_secs(12),
-            keepalive: Keepalive { idle: Duration::from_secs(5), interval: Duration::from_secs(2), count: 3 },
+            keepalive: Keepalive::default(),
             resolve_interval: Duration::from_secs(15),
         }
     }
@@ -132,7 +132,7 @@ impl Keepalive {
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self { idle: Duration::from_secs(10), interval: Duration::from_secs(4), count: 3 }
+        Self { idle: Duration::from_secs(5), interval: Duration::from_secs(2), count: 3 }
     }
 }
 

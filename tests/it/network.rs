@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use redbouncer::upstream::Keepalive;
+
 use crate::harness::{Client, Crowd, Namespace, Proxy, Server, Stage, State, is_root, throughout, until};
 
 /// The design's promise for a client whose host is gone.
@@ -84,6 +86,33 @@ fn a_blocked_client_whose_host_vanished_with_a_reply_on_its_way_is_known_in_30_s
     until("everything is released", KNOWN + Duration::from_secs(2), || {
         server.rows().iter().all(|row| row.get("name").ends_with(":control"))
     });
+}
+
+/// What is written just before the probes have found out puts them off.
+#[test]
+fn a_blocked_client_whose_host_vanished_long_before_its_reply_is_known_in_30_seconds() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start();
+    let proxy = proxy_on_the_link(&namespace, &server, &[]);
+    let _crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
+    until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
+    namespace.vanish();
+    let start = Instant::now();
+    let probes = Keepalive::default().total().saturating_sub(Duration::from_secs(1));
+    throughout("they count as connected", probes, || {
+        proxy.metrics().get("redbouncer_clients{worker=\"0\"}") == Some(&3.0)
+    });
+    for _ in 0..3 {
+        server.call("RPUSH blocked into-the-void");
+    }
+    until("every client is known to be gone", KNOWN - probes, || {
+        proxy.metrics().get("redbouncer_clients{worker=\"0\"}") == Some(&0.0)
+    });
+    eprintln!("known {:?} after the host vanished", start.elapsed());
 }
 
 #[test]
