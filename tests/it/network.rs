@@ -67,22 +67,35 @@ fn clients_whose_host_vanishes(state: State, settings: &[&str]) {
     drop(crowd);
 }
 
+/// Blocks three clients, lets their host vanish, and writes to each of them `after` that.
+fn written_to_after_their_host_vanished(after: Duration) -> (Namespace, Server, Proxy, Crowd) {
+    let namespace = Namespace::create();
+    let server = Server::start();
+    let proxy = proxy_on_the_link(&namespace, &server, &[]);
+    let crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
+    until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
+    namespace.vanish();
+    if !after.is_zero() {
+        throughout("they count as connected", after, || connected(&proxy) == 3.0);
+    }
+    for _ in 0..3 {
+        server.call("RPUSH blocked into-the-void");
+    }
+    (namespace, server, proxy, crowd)
+}
+
+fn connected(proxy: &Proxy) -> f64 {
+    proxy.metrics()["redbouncer_clients{worker=\"0\"}"]
+}
+
 #[test]
 fn a_blocked_client_whose_host_vanished_with_a_reply_on_its_way_is_known_in_30_seconds() {
     if !is_root() {
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    let namespace = Namespace::create();
-    let server = Server::start();
-    let proxy = proxy_on_the_link(&namespace, &server, &[]);
-    let _crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
-    until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
-    namespace.vanish();
     // Unacknowledged data turns keepalive off; without TCP_USER_TIMEOUT this would take a quarter of an hour.
-    for _ in 0..3 {
-        server.call("RPUSH blocked into-the-void");
-    }
+    let (_namespace, server, _proxy, _crowd) = written_to_after_their_host_vanished(Duration::ZERO);
     until("everything is released", KNOWN + Duration::from_secs(2), || {
         server.rows().iter().all(|row| row.get("name").ends_with(":control"))
     });
@@ -95,24 +108,11 @@ fn a_blocked_client_whose_host_vanished_long_before_its_reply_is_known_in_30_sec
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    let namespace = Namespace::create();
-    let server = Server::start();
-    let proxy = proxy_on_the_link(&namespace, &server, &[]);
-    let _crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
-    until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
-    namespace.vanish();
-    let start = Instant::now();
     let probes = Keepalive::default().total().saturating_sub(Duration::from_secs(1));
-    throughout("they count as connected", probes, || {
-        proxy.metrics().get("redbouncer_clients{worker=\"0\"}") == Some(&3.0)
-    });
-    for _ in 0..3 {
-        server.call("RPUSH blocked into-the-void");
-    }
-    until("every client is known to be gone", KNOWN - probes, || {
-        proxy.metrics().get("redbouncer_clients{worker=\"0\"}") == Some(&0.0)
-    });
-    eprintln!("known {:?} after the host vanished", start.elapsed());
+    let (_namespace, _server, proxy, _crowd) = written_to_after_their_host_vanished(probes);
+    let start = Instant::now();
+    until("every client is known to be gone", KNOWN - probes, || connected(&proxy) == 0.0);
+    eprintln!("known {:?} after the host vanished", probes + start.elapsed());
 }
 
 #[test]
