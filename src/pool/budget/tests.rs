@@ -1,0 +1,221 @@
+//! Who gets a permit, in which order, and that each comes back.
+
+use super::*;
+
+fn take(budget: &Arc<Budget>, kind: Kind) -> Option<Permit> {
+    budget.try_acquire(kind, "test")
+}
+
+async fn now(place: &mut Place) -> Option<Permit> {
+    tokio::time::timeout(Duration::from_millis(1), place.granted()).await.ok().flatten()
+}
+
+#[test]
+fn leases_never_get_the_floors_of_lanes_and_control() {
+    let budget = Budget::new(8, 1, Hubs::default());
+    let leases: Vec<_> = (0..8).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    assert_eq!(leases.len(), 5);
+    assert!(take(&budget, Kind::Lane).is_some());
+    assert!(take(&budget, Kind::Control).is_some());
+}
+
+#[test]
+fn lanes_beyond_their_floor_use_open_permits_and_the_cap_holds() {
+    let budget = Budget::new(8, 1, Hubs::default());
+    let lanes: Vec<_> = (0..20).filter_map(|_| take(&budget, Kind::Lane)).collect();
+    assert_eq!(lanes.len(), 7);
+    let control = take(&budget, Kind::Control).unwrap();
+    assert_eq!(budget.held(), 8);
+    assert!(take(&budget, Kind::Lease).is_none());
+    drop((lanes, control));
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
+async fn a_permit_given_back_goes_to_the_longest_waiter() {
+    let budget = Budget::new(4, 1, Hubs::default());
+    let held: Vec<_> = (0..2).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    let mut first = budget.queue(Claim::Lease, "first");
+    let mut second = budget.queue(Claim::Lease, "second");
+    assert!(now(&mut first).await.is_none());
+    drop(held);
+    assert!(now(&mut first).await.is_some_and(|permit| permit.kind() == Kind::Lease));
+    assert!(now(&mut second).await.is_some());
+}
+
+#[tokio::test]
+async fn a_blocking_call_waits_behind_those_who_cannot_do_without() {
+    let budget = Budget::new(4, 1, Hubs::default());
+    let held: Vec<_> = (0..2).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    let mut blocking = budget.queue(Claim::BlockingLease, "b");
+    let mut watch = budget.queue(Claim::Lease, "w");
+    assert_eq!(budget.pressure(), Pressure { leases: 1, blocking: 1, ..Pressure::default() });
+    let [a, b] = <[Permit; 2]>::try_from(held).unwrap();
+    drop(a);
+    let permit = now(&mut watch).await;
+    assert!(permit.is_some());
+    assert!(now(&mut blocking).await.is_none());
+    drop(b);
+    assert!(now(&mut blocking).await.is_some());
+}
+
+#[tokio::test]
+async fn a_waiter_that_leaves_loses_no_permit() {
+    let budget = Budget::new(4, 1, Hubs::default());
+    let held: Vec<_> = (0..2).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    let gone = budget.queue(Claim::Lease, "gone");
+    let granted_then_gone = budget.queue(Claim::Lease, "late");
+    drop(gone);
+    drop(held);
+    drop(granted_then_gone);
+    assert_eq!(budget.held(), 0);
+    assert_eq!(budget.pressure(), Pressure::default());
+}
+
+#[tokio::test]
+async fn lanes_and_leases_take_turns_for_open_permits() {
+    let budget = Budget::new(4, 1, Hubs::default());
+    let mut held: Vec<_> = (0..3).filter_map(|_| take(&budget, Kind::Lane)).collect();
+    assert_eq!(held.len(), 3);
+    let mut lanes = [budget.queue(Claim::Lane, "l1"), budget.queue(Claim::Lane, "l2")];
+    let mut leases = [budget.queue(Claim::Lease, "w1"), budget.queue(Claim::Lease, "w2")];
+    held.pop();
+    held.pop();
+    let mut got = (Vec::new(), Vec::new());
+    for (lane, lease) in lanes.iter_mut().zip(leases.iter_mut()) {
+        got.0.extend(now(lane).await);
+        got.1.extend(now(lease).await);
+    }
+    assert_eq!((got.0.len(), got.1.len()), (1, 1));
+}
+
+#[test]
+fn the_full_text_says_who_holds_what() {
+    let budget = Budget::new(8, 1, Hubs::default());
+    let leases: Vec<_> = (0..5).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    leases[0].describe("client 'x', WATCH");
+    let text = budget.full_text(Holder::NOBODY, Duration::from_secs(2));
+    assert!(
+        text.starts_with(
+            "redbouncer: no upstream connection within 2s (5 of 8: 0 control, 0 lanes, 0 hubs, 5 of 5 leases"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("longest: "), "{text}");
+}
+
+const BOTH: Hubs = Hubs { blocking: true, pubsub: true };
+
+#[test]
+fn each_hub_has_a_connection_that_leases_cannot_take() {
+    let budget = Budget::new(8, 1, BOTH);
+    let leases: Vec<_> = (0..8).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    assert_eq!(leases.len(), 3);
+    assert!(take(&budget, Kind::Blocking).is_some());
+    let _hub = take(&budget, Kind::PubSub).unwrap();
+    assert!(take(&budget, Kind::PubSub).is_none());
+    drop(leases);
+    assert!(take(&budget, Kind::PubSub).is_some());
+}
+
+#[test]
+fn a_small_cap_keeps_a_floor_for_the_blocking_hub_first() {
+    for (cap, open) in [(4, 1), (5, 1), (6, 1), (8, 3)] {
+        assert_eq!(Budget::new(cap, 1, BOTH).open_permits(), open, "cap {cap}");
+    }
+    let pubsub_only = Hubs { blocking: false, pubsub: true };
+    assert_eq!(Budget::new(4, 1, pubsub_only).open_permits(), 1);
+}
+
+#[tokio::test]
+async fn a_further_hub_waits_in_turn_with_leases() {
+    let budget = Budget::new(8, 1, BOTH);
+    let _own = take(&budget, Kind::PubSub).unwrap();
+    let mut held: Vec<_> = (0..3).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    let mut leases = [budget.queue(Claim::Lease, "a"), budget.queue(Claim::Lease, "b")];
+    let mut hub = budget.queue(Claim::PubSub, "hub");
+    held.truncate(1);
+    let mut got = Vec::new();
+    for lease in &mut leases {
+        got.extend(now(lease).await);
+    }
+    assert_eq!(got.len(), 1);
+    assert!(now(&mut hub).await.is_some_and(|permit| permit.kind() == Kind::PubSub));
+}
+
+#[test]
+fn a_connection_s_id_is_known_from_its_login_to_its_end() {
+    let budget = Budget::new(8, 1, BOTH);
+    let permit = take(&budget, Kind::Lane).unwrap();
+    assert!(budget.is_dialling());
+    assert_eq!(budget.ids(), Some(HashSet::new()));
+    permit.opened(Some(7));
+    assert!(!budget.is_dialling());
+    assert_eq!((permit.client_id(), budget.ids()), (Some(7), Some(HashSet::from([7]))));
+    permit.ended();
+    assert_eq!(budget.ids(), Some(HashSet::new()));
+    permit.opened(None);
+    assert_eq!(budget.ids(), None, "one that the server does not tell");
+    permit.dials();
+    assert_eq!(budget.ids(), Some(HashSet::new()));
+}
+
+#[tokio::test]
+async fn an_end_that_the_server_has_not_answered_is_told() {
+    let budget = Budget::new(8, 1, BOTH);
+    let told = || tokio::time::timeout(Duration::from_millis(1), budget.lost());
+    let ended = take(&budget, Kind::Lane).unwrap();
+    ended.opened(Some(1));
+    ended.ended();
+    drop(ended);
+    assert!(told().await.is_err(), "the server has seen this one's end");
+    let lost = take(&budget, Kind::Lane).unwrap();
+    lost.opened(Some(2));
+    drop(lost);
+    assert!(told().await.is_ok());
+    let hub = take(&budget, Kind::Blocking).unwrap();
+    hub.opened(Some(3));
+    hub.dials();
+    assert!(told().await.is_ok(), "a new dial is the end of the connection before");
+    assert!(told().await.is_err());
+}
+
+#[test]
+fn lanes_stay_until_the_control_connection_shows_others_that_we_live() {
+    let budget = Budget::new(8, 1, BOTH);
+    let [lane, lease, control] =
+        [Kind::Lane, Kind::Lease, Kind::Control].map(|kind| take(&budget, kind).unwrap());
+    lane.opened(Some(1));
+    assert!(budget.can_do_without_lanes(), "nothing else is there");
+    lease.opened(Some(2));
+    assert!(!budget.can_do_without_lanes());
+    control.opened(Some(3));
+    assert!(budget.can_do_without_lanes());
+    drop(control);
+    assert!(!budget.can_do_without_lanes());
+    drop(lease);
+    assert!(budget.can_do_without_lanes());
+}
+
+#[tokio::test]
+async fn a_user_at_its_own_cap_holds_up_nobody_else() {
+    let budget = Budget::new(8, 1, Hubs::default());
+    budget.limit_user(7, Some(1));
+    let mine = |what| Holder { user: 7, what };
+    let first = budget.try_acquire(Kind::Lane, mine("lane")).unwrap();
+    assert!(budget.try_acquire(Kind::Lane, mine("another")).is_none());
+    let mut lease = budget.queue(Claim::Lease, mine("lease"));
+    assert!(now(&mut lease).await.is_none());
+    // Others overtake it, and need not give anything up for it.
+    let mut other = budget.queue(Claim::Lease, "other");
+    assert!(now(&mut other).await.is_some());
+    assert_eq!(budget.pressure(), Pressure::default());
+    assert_eq!(budget.crowded(), [7]);
+    let text = budget.full_text(7, Duration::from_secs(2));
+    assert_eq!(text, "redbouncer: no upstream connection within 2s: this user holds 1 of its 1");
+    drop(first);
+    assert!(now(&mut lease).await.is_some());
+    assert!(budget.crowded().is_empty());
+    budget.limit_user(7, None);
+    assert!(budget.try_acquire(Kind::Lane, mine("lane")).is_some());
+}
