@@ -30,7 +30,7 @@ for part in "$@"; do
       have redis-server redis-cli redis-benchmark || packages+=(redis-server redis-tools)
       have openssl || packages+=(openssl)
       ;;
-    network) have ip iptables || packages+=(iproute2 iptables) ;;
+    network) have ip iptables strace || packages+=(iproute2 iptables strace) ;;
     node) want_node=true; have node npm || packages+=(nodejs npm) ;;
     python) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
     servers)

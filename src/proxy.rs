@@ -35,7 +35,7 @@ use crate::pool::{Budget, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, 
 use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
-use crate::telemetry::{self, CommandSeconds, logging, publish_gauge};
+use crate::telemetry::{self, CommandSeconds, Log, publish_gauge};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use renewal::Renewal;
 use roster::Roster;
@@ -78,19 +78,22 @@ impl StartError {
 /// Runs the proxy until a signal has drained it.
 #[must_use]
 pub fn run(config: Config) -> ExitCode {
-    if let Err(error) = logging::start(&config.log) {
-        return complain(&error.to_string(), ExitCode::from(BAD_CONFIGURATION));
-    }
+    let log = match Log::start(&config.log) {
+        Ok(log) => Rc::new(log),
+        Err(error) => return complain(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
+    };
     let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
-        let outcome = runtime.block_on(Proxy::assemble_and_serve(config));
+        let outcome = runtime.block_on(Proxy::assemble_and_serve(config, Rc::clone(&log)));
         // A name lookup that hangs cannot be cancelled; it must not hold up the exit.
         runtime.shutdown_background();
         outcome
     });
-    match outcome {
+    let code = match outcome {
         Ok(code) => code,
         Err(error) => complain(&error.to_string(), error.exit_code()),
-    }
+    };
+    log.finish();
+    code
 }
 
 fn complain(text: &str, code: ExitCode) -> ExitCode {
@@ -113,10 +116,11 @@ struct Proxy {
     /// The bound addresses, and whether with TLS.
     listening: Vec<(String, bool)>,
     stopping: AtomicBool,
+    log: Rc<Log>,
 }
 
 impl Proxy {
-    async fn assemble_and_serve(config: Config) -> Result<ExitCode, StartError> {
+    async fn assemble_and_serve(config: Config, log: Rc<Log>) -> Result<ExitCode, StartError> {
         let exporter = install_metrics()?;
         let connector = Arc::new(Connector::new(&config.upstream)?);
         let tls = ServerTls::new(&config.listen.tls)?;
@@ -149,7 +153,7 @@ impl Proxy {
         let (links, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
         let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
         let (shown, stopping) = (RefCell::default(), AtomicBool::new(false));
-        let proxy = Rc::new(Self { shared, links, directory, shown, exporter, listening, stopping });
+        let proxy = Rc::new(Self { shared, links, directory, shown, exporter, listening, stopping, log });
         let door = Doorkeeper {
             links: proxy.links.clone(),
             max_clients: config.client.max,
@@ -235,6 +239,7 @@ impl Proxy {
             publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
         }
         self.publish_users();
+        self.log.report();
         self.exporter.run_upkeep();
     }
 
@@ -271,6 +276,7 @@ impl Proxy {
             cut = self.links.drain(Instant::now() + grace) => cut,
             second = async { signals.settle().await; signals.next().await } => {
                 tracing::warn!(signal = second, "stopping at once");
+                self.log.finish();
                 std::process::exit(i32::from(CUT));
             }
         };

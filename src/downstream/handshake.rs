@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics::counter;
 use rustls::{AlertDescription, CertificateError, Error as RustlsError, HandshakeKind, ServerConnection};
@@ -35,9 +35,6 @@ const SPEAK_TLS: &[u8] =
     b"-ERR redbouncer: this port speaks TLS: use rediss://, or a port of listen.addresses\r\n";
 /// How long a plain client may take to read it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// One line for each failure would let anybody fill the log: so many at once, and then one in so long.
-const LINES_AT_ONCE: u32 = 20;
-const LINE_EVERY: Duration = Duration::from_millis(100);
 
 /// The handshakes under way.
 #[derive(Debug)]
@@ -46,9 +43,6 @@ pub struct Handshakes {
     next: Cell<u64>,
     /// By age. Dropping one ends its handshake and frees its place.
     under_way: RefCell<BTreeMap<u64, UnderWay>>,
-    /// When all lines said so far will have been paid for, at one in [`LINE_EVERY`].
-    paid: Cell<Option<Instant>>,
-    unsaid: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -86,8 +80,6 @@ impl Handshakes {
             limit: (max_clients / SHARE).clamp(1, MOST),
             next: Cell::default(),
             under_way: RefCell::default(),
-            paid: Cell::default(),
-            unsaid: Cell::default(),
         })
     }
 
@@ -132,25 +124,17 @@ impl Handshakes {
         };
         count("failed");
         client_closed(failure.reason);
-        self.say(&failure, &peer);
+        say(&failure, &peer);
         if failure.reason == ClientClose::PlainOnTls {
             explain(stream).await;
         }
         None
     }
+}
 
-    fn say(&self, failure: &Failure, peer: &Endpoint) {
-        let now = Instant::now();
-        let paid = self.paid.get().map_or(now, |paid| paid.max(now)) + LINE_EVERY;
-        if paid - now > LINE_EVERY * LINES_AT_ONCE {
-            self.unsaid.set(self.unsaid.get() + 1);
-            return;
-        }
-        self.paid.set(Some(paid));
-        let unsaid = self.unsaid.take();
-        let (reason, what) = (failure.reason.label(), &failure.what);
-        tracing::info!(%peer, reason, unsaid, "client refused: TLS handshake: {what}");
-    }
+fn say(failure: &Failure, peer: &Endpoint) {
+    let (reason, what) = (failure.reason.label(), &failure.what);
+    tracing::info!(%peer, reason, "client refused: TLS handshake: {what}");
 }
 
 fn count(outcome: &'static str) {

@@ -223,6 +223,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "outcome",
         "Looks for orphans: judged, or why not (no_login, unavailable, slow, list_refused, kill_refused).",
     ),
+    (
+        "redbouncer_log_lines_dropped_total",
+        "counter",
+        "reason",
+        "Log lines that are lost: queue_full (nobody reads them fast enough) or write_failed (a full disk).",
+    ),
 ];
 
 /// A client's connection is closed, for this reason. Every close is counted, by this and nothing else.

@@ -4,7 +4,7 @@ pub mod logging;
 mod metrics;
 mod reason;
 
-pub use logging::{LogFormat, LogOptions};
+pub use logging::{Log, LogFormat, LogOptions};
 pub use metrics::{
     CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, release_seconds,
     upstream_closed,

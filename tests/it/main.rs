@@ -32,6 +32,7 @@ mod hub_model;
 mod hub_regressions;
 mod letter;
 mod listings;
+mod logging;
 mod logins;
 mod loss;
 mod module_commands;

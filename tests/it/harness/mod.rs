@@ -8,7 +8,7 @@
 mod client;
 mod crowd;
 mod fake;
-mod http;
+pub(crate) mod http;
 mod namespace;
 mod port;
 mod proxy;
@@ -30,7 +30,7 @@ pub(crate) use relay::Relay;
 pub(crate) use reply::{Reply, Value};
 pub(crate) use sampler::Sampler;
 pub(crate) use secure::{Authority, Issued, VALID};
-pub(crate) use server::{Row, Server, Version, rows_of};
+pub(crate) use server::{Row, Server, Version, rows_of, signal};
 pub(crate) use stage::Stage;
 pub(crate) use twins::Twins;
 

@@ -2,13 +2,22 @@
 //!
 //! stdout belongs to what a command was asked for, so nothing is ever logged there. Times are UTC, because the logs of
 //! proxy, server and clients are read side by side. Colours appear only on a terminal and never with `NO_COLOR`.
+//!
+//! A thread that logs never waits for the line to be written ([`queue`]), and strangers cannot fill the log ([`limit`]).
+
+mod limit;
+mod queue;
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use limit::Limit;
+use queue::Queue;
 
 /// What is logged and how (`[log]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,15 +60,38 @@ pub enum LogError {
     Installed(#[from] TryInitError),
 }
 
-/// Installs the process's one logger.
-///
-/// # Errors
-///
-/// [`LogError`], when the level cannot be read or a logger is already installed.
-pub fn start(options: &LogOptions) -> Result<(), LogError> {
-    let colours =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    Ok(logger(options, colours, std::io::stderr)?.try_init()?)
+/// The process's one logger.
+#[derive(Debug)]
+pub struct Log {
+    queue: Queue,
+    limit: Limit,
+}
+
+impl Log {
+    /// Installs it.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError`], when the level cannot be read or a logger is already installed.
+    pub fn start(options: &LogOptions) -> Result<Self, LogError> {
+        let colours =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let (queue, lines) = Queue::new(std::io::stderr());
+        let limit = Limit::default();
+        logger(options, colours, lines)?.with(limit.clone()).try_init()?;
+        Ok(Self { queue, limit })
+    }
+
+    /// Says what was suppressed and what was dropped. To be called once a second.
+    pub fn report(&self) {
+        self.limit.report();
+        self.queue.report();
+    }
+
+    /// Waits until all lines are written, at most a second. To be called at the end of the process.
+    pub fn finish(&self) {
+        self.queue.finish();
+    }
 }
 
 /// Whether `level` is a level or a filter.
@@ -83,7 +115,9 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(&options.level)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // An error of the writer would be said on stderr, and fail there again.
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     Ok(match options.format {
         LogFormat::Text => Box::new(lines.with_ansi(colours).compact().finish()),
         LogFormat::Json => {
