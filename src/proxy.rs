@@ -3,6 +3,7 @@
 //! The main thread accepts, serves the admin port, watches signals and the server's address; each worker is a thread
 //! with a runtime of its own. They share the budget, the links between them, and the metrics.
 
+mod files;
 mod renewal;
 mod roster;
 
@@ -122,6 +123,7 @@ struct Proxy {
 impl Proxy {
     async fn assemble_and_serve(config: Config, log: Rc<Log>) -> Result<ExitCode, StartError> {
         let exporter = install_metrics()?;
+        let max_clients = files::clients_that_fit(&config);
         let connector = Arc::new(Connector::new(&config.upstream)?);
         let tls = ServerTls::new(&config.listen.tls)?;
         let renewal = Renewal::new(Arc::clone(&connector), tls.clone());
@@ -156,7 +158,7 @@ impl Proxy {
         let proxy = Rc::new(Self { shared, links, directory, shown, exporter, listening, stopping, log });
         let door = Doorkeeper {
             links: proxy.links.clone(),
-            max_clients: config.client.max,
+            max_clients,
             login_timeout: config.client.login_timeout,
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,

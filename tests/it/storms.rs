@@ -173,3 +173,52 @@ fn without_descriptors_those_connected_are_served_and_the_others_wait() {
     assert_eq!(served, 60);
     until("it is over", PATIENCE, || lines("clients are accepted again") >= 1);
 }
+
+/// A proxy whose process may have `files` open files.
+fn with_files(files: usize, server: &Server, settings: &[&str]) -> Proxy {
+    let mut wrapped = Command::new("prlimit");
+    wrapped.arg(format!("--nofile={files}:{files}")).arg(env!("CARGO_BIN_EXE_redbouncer"));
+    Proxy::start_by(wrapped, server, settings)
+}
+
+#[test]
+fn at_the_limit_of_open_files_new_clients_are_refused_in_words_and_everything_else_goes_on() {
+    let server = Server::start();
+    let proxy = with_files(200, &server, &["pool.max_connections=8"]);
+    assert!(proxy.log().contains("admits fewer clients than client.max"), "{}", proxy.log());
+    // 200 less 128, 8 for the worker and 8 for the pool.
+    assert!(proxy.log().contains("\"clients\":56"), "{}", proxy.log());
+    let mut clients: Vec<_> = (0..56).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call("PING").text(), "PONG");
+    }
+    for _ in 0..150 {
+        let (words, _) = proxy.connect().read_to_end(PATIENCE);
+        assert_eq!(&words[..], b"-ERR max number of clients reached\r\n");
+    }
+    // New upstream connections and the admin port have files left.
+    for client in clients.iter_mut().take(3) {
+        assert_eq!(client.call("WATCH k").text(), "OK");
+    }
+    let waiting: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(proxy.admin()).unwrap()).collect();
+    assert_eq!(proxy.http("/live").0, 200);
+    assert_eq!(proxy.http("/metrics").0, 200);
+    drop(waiting);
+    assert!(!proxy.log().contains("cannot accept clients"), "{}", proxy.log());
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let server = Server::start();
+    let mut wrapped = Command::new("prlimit");
+    wrapped.arg("--nofile=100:400").arg(env!("CARGO_BIN_EXE_redbouncer"));
+    let proxy = Proxy::start_by(wrapped, &server, &["client.max=200"]);
+    assert!(!proxy.log().contains("admits fewer"), "{}", proxy.log());
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", proxy.process())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().nth(3), Some("400"), "{line}");
+    let mut clients: Vec<_> = (0..200).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call("PING").text(), "PONG");
+    }
+}

@@ -67,6 +67,17 @@ impl Proxy {
             .unwrap_or_else(|exit| panic!("the proxy ended: {exit:#?}"))
     }
 
+    /// Starts a proxy by a program that runs it (the last argument of `command`), before `server`.
+    pub(crate) fn start_by(command: Command, server: &Server, settings: &[&str]) -> Self {
+        let url = server.url();
+        let mut arguments = vec!["--upstream", &url, "--listen", "127.0.0.1:0"];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        Self::launch_command(prepared(command, &arguments, &[]), &arguments)
+            .unwrap_or_else(|exit| panic!("the proxy ended: {exit:#?}"))
+    }
+
     /// Starts `redbouncer` with exactly these arguments (and the admin port and log format the harness needs).
     pub(crate) fn launch_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self, Exit> {
         Self::launch_command(program(arguments, environment), arguments)
