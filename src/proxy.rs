@@ -129,7 +129,7 @@ impl Proxy {
         let renewal = Renewal::new(Arc::clone(&connector), tls.clone());
         let listeners = listen(&config.listen, tls.as_ref()).await?;
         let admin = match &config.admin.address {
-            Some(address) => Some(admin::Server::bind(address).await?),
+            Some(address) => Some(admin::Server::bind(address, &config.admin.hosts).await?),
             None => None,
         };
         let mut signals = StopSignals::install()?;

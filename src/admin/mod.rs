@@ -2,6 +2,8 @@
 //!
 //! This room only answers; what is to be said comes from the parts above it through [`View`].
 
+mod connections;
+mod deadlined;
 mod http;
 mod options;
 mod status;

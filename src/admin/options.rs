@@ -5,10 +5,12 @@
 pub struct AdminOptions {
     /// `host:port`; port 0 lets the system choose; `None` serves nothing.
     pub address: Option<String>,
+    /// Public names under which the port may be asked, beside addresses and private names.
+    pub hosts: Vec<String>,
 }
 
 impl Default for AdminOptions {
     fn default() -> Self {
-        Self { address: Some("127.0.0.1:9380".to_owned()) }
+        Self { address: Some("127.0.0.1:9380".to_owned()), hosts: Vec::new() }
     }
 }

@@ -263,7 +263,7 @@ mod tests {
             stream.write_all(response.as_bytes()).unwrap();
             String::from_utf8(request).unwrap()
         });
-        (AdminOptions { address }, served)
+        (AdminOptions { address, ..AdminOptions::default() }, served)
     }
 
     #[test]
@@ -300,9 +300,14 @@ mod tests {
     #[test]
     fn an_address_nobody_listens_on_is_named() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let wrong = fetch(&AdminOptions { address: Some(address.clone()) }).unwrap_err().to_string();
+        let wrong = fetch(&AdminOptions { address: Some(address.clone()), ..AdminOptions::default() })
+            .unwrap_err()
+            .to_string();
         assert!(wrong.contains(&address) && wrong.contains("--admin"), "{wrong}");
-        assert!(matches!(fetch(&AdminOptions { address: None }), Err(StatusError::Off)));
+        assert!(matches!(
+            fetch(&AdminOptions { address: None, ..AdminOptions::default() }),
+            Err(StatusError::Off)
+        ));
     }
 
     #[test]

@@ -30,8 +30,12 @@ pub(super) fn parse(text: &str) -> Result<String, Wrong> {
         let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         inner.is_some_and(|h| h.split('%').next().unwrap_or(h).parse::<std::net::Ipv6Addr>().is_ok())
     };
-    let is_name = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
     if is_name(host) || is_ipv6(host) { Ok(text.to_owned()) } else { wrong("not a host name or address") }
+}
+
+/// Whether `host` is written like the name of a host.
+pub(super) fn is_name(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
 }
 
 /// Checks one address that may also be `unix:/path`.

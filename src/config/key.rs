@@ -36,6 +36,8 @@ pub(super) enum Field {
     OptionalText(fn(&mut Config) -> &mut Option<String>),
     /// `host:port` each, and `unix:/path` as well if `true`.
     Addresses(fn(&mut Config) -> &mut Vec<String>, bool),
+    /// Names of hosts.
+    Names(fn(&mut Config) -> &mut Vec<String>),
     OptionalAddress(fn(&mut Config) -> &mut Option<String>),
     /// Text with rules of its own: what it takes, how it is taken, how it is shown (`None`: not set).
     Text {
@@ -91,6 +93,13 @@ impl Key {
                 of(config),
                 self.explain(given.list()).and_then(|texts| address::parse_all(&texts, *unix)),
             ),
+            Field::Names(of) => store(
+                of(config),
+                self.explain(given.list()).and_then(|names| {
+                    let wrong = names.iter().find(|name| !address::is_name(name));
+                    wrong.map_or(Ok(()), |_| Err(self.wrong("found something else"))).map(|()| names)
+                }),
+            ),
             Field::OptionalAddress(of) => {
                 store(of(config), text().and_then(|t| set(t).map(|t| address::parse(&t)).transpose()))
             }
@@ -114,7 +123,7 @@ impl Key {
             Field::Switch(of) => of(&mut copy).to_string(),
             Field::Path(of) => quoted(&of(&mut copy).as_ref()?.to_string_lossy()),
             Field::OptionalText(of) | Field::OptionalAddress(of) => quoted(of(&mut copy).as_ref()?),
-            Field::Addresses(of, _) => {
+            Field::Addresses(of, _) | Field::Names(of) => {
                 format!("[{}]", of(&mut copy).iter().map(|a| quoted(a)).collect::<Vec<_>>().join(", "))
             }
             Field::Text { show, .. } => quoted(&show(config)?),
@@ -137,6 +146,7 @@ impl Key {
             Field::Switch(_) => "true or false".to_owned(),
             Field::Path(_) => "path of a file".to_owned(),
             Field::OptionalText(_) => "text".to_owned(),
+            Field::Names(_) => "list of host names".to_owned(),
             Field::Addresses(_, true) => "list of host:port or unix:/path".to_owned(),
             Field::Addresses(_, false) => "list of host:port".to_owned(),
             Field::OptionalAddress(_) => "host:port, or \"\" for none".to_owned(),
@@ -155,6 +165,7 @@ impl Key {
             Field::Seconds(..) => " (such as \"10s\")",
             Field::Size(..) => " (such as \"16KiB\", \"64MiB\", \"1GiB\")",
             Field::Addresses(..) | Field::OptionalAddress(_) => " (such as \"127.0.0.1:6380\")",
+            Field::Names(_) => " (such as \"proxy.example.com\")",
             Field::Count(..)
             | Field::SmallCount(..)
             | Field::Switch(_)

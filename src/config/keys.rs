@@ -118,6 +118,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("auth.cache_ttl", Field::Duration(|c| &mut c.auth.cache_ttl, ZERO..=DAY)),
     // [admin]
     Key::new("admin.address", Field::OptionalAddress(|c| &mut c.admin.address)),
+    Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)),
     // [shutdown]
     Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)),
     // [log]

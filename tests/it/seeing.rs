@@ -1,11 +1,12 @@
 //! What an operator sees: health, metrics, status, log. Compared with what the server itself says.
 
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use crate::harness::{Client, PATIENCE, Proxy, Server, Stage, free_port, until};
+use crate::harness::{Client, PATIENCE, Proxy, Server, Stage, free_port, http, until};
 
 /// The sum of every series of one metric.
 fn sum(metrics: &BTreeMap<String, f64>, name: &str) -> f64 {
@@ -183,4 +184,52 @@ fn many_client_names_do_not_become_many_metrics() {
         client.call(&format!("UNKNOWN{number} x"));
     }
     assert!(stage.proxy().metrics().len() < before + 60, "labels must be bounded");
+}
+
+#[test]
+fn connections_that_ask_and_do_not_read_keep_no_probe_from_its_answer() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &[]);
+    let mut open = Vec::new();
+    for round in 0..300 {
+        let mut stream = std::net::TcpStream::connect(proxy.admin()).unwrap();
+        if round % 2 == 0 {
+            // Many requests at once, so that their answers do not fit into the buffers between.
+            let many = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
+            let _ = stream.write_all(many.as_bytes());
+        }
+        open.push(stream);
+        if round % 20 == 19 {
+            assert_eq!(proxy.http("/live").0, 200);
+            assert_eq!(proxy.http("/ready").0, 200);
+        }
+    }
+    // Of 300 there are at most 64.
+    let gone = |stream: &std::net::TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        let mut bytes = [0; 4096];
+        loop {
+            match (&mut &*stream).read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() != ErrorKind::WouldBlock,
+            }
+        }
+    };
+    until("the older ones have given way", PATIENCE, || {
+        open.iter().filter(|stream| gone(stream)).count() >= 236
+    });
+}
+
+#[test]
+fn the_admin_port_answers_under_no_foreign_name() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &["admin.hosts=proxy.example.com"]);
+    let status = |host: &str| http::get_as(proxy.admin(), "/status", host).unwrap().0;
+    for known in ["127.0.0.1:9380", "localhost", "[::1]:9380", "redbouncer:9380", "proxy.example.com"] {
+        assert_eq!(status(known), 200, "{known}");
+    }
+    for foreign in ["evil.example", "evil.example:9380", "a b"] {
+        assert!([421, 400].contains(&status(foreign)), "{foreign}");
+    }
 }
