@@ -79,12 +79,22 @@ impl Call {
         out.freeze()
     }
 
+    /// Which of the keys the argument at `at` is. They stand in ascending order, and there may be a hundred thousand.
+    fn key_at(&self, at: usize) -> Option<usize> {
+        self.keys.binary_search(&at).ok()
+    }
+
+    /// The key of which the argument at `at` is the id, in a call for streams.
+    fn id_at(&self, at: usize) -> Option<usize> {
+        self.key_at(at.checked_sub(self.keys.len())?)
+    }
+
     /// Appends the call's name in lower case, its options and its destination: without the keys it waits for, their ids
     /// and the timeout.
     pub fn form(&self, request: &Request<'_>, out: &mut BytesMut) {
         let name = request.name().to_ascii_lowercase();
         let ids = if self.command.waits_for() == Waited::Stream { self.keys.len() } else { 0 };
-        let waited = |at: usize| self.keys.iter().any(|key| *key == at || ids > 0 && key + ids == at);
+        let waited = |at: usize| self.key_at(at).is_some() || ids > 0 && self.id_at(at).is_some();
         let words = request.args().enumerate().skip(1);
         let words = words.filter(|(at, _)| *at != self.timeout_arg && !waited(*at)).map(|(_, word)| word);
         encode::command(out, &std::iter::once(&name[..]).chain(words).collect::<Vec<_>>());
@@ -98,8 +108,8 @@ impl Call {
         let mut words: Vec<&[u8]> = Vec::with_capacity(request.argc());
         let stream = self.command.waits_for() == Waited::Stream;
         for (at, word) in request.args().enumerate() {
-            let key = self.keys.iter().position(|key| *key == at);
-            let id = self.keys.iter().position(|key| stream && *key + self.keys.len() == at);
+            let key = self.key_at(at);
+            let id = if stream { self.id_at(at) } else { None };
             let dropped = key.or(id).is_some_and(|i| !keep.get(i).copied().unwrap_or(true));
             let counts = matches!(self.command, Blocking::BLMPop | Blocking::BZMPop) && at == 2;
             if !dropped {

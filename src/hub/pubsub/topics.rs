@@ -5,7 +5,7 @@
 //! not for it. UNSUBSCRIBE and SUBSCRIBE of one name follow each other on one connection, so a name that loses its last
 //! listener and gets a new one meanwhile misses nothing after the new confirmation.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,7 +36,7 @@ enum Told {
 struct Topic {
     listeners: BTreeMap<u64, Rc<dyn Listener>>,
     /// Requests that wait for it to be confirmed.
-    wanted: usize,
+    wanted: BTreeSet<u64>,
     told: Told,
     /// Commands about it in flight.
     in_flight: usize,
@@ -50,7 +50,7 @@ impl Topic {
     }
 
     fn is_needed(&self) -> bool {
-        self.wanted > 0 || !self.listeners.is_empty()
+        !self.wanted.is_empty() || !self.listeners.is_empty()
     }
 }
 
@@ -61,6 +61,10 @@ struct Request {
     listen: Listen,
     /// In the client's order, repetitions included.
     names: Vec<Bytes>,
+    /// So many of `names`, from the first, are confirmed. A name that a request waits for is not left, so what is
+    /// confirmed stays so until the connection is lost. Without this, each of 100,000 confirmations would look at
+    /// 100,000 names.
+    confirmed: usize,
 }
 
 /// A command in flight.
@@ -87,6 +91,9 @@ pub(in crate::hub) struct Topics {
     audience: Arc<Audience>,
     messages: u64,
     deliveries: u64,
+    /// How often the state of a name was looked at.
+    #[cfg(test)]
+    looks: std::cell::Cell<u64>,
 }
 
 impl Topics {
@@ -101,6 +108,8 @@ impl Topics {
             audience,
             messages: 0,
             deliveries: 0,
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
         }
     }
 
@@ -113,17 +122,16 @@ impl Topics {
         listen: Listen,
         names: Vec<Bytes>,
     ) -> Option<u64> {
-        let ready =
-            |name: &Bytes| self.topics.get(&(listen, name.clone())).is_some_and(|topic| topic.is_confirmed());
-        let request = Request { who, listener, listen, names };
-        if self.online && request.names.iter().all(ready) {
+        let request = Request { who, listener, listen, names, confirmed: 0 };
+        if self.online && request.names.iter().all(|name| self.is_confirmed(listen, name)) {
             self.join(&request);
             return None;
         }
-        for name in distinct(&request.names) {
-            self.topic(listen, name).wanted += 1;
-        }
         self.next += 1;
+        for name in &request.names {
+            let id = self.next;
+            self.topic(listen, name).wanted.insert(id);
+        }
         self.requests.insert(self.next, request);
         if self.online {
             self.ask_for(self.next);
@@ -133,8 +141,8 @@ impl Topics {
 
     /// The client no longer waits for its request.
     pub(super) fn cancel(&mut self, request: u64) {
-        if let Some(request) = self.requests.remove(&request) {
-            self.let_go(&request);
+        if let Some(given_up) = self.requests.remove(&request) {
+            self.let_go(request, &given_up);
         }
     }
 
@@ -171,6 +179,9 @@ impl Topics {
         self.online = false;
         self.out.clear();
         self.sent.clear();
+        for request in self.requests.values_mut() {
+            request.confirmed = 0;
+        }
         for ((listen, name), topic) in &mut self.topics {
             topic.told = Told::Nothing;
             topic.in_flight = 0;
@@ -187,11 +198,11 @@ impl Topics {
     /// Ends everything: each listener once.
     pub(super) fn tell_all(&mut self, tell: impl Fn(&dyn Listener)) {
         let mut told = HashSet::new();
-        for request in std::mem::take(&mut self.requests).into_values() {
+        for (id, request) in std::mem::take(&mut self.requests) {
             if told.insert(request.who) {
                 tell(&*request.listener);
             }
-            self.let_go(&request);
+            self.let_go(id, &request);
         }
         let mut left = Vec::new();
         for ((listen, name), topic) in &mut self.topics {
@@ -210,9 +221,9 @@ impl Topics {
 
     /// Ends the requests that wait, with these words.
     pub(super) fn refuse_all(&mut self, words: &Bytes) {
-        for request in std::mem::take(&mut self.requests).into_values() {
+        for (id, request) in std::mem::take(&mut self.requests) {
             request.listener.refused(words);
-            self.let_go(&request);
+            self.let_go(id, &request);
         }
     }
 
@@ -250,31 +261,51 @@ impl Topics {
     fn topic(&mut self, listen: Listen, name: &Bytes) -> &mut Topic {
         self.topics.entry((listen, name.clone())).or_insert_with(|| Topic {
             listeners: BTreeMap::new(),
-            wanted: 0,
+            wanted: BTreeSet::new(),
             told: Told::Nothing,
             in_flight: 0,
             counted: false,
         })
     }
 
+    fn is_confirmed(&self, listen: Listen, name: &Bytes) -> bool {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
+        self.topics.get(&(listen, name.clone())).is_some_and(Topic::is_confirmed)
+    }
+
     /// Subscribes what a request still needs and nobody has asked for yet; with nothing missing it is done.
     fn ask_for(&mut self, id: u64) {
-        let Some(request) = self.requests.get(&id) else { return };
-        let listen = request.listen;
-        let names = distinct(&request.names).into_iter().cloned().collect::<Vec<_>>();
-        let state = |name: &Bytes| self.topics.get(&(listen, name.clone()));
-        if names.iter().all(|name| state(name).is_some_and(Topic::is_confirmed)) {
-            if let Some(request) = self.requests.remove(&id) {
-                self.join(&request);
-                self.let_go(&request);
-            }
+        if self.finish(id) {
             return;
         }
+        let Some(request) = self.requests.get(&id) else { return };
+        let listen = request.listen;
+        let state = |name: &Bytes| self.topics.get(&(listen, name.clone()));
         let untold = |name: &&Bytes| state(name).is_none_or(|topic| topic.told != Told::Subscribe);
-        let missing: Vec<Bytes> = names.iter().filter(untold).cloned().collect();
+        let missing: Vec<Bytes> = distinct(&request.names).into_iter().filter(untold).cloned().collect();
         if !missing.is_empty() {
             self.send(listen, true, missing, Some(id));
         }
+    }
+
+    /// Ends a request that has all it needs.
+    fn finish(&mut self, id: u64) -> bool {
+        let Some(request) = self.requests.get(&id) else { return true };
+        let more = &request.names[request.confirmed..];
+        let more = more.iter().take_while(|name| self.is_confirmed(request.listen, name)).count();
+        let all = request.confirmed + more;
+        if all < request.names.len() {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.confirmed = all;
+            }
+            return false;
+        }
+        if let Some(request) = self.requests.remove(&id) {
+            self.join(&request);
+            self.let_go(id, &request);
+        }
+        true
     }
 
     fn join(&mut self, request: &Request) {
@@ -289,10 +320,10 @@ impl Topics {
         request.listener.confirmed(request.listen, &request.names);
     }
 
-    fn let_go(&mut self, request: &Request) {
-        for name in distinct(&request.names) {
+    fn let_go(&mut self, id: u64, request: &Request) {
+        for name in &request.names {
             if let Some(topic) = self.topics.get_mut(&(request.listen, name.clone())) {
-                topic.wanted = topic.wanted.saturating_sub(1);
+                topic.wanted.remove(&id);
             }
             self.tidy(request.listen, name);
         }
@@ -380,26 +411,12 @@ impl Topics {
             }
         }
         self.tidy(listen, &key.1);
-        if subscribe {
-            self.finish_requests(listen);
+        if subscribe && let Some(topic) = self.topics.get(&key).filter(|topic| topic.is_confirmed()) {
+            for id in topic.wanted.iter().copied().collect::<Vec<_>>() {
+                self.finish(id);
+            }
         }
         Ok(true)
-    }
-
-    /// Ends the requests that have all they need.
-    fn finish_requests(&mut self, listen: Listen) {
-        let done: Vec<u64> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| request.listen == listen)
-            .filter(|(_, request)| {
-                request.names.iter().all(|name| {
-                    self.topics.get(&(listen, name.clone())).is_some_and(|topic| topic.is_confirmed())
-                })
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        done.into_iter().for_each(|id| self.ask_for(id));
     }
 
     /// An error: the server has refused the whole command.
@@ -425,18 +442,15 @@ impl Topics {
                 }
             }
         }
-        if let Some(request) = by.and_then(|id| self.requests.remove(&id)) {
+        if let Some((id, request)) = by.and_then(|id| Some((id, self.requests.remove(&id)?))) {
             request.listener.refused(&Bytes::copy_from_slice(words));
-            self.let_go(&request);
+            self.let_go(id, &request);
         }
         // Others may have relied on it: each asks for itself now. Those who listened before a loss may no longer.
-        let relying: Vec<u64> = self
-            .requests
+        let relying: BTreeSet<u64> = names
             .iter()
-            .filter(|(_, request)| {
-                request.listen == listen && request.names.iter().any(|name| names.contains(name))
-            })
-            .map(|(id, _)| *id)
+            .filter_map(|name| self.topics.get(&(listen, name.clone())))
+            .flat_map(|topic| topic.wanted.iter().copied())
             .collect();
         relying.into_iter().for_each(|id| self.ask_for(id));
         for name in &names {
@@ -496,4 +510,93 @@ impl Drop for Topics {
 fn distinct(names: &[Bytes]) -> Vec<&Bytes> {
     let mut seen = HashSet::new();
     names.iter().filter(|name| seen.insert(*name)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Heard {
+        confirmed: Cell<usize>,
+        lost: Cell<usize>,
+    }
+
+    impl Listener for Heard {
+        fn message(&self, _: &Message) {}
+        fn confirmed(&self, _: Listen, names: &[Bytes]) {
+            self.confirmed.set(self.confirmed.get() + names.len());
+        }
+        fn refused(&self, _: &Bytes) {}
+        fn lost(&self) {
+            self.lost.set(self.lost.get() + 1);
+        }
+    }
+
+    fn names(prefix: &str, count: usize) -> Vec<Bytes> {
+        (0..count).map(|at| Bytes::from(format!("{prefix}{at}"))).collect()
+    }
+
+    fn confirm(topics: &mut Topics, names: &[Bytes]) {
+        for name in names {
+            let mut frame = BytesMut::new();
+            encode::push(&mut frame, crate::resp::Protocol::Resp3, 3);
+            encode::bulk(&mut frame, b"subscribe");
+            encode::bulk(&mut frame, name);
+            encode::integer(&mut frame, 1);
+            topics.receive(ReplyKind::Push, &frame, Instant::now()).unwrap();
+        }
+    }
+
+    /// How often the state of a name is looked at for `count` names, subscribed in one command or in as many.
+    fn looks(count: usize, at_once: bool) -> u64 {
+        let mut topics = Topics::new(Arc::default());
+        topics.connected();
+        let heard = Rc::new(Heard::default());
+        let all = names("c", count);
+        let chunk = if at_once { count } else { 1 };
+        for chunk in all.chunks(chunk) {
+            let listener = Rc::clone(&heard) as Rc<dyn Listener>;
+            assert!(topics.subscribe(1, listener, Listen::Channels, chunk.to_vec()).is_some());
+        }
+        confirm(&mut topics, &all);
+        assert_eq!(heard.confirmed.get(), count);
+        assert!(!topics.is_awaited());
+        topics.looks.get()
+    }
+
+    #[test]
+    fn the_cost_of_a_name_does_not_grow_with_their_number() {
+        for at_once in [true, false] {
+            let (few, many) = (looks(1_000, at_once), looks(10_000, at_once));
+            assert!(many <= few * 11, "{few} looks for 1,000 names, {many} for 10,000");
+        }
+    }
+
+    #[test]
+    fn requests_that_share_names_end_when_the_last_of_theirs_is_confirmed_also_after_a_loss() {
+        let mut topics = Topics::new(Arc::default());
+        topics.connected();
+        let (one, other) = (Rc::new(Heard::default()), Rc::new(Heard::default()));
+        let [a, b] = [Bytes::from("a"), Bytes::from("b")];
+        let subscribe = |topics: &mut Topics, who, heard: &Rc<Heard>, names: &[&Bytes]| {
+            let names = names.iter().map(|name| (*name).clone()).collect();
+            topics.subscribe(who, Rc::clone(heard) as Rc<dyn Listener>, Listen::Channels, names).is_some()
+        };
+        assert!(subscribe(&mut topics, 1, &one, &[&a, &b, &a]));
+        assert!(subscribe(&mut topics, 2, &other, &[&b, &a]));
+        confirm(&mut topics, std::slice::from_ref(&a));
+        assert_eq!((one.confirmed.get(), other.confirmed.get()), (0, 0));
+        // What was confirmed counts for nothing on the next connection.
+        topics.disconnected(true);
+        topics.connected();
+        confirm(&mut topics, std::slice::from_ref(&a));
+        assert_eq!((one.confirmed.get(), other.confirmed.get()), (0, 0));
+        confirm(&mut topics, std::slice::from_ref(&b));
+        assert_eq!((one.confirmed.get(), other.confirmed.get()), (3, 2));
+        assert!(!subscribe(&mut topics, 2, &other, &[&a]), "it is there already");
+    }
 }
