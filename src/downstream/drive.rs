@@ -14,7 +14,7 @@ use crate::pool::{Lane, Receiver};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, normalise,
 };
-use crate::session::answers::After;
+use crate::session::answers::{After, is_silent_mode};
 use crate::session::{ReplyMode, Route, find_block};
 use crate::telemetry::ClientClose;
 
@@ -63,6 +63,8 @@ struct Run {
     start: usize,
     count: u32,
     lane: Option<Rc<Lane>>,
+    /// Their replies are not wanted (CLIENT REPLY): the lane reads and drops them, and nobody waits for them.
+    muted: bool,
 }
 
 impl Client {
@@ -264,7 +266,7 @@ impl Client {
         if let Some(lane) = run.lane.take()
             && run.count > 0
         {
-            self.push_on(&lane, &upto[run.start..], run.count, false);
+            self.push_on(&lane, &upto[run.start..], run.count, run.muted);
         }
         run.start = upto.len();
         run.count = 0;
@@ -303,14 +305,18 @@ impl Client {
     ) -> Result<usize, (usize, Ran)> {
         let request = Request::new(frame, shape);
         let asked = classify(&request);
-        let (route, plain) = {
+        let (route, mode) = {
             let session = self.session.borrow();
-            let route = session.route(&asked, &request, self.policy());
-            (route, session.replies == ReplyMode::On)
+            (session.route(&asked, &request, self.policy()), session.replies)
         };
+        let muted = mode != ReplyMode::On;
+        if run.muted != muted {
+            self.push(run, &data[..at]);
+            run.muted = muted;
+        }
         match route {
             Route::Lane
-                if plain && asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty() =>
+                if !muted && asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty() =>
             {
                 self.push(run, &data[..at]);
                 self.lane_for(run, &asked, frame, 1)?;
@@ -321,21 +327,34 @@ impl Client {
                 run.start = at + frame.len();
                 Ok(frame.len())
             }
-            Route::Lane if plain => {
+            Route::Lane => {
                 self.lane_for(run, &asked, frame, 1)?;
                 self.worker.count(self, &asked);
                 run.count += 1;
+                if muted {
+                    let _ = self.session.borrow_mut().mutes_this();
+                }
                 Ok(frame.len())
             }
-            Route::Transaction if plain => match find_block(&data[at..], &self.limits(), self.policy()) {
-                Some(block) => {
-                    self.lane_for(run, &asked, &data[at..at + block.len], block.commands)?;
-                    self.worker.count(self, &asked);
-                    run.count += block.commands;
-                    Ok(block.len)
+            // Behind SKIP only MULTI's own reply is dropped, and one append has one mode.
+            Route::Transaction if mode != ReplyMode::SkipNext => {
+                match find_block(&data[at..], &self.limits(), self.policy()) {
+                    Some(block) => {
+                        self.lane_for(run, &asked, &data[at..at + block.len], block.commands)?;
+                        self.worker.count(self, &asked);
+                        run.count += block.commands;
+                        Ok(block.len)
+                    }
+                    None => self.take_other(frame, &request, asked, route, run, &data[..at]),
                 }
-                None => self.take_other(frame, &request, asked, route, run, &data[..at]),
-            },
+            }
+            Route::Local(Class::ClientReply) if is_silent_mode(&request) => {
+                self.push(run, &data[..at]);
+                self.worker.count(self, &asked);
+                let _ = self.answer_locally(Class::ClientReply, &request);
+                run.start = at + frame.len();
+                Ok(frame.len())
+            }
             route => self.take_other(frame, &request, asked, route, run, &data[..at]),
         }
     }
@@ -371,10 +390,11 @@ impl Client {
             }
             None => {
                 self.worker.count(self, asked);
+                let muted = run.muted && self.session.borrow_mut().mutes_this();
                 let taken = Taken {
                     request: Bytes::copy_from_slice(frames),
                     route: Route::Lane,
-                    muted: false,
+                    muted,
                     replies,
                     is_publish: asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty(),
                 };
@@ -423,8 +443,7 @@ impl Client {
 
     /// Answers from the session, as CLIENT REPLY has it.
     pub(super) fn answer_locally(self: &Rc<Self>, class: Class, request: &Request<'_>) -> After {
-        // CLIENT REPLY answers by the mode it sets, everything else by the mode it finds.
-        let muted = class != Class::ClientReply && self.session.borrow_mut().mutes_this();
+        let muted = self.session.borrow_mut().mutes_answer(class);
         self.answer(class, request, muted)
     }
 
@@ -432,7 +451,6 @@ impl Client {
     pub(super) fn answer(self: &Rc<Self>, class: Class, request: &Request<'_>, muted: bool) -> After {
         let mut out = BytesMut::new();
         let after = self.session.borrow_mut().answer(class, request, &mut out);
-        let silenced = class == Class::ClientReply && self.session.borrow().replies == ReplyMode::Off;
         if class == Class::Reset {
             self.leave_subscriptions();
             self.become_user(self.worker.directory.anonymous(self.trusted));
@@ -440,7 +458,7 @@ impl Client {
         if matches!(class, Class::ReadOnly | Class::ReadWrite) {
             self.leave_group();
         }
-        if !muted && !silenced {
+        if !muted {
             self.send(&out);
         }
         after

@@ -52,8 +52,8 @@ enum Event {
     Over,
     /// Something to be answered beside it.
     Aside(Route, Bytes, bool),
-    /// RESET or QUIT.
-    End(Class, Bytes),
+    /// RESET or QUIT, and whether its reply is not wanted.
+    End(Class, Bytes, bool),
     /// The client has left.
     Gone(ClientClose),
     /// The connection is lost, or cannot be trusted.
@@ -147,10 +147,10 @@ impl Held {
                 pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
                 Ok(())
             }
-            Event::End(class, request) => {
+            Event::End(class, request, muted) => {
                 pool.end_lease(self.lease, false, UpstreamClose::LeaseEnded, None);
                 let Some(request) = Request::parse(&request) else { return Err(ClientClose::ProtocolError) };
-                match client.answer_locally(class, &request) {
+                match client.answer(class, &request, muted) {
                     crate::session::answers::After::Continue => Ok(()),
                     crate::session::answers::After::Close => Err(ClientClose::Quit),
                 }
@@ -264,7 +264,8 @@ impl Held {
             let protocol = self.client.protocol();
             let whole =
                 !self.partial.is_empty() || kind.is_none_or(|kind| self.state.wants_whole(kind, protocol));
-            let muted = self.state.mutes_next() && kind != Some(ReplyKind::Push);
+            let muted =
+                self.state.mutes_next(self.client.session.borrow().replies) && kind != Some(ReplyKind::Push);
             if whole || muted {
                 self.client.send(&data[forward..at]);
                 if whole {
@@ -434,7 +435,7 @@ impl Held {
         }
         self.client.input.borrow_mut().buffer.advance(frame.len());
         self.client.worker.count(&self.client, &asked);
-        let muted = asked.class != Class::ClientReply && self.client.session.borrow_mut().mutes_this();
+        let muted = self.client.session.borrow_mut().mutes_answer(asked.class);
         Some(self.act(plan, frame, muted))
     }
 
@@ -491,7 +492,7 @@ impl Held {
             Plan::Local(class) => {
                 let _ = self.client.answer(class, &request, muted);
             }
-            Plan::End(class) => return Some(Event::End(class, frame.clone())),
+            Plan::End(class) => return Some(Event::End(class, frame.clone(), muted)),
             Plan::Aside(route) => return Some(Event::Aside(route, frame.clone(), muted)),
             Plan::AfterReplies => {}
         }

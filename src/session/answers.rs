@@ -35,6 +35,16 @@ pub struct LoadedModule {
     pub args: Option<Vec<String>>,
 }
 
+/// Whether `request`, a CLIENT REPLY, is one that nothing ever answers (`clientCommand` in redis `networking.c`): it
+/// says what becomes of later replies, so it need not wait for earlier ones.
+#[must_use]
+pub fn is_silent_mode(request: &Request<'_>) -> bool {
+    request.argc() == 3
+        && request
+            .arg(2)
+            .is_some_and(|mode| mode.eq_ignore_ascii_case(b"off") || mode.eq_ignore_ascii_case(b"skip"))
+}
+
 /// What follows a local answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
@@ -278,7 +288,7 @@ impl Session {
             if self.replies != ReplyMode::Off {
                 self.replies = ReplyMode::SkipNext;
             }
-        } else {
+        } else if !self.mutes_this() {
             encode::error(out, "ERR syntax error");
         }
     }

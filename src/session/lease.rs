@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use crate::command::{Asked, Blocking, Class};
 use crate::resp::{self, Protocol, ReplyKind, Request, encode};
 
-use super::{Flags, Hello, Listen, Pin, Policy, Route, Session, answers};
+use super::{Flags, Hello, Listen, Pin, Policy, ReplyMode, Route, Session, answers};
 
 /// What a command that was sent on the lease is answered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,13 @@ pub enum Expect {
     Hello(Hello),
     /// The server's refusal of a command made to be refused: this is sent instead.
     Instead(Bytes),
+}
+
+impl Expect {
+    /// Whether what follows may mean something else after this reply.
+    fn is_unsettling(&self) -> bool {
+        matches!(self, Self::Multi | Self::Confirm(..))
+    }
 }
 
 /// What to do with a frame from upstream.
@@ -96,6 +103,8 @@ pub enum Plan {
 #[derive(Debug)]
 pub struct LeaseState {
     fifo: VecDeque<(Expect, bool)>,
+    /// How many of them may open a transaction or add subscriptions.
+    unsettling: usize,
     channels: HashSet<Bytes>,
     patterns: HashSet<Bytes>,
     shards: HashSet<Bytes>,
@@ -130,6 +139,7 @@ impl LeaseState {
     pub fn new() -> Self {
         Self {
             fifo: VecDeque::new(),
+            unsettling: 0,
             channels: HashSet::new(),
             patterns: HashSet::new(),
             shards: HashSet::new(),
@@ -182,6 +192,12 @@ impl LeaseState {
     #[must_use]
     pub fn outstanding(&self) -> usize {
         self.fifo.len()
+    }
+
+    /// Whether a command means the same now as when the outstanding replies are in, as far as a transaction and
+    /// subscriptions give it another meaning.
+    fn is_settled(&self) -> bool {
+        self.multi.is_none() && !self.is_subscribed() && self.unsettling == 0
     }
 
     fn holds_state(&self) -> bool {
@@ -254,6 +270,9 @@ impl LeaseState {
             Class::Discard => return Plan::Forward(Expect::Discard),
             Class::Watch => return Plan::Forward(Expect::Watch),
             Class::Unwatch => return Plan::Forward(Expect::Unwatch),
+            Class::ClientReply if answers::is_silent_mode(request) && self.is_settled() => {
+                return Plan::Local(Class::ClientReply);
+            }
             _ if self.is_waiting() => return Plan::AfterReplies,
             _ => {}
         }
@@ -367,6 +386,7 @@ impl LeaseState {
         ) || matches!(asked.class, Class::Multi | Class::Exec | Class::Discard | Class::Watch);
         self.clean &= known;
         self.for_good |= matches!(asked.class, Class::Lease | Class::Asking);
+        self.unsettling += usize::from(expect.is_unsettling());
         self.fifo.push_back((expect, muted));
     }
 
@@ -394,8 +414,12 @@ impl LeaseState {
 
     /// Whether the reply now arriving is kept from the client.
     #[must_use]
-    pub fn mutes_next(&self) -> bool {
-        self.fifo.front().is_some_and(|(_, muted)| *muted)
+    pub fn mutes_next(&self, mode: ReplyMode) -> bool {
+        match self.fifo.front() {
+            Some((_, muted)) => *muted,
+            // What MONITOR shows is a reply, not a push (`replicationFeedMonitors` in redis `replication.c`).
+            None => self.monitor && mode == ReplyMode::Off,
+        }
     }
 
     /// A whole frame has arrived. `frame` holds its bytes where [`Self::wants_whole`] asked for them, else it may be
@@ -417,11 +441,17 @@ impl LeaseState {
         if kind == ReplyKind::Push {
             return Received::Forward;
         }
-        let Some((expect, _)) = self.fifo.pop_front() else {
+        let Some(expect) = self.next_expected() else {
             return if self.monitor { Received::Forward } else { Received::Desync };
         };
         let failed = matches!(kind, ReplyKind::Error | ReplyKind::BlobError);
         self.answered(expect, kind, failed, frame, session, facts)
+    }
+
+    fn next_expected(&mut self) -> Option<Expect> {
+        let (expect, _) = self.fifo.pop_front()?;
+        self.unsettling -= usize::from(expect.is_unsettling());
+        Some(expect)
     }
 
     fn answered(
@@ -537,7 +567,7 @@ impl LeaseState {
             let remaining = left.unwrap_or(before.max(1)).saturating_sub(1);
             *left = Some(remaining);
             if remaining == 0 {
-                self.fifo.pop_front();
+                let _ = self.next_expected();
             }
         }
         Some(Received::Message)

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::command::Class;
 use crate::resp::Protocol;
 
 pub use answers::{LoadedModule, ServerFacts};
@@ -103,6 +104,16 @@ impl Session {
                 self.replies = ReplyMode::On;
                 true
             }
+        }
+    }
+
+    /// As [`Self::mutes_this`], for a command of class `class` that is answered here. CLIENT REPLY judges for itself, by
+    /// the mode it sets; RESET ends OFF before it answers, but not SKIP (`resetCommand` in redis `networking.c`).
+    pub fn mutes_answer(&mut self, class: Class) -> bool {
+        match class {
+            Class::ClientReply => false,
+            Class::Reset if self.replies == ReplyMode::Off => false,
+            _ => self.mutes_this(), // whatever else is answered here has no say in it
         }
     }
 

@@ -44,6 +44,7 @@ mod pubsub_hub;
 mod reasons;
 mod regressions;
 mod release;
+mod reply_modes;
 mod secrets;
 mod seeing;
 mod sessions;

@@ -15,7 +15,6 @@ on_both!(
     client_list_finds_clients_by_id,
     client_kill_by_id_ends_that_client_and_no_other,
     client_kill_by_address_ends_that_client,
-    replies_are_swallowed_while_they_are_off,
     quit_says_ok_and_closes,
     reset_forgets_everything,
     a_protocol_belongs_to_its_client_alone,
@@ -209,32 +208,6 @@ fn ordinary_commands_are_answered_byte_for_byte() {
     twins.agree(&in_resp3);
 }
 
-#[test]
-fn reply_modes_leave_the_same_replies_as_the_server() {
-    let twins = Twins::start();
-    twins.agree(&[
-        "CLIENT REPLY SKIP => 0",
-        "PING => 0",
-        "PING",
-        "CLIENT REPLY SKIP => 0",
-        "CLIENT ID => 0",
-        "CLIENT GETNAME",
-        "CLIENT REPLY OFF => 0",
-        "PING => 0",
-        "SET muted 1 => 0",
-        "NOSUCH => 0",
-        "SELECT 3 => 0",
-        "CLIENT REPLY ON",
-        "GET muted",
-        "SELECT 0",
-        "GET muted",
-        "CLIENT REPLY SKIP => 0",
-        "CLIENT REPLY SKIP => 0",
-        "PING => 0",
-        "PING",
-    ]);
-}
-
 fn client_ids_are_unique_and_stay(stage: &Stage) {
     let mut clients: Vec<Client> = (0..20).map(|_| stage.connect()).collect();
     let ids: Vec<i64> = clients.iter_mut().map(|client| client.call("CLIENT ID").int()).collect();
@@ -356,17 +329,6 @@ fn client_kill_by_address_ends_that_client(stage: &Stage) {
     assert_eq!(other.call(&format!("CLIENT KILL {}", victim.local_address())).text(), "OK");
     victim.expect_end(PATIENCE);
     assert_eq!(other.call("PING").text(), "PONG");
-}
-
-fn replies_are_swallowed_while_they_are_off(stage: &Stage) {
-    let mut client = stage.connect();
-    client.start("CLIENT REPLY OFF");
-    for number in 0..50 {
-        client.start(&format!("RPUSH quiet {number}"));
-    }
-    client.start("CLIENT REPLY ON");
-    assert_eq!(client.reply().text(), "OK");
-    assert_eq!(client.call("LLEN quiet").int(), 50);
 }
 
 fn quit_says_ok_and_closes(stage: &Stage) {
