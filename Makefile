@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 help:
 	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
 	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
-	@echo "make lint   formatting and clippy"
+	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
@@ -41,9 +41,11 @@ test:
 	benches/run --quick --only complete --proxy "$(TARGET)/debug/redbouncer"
 
 lint:
-	@deploy/install.sh build
+	@deploy/install.sh build lint
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	if command -v cargo-deny >/dev/null; then cargo deny --config .config/deny.toml check licenses bans sources; fi
+	if command -v typos >/dev/null; then typos; fi
 
 # The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED and REDBOUNCER_ONLY choose a part of it.
 differential:

