@@ -2,11 +2,15 @@
 //! `util.c`).
 //!
 //! Redis's own reading of odd patterns is kept: a class that is never closed ends with the pattern, a reversed range
-//! counts as written the other way round.
+//! counts as written the other way round, and only the empty pattern matches the empty text.
 
 /// Whether `text` matches `pattern`. Takes time proportional to the product of their lengths at the worst.
 #[must_use]
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    // Redis does not look at the pattern when there is no text: not even `*` matches it.
+    if text.is_empty() {
+        return pattern.is_empty();
+    }
     let (mut at, mut read) = (0, 0);
     // Where to go on after a mismatch: behind the last `*`, one byte of the text further.
     let mut star: Option<(usize, usize)> = None;
@@ -82,7 +86,7 @@ mod tests {
     #[test]
     fn patterns_match_as_in_redis() {
         let yes: [(&str, &str); 14] = [
-            ("*", ""),
+            ("", ""),
             ("*", "anything"),
             ("news.*", "news.art"),
             ("h?llo", "hello"),
@@ -100,6 +104,8 @@ mod tests {
         let no = [
             ("", "a"),
             ("a", ""),
+            ("*", ""),
+            ("**", ""),
             ("h?llo", "hllo"),
             ("a*b", "a"),
             ("\\*", "x"),

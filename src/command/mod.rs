@@ -99,6 +99,8 @@ pub enum Class {
     SUnsubscribe,
     /// PUBLISH and SPUBLISH: pass; their count may need a correction.
     Publish,
+    /// PUBSUB CHANNELS, NUMSUB, NUMPAT and their like for shards: the server's answer, corrected by our hubs.
+    PubSub,
 
     /// PING: passes, but has a form of its own while subscribed in RESP2.
     Ping,
@@ -132,7 +134,7 @@ impl Class {
     /// The route as one of [`ROUTES`], for `redbouncer commands`, metrics and logs.
     pub const fn route(self) -> &'static str {
         match self {
-            Self::Pass | Self::Publish | Self::Ping => "lane",
+            Self::Pass | Self::Publish | Self::PubSub | Self::Ping => "lane",
             Self::Auth | Self::Hello | Self::Select | Self::ReadOnly | Self::ReadWrite => "lane key",
             Self::Quit
             | Self::Reset

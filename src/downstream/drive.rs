@@ -34,8 +34,8 @@ pub(super) struct Taken {
     pub(super) muted: bool,
     /// How many replies it is owed.
     pub(super) replies: u32,
-    /// PUBLISH or SPUBLISH, whose reply counts our hubs where it should count their clients.
-    pub(super) is_publish: bool,
+    /// A reply counts our hubs where it should count their clients: PUBLISH, or a block with one.
+    pub(super) counts: bool,
 }
 
 /// Why the fast path stops.
@@ -48,7 +48,7 @@ pub(super) enum Step {
 }
 
 /// How far the input could be run.
-enum Ran {
+pub(super) enum Ran {
     /// More bytes are needed; at least this many of the command that has begun.
     Hungry(usize),
     /// Something else must happen first, and will wake us: replies, or room in the lane.
@@ -59,10 +59,10 @@ enum Ran {
 
 /// Commands found one behind the other that go over the lane in one append.
 #[derive(Default)]
-struct Run {
+pub(super) struct Run {
     start: usize,
     count: u32,
-    lane: Option<Rc<Lane>>,
+    pub(super) lane: Option<Rc<Lane>>,
     /// Their replies are not wanted (CLIENT REPLY): the lane reads and drops them, and nobody waits for them.
     muted: bool,
 }
@@ -282,18 +282,6 @@ impl Client {
         }
     }
 
-    /// Sends PUBLISH, and corrects its reply when it comes.
-    pub(super) fn publish_on(self: &Rc<Self>, lane: &Rc<Lane>, frame: &[u8]) {
-        let now = Instant::now();
-        self.outstanding.set(self.outstanding.get() + 1);
-        self.has_written.set(true);
-        let (client, request) = (Rc::clone(self), Bytes::copy_from_slice(frame));
-        let change = move |reply| client.corrected_count(&request, &reply);
-        let receiver = Rc::clone(self) as Rc<dyn Receiver>;
-        lane.push_changed(frame, &receiver, now, Box::new(change));
-        self.lane.replace(Some(Rc::clone(lane)));
-    }
-
     /// Takes one canonical frame. `Ok`: it is done with, this many bytes. `Err`: stop, after this many bytes.
     fn take(
         self: &Rc<Self>,
@@ -319,16 +307,12 @@ impl Client {
                 if !muted && asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty() =>
             {
                 self.push(run, &data[..at]);
-                self.lane_for(run, &asked, frame, 1)?;
-                self.worker.count(self, &asked);
-                if let Some(lane) = run.lane.take() {
-                    self.publish_on(&lane, frame);
-                }
+                self.take_counted(frame, 1, &asked, run)?;
                 run.start = at + frame.len();
                 Ok(frame.len())
             }
             Route::Lane => {
-                self.lane_for(run, &asked, frame, 1)?;
+                self.lane_for(run, &asked, frame, (1, false))?;
                 self.worker.count(self, &asked);
                 run.count += 1;
                 if muted {
@@ -339,8 +323,15 @@ impl Client {
             // Behind SKIP only MULTI's own reply is dropped, and one append has one mode.
             Route::Transaction if mode != ReplyMode::SkipNext => {
                 match find_block(&data[at..], &self.limits(), self.policy()) {
+                    Some(block) if !muted && block.counts && !self.worker.pubsub.audience().is_empty() => {
+                        self.push(run, &data[..at]);
+                        self.take_counted(&data[at..at + block.len], block.commands, &asked, run)?;
+                        run.start = at + block.len;
+                        Ok(block.len)
+                    }
                     Some(block) => {
-                        self.lane_for(run, &asked, &data[at..at + block.len], block.commands)?;
+                        let frames = &data[at..at + block.len];
+                        self.lane_for(run, &asked, frames, (block.commands, false))?;
                         self.worker.count(self, &asked);
                         run.count += block.commands;
                         Ok(block.len)
@@ -360,12 +351,12 @@ impl Client {
     }
 
     /// The lane that `run` goes over, decided at its first command: the one with replies outstanding, else the best.
-    fn lane_for(
+    pub(super) fn lane_for(
         self: &Rc<Self>,
         run: &mut Run,
         asked: &Asked,
         frames: &[u8],
-        replies: u32,
+        (replies, counts): (u32, bool),
     ) -> Result<(), (usize, Ran)> {
         if run.lane.is_some() {
             return Ok(());
@@ -396,7 +387,7 @@ impl Client {
                     route: Route::Lane,
                     muted,
                     replies,
-                    is_publish: asked.class == Class::Publish && !self.worker.pubsub.audience().is_empty(),
+                    counts,
                 };
                 Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
@@ -435,7 +426,7 @@ impl Client {
             route => {
                 let muted = self.session.borrow_mut().mutes_this();
                 let request = Bytes::copy_from_slice(frame);
-                let taken = Taken { request, route, muted, replies: 1, is_publish: false };
+                let taken = Taken { request, route, muted, replies: 1, counts: false };
                 Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
         }

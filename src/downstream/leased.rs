@@ -300,8 +300,7 @@ impl Held {
     fn judge(&mut self, kind: ReplyKind, frame: &[u8]) -> Received {
         let worker = &self.client.worker;
         let mut session = self.client.session.borrow_mut();
-        let verdict =
-            self.state.received(kind, frame, &mut session, &|| worker.server_facts().unwrap_or_default());
+        let verdict = self.state.received(kind, frame, &mut session, &**worker);
         if let Some(text) = self.state.refused_publish().and_then(resp::error_text) {
             let membership = self.client.membership.borrow();
             let user = membership.as_ref().map_or("", |own| own.identity.name());

@@ -8,6 +8,7 @@ mod accept;
 mod blocking;
 mod client;
 mod clients;
+mod counted;
 mod drive;
 mod handshake;
 mod identity;

@@ -86,9 +86,11 @@ impl Client {
             Route::Login(hello) => self.login(hello, taken.muted).await,
             Route::Select(index) => self.select(index, taken.muted).await,
             Route::Ask => self.ask(taken).await,
-            route @ (Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..)) => {
-                self.aside(route, &taken.request, taken.muted).await
-            }
+            route @ (Route::Control
+            | Route::Clients(_)
+            | Route::Proxy
+            | Route::Listen(..)
+            | Route::PubSub) => self.aside(route, &taken.request, taken.muted).await,
             // Answered on the fast path.
             Route::Local(_) | Route::Refuse(_) => Ok(()),
         }
@@ -107,8 +109,8 @@ impl Client {
                 return Ok(());
             }
             if let Some(lane) = group.lane() {
-                if taken.is_publish && !taken.muted {
-                    self.publish_on(&lane, &taken.request);
+                if taken.counts && !taken.muted {
+                    self.counted_on(&lane, &taken.request, taken.replies);
                 } else {
                     self.push_on(&lane, &taken.request, taken.replies, taken.muted);
                 }
@@ -255,6 +257,7 @@ impl Client {
                 self.unlisten(listen, request);
                 return Ok(());
             }
+            Route::PubSub => return self.pubsub(request, muted).await,
             Route::Clients(Class::ClientInfo) => self.patiently(self.client_info()).await?,
             Route::Clients(Class::ClientList) => self.patiently(self.client_list(request)).await?,
             Route::Clients(Class::ClientKill) => self.patiently(self.client_kill(request)).await?,

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::client::Client;
 use super::leased::sleep_until;
 use crate::hub::{Listener, Message, Station};
-use crate::resp::{self, Request, encode};
+use crate::resp::Request;
 use crate::session::{Flags, Listen, Subscriptions};
 use crate::telemetry::ClientClose;
 
@@ -197,19 +197,6 @@ impl Client {
         if unsent > limit.hard || too_long {
             self.doom(ClientClose::OutputLimit);
         }
-    }
-
-    /// PUBLISH's reply: the server has counted each of our hubs once, the client gets the count of those who heard it.
-    pub(super) fn corrected_count(&self, request: &[u8], reply: &Bytes) -> Bytes {
-        let corrected = Request::parse(request).and_then(|request| {
-            let shard = request.name().eq_ignore_ascii_case(b"spublish");
-            let count = resp::integer(reply)?;
-            Some(self.worker.pubsub.audience().corrected(request.arg(1)?, shard, count))
-        });
-        let Some(count) = corrected else { return reply.clone() };
-        let mut out = BytesMut::new();
-        encode::integer(&mut out, count);
-        out.freeze()
     }
 }
 

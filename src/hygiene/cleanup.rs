@@ -87,11 +87,17 @@ impl Wanted {
     fn fits(&self, row: &Listed, is_orphan: bool) -> bool {
         self.idle.is_none_or(|idle| row.idle >= idle)
             && self.age.is_none_or(|age| row.age >= age)
-            && self.name.as_ref().is_none_or(|pattern| glob::matches(pattern.as_bytes(), row.name.as_bytes()))
+            && self.name.as_ref().is_none_or(|pattern| is_called(row, pattern))
             && self.addr.is_none_or(|net| host(row).is_some_and(|ip| net.contains(&ip)))
             && self.user.as_ref().is_none_or(|user| *user == row.user)
             && (!self.orphans || is_orphan)
     }
+}
+
+/// Whether a connection's name matches `pattern`. Unlike a channel's, no name at all matches `*`.
+fn is_called(row: &Listed, pattern: &str) -> bool {
+    let is_any = pattern.bytes().all(|byte| byte == b'*');
+    row.name.is_empty() && is_any || glob::matches(pattern.as_bytes(), row.name.as_bytes())
 }
 
 /// Why a connection that fits is left alone.
@@ -296,6 +302,8 @@ mod tests {
         assert_eq!(with(Include::Monitors), [2, 6, 9]);
         let all = Wanted { include: Include::ALL.to_vec(), ..idle };
         assert_eq!(chosen(&all), [2, 3, 4, 5, 6, 9], "never a living redbouncer's");
+        let named = Wanted { name: Some("*".to_owned()), ..all };
+        assert_eq!(chosen(&named), [2, 3, 4, 5, 6, 9], "no name is a name, too");
     }
 
     #[test]

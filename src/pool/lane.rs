@@ -557,8 +557,8 @@ impl Carrier {
         }
         // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
         self.in_multi = match slot {
-            Slot::Replies { .. } => is_unknown_exec(error),
-            Slot::Changed { .. } | Slot::Whole { .. } => false,
+            Slot::Replies { .. } | Slot::Changed { .. } => is_unknown_exec(error),
+            Slot::Whole { .. } => false,
         };
         self.in_multi
     }

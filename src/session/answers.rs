@@ -93,6 +93,7 @@ pub(super) fn arity_error(asked: &Asked, request: &Request<'_>) -> Option<String
         asked.class,
         Class::Pass
             | Class::Publish
+            | Class::PubSub
             | Class::Ping
             | Class::Blocking(_)
             | Class::Multi

@@ -16,6 +16,8 @@ pub struct Block {
     pub len: usize,
     /// Its commands, MULTI and EXEC included: as many replies will come.
     pub commands: u32,
+    /// Whether a member's reply counts subscribers, which the server sees otherwise than clients do.
+    pub counts: bool,
 }
 
 /// Looks at `input`, which begins with MULTI, for a whole block of plain commands. `None`: not whole yet, or not plain.
@@ -23,7 +25,7 @@ pub struct Block {
 #[must_use]
 pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Option<Block> {
     let mut scanner = RequestScanner::default();
-    let mut block = Block { len: 0, commands: 0 };
+    let mut block = Block { len: 0, commands: 0, counts: false };
     loop {
         let rest = input.get(block.len..)?;
         let RequestStep::Request(shape) = scanner.step(rest, limits).ok()? else { return None };
@@ -41,7 +43,8 @@ pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Optio
             // With a wrong number of arguments neither of the two is what it seems: the block would stay open.
             Class::Multi | Class::Exec if shape.argc != 1 => return None,
             Class::Multi if first => {}
-            Class::Pass | Class::Publish | Class::Ping if !first => {}
+            Class::Pass | Class::Ping if !first => {}
+            Class::Publish | Class::PubSub if !first => block.counts = true,
             Class::Exec if !first => return Some(block),
             _ => return None,
         }

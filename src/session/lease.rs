@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use crate::command::{Asked, Blocking, Class};
 use crate::resp::{self, Protocol, ReplyKind, Request, encode};
 
+use super::transaction::{Member, Transaction};
 use super::{Flags, Hello, Listen, Pin, Policy, ReplyMode, Route, Session, answers};
 
 /// What a command that was sent on the lease is answered by.
@@ -19,6 +20,8 @@ use super::{Flags, Hello, Listen, Pin, Policy, ReplyMode, Route, Session, answer
 pub enum Expect {
     /// One reply that changes nothing.
     Reply,
+    /// That of PUBLISH, or of a question about subscribers: this request's, whose count is corrected.
+    Counted(Bytes),
     /// A blocking call's: it may take as long as it likes.
     Blocking,
     /// MULTI's.
@@ -119,12 +122,12 @@ pub struct LeaseState {
     failed_publish: Option<Bytes>,
 }
 
-/// The open transaction on the server.
-#[derive(Debug, Default)]
-struct Transaction {
-    queued: u32,
-    /// Members that change the session when EXEC's array confirms them: position and database.
-    selects: Vec<(usize, u32)>,
+/// What is asked beside the lease and its session.
+pub trait Beside {
+    /// What is known of the server.
+    fn facts(&self) -> answers::ServerFacts;
+    /// The reply to `request` with our hubs taken out of its count and their clients put in; `None`: it stays.
+    fn counted(&self, request: &[u8], reply: &[u8]) -> Option<Bytes>;
 }
 
 impl Default for LeaseState {
@@ -177,7 +180,7 @@ impl LeaseState {
     #[must_use]
     pub fn is_ending(&self) -> bool {
         let changes_nothing = |(expect, _): &(Expect, bool)| {
-            matches!(expect, Expect::Reply | Expect::Blocking | Expect::Unwatch)
+            matches!(expect, Expect::Reply | Expect::Counted(_) | Expect::Blocking | Expect::Unwatch)
         };
         !self.fifo.is_empty() && !self.holds_state() && self.fifo.iter().all(changes_nothing)
     }
@@ -241,7 +244,7 @@ impl LeaseState {
     pub fn flags(&self) -> Flags {
         Flags {
             blocked: self.is_blocked(),
-            multi: self.multi.as_ref().map(|multi| multi.queued),
+            multi: self.multi.as_ref().map(Transaction::queued),
             watching: self.watching,
             monitor: self.monitor,
             tracking: self.tracking,
@@ -262,9 +265,10 @@ impl LeaseState {
             _ if session.is_restricted() => return Plan::AfterReplies,
             _ if !policy.allows(asked) && self.is_waiting() => return Plan::AfterReplies,
             _ if !policy.allows(asked) => {}
-            Class::Pass | Class::Publish | Class::Ping => {
-                return Plan::Forward(Expect::Reply);
+            Class::Publish => {
+                return Plan::Forward(Expect::Counted(Bytes::copy_from_slice(request.bytes())));
             }
+            Class::Pass | Class::Ping => return Plan::Forward(Expect::Reply),
             Class::Multi => return Plan::Forward(Expect::Multi),
             Class::Exec => return Plan::Forward(Expect::Exec),
             Class::Discard => return Plan::Forward(Expect::Discard),
@@ -301,7 +305,9 @@ impl LeaseState {
             Route::Login(hello) => Plan::Hello(hello),
             Route::Blocking(command) => Plan::Blocking(command),
             Route::Lease(pin) => self.plan_pin(pin, asked, request),
-            Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..) => Plan::Aside(route),
+            Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..) | Route::PubSub => {
+                Plan::Aside(route)
+            }
         }
     }
 
@@ -334,6 +340,7 @@ impl LeaseState {
             Route::Lane | Route::Transaction | Route::Blocking(_) | Route::Ask => {
                 Plan::Forward(Expect::Reply)
             }
+            Route::PubSub => Plan::Forward(Expect::Counted(Bytes::copy_from_slice(request.bytes()))),
             Route::Select(index) => Plan::Forward(Expect::Select(index)),
             Route::Local(Class::Select) => {
                 let same =
@@ -382,7 +389,7 @@ impl LeaseState {
     pub fn sent(&mut self, expect: Expect, asked: &Asked, muted: bool) {
         let known = matches!(
             asked.class,
-            Class::Pass | Class::Publish | Class::Ping | Class::Blocking(_) | Class::Unwatch
+            Class::Pass | Class::Publish | Class::PubSub | Class::Ping | Class::Blocking(_) | Class::Unwatch
         ) || matches!(asked.class, Class::Multi | Class::Exec | Class::Discard | Class::Watch);
         self.clean &= known;
         self.for_good |= matches!(asked.class, Class::Lease | Class::Asking);
@@ -399,9 +406,15 @@ impl LeaseState {
             Some(Expect::Confirm(..)) => true,
             _ if self.is_subscribed() && protocol == Protocol::Resp2 => true,
             Some(Expect::Exec) => {
-                kind == ReplyKind::Error || self.multi.as_ref().is_some_and(|multi| !multi.selects.is_empty())
+                kind == ReplyKind::Error || self.multi.as_ref().is_some_and(Transaction::is_read_whole)
             }
-            Some(Expect::WaitPublish | Expect::Wait | Expect::Hello(_) | Expect::Instead(_)) => true,
+            Some(
+                Expect::WaitPublish
+                | Expect::Wait
+                | Expect::Hello(_)
+                | Expect::Instead(_)
+                | Expect::Counted(_),
+            ) => true,
             Some(_) | None => false,
         }
     }
@@ -429,7 +442,7 @@ impl LeaseState {
         kind: ReplyKind,
         frame: &[u8],
         session: &mut Session,
-        facts: &dyn Fn() -> answers::ServerFacts,
+        beside: &dyn Beside,
     ) -> Received {
         let may_be_message = kind == ReplyKind::Push
             || (kind == ReplyKind::Array
@@ -445,7 +458,7 @@ impl LeaseState {
             return if self.monitor { Received::Forward } else { Received::Desync };
         };
         let failed = matches!(kind, ReplyKind::Error | ReplyKind::BlobError);
-        self.answered(expect, kind, failed, frame, session, facts)
+        self.answered(expect, kind, failed, frame, session, beside)
     }
 
     fn next_expected(&mut self) -> Option<Expect> {
@@ -461,20 +474,30 @@ impl LeaseState {
         failed: bool,
         frame: &[u8],
         session: &mut Session,
-        facts: &dyn Fn() -> answers::ServerFacts,
+        beside: &dyn Beside,
     ) -> Received {
         if let Some(multi) = &mut self.multi
             && !failed
             && !matches!(expect, Expect::Exec | Expect::Discard)
         {
-            if let Expect::Select(index) = expect {
-                multi.selects.push((multi.queued as usize, index));
-            }
-            multi.queued += 1;
+            multi.queue(match expect {
+                Expect::Select(index) => Some(Member::Select(index)),
+                Expect::Counted(request) => Some(Member::Counted(request)),
+                _ => None, // the server's reply stands, and changes nothing here
+            });
             return Received::Forward;
         }
         match expect {
-            Expect::Exec => self.executed(kind, frame, session),
+            Expect::Exec => {
+                if let Some(array) = self.executed(kind, frame, session, beside) {
+                    return Received::Instead(array);
+                }
+            }
+            Expect::Counted(request) => {
+                if let Some(reply) = beside.counted(&request, frame) {
+                    return Received::Instead(reply);
+                }
+            }
             Expect::Instead(reply) => return Received::Instead(reply),
             Expect::WaitPublish => {
                 self.failed_publish = failed.then(|| Bytes::copy_from_slice(frame));
@@ -505,7 +528,7 @@ impl LeaseState {
             Expect::Hello(hello) => {
                 hello.apply(session);
                 let mut out = BytesMut::new();
-                answers::hello(session, &facts(), &mut out);
+                answers::hello(session, &beside.facts(), &mut out);
                 return Received::Instead(out.freeze());
             }
             Expect::Reply | Expect::Blocking | Expect::Confirm(..) => {}
@@ -514,23 +537,20 @@ impl LeaseState {
     }
 
     /// EXEC: an array or nil ends transaction and watch, EXECABORT too; any other error leaves both on.
-    fn executed(&mut self, kind: ReplyKind, frame: &[u8], session: &mut Session) {
+    fn executed(
+        &mut self,
+        kind: ReplyKind,
+        frame: &[u8],
+        session: &mut Session,
+        beside: &dyn Beside,
+    ) -> Option<Bytes> {
         let aborted = frame.starts_with(b"-EXECABORT");
         if matches!(kind, ReplyKind::Error | ReplyKind::BlobError) && !aborted {
-            return;
+            return None;
         }
-        let selects = self.multi.take().map(|multi| multi.selects).unwrap_or_default();
         self.watching = false;
-        if selects.is_empty() || kind != ReplyKind::Array {
-            return;
-        }
-        let Some(replies) = resp::elements(frame) else { return };
-        let replies: Vec<_> = replies.collect();
-        for (at, index) in selects {
-            if replies.get(at).is_some_and(|reply| reply.starts_with(b"+OK")) {
-                session.database = index;
-            }
-        }
+        let multi = self.multi.take().filter(|_| kind == ReplyKind::Array)?;
+        multi.executed(frame, session, beside)
     }
 
     /// A published message (`None` where it is an ordinary reply after all), or a confirmation.

@@ -14,6 +14,7 @@ mod listen;
 mod policy;
 mod route;
 mod row;
+mod transaction;
 
 use std::sync::Arc;
 
@@ -27,12 +28,13 @@ pub use block::{Block, find_block};
 pub use endpoint::Endpoint;
 pub use hello::{Credentials, Hello};
 pub use kill::Filter;
-pub use lease::{Expect, LeaseState, Plan, Received};
+pub use lease::{Beside, Expect, LeaseState, Plan, Received};
 pub use listed::Listed;
 pub use listen::{Listen, Subscriptions};
 pub use policy::{Policy, Right, Rights};
 pub use route::{Pin, Route};
 pub use row::{ClientRow, Flags, RowFormat, UserRow};
+pub use transaction::Transaction;
 
 /// Client ids start here, far above a server's own, and stay below 2^53 (the largest integer that every client
 /// library reads exactly), so a merged CLIENT LIST never shows one id twice.

@@ -74,7 +74,7 @@ impl Right {
             | Class::ReadWrite
             | Class::Asking
             | Class::Refused(_) => None,
-            Class::Pass => Some(Self::Data),
+            Class::Pass | Class::PubSub => Some(Self::Data),
             Class::Blocking(_) => Some(Self::Blocking),
             Class::Multi | Class::Exec | Class::Discard | Class::Watch | Class::Unwatch => {
                 Some(Self::Transactions)

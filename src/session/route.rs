@@ -91,6 +91,8 @@ pub enum Route {
     Control,
     /// CLIENT LIST, INFO, KILL, UNBLOCK: our clients here, the server's others by the control connection.
     Clients(Class),
+    /// A question about subscribers: the server's answer, corrected.
+    PubSub,
     /// A command that is in no table: the server is asked once what it is.
     Ask,
     /// PROXY …: about ourselves.
@@ -118,6 +120,7 @@ impl Session {
         }
         match asked.class {
             Class::Pass | Class::Publish | Class::Ping => Route::Lane,
+            Class::PubSub => Route::PubSub,
             Class::Multi => Route::Transaction,
             // Without MULTI or WATCH these answer from the connection's (empty) state, the same on every lane.
             Class::Exec | Class::Discard | Class::Unwatch => Route::Lane,

@@ -302,7 +302,7 @@ fn inside_multi_the_proxys_own_commands_abort_it() {
 }
 
 #[test]
-fn a_count_of_publish_inside_multi_is_the_servers() {
+fn a_count_of_publish_in_a_script_is_the_servers() {
     for stage in both() {
         let _listening: Vec<Client> = (0..3)
             .map(|_| {
@@ -315,11 +315,11 @@ fn a_count_of_publish_inside_multi_is_the_servers() {
         let connections = if stage.is_proxied() { 1 } else { 3 };
         assert_eq!(client.call("PUBLISH news x").int(), 3);
         let in_multi = asked(&mut client, &["MULTI", "PUBLISH news x", "EXEC"]);
-        assert_eq!(in_multi[2].raw, format!("*1\r\n:{connections}\r\n"));
+        assert_eq!(in_multi[2].raw, "*1\r\n:3\r\n");
         let script = ["EVAL", "return redis.call('PUBLISH', 'news', 'x')", "0"];
         assert_eq!(client.ask(&script).int(), connections);
         let names = client.call("PUBSUB NUMSUB news");
-        assert_eq!(names.items()[1], crate::harness::Value::Int(connections));
+        assert_eq!(names.items()[1], crate::harness::Value::Int(3));
     }
 }
 

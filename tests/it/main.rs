@@ -40,6 +40,7 @@ mod network;
 mod orphans;
 mod providers;
 mod pubsub;
+mod pubsub_counts;
 mod pubsub_hub;
 mod reasons;
 mod regressions;

@@ -178,7 +178,7 @@ impl Topics {
     pub(super) fn disconnected(&mut self, silent: bool) {
         self.online = false;
         self.out.clear();
-        self.sent.clear();
+        self.forget_what_was_sent();
         for request in self.requests.values_mut() {
             request.confirmed = 0;
         }
@@ -193,6 +193,15 @@ impl Topics {
             self.tell_all(|listener| listener.lost());
         }
         self.topics.retain(|_, topic| topic.is_needed());
+    }
+
+    /// Nothing of what is in flight will be answered.
+    fn forget_what_was_sent(&mut self) {
+        for sent in self.sent.drain(..) {
+            if let Sent::Names { names, confirmed, .. } = sent {
+                self.audience.settle(names.len() - confirmed);
+            }
+        }
     }
 
     /// Ends everything: each listener once.
@@ -353,6 +362,7 @@ impl Topics {
             topic.told = if subscribe { Told::Subscribe } else { Told::Unsubscribe };
             topic.in_flight += 1;
         }
+        self.audience.ask(names.len());
         self.sent.push_back(Sent::Names { listen, subscribe, names, confirmed: 0, by });
     }
 
@@ -410,6 +420,7 @@ impl Topics {
                 self.audience.change(listen, &key.1, if subscribe { 1 } else { -1 }, 0);
             }
         }
+        self.audience.settle(1);
         self.tidy(listen, &key.1);
         if subscribe && let Some(topic) = self.topics.get(&key).filter(|topic| topic.is_confirmed()) {
             for id in topic.wanted.iter().copied().collect::<Vec<_>>() {
@@ -421,9 +432,10 @@ impl Topics {
 
     /// An error: the server has refused the whole command.
     fn refused(&mut self, words: &[u8]) -> Result<(), UpstreamClose> {
-        let Some(Sent::Names { listen, subscribe, names, by, .. }) = self.sent.pop_front() else {
+        let Some(Sent::Names { listen, subscribe, names, confirmed, by }) = self.sent.pop_front() else {
             return Err(UpstreamClose::Desync);
         };
+        self.audience.settle(names.len() - confirmed);
         if !subscribe {
             // Some servers refuse to leave what was never joined (`-NOSUB` of Valkey).
             for name in &names {
@@ -497,6 +509,7 @@ impl Desk for Topics {
 
 impl Drop for Topics {
     fn drop(&mut self) {
+        self.forget_what_was_sent();
         self.tell_all(|listener| listener.lost());
         for ((listen, name), topic) in &self.topics {
             if topic.counted {
