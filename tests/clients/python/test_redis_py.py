@@ -138,6 +138,15 @@ def test_channels_and_patterns_deliver_and_end_with_unsubscribe(r, prefix):
     pubsub.subscribe(f"{prefix}:a")
     pubsub.psubscribe(f"{prefix}:c*")
     eventually("two subscriptions", lambda: not pubsub.get_message(timeout=0.05) and r.pubsub_numsub(f"{prefix}:a")[0][1] == 1)
+    # Several listen to one name: each of them counts.
+    others = [r.pubsub(ignore_subscribe_messages=True) for _ in range(2)]
+    for other in others:
+        other.subscribe(f"{prefix}:several")
+    eventually("both are counted", lambda: r.pubsub_numsub(f"{prefix}:several") == [(f"{prefix}:several", 2)])
+    assert r.pubsub_channels(f"{prefix}:s*") == [f"{prefix}:several"]
+    for other in others:
+        other.close()
+    eventually("none is counted any more", lambda: r.pubsub_numsub(f"{prefix}:several") == [(f"{prefix}:several", 0)])
     assert r.publish(f"{prefix}:a", "one") == 1
     assert r.publish(f"{prefix}:cat", "two") == 1
     read(2)
