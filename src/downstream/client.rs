@@ -32,9 +32,9 @@ pub(super) struct Input {
     pub(super) scanner: RequestScanner,
     /// The peer has closed its side.
     pub(super) eof: bool,
-    /// When the last bytes came, or the last answer that what follows had to wait for: waits for an upstream
-    /// connection count from here, so that a pipeline of a hundred commands does not wait a hundred times.
-    pub(super) arrived: Option<Instant>,
+    /// What lies here has waited for the server as long as a command may, in vain: a pipeline of a hundred commands does
+    /// not wait a hundred times.
+    pub(super) waited_in_vain: bool,
 }
 
 /// One connected client.
@@ -424,15 +424,13 @@ impl Client {
         row
     }
 
-    /// When a wait for an upstream connection must end: counted from the arrival of the command's bytes.
-    pub(super) fn wait_deadline(&self) -> Instant {
-        let arrived = self.input.borrow().arrived.unwrap_or_else(Instant::now);
-        arrived + self.worker.pool.shared.options.wait_timeout
-    }
-
-    /// What was sent behind the command just answered begins to wait now.
-    pub(super) fn its_turn_begins(&self) {
-        self.input.borrow_mut().arrived = Some(Instant::now());
+    /// When the wait for a lane must end that begins now, with the command's turn: its bytes may have lain here for long,
+    /// behind replies that the client did not read.
+    pub(super) fn lane_deadline(&self) -> Instant {
+        match self.input.borrow().waited_in_vain {
+            true => Instant::now(),
+            false => self.worker.pool.wait_deadline(),
+        }
     }
 
     /// Notes the moment of departure, for the release metric.
@@ -480,10 +478,7 @@ impl Receiver for Client {
         if ended > 0 {
             let left = self.outstanding.get().saturating_sub(ended);
             self.outstanding.set(left);
-            let mut input = self.input.borrow_mut();
-            if left == 0 && !input.buffer.is_empty() {
-                input.arrived = Some(Instant::now());
-            }
+            let input = self.input.borrow();
             // The task sleeps until the socket is readable; only what waits for these replies must be woken.
             if !input.buffer.is_empty() || (left == 0 && input.eof) {
                 drop(input);

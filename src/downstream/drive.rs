@@ -160,7 +160,7 @@ impl Client {
         self.worker.metrics.bytes_in.add(came as u64);
         let mut input = self.input.borrow_mut();
         input.eof |= came == 0;
-        input.arrived = Some(now);
+        input.waited_in_vain = false;
         drop(input);
         self.last_input.set(now);
     }

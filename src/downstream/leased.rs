@@ -66,7 +66,7 @@ impl Client {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let holder = format!("{}, {}", self.called(), pin.label());
         self.place.set("waits for a lease");
-        let deadline = Some(self.wait_deadline());
+        let deadline = Some(self.worker.pool.wait_deadline());
         let found =
             self.watch(self.worker.pool.lease(key, &identity, Self::claim(pin), &holder, deadline)).await;
         self.place.set("lane");
@@ -93,7 +93,6 @@ impl Client {
             hangup: None,
         };
         let outcome = held.run(taken).await;
-        self.its_turn_begins();
         self.place.set("lane");
         self.flags.set(crate::session::Flags::default());
         // SELECT or HELLO on the lease may have changed the key.

@@ -299,7 +299,8 @@ impl Client {
         let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false };
         let group = self.worker.pool.group(key, &identity);
         group.join();
-        let ready = self.patiently(self.worker.pool.lane_ready(&group, self.wait_deadline())).await;
+        let deadline = self.worker.pool.wait_deadline();
+        let ready = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await;
         group.part(Instant::now());
         Ok(match ready? {
             Ok(()) => Ok(self.worker.server_facts().unwrap_or_default()),

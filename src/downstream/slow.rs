@@ -99,12 +99,14 @@ impl Client {
     /// Waits for a lane and sends the command over it, or answers that there is none.
     async fn over_a_lane(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
-        let deadline = self.wait_deadline();
+        let deadline = self.lane_deadline();
         loop {
             self.place.set("waits for a lane");
             let ready = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await;
             self.place.set("lane");
-            if let Err(why) = ready? {
+            let ready = ready?;
+            self.input.borrow_mut().waited_in_vain = matches!(ready, Err(Unavailable::Down(_)));
+            if let Err(why) = ready {
                 self.unavailable(&why, taken.replies, taken.muted);
                 return Ok(());
             }
@@ -145,7 +147,8 @@ impl Client {
         if !group.is_verified() {
             // Counted as a user of the key while it waits, so that the lane is not closed for want of one.
             group.join();
-            let ready = self.patiently(self.worker.pool.lane_ready(&group, self.wait_deadline())).await;
+            let deadline = self.worker.pool.wait_deadline();
+            let ready = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await;
             group.part(Instant::now());
             if let Err(why) = ready? {
                 self.unavailable(&why, 1, muted);
@@ -230,7 +233,7 @@ impl Client {
         replies: u32,
     ) -> Result<Result<Vec<Bytes>, Unavailable>, ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
-        let deadline = self.wait_deadline();
+        let deadline = self.worker.pool.wait_deadline();
         if let Err(why) = self.watch(self.worker.pool.lane_ready(&group, deadline)).await? {
             return Ok(Err(why));
         }

@@ -63,7 +63,7 @@ impl Client {
         subscriber.done.set(false);
         if let Some(asking) = subscriber.station.subscribe(listener, listen, names) {
             let place = self.place.replace("waits for the pub/sub hub");
-            let deadline = self.wait_deadline();
+            let deadline = self.worker.pool.wait_deadline();
             let answered = self
                 .watch(async {
                     while !subscriber.done.get() {

@@ -54,6 +54,7 @@ mod storms;
 mod structure;
 mod tls;
 mod transactions;
+mod turns;
 mod users;
 mod versions;
 mod wait;

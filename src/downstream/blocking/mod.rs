@@ -164,7 +164,6 @@ impl Client {
     fn no_longer_blocked(&self) {
         self.flags.set(crate::session::Flags::default());
         self.place.set("lane");
-        self.its_turn_begins();
     }
 
     /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error.
