@@ -492,14 +492,17 @@ impl Client {
         }
     }
 
-    /// A protocol error: one reply in Redis's words, after all earlier ones, then the end.
+    /// A protocol error: one reply in Redis's words, after all earlier ones and unless CLIENT REPLY keeps it back, then the
+    /// end.
     fn broken(&self, error: &RequestError) -> Ran {
         if self.outstanding.get() > 0 {
             return Ran::Waiting;
         }
         match error.reply() {
             Some(text) => {
-                self.send(text.as_bytes());
+                if !self.session.borrow_mut().mutes_this() {
+                    self.send(text.as_bytes());
+                }
                 let reason = if matches!(error, RequestError::Tls) {
                     ClientClose::TlsOnPlain
                 } else {

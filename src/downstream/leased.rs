@@ -414,7 +414,7 @@ impl Held {
     }
 
     fn broken(&self, reply: Option<String>) -> Event {
-        if let Some(text) = reply {
+        if let Some(text) = reply.filter(|_| !self.client.session.borrow_mut().mutes_this()) {
             self.client.send(text.as_bytes());
         }
         Event::Gone(self.client.departs(ClientClose::ProtocolError))
@@ -433,7 +433,20 @@ impl Held {
         }
         self.client.input.borrow_mut().buffer.advance(frame.len());
         self.client.worker.count(&self.client, &asked);
-        let muted = self.client.session.borrow_mut().mutes_answer(asked.class);
+        let muted = {
+            let mut session = self.client.session.borrow_mut();
+            match &plan {
+                Plan::Local(class) | Plan::End(class) => session.mutes_answer(*class),
+                Plan::Forward(_)
+                | Plan::Blocking(_)
+                | Plan::ForwardWait
+                | Plan::Hello(_)
+                | Plan::RefuseInMulti(_)
+                | Plan::Refuse(_)
+                | Plan::Aside(_)
+                | Plan::AfterReplies => session.mutes_this(),
+            }
+        };
         Some(self.act(plan, frame, muted))
     }
 

@@ -48,6 +48,10 @@ fn reply_modes_meet_errors_resets_and_transactions_as_on_the_server() {
         &["CLIENT REPLY OFF => 0", "CLIENT REPLY SKIP => 0", "PING => 0", "CLIENT REPLY ON", "PING"],
         &["CLIENT REPLY SKIP => 0", "CLIENT REPLY ON", "PING"],
         &["CLIENT REPLY SKIP => 0", "CLIENT REPLY OFF => 0", "PING => 0", "CLIENT REPLY ON", "PING"],
+        // So is one that speaks of the number of its words, also on a connection of its own.
+        &["CLIENT REPLY OFF => 0", "CLIENT REPLY => 0", "RESET x => 0", "CLIENT REPLY ON", "PING"],
+        &["WATCH w", "CLIENT REPLY OFF => 0", "CLIENT REPLY => 0", "RESET x => 0", "CLIENT REPLY ON", "PING"],
+        &["WATCH w", "CLIENT REPLY SKIP => 0", "CLIENT REPLY => 0", "CLIENT REPLY", "PING"],
         // A transaction, whole and held open by a watch.
         &["CLIENT REPLY SKIP => 0", "MULTI => 0", "INCR n", "EXEC", "PING"],
         &["CLIENT REPLY OFF => 0", "MULTI => 0", "INCR n => 0", "EXEC => 0", "CLIENT REPLY ON", "GET n"],
@@ -148,5 +152,23 @@ fn a_monitor_shows_nothing_while_replies_are_off(stage: &Stage) {
         client.expect_silence(Duration::from_millis(200));
         client.reset();
         until("it is gone", PATIENCE, || !stage.server.rows().iter().any(|row| row.get("flags") == "O"));
+    }
+}
+
+/// What is wrong with a request is a reply too. Redis keeps it back, and then leaves the connection there, deaf for good;
+/// here it ends.
+#[test]
+fn the_error_of_a_broken_request_is_kept_back_like_any_reply() {
+    let stage = Stage::proxied();
+    for mute in ["CLIENT REPLY OFF", "CLIENT REPLY SKIP"] {
+        for before in ["PING", "WATCH w"] {
+            for broken in ["*x\r\n", "*1\r\nX4\r\nPING\r\n", "ECHO \"a\r\n"] {
+                let mut client = stage.connect();
+                client.call(before);
+                client.start(mute);
+                client.send(broken);
+                client.expect_end(PATIENCE);
+            }
+        }
     }
 }
