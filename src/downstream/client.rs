@@ -84,6 +84,10 @@ pub(crate) struct Client {
     pub(super) unblocked: Notify,
     /// Since its last blocking call it has sent commands, and may wait for what they wrote.
     pub(super) has_written: Cell<bool>,
+    /// Its FIN was noticed while something was awaited for it.
+    pub(super) farewell: Cell<bool>,
+    /// It has closed its side and then reset the connection: nothing more is written to it.
+    pub(super) deaf: Cell<bool>,
     /// When its leaving was noticed.
     pub(super) gone: Cell<Option<Instant>>,
 }
@@ -137,6 +141,8 @@ impl Client {
             unblock: Cell::new(None),
             unblocked: Notify::new(),
             has_written: Cell::new(false),
+            farewell: Cell::new(false),
+            deaf: Cell::new(false),
             gone: Cell::new(None),
         })
     }
@@ -165,7 +171,7 @@ impl Client {
 
     /// Sends bytes to the client: what the kernel does not take now waits in the client's own buffer.
     pub(super) fn send(&self, bytes: &[u8]) {
-        if self.closed.get() || bytes.is_empty() {
+        if self.closed.get() || self.deaf.get() || bytes.is_empty() {
             return;
         }
         let mut out = self.out.borrow_mut();
@@ -177,10 +183,9 @@ impl Client {
                     rest = &bytes[written..];
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => {
+                Err(error) => {
                     drop(out);
-                    self.doom(ClientClose::ClientLost);
-                    return;
+                    return self.write_failed(&error);
                 }
             }
         }
@@ -198,7 +203,7 @@ impl Client {
 
     /// As [`Self::send`], but what the kernel does not take now is kept by reference.
     pub(super) fn send_shared(&self, mut bytes: Bytes) {
-        if self.closed.get() || bytes.is_empty() {
+        if self.closed.get() || self.deaf.get() || bytes.is_empty() {
             return;
         }
         let mut out = self.out.borrow_mut();
@@ -209,9 +214,9 @@ impl Client {
                     bytes.advance(written);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => {
+                Err(error) => {
                     drop(out);
-                    return self.doom(ClientClose::ClientLost);
+                    return self.write_failed(&error);
                 }
             }
         }
@@ -276,10 +281,10 @@ impl Client {
                         return Poll::Pending;
                     }
                 }
-                Err(_) => {
+                Err(error) => {
                     out.clear();
                     drop(out);
-                    self.doom(ClientClose::ClientLost);
+                    self.write_failed(&error);
                     return Poll::Ready(());
                 }
             }
@@ -289,8 +294,8 @@ impl Client {
         match self.socket.poll_flush(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_)) => {
-                self.doom(ClientClose::ClientLost);
+            Poll::Ready(Err(error)) => {
+                self.write_failed(&error);
                 return Poll::Ready(());
             }
         }
@@ -301,9 +306,11 @@ impl Client {
     }
 
     /// Hands a popped element (a whole reply) to the client in one step: checks that it is there, and writes. `false`:
-    /// it is gone and not a byte was taken, so the element may go to somebody else.
-    pub(super) fn deliver_element(&self, reply: &[u8]) -> bool {
-        if self.closed.get() || self.doomed.get().is_some() || self.is_gone() {
+    /// it is gone and not a byte was taken, so the element may go to somebody else. A client that has closed its side is
+    /// gone when its call has waited; for one whose call finds something at once, it is the answer.
+    pub(super) fn deliver_element(&self, reply: &[u8], has_waited: bool) -> bool {
+        if self.closed.get() || self.doomed.get().is_some() || self.deaf.get() || has_waited && self.is_gone()
+        {
             return false;
         }
         if !self.out.borrow().is_empty() {
@@ -322,8 +329,8 @@ impl Client {
                 self.send(reply);
                 true
             }
-            Err(_) => {
-                self.doom(ClientClose::ClientLost);
+            Err(error) => {
+                self.write_failed(&error);
                 false
             }
         }
@@ -431,6 +438,11 @@ impl Client {
             true => Instant::now(),
             false => self.worker.pool.wait_deadline(),
         }
+    }
+
+    /// The same for a lease. A client that has closed its side has a bounded number of commands left, and they wait once.
+    pub(super) fn lease_deadline(&self) -> Instant {
+        if self.has_said_all() { self.lane_deadline() } else { self.worker.pool.wait_deadline() }
     }
 
     /// Notes the moment of departure, for the release metric.

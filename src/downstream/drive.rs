@@ -165,16 +165,17 @@ impl Client {
         self.last_input.set(now);
     }
 
-    /// Reads ahead while the client waits in the slow path, at most `limit` bytes; ready when it leaves.
+    /// Reads ahead while the client waits in the slow path, at most `limit` bytes; ready when it leaves, or closes its
+    /// side.
     pub(super) fn poll_departure(&self, cx: &mut Context<'_>, limit: usize) -> Poll<Option<ClientClose>> {
         self.remember_waker(cx);
         let _ = self.poll_flush(cx);
         loop {
             if let Some(reason) = self.doomed.get() {
-                return Poll::Ready(Some(self.departs(reason)));
+                return Poll::Ready(Some(reason));
             }
             if self.input.borrow().eof {
-                return Poll::Ready(Some(self.departs(ClientClose::ClientEof)));
+                return Poll::Ready(Some(ClientClose::ClientEof));
             }
             if self.read_ahead() >= limit {
                 return Poll::Ready(None);

@@ -6,13 +6,14 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Client;
 use super::drive::Taken;
+use super::wire::Hangup;
 use crate::command::{Class, classify};
 use crate::pool::Lease;
 use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
@@ -24,6 +25,9 @@ use crate::upstream::Lacking;
 const WRITE_AHEAD: usize = 1 << 20;
 /// What a client may send ahead while its commands wait for replies.
 const READ_AHEAD: usize = 64 << 10;
+/// A call that blocks has had its first look at its keys by then, and waits: where nobody could look in time for a client
+/// that closes its side, nobody does.
+pub(super) const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 /// A client and the connection it holds.
 struct Held {
@@ -41,10 +45,12 @@ struct Held {
     /// What lies next in the input is no command; its error must wait for earlier replies.
     garbled: bool,
     /// Watches for the client's leaving while nothing is read from it.
-    hangup: Option<Hangup>,
+    hangup: Option<Pinned<dyn Future<Output = Hangup>>>,
+    /// How long a client that has closed its side may wait for the next reply.
+    last_wait: Option<Pinned<tokio::time::Sleep>>,
 }
 
-type Hangup = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+type Pinned<T> = std::pin::Pin<Box<T>>;
 
 /// Why the loop over a held connection stops.
 enum Event {
@@ -66,13 +72,17 @@ impl Client {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let holder = format!("{}, {}", self.called(), pin.label());
         self.place.set("waits for a lease");
-        let deadline = Some(self.worker.pool.wait_deadline());
+        let deadline = Some(self.lease_deadline());
         let found =
-            self.watch(self.worker.pool.lease(key, &identity, Self::claim(pin), &holder, deadline)).await;
+            self.patiently(self.worker.pool.lease(key, &identity, Self::claim(pin), &holder, deadline)).await;
         self.place.set("lane");
         let lease = match found? {
             Ok(lease) => lease,
             Err(why) => {
+                // All that a client which has closed its side has sent waits once for a full pool.
+                if self.has_said_all() {
+                    self.input.borrow_mut().waited_in_vain = true;
+                }
                 self.unavailable(&why, taken.replies, taken.muted);
                 return Ok(());
             }
@@ -91,6 +101,7 @@ impl Client {
             since: Instant::now(),
             garbled: false,
             hangup: None,
+            last_wait: None,
         };
         let outcome = held.run(taken).await;
         self.place.set("lane");
@@ -154,15 +165,21 @@ impl Held {
                     crate::session::answers::After::Close => Err(ClientClose::Quit),
                 }
             }
-            Event::Gone(ClientClose::ClientEof) if self.state.is_waiting() => {
-                self.answer_what_was_read().await;
-                // Closed here already for writing; the permit returns when the server has closed too.
-                pool.end_lease(self.lease, false, UpstreamClose::ClientGone, None);
-                Err(ClientClose::ClientEof)
+            Event::Gone(ClientClose::ClientEof) => {
+                client.departs(ClientClose::ClientEof);
+                let (mut end, mut gone) = (None, client.gone.get());
+                if self.state.is_waiting() {
+                    end = self.answer_what_was_sent().await;
+                    // Closed here already for writing; the permit returns when the server has closed too.
+                    gone = None;
+                }
+                pool.end_lease(self.lease, false, UpstreamClose::ClientGone, gone);
+                client.hears_no_more();
+                end.map_or(Ok(()), Err)
             }
             Event::Gone(reason) => {
-                let gone = client.gone.get();
-                pool.end_lease(self.lease, false, UpstreamClose::ClientGone, gone);
+                client.departs(reason);
+                pool.end_lease(self.lease, false, UpstreamClose::ClientGone, client.gone.get());
                 Err(reason)
             }
             Event::Lost(reason) => {
@@ -173,25 +190,28 @@ impl Held {
         }
     }
 
-    /// The client has closed its side with commands outstanding. Our FIN goes upstream at once; the server answers what
-    /// it has read, as it would a direct client, and then closes.
-    async fn answer_what_was_read(&mut self) {
-        let started = Instant::now();
-        let timeout = self.client.worker.pool.shared.upstream.close_timeout;
-        let _ = tokio::time::timeout(timeout, async {
+    /// The client has closed its side and its call blocks, as far as can be known. Our FIN goes upstream, so the server
+    /// decides: it answers what it has for the call and what stands behind it, or frees its client. Returns why ours is
+    /// to be closed at once, if it is.
+    async fn answer_what_was_sent(&mut self) -> Option<ClientClose> {
+        let client = Rc::clone(&self.client);
+        let patience = client.worker.pool.shared.upstream.stall_timeout;
+        let answered = async {
             poll_fn(|cx| self.poll_write(cx)).await?;
             tokio::io::AsyncWriteExt::shutdown(&mut self.lease.stream).await?;
             crate::telemetry::release_seconds(
-                self.client.gone.get().map_or(started.elapsed(), |gone| gone.elapsed()),
+                client.gone.get().map_or(Duration::ZERO, |gone| gone.elapsed()),
             );
+            // A server that says nothing for so long is not going to.
             while self.state.is_waiting() {
-                if poll_fn(|cx| self.poll_upstream(cx)).await.is_err() {
+                let next = poll_fn(|cx| self.poll_upstream(cx));
+                if !matches!(tokio::time::timeout(patience, next).await, Ok(Ok(()))) {
                     break;
                 }
             }
             std::io::Result::Ok(())
-        })
-        .await;
+        };
+        client.patiently(answered).await.err()
     }
 
     /// Moves bytes both ways until something happens.
@@ -319,10 +339,19 @@ impl Held {
                 Input::Hungry => (self.client.read_ahead() + 1, true),
                 Input::Waiting => (READ_AHEAD, false),
             };
+            if self.client.input.borrow().eof {
+                return self.poll_end(cx, run_again);
+            }
             match self.client.poll_departure(cx, limit) {
+                // What was read before is carried out first.
+                Poll::Ready(Some(ClientClose::ClientEof)) => {}
                 Poll::Ready(Some(reason)) => return Poll::Ready(Some(Event::Gone(reason))),
                 Poll::Ready(None) if run_again => {}
-                Poll::Ready(None) => return self.poll_hangup(cx),
+                Poll::Ready(None) if self.client.has_said_all() => return self.poll_end(cx, false),
+                Poll::Ready(None) => match ready!(self.poll_hangup(cx)) {
+                    Hangup::Farewell => self.client.note_farewell(),
+                    Hangup::Reset => return Poll::Ready(Some(Event::Gone(ClientClose::ClientLost))),
+                },
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -333,10 +362,29 @@ impl Held {
     }
 
     /// Nothing more is read now, so end of file cannot be read either: the kernel still tells.
-    fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+    fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<Hangup> {
         let client = Rc::clone(&self.client);
         let hangup = self.hangup.get_or_insert_with(|| Box::pin(async move { client.socket.hangup().await }));
-        hangup.as_mut().poll(cx).map(|()| Some(Event::Gone(self.client.departs(ClientClose::ClientEof))))
+        hangup.as_mut().poll(cx)
+    }
+
+    /// The client has closed its side. Its lease ends when all it has sent is carried out and answered (`none_left`: there
+    /// is nothing more to send), or at a call that blocks.
+    fn poll_end(&mut self, cx: &mut Context<'_>, none_left: bool) -> Poll<Option<Event>> {
+        if let Poll::Ready(reason) = self.client.poll_doomed(cx) {
+            return Poll::Ready(Some(Event::Gone(reason)));
+        }
+        let blocked = self.state.is_blocked();
+        if none_left && (blocked || !self.state.is_waiting()) {
+            return Poll::Ready(Some(Event::Gone(ClientClose::ClientEof)));
+        }
+        // What stands behind the call cannot be sent before its reply; or the server has fallen silent.
+        let patience =
+            if blocked { FIRST_LOOK } else { self.client.worker.pool.shared.upstream.stall_timeout };
+        let at = (self.since + patience).into();
+        let timer = self.last_wait.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        timer.as_mut().reset(at);
+        timer.as_mut().poll(cx).map(|()| Some(Event::Gone(ClientClose::ClientEof)))
     }
 
     /// Carries out what is buffered.

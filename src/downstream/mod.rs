@@ -10,6 +10,7 @@ mod client;
 mod clients;
 mod counted;
 mod drive;
+mod farewell;
 mod handshake;
 mod identity;
 mod leased;

@@ -1,8 +1,7 @@
 //! What the fast path cannot finish: commands that wait for a connection, a login, or another's answer.
 //!
-//! Every wait here runs beside [`Client::watch`], so a client that leaves is noticed at once.
+//! Every wait here runs inside [`Client::patiently`], so a client that leaves is noticed at once.
 
-use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -18,61 +17,7 @@ use crate::session::{Pin, Route};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
 
-/// What a waiting client may send ahead; beyond it, only its leaving is watched for.
-const READ_AHEAD: usize = 64 << 10;
-
 impl Client {
-    /// Runs `work` until it is done or the client leaves, whichever is first.
-    pub(super) async fn watch<T>(&self, work: impl Future<Output = T>) -> Result<T, ClientClose> {
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            reason = self.departure() => Err(reason),
-        }
-    }
-
-    /// As [`Self::watch`], but a client that has only closed its sending side still gets its answer. For work that
-    /// holds nothing upstream for this client alone.
-    pub(super) async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, ClientClose> {
-        tokio::pin!(work);
-        if !self.has_closed_its_side() {
-            tokio::select! {
-                biased;
-                done = &mut work => return Ok(done),
-                reason = self.departure() => if reason != ClientClose::ClientEof {
-                    return Err(reason);
-                },
-            }
-        }
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            reason = poll_fn(|cx| self.poll_doomed(cx)) => Err(self.departs(reason)),
-        }
-    }
-
-    /// Returns when the client leaves. Reads ahead meanwhile, within bounds.
-    pub(super) async fn departure(&self) -> ClientClose {
-        if let Some(reason) = poll_fn(|cx| self.poll_departure(cx, READ_AHEAD)).await {
-            return reason;
-        }
-        // Full: nothing more is read, so end of file cannot be read either. The kernel still tells.
-        tokio::select! {
-            () = self.socket.hangup() => self.departs(ClientClose::ClientEof),
-            reason = poll_fn(|cx| self.poll_doomed(cx)) => self.departs(reason),
-        }
-    }
-
-    fn has_closed_its_side(&self) -> bool {
-        self.input.borrow().eof
-    }
-
-    fn poll_doomed(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<ClientClose> {
-        self.remember_waker(cx);
-        let _ = self.poll_flush(cx);
-        self.doomed.get().map_or(std::task::Poll::Pending, std::task::Poll::Ready)
-    }
-
     /// Finishes one command.
     ///
     /// # Errors
@@ -234,14 +179,14 @@ impl Client {
     ) -> Result<Result<Vec<Bytes>, Unavailable>, ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let deadline = self.worker.pool.wait_deadline();
-        if let Err(why) = self.watch(self.worker.pool.lane_ready(&group, deadline)).await? {
+        if let Err(why) = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await? {
             return Ok(Err(why));
         }
         let Some(lane) = group.lane() else { return Err(ClientClose::UpstreamLost) };
         let (sender, receiver) = oneshot::channel();
         let then = Box::new(move |frames| drop(sender.send(frames)));
         lane.exchange(commands, replies, Instant::now(), then);
-        match self.watch(receiver).await? {
+        match self.patiently(receiver).await? {
             Ok(Ok(frames)) => Ok(Ok(frames)),
             Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
         }

@@ -11,7 +11,7 @@ use rustls::ServerConnection;
 use tokio::io::ReadBuf;
 
 use super::secured::Secured;
-use super::wire::Wire;
+use super::wire::{Hangup, Wire};
 
 /// A client's socket.
 #[derive(Debug)]
@@ -94,8 +94,8 @@ impl ClientSocket {
     }
 
     /// Returns when the peer has closed or the connection has failed, without reading anything.
-    pub(super) async fn hangup(&self) {
-        self.wire().hangup().await;
+    pub(super) async fn hangup(&self) -> Hangup {
+        self.wire().hangup().await
     }
 
     /// Whether the peer is known to be gone, asked of the kernel now.

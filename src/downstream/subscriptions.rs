@@ -65,7 +65,7 @@ impl Client {
             let place = self.place.replace("waits for the pub/sub hub");
             let deadline = self.worker.pool.wait_deadline();
             let answered = self
-                .watch(async {
+                .patiently(async {
                     while !subscriber.done.get() {
                         tokio::select! {
                             () = subscriber.answered.notified() => {}

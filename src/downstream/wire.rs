@@ -9,9 +9,18 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_util::io::poll_read_buf;
+
+/// How a peer was seen to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hangup {
+    /// It sends nothing more (a FIN).
+    Farewell,
+    /// The connection is no more.
+    Reset,
+}
 
 /// An open socket. Split, because replies are written from the tasks of lanes while the client's own task waits to
 /// read.
@@ -93,18 +102,23 @@ impl Wire {
         }
     }
 
+    async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Self::Tcp { write, .. } => write.as_ref().ready(interest).await,
+            Self::Unix { write, .. } => write.as_ref().ready(interest).await,
+        }
+    }
+
     /// Returns when the peer has closed or the connection has failed, without reading anything: the way to notice a
     /// client that leaves while its unread requests lie in the kernel. (PRIORITY is the one interest that becomes
     /// ready by hang-up and not by ordinary data.)
-    pub(super) async fn hangup(&self) {
+    pub(super) async fn hangup(&self) -> Hangup {
         loop {
-            let ready = match self {
-                Self::Tcp { write, .. } => write.as_ref().ready(Interest::PRIORITY).await,
-                Self::Unix { write, .. } => write.as_ref().ready(Interest::PRIORITY).await,
-            };
-            match ready {
-                Ok(ready) if !ready.is_read_closed() => tokio::task::yield_now().await,
-                Ok(_) | Err(_) => return,
+            match self.ready(Interest::PRIORITY | Interest::ERROR).await {
+                Ok(ready) if ready.is_error() => return Hangup::Reset,
+                Ok(ready) if ready.is_read_closed() => return Hangup::Farewell,
+                Ok(_) => tokio::task::yield_now().await,
+                Err(_) => return Hangup::Reset,
             }
         }
     }

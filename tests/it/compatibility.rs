@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Client, PATIENCE, Reply, Row, Server, Stage, Version, encode, rows_of, throughout, until,
+    Client, Ended, PATIENCE, Reply, Row, Server, Stage, Version, encode, rows_of, throughout, until,
 };
 
 /// The first id that redbouncer gives to a client.
@@ -516,24 +516,32 @@ fn who_reads_nothing_is_closed_in_time_where_redis_waits_on() {
 }
 
 #[test]
-fn who_has_said_farewell_waits_for_no_connection() {
+fn who_has_said_farewell_waits_for_a_connection_like_any_other() {
     let stage = Stage::proxied_with(&["pool.max_connections=4"]);
     let mut holders: Vec<Client> = Vec::new();
     loop {
         let mut holder = stage.connect();
         holder.start("WATCH w");
         let is_full = holder.reply().is_error();
-        holders.push(holder);
         if is_full {
             break;
         }
+        holders.push(holder);
     }
-    let mut leaving = stage.connect();
-    leaving.start("WATCH w");
-    leaving.half_close();
-    let (bytes, _) = leaving.read_to_end(PATIENCE);
-    assert!(bytes.is_empty(), "{bytes:?}");
+    let leave = || {
+        let mut leaving = stage.connect();
+        leaving.start("WATCH w");
+        leaving.half_close();
+        leaving
+    };
+    let (bytes, ended) = leave().read_to_end(PATIENCE);
+    assert!(bytes.starts_with(b"-ERR redbouncer: no upstream connection within 2s"), "{bytes:?}");
+    assert_eq!(ended, Ended::Closed);
+    let mut leaving = leave();
+    until("it waits", PATIENCE, || stage.proxy().status()["waits"]["leases"] == 1);
     drop(holders);
+    let (bytes, ended) = leaving.read_to_end(PATIENCE);
+    assert_eq!((&bytes[..], ended), (&b"+OK\r\n"[..], Ended::Closed));
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod docs;
 mod doors;
 mod framing;
 mod grounds;
+mod half_close;
 mod hub;
 mod hub_load;
 mod hub_model;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::super::client::Client;
+use super::super::leased::{FIRST_LOOK, sleep_until};
 use crate::command::blocking::{Call, Timeout};
 use crate::hub::{Arrival, End, Waiting};
 use crate::pool::LaneKey;
@@ -29,9 +30,10 @@ struct Waits {
 }
 
 impl Waiting for Waits {
-    fn deliver(&self, reply: &[u8]) -> bool {
-        let taken = self.muted || self.client.deliver_element(reply);
-        if taken {
+    fn deliver(&self, reply: &[u8], has_waited: bool) -> bool {
+        let taken = self.muted || self.client.deliver_element(reply, has_waited);
+        // A call that finds something at once has its answer, whether or not anybody hears it.
+        if taken || !has_waited {
             self.delivered.set(true);
             self.changed.notify_one();
         }
@@ -62,7 +64,8 @@ impl Client {
             // Only the server knows how long that is.
             Timeout::Unclear => return Ok(false),
         };
-        let must_look = self.has_written.take() || is_brief;
+        let must_look = self.has_written.take() || is_brief || self.has_said_all();
+        let arrived = Instant::now();
         let waits = Rc::new(Waits {
             client: Rc::clone(self),
             muted,
@@ -92,15 +95,28 @@ impl Client {
                 seat.unblock(how);
                 continue;
             }
+            let limit = self.has_said_all().then_some(arrived + FIRST_LOOK);
+            if let Some(limit) = limit
+                && (seat.farewell(arrived.elapsed() < BRIEF) || Instant::now() >= limit)
+            {
+                self.hears_no_more();
+                return Ok(true);
+            }
             tokio::select! {
                 () = waits.changed.notified() => {}
                 () = self.unblocked.notified() => {}
+                () = sleep_until(limit) => {}
             }
         }
     }
 
     fn wait_ended(&self, end: End, muted: bool) -> Result<bool, ClientClose> {
         match end {
+            // Redis would not have told it: it frees a blocked client whose FIN it reads.
+            End::Nil if self.has_said_all() => {
+                self.hears_no_more();
+                Ok(true)
+            }
             End::Nil => {
                 if !muted {
                     let protocol = self.protocol();

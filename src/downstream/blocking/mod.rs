@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use super::Worker;
 use super::client::Client;
 use super::drive::Taken;
-use super::leased::sleep_until;
+use super::leased::{FIRST_LOOK, sleep_until};
 use crate::command::Blocking;
 use crate::command::blocking::{self, Call, Timeout};
 use crate::hub::Unblock;
@@ -52,11 +52,14 @@ pub(super) struct Waiter {
     identity: Arc<Identity>,
     pub(super) call: Call,
     pub(super) request: RefCell<Bytes>,
+    arrived: Instant,
     deadline: Option<Instant>,
     muted: bool,
     pub(super) state: Cell<State>,
     /// It has waited: an error that a new call would be told of is not for it.
     has_looked: Cell<bool>,
+    /// It had waited, and its client was gone when an element came.
+    in_vain: Cell<bool>,
     /// One of its keys is of another type, so they are tried one by one.
     key_by_key: Cell<bool>,
     /// The server may serve it there at any moment.
@@ -75,7 +78,9 @@ impl Waiter {
         if self.state.get() == State::Done {
             return false;
         }
-        let delivered = self.muted || self.client.deliver_element(element);
+        let has_waited = self.has_looked.get();
+        let delivered = self.muted || self.client.deliver_element(element, has_waited);
+        self.in_vain.set(!delivered && has_waited);
         self.state.set(State::Done);
         self.changed.notify_one();
         delivered
@@ -87,7 +92,8 @@ impl Waiter {
     }
 
     fn nil(&self) {
-        if self.is_done() {
+        // Redis frees a blocked client whose FIN it reads, before its time is up.
+        if self.is_done() || self.client.has_said_all() {
             return;
         }
         self.state.set(State::Done);
@@ -134,7 +140,7 @@ impl Client {
         self.unblock.set(None);
         let hub =
             self.wait_in_hub((key, Arc::clone(&identity)), (&call, &taken.request), deadline, taken.muted);
-        let answered = self.watch(hub).await.and_then(|answered| answered);
+        let answered = self.patiently(hub).await.and_then(|answered| answered);
         if !matches!(answered, Ok(false)) {
             self.no_longer_blocked();
             return answered.map(drop);
@@ -145,16 +151,21 @@ impl Client {
             identity,
             call,
             request: RefCell::new(taken.request),
+            arrived,
             deadline,
             muted: taken.muted,
             state: Cell::new(State::Queued),
             has_looked: Cell::new(false),
+            in_vain: Cell::new(false),
             key_by_key: Cell::new(false),
             on_lease: Cell::new(false),
             changed: Notify::new(),
         });
         self.worker.waiters.borrow_mut().push(Rc::clone(&waiter));
-        let outcome = self.watch(waiter.wait(&self.worker)).await;
+        let outcome = self.patiently(waiter.wait(&self.worker)).await;
+        if self.has_said_all() && (!waiter.is_done() || waiter.in_vain.get()) {
+            self.hears_no_more();
+        }
         waiter.state.set(State::Done);
         self.worker.waiters.borrow_mut().retain(|other| !Rc::ptr_eq(other, &waiter));
         self.no_longer_blocked();
@@ -185,7 +196,7 @@ impl Client {
 }
 
 impl Waiter {
-    /// Waits until the call is answered.
+    /// Waits until the call is answered, or its client has closed its side and nothing was found for it.
     ///
     /// # Errors
     /// Why the client is to be closed.
@@ -193,7 +204,7 @@ impl Waiter {
         // `$` must be made explicit first: on the lease it would mean something else than after a recall.
         if self.call.dollars.is_empty()
             && let Some(lease) = worker.pool.parked_lease(self.key)
-            && matches!(self.stay(worker, lease).await?, Stay::Answered)
+            && matches!(self.stay(worker, lease).await?, Stay::Ended)
         {
             return Ok(());
         }
@@ -217,7 +228,7 @@ impl Waiter {
                 if self.is_done() {
                     return Ok(());
                 }
-                if may_try && self.attempt(worker).await? {
+                if may_try && self.attempt(worker).await? || self.gives_up() {
                     return Ok(());
                 }
                 if let Some(kind) = self.client.unblock.take() {
@@ -234,7 +245,7 @@ impl Waiter {
                             return Ok(());
                         }
                         Ok(lease) => match self.stay(worker, lease).await? {
-                            Stay::Answered => return Ok(()),
+                            Stay::Ended => return Ok(()),
                             Stay::Recalled => {
                                 self.has_looked.set(true);
                                 continue 'search;
@@ -245,6 +256,9 @@ impl Waiter {
                             return Ok(());
                         }
                         Err(_) => {
+                            if self.gives_up() {
+                                return Ok(());
+                            }
                             let again = Instant::now() + pause;
                             sleep_until(Some(self.deadline.map_or(again, |at| at.min(again)))).await;
                             if self.remaining().is_some_and(|left| left.is_zero()) {
@@ -267,19 +281,16 @@ impl Waiter {
         }
     }
 
+    /// Whether nobody waits any more: the client has closed its side, and its call has found nothing, or nobody could
+    /// look in time.
+    fn gives_up(&self) -> bool {
+        self.client.has_said_all() && (self.has_looked.get() || self.arrived.elapsed() >= FIRST_LOOK)
+    }
+
     fn unblocked(&self, kind: Unblock) {
         match kind {
             Unblock::Timeout => self.nil(),
             Unblock::Error => self.fail("UNBLOCKED client unblocked via CLIENT UNBLOCK"),
-        }
-    }
-
-    async fn unblock_asked(&self) -> Unblock {
-        loop {
-            if let Some(kind) = self.client.unblock.take() {
-                return kind;
-            }
-            self.client.unblocked.notified().await;
         }
     }
 }

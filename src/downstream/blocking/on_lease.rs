@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::leased::sleep_until;
+use super::super::leased::{FIRST_LOOK, sleep_until};
 use super::super::{Worker, undelivered};
 use super::{State, Waiter};
 use crate::command::blocking::{Call, is_nothing};
@@ -21,8 +21,8 @@ const SERVER_LATENESS: Duration = Duration::from_millis(120);
 
 /// How a stay on a lease ended.
 pub(super) enum Stay {
-    /// The call is answered.
-    Answered,
+    /// The call is answered, or its client waits no more.
+    Ended,
     /// The lease was wanted back: go on by tries.
     Recalled,
 }
@@ -50,7 +50,7 @@ impl Waiter {
         if self.state.get() == State::Done {
             // Another's element has been handed on to this call: nothing may be popped for it any more.
             worker.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
-            return Ok(Stay::Answered);
+            return Ok(Stay::Ended);
         }
         let mut stay = OnLease {
             waiter: Rc::clone(self),
@@ -61,6 +61,7 @@ impl Waiter {
         };
         metrics::counter!("redbouncer_leases_total", "pin" => Pin::Blocked.label()).increment(1);
         self.on_lease.set(true);
+        let since = Instant::now();
         stay.send(&self.on_the_lease()).await?;
         let entry = worker.pool.blocked();
         let server_had_its_chance = self.deadline.map(|at| at + SERVER_LATENESS.min(worker.blocking.grace));
@@ -68,13 +69,29 @@ impl Waiter {
             biased;
             answered = stay.answer() => Ended::Answered(answered),
             () = entry.recalled() => Ended::Recalled,
-            kind = self.unblock_asked() => Ended::Unblocked(kind),
+            kind = self.attention() => kind,
             () = sleep_until(server_had_its_chance) => Ended::Late,
         };
         drop(entry);
+        if since.elapsed() >= FIRST_LOOK {
+            self.has_looked.set(true);
+        }
         let outcome = self.end_stay(worker, stay, ended).await;
         self.on_lease.set(false);
         outcome
+    }
+
+    /// Returns when CLIENT UNBLOCK names the client, or it has closed its side.
+    async fn attention(&self) -> Ended {
+        loop {
+            if let Some(kind) = self.client.unblock.take() {
+                return Ended::Unblocked(kind);
+            }
+            if self.client.has_said_all() {
+                return Ended::Farewell;
+            }
+            self.client.unblocked.notified().await;
+        }
     }
 
     async fn end_stay(
@@ -89,7 +106,7 @@ impl Waiter {
         match ended {
             Ended::Answered(true) => {
                 stay.deliver();
-                Ok(Stay::Answered)
+                Ok(Stay::Ended)
             }
             Ended::Answered(false) => Err(ClientClose::UpstreamLost),
             Ended::Recalled => {
@@ -97,19 +114,24 @@ impl Waiter {
                 if !answered && self.remaining().is_some_and(|left| left.is_zero()) {
                     self.nil();
                 }
-                Ok(if self.is_done() { Stay::Answered } else { Stay::Recalled })
+                Ok(if self.is_done() { Stay::Ended } else { Stay::Recalled })
             }
             Ended::Unblocked(kind) => {
                 if !stay.take_back(UpstreamClose::LeaseEnded, last).await? {
                     self.unblocked(kind);
                 }
-                Ok(Stay::Answered)
+                Ok(Stay::Ended)
+            }
+            // The server answers what it has for the call, or closes.
+            Ended::Farewell => {
+                let _ = stay.take_back(UpstreamClose::ClientGone, last).await?;
+                Ok(Stay::Ended)
             }
             Ended::Late => {
                 if !stay.take_back(UpstreamClose::Deadline, last).await? {
                     self.nil();
                 }
-                Ok(Stay::Answered)
+                Ok(Stay::Ended)
             }
         }
     }
@@ -120,6 +142,8 @@ enum Ended {
     Answered(bool),
     Recalled,
     Unblocked(Unblock),
+    /// The client has closed its side.
+    Farewell,
     Late,
 }
 
@@ -197,7 +221,8 @@ impl OnLease {
             worker: Rc::clone(&worker),
             waiter: Rc::clone(&waiter),
         };
-        let done = worker.pool.tasks().spawn_local(salvage.finish(lease, reason, None));
+        let gone = (reason == UpstreamClose::ClientGone).then(Instant::now);
+        let done = worker.pool.tasks().spawn_local(salvage.finish(lease, reason, gone));
         let said_all = tokio::select! {
             said_all = done => said_all.unwrap_or(false),
             () = sleep_until(last) => false,

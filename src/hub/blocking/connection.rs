@@ -110,6 +110,12 @@ impl Hub {
         self.waitlist.borrow_mut().unblock(id, how);
     }
 
+    pub(super) fn farewell(&self, id: u64, just_come: bool) -> bool {
+        let left = self.waitlist.borrow_mut().farewell(id, just_come);
+        self.bell.ring();
+        left
+    }
+
     pub(super) fn dismiss(&self, how: &End) {
         self.waitlist.borrow_mut().dismiss(how);
     }

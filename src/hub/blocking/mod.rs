@@ -48,6 +48,14 @@ impl Seat {
     pub fn unblock(&self, how: Unblock) {
         self.hub.unblock(self.id, how);
     }
+
+    /// The client has closed its side. `true`: its call has found nothing, and nobody waits for it any more. `false`:
+    /// that is still to be seen; a call that finds nothing ends with nil. `just_come`: what is known of its keys may be
+    /// older than what its client had heard of them, so its call is sent where that was thought needless.
+    #[must_use]
+    pub fn farewell(&self, just_come: bool) -> bool {
+        self.hub.farewell(self.id, just_come)
+    }
 }
 
 impl Drop for Seat {

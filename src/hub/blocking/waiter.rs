@@ -17,7 +17,8 @@ use crate::upstream::Identity;
 pub trait Waiting {
     /// Hands over an element, the call's whole reply in the client's protocol, in one step: looks whether the client
     /// is there, and writes. `false`: it is gone and not a byte was taken, so the element may go to somebody else.
-    fn deliver(&self, reply: &[u8]) -> bool;
+    /// `has_waited`: its call has found nothing before, so a client that has closed its side is gone.
+    fn deliver(&self, reply: &[u8], has_waited: bool) -> bool;
     /// Ends the wait without an element.
     fn end(&self, end: End);
 }
@@ -101,6 +102,10 @@ pub(super) struct Waiter {
     /// The deadline has passed while something was in flight.
     pub(super) overdue: bool,
     pub(super) unblock: Option<Unblock>,
+    /// Its own call has been answered with nothing.
+    pub(super) has_looked: bool,
+    /// Its client has closed its side: it is answered by what its own call finds, and does not wait.
+    pub(super) leaving: bool,
     /// The client has left, or has its answer: what a try still brings goes elsewhere.
     pub(super) gone: bool,
 }
@@ -127,6 +132,8 @@ impl Waiter {
             floating,
             overdue: false,
             unblock: None,
+            has_looked: false,
+            leaving: false,
             gone: false,
         })
     }

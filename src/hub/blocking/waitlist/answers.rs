@@ -230,11 +230,12 @@ impl Waitlist {
     fn nothing_for(&mut self, id: u64) {
         let Some(waiter) = self.waiters.get_mut(&id) else { return };
         waiter.first = false;
+        waiter.has_looked = true;
         if waiter.gone {
             self.remove(id);
         } else if let Some(how) = waiter.unblock.take() {
             self.end_unblocked(id, how);
-        } else if waiter.overdue {
+        } else if waiter.overdue || waiter.leaving {
             self.finish(id, End::Nil);
         }
     }
@@ -370,11 +371,11 @@ impl Waitlist {
 /// Gives `reply` to the waiter's client in its protocol.
 fn give(waiter: &super::Waiter, reply: &[u8]) -> bool {
     match waiter.protocol() {
-        Protocol::Resp3 => waiter.waiting.deliver(reply),
+        Protocol::Resp3 => waiter.waiting.deliver(reply, !waiter.first),
         Protocol::Resp2 => {
             let mut out = BytesMut::with_capacity(reply.len() + 32);
             resp::downgrade(reply, &mut out);
-            waiter.waiting.deliver(&out)
+            waiter.waiting.deliver(&out, !waiter.first)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Waits that end without an element: the time is up, or CLIENT UNBLOCK.
+//! Waits that end without an element: the time is up, CLIENT UNBLOCK, or a client that has closed its side.
 
 use std::time::Instant;
 
@@ -74,6 +74,25 @@ impl Waitlist {
                 self.finish(id, End::Nil);
             }
         }
+    }
+
+    /// A waiter's client has closed its side ([`super::super::Seat::farewell`]).
+    pub(in crate::hub::blocking) fn farewell(&mut self, id: u64, just_come: bool) -> bool {
+        let Some(waiter) = self.waiters.get_mut(&id) else { return true };
+        if waiter.leaving {
+            return false;
+        }
+        let looks_now = just_come && !waiter.has_looked && waiter.is_free();
+        if !waiter.first && !looks_now {
+            return true;
+        }
+        waiter.leaving = true;
+        if !waiter.first {
+            waiter.first = true;
+            waiter.must_look = true;
+            self.start(id);
+        }
+        false
     }
 
     pub(super) fn end_unblocked(&mut self, id: u64, how: Unblock) {

@@ -18,7 +18,7 @@ struct Desk {
 }
 
 impl super::super::waiter::Waiting for Desk {
-    fn deliver(&self, reply: &[u8]) -> bool {
+    fn deliver(&self, reply: &[u8], _has_waited: bool) -> bool {
         if self.dead.get() {
             return false;
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::waiter::{State, Waiter};
+use super::super::waiter::{End, State, Waiter};
 use super::spot::stream_id;
 use super::{Access, Known, Waitlist};
 use crate::command::Blocking;
@@ -226,8 +226,10 @@ impl Waitlist {
     }
 
     fn settle(&mut self, id: u64) {
-        if let Some(waiter) = self.waiters.get_mut(&id) {
-            waiter.first = false;
+        let Some(waiter) = self.waiters.get_mut(&id) else { return };
+        waiter.first = false;
+        if waiter.leaving {
+            self.finish(id, End::Nil);
         }
     }
 
