@@ -191,7 +191,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("own connection", "on an upstream connection of its own"),
     (
         "ask the server",
-        "COMMAND INFO says once what it is: blocking or subscribing takes a lease, else a lane",
+        "COMMAND INFO says once what it is: a plain data command goes over a lane, everything else takes a lease",
     ),
     ("refused", "an error, nothing is sent"),
 ];

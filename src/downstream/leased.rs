@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::client::Client;
 use super::drive::Taken;
 use super::wire::Hangup;
-use crate::command::{Class, classify};
+use crate::command::{Asked, Class, classify};
 use crate::pool::Lease;
 use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
-use crate::session::{Expect, LeaseState, Pin, Plan, Received, Route};
+use crate::session::{Expect, LeaseState, Pin, Placement, Plan, Received, Route};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Lacking;
 
@@ -48,6 +48,8 @@ struct Held {
     hangup: Option<Pinned<dyn Future<Output = Hangup>>>,
     /// How long a client that has closed its side may wait for the next reply.
     last_wait: Option<Pinned<tokio::time::Sleep>>,
+    /// The last command that the server was asked about.
+    just_asked: Option<(Bytes, Placement)>,
 }
 
 type Pinned<T> = std::pin::Pin<Box<T>>;
@@ -58,6 +60,8 @@ enum Event {
     Over,
     /// Something to be answered beside it.
     Aside(Route, Bytes, bool),
+    /// A command that the server is to be asked about first; it stays in the input.
+    Unknown(Bytes),
     /// RESET or QUIT, and whether its reply is not wanted.
     End(Class, Bytes, bool),
     /// The client has left.
@@ -102,6 +106,7 @@ impl Client {
             garbled: false,
             hangup: None,
             last_wait: None,
+            just_asked: None,
         };
         let outcome = held.run(taken).await;
         self.place.set("lane");
@@ -132,14 +137,16 @@ impl Held {
                     Event::Gone(ClientClose::CommandTimeout)
                 }
             };
-            if let Event::Aside(route, request, muted) = event {
-                let client = Rc::clone(&self.client);
-                if let Err(reason) = client.aside(route, &request, muted).await {
-                    return self.leave(Event::Gone(reason)).await;
+            let done = match event {
+                Event::Aside(route, request, muted) => {
+                    Rc::clone(&self.client).aside(route, &request, muted).await
                 }
-                continue;
+                Event::Unknown(name) => self.ask_about(name).await,
+                event => return self.leave(event).await,
+            };
+            if let Err(reason) = done {
+                return self.leave(Event::Gone(reason)).await;
             }
-            return self.leave(event).await;
         }
     }
 
@@ -152,7 +159,7 @@ impl Held {
         let client = Rc::clone(&self.client);
         let pool = &client.worker.pool;
         match event {
-            Event::Over | Event::Aside(..) => {
+            Event::Over | Event::Aside(..) | Event::Unknown(_) => {
                 let clean = self.state.is_clean();
                 pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
                 Ok(())
@@ -468,13 +475,37 @@ impl Held {
         Event::Gone(self.client.departs(ClientClose::ProtocolError))
     }
 
+    /// What the server has said of a command that is not in our table. `Err`: nobody has asked yet.
+    fn placement_of(&self, asked: &Asked, request: &Request<'_>) -> Result<Placement, Bytes> {
+        if asked.class != Class::Unknown {
+            return Ok(Placement::Lane);
+        }
+        let name = request.name().to_ascii_lowercase();
+        let just_asked = self.just_asked.as_ref().filter(|(asked, _)| **asked == *name);
+        let known = just_asked.map(|(_, placement)| *placement);
+        known.or_else(|| self.client.worker.placement_of(&name)).ok_or_else(|| name.into())
+    }
+
+    /// Asks the server about a command that is not in our table. Where it cannot be asked, the command may leave state.
+    async fn ask_about(&mut self, name: Bytes) -> Result<(), ClientClose> {
+        let client = Rc::clone(&self.client);
+        let placement = client.ask_about(&name).await?.unwrap_or(Placement::Lasting);
+        self.just_asked = Some((name, placement));
+        Ok(())
+    }
+
     /// `None`: the frame must wait for replies and stays in the buffer.
     fn carry_out_or_wait(&mut self, frame: &Bytes) -> Option<Option<Event>> {
         let request = Request::parse(frame)?;
         let asked = classify(&request);
+        let unknown = match self.placement_of(&asked, &request) {
+            Ok(placement) => placement,
+            Err(_) if self.state.is_waiting() => return None,
+            Err(name) => return Some(Some(Event::Unknown(name))),
+        };
         let plan = {
             let session = self.client.session.borrow();
-            self.state.plan(&session, &asked, &request, self.client.policy())
+            self.state.plan(&session, &asked, &request, self.client.policy(), unknown)
         };
         if plan == Plan::AfterReplies {
             return None;
@@ -504,9 +535,11 @@ impl Held {
             return Some(Event::Gone(ClientClose::ProtocolError));
         };
         let asked = classify(&request);
+        // One of those that nobody has heard of: the server was asked before, if it may be.
+        let unknown = self.placement_of(&asked, &request).unwrap_or(Placement::Once);
         let plan = {
             let session = self.client.session.borrow();
-            self.state.plan(&session, &asked, &request, self.client.policy())
+            self.state.plan(&session, &asked, &request, self.client.policy(), unknown)
         };
         self.act(plan, frame, muted)
     }

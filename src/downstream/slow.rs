@@ -13,7 +13,7 @@ use super::drive::Taken;
 use crate::command::Class;
 use crate::pool::{Claim, LaneKey, Unavailable};
 use crate::resp::{self, Request, encode};
-use crate::session::{Pin, Route};
+use crate::session::{Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
 
@@ -112,32 +112,36 @@ impl Client {
     async fn ask(self: &Rc<Self>, mut taken: Taken) -> Result<(), ClientClose> {
         let Some(request) = Request::parse(&taken.request) else { return Err(ClientClose::ProtocolError) };
         let name = request.name().to_ascii_lowercase();
-        let known = self.worker.asked.borrow().get(&name).copied();
-        let needs_lease = match known {
-            Some(answer) => answer,
+        let placement = match self.worker.placement_of(&name) {
+            Some(placement) => placement,
             None => match self.ask_about(&name).await? {
-                Ok(answer) => answer,
+                Ok(placement) => placement,
                 Err(why) => {
                     self.unavailable(&why, 1, taken.muted);
                     return Ok(());
                 }
             },
         };
-        if needs_lease {
-            self.leased(taken, Pin::State).await
-        } else {
-            taken.route = Route::Lane;
-            self.over_a_lane(taken).await
+        match placement {
+            Placement::Lane => {
+                taken.route = Route::Lane;
+                self.over_a_lane(taken).await
+            }
+            Placement::Once => self.leased(taken, Pin::Own).await,
+            Placement::Lasting => self.leased(taken, Pin::State).await,
         }
     }
 
-    /// Asks the server whether the command `name` needs a lease, and remembers what it says. Where it may not be asked,
-    /// a lease is safe.
-    async fn ask_about(self: &Rc<Self>, name: &[u8]) -> Result<Result<bool, Unavailable>, ClientClose> {
+    /// Asks the server where the command `name` may run, and remembers what it says. Where it may not be asked, a
+    /// connection that nobody uses afterwards is safe for others.
+    pub(super) async fn ask_about(
+        self: &Rc<Self>,
+        name: &[u8],
+    ) -> Result<Result<Placement, Unavailable>, ClientClose> {
         let Some((_, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let (lacks, user) = (self.worker.lacks(), identity.name());
         if lacks.has(Lacking::CommandInfo, user) {
-            return Ok(Ok(true));
+            return Ok(Ok(Placement::Once));
         }
         let mut question = BytesMut::new();
         encode::command(&mut question, &[b"COMMAND", b"INFO", name]);
@@ -148,25 +152,25 @@ impl Client {
         let answer = frames.first();
         if let Some(text) = answer.and_then(|answer| resp::error_text(answer)) {
             lacks.note(Lacking::CommandInfo, user, &String::from_utf8_lossy(text));
-            return Ok(Ok(true));
+            return Ok(Ok(Placement::Once));
         }
         match Described::read(answer.map_or(&b""[..], |answer| answer)) {
-            Described::Known { needs_lease } => {
+            Described::Known(placement) => {
                 lacks.met(Lacking::CommandInfo, user);
                 let mut asked = self.worker.asked.borrow_mut();
                 if asked.len() < 1024 {
-                    asked.insert(name.to_vec(), needs_lease);
+                    asked.insert(name.to_vec(), placement);
                 }
-                Ok(Ok(needs_lease))
+                Ok(Ok(placement))
             }
             // The server will say so; a module may bring it later.
             Described::Unknown => {
                 lacks.met(Lacking::CommandInfo, user);
-                Ok(Ok(false))
+                Ok(Ok(Placement::Lane))
             }
             Described::NotAtAll => {
                 lacks.note(Lacking::CommandInfo, user, "(an answer without a command)");
-                Ok(Ok(true))
+                Ok(Ok(Placement::Once))
             }
         }
     }
@@ -223,55 +227,5 @@ impl Client {
     /// How a wait for a lease is queued for `pin`.
     pub(super) fn claim(pin: Pin) -> Claim {
         if pin == Pin::Blocked { Claim::BlockingLease } else { Claim::Lease }
-    }
-}
-
-/// What COMMAND INFO says of one command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Described {
-    /// Blocking commands, and those of publish and subscribe that scripts may not run, make state on their connection.
-    Known { needs_lease: bool },
-    /// The server does not know it.
-    Unknown,
-    /// The server has an answer, but nothing is in it: Upstash's is always empty.
-    NotAtAll,
-}
-
-impl Described {
-    fn read(answer: &[u8]) -> Self {
-        let Some(row) = resp::elements(answer).and_then(|mut rows| rows.next()) else {
-            return Self::NotAtAll;
-        };
-        let Some(mut fields) = resp::elements(row) else { return Self::Unknown };
-        let Some(flags) = fields.nth(2).and_then(resp::elements) else { return Self::NotAtAll };
-        let flags: Vec<_> = flags.filter_map(resp::bulk).collect();
-        let says = |word: &[u8]| flags.contains(&word);
-        Self::Known { needs_lease: says(b"blocking") || says(b"pubsub") && says(b"noscript") }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_command_that_is_described_or_unknown_may_go_over_a_lane() {
-        let row = |flags: &str| format!("*1\r\n*3\r\n$3\r\nfoo\r\n:1\r\n{flags}");
-        let known = |needs_lease| Described::Known { needs_lease };
-        for (answer, described) in [
-            (row("*2\r\n+readonly\r\n+fast\r\n"), known(false)),
-            (row("~1\r\n+fast\r\n"), known(false)),
-            (row("*2\r\n+write\r\n+blocking\r\n"), known(true)),
-            (row("*2\r\n+pubsub\r\n+noscript\r\n"), known(true)),
-            ("*1\r\n*-1\r\n".to_owned(), Described::Unknown),
-            ("*1\r\n$-1\r\n".to_owned(), Described::Unknown),
-            ("*1\r\n_\r\n".to_owned(), Described::Unknown),
-            ("*0\r\n".to_owned(), Described::NotAtAll),
-            ("*-1\r\n".to_owned(), Described::NotAtAll),
-            ("+OK\r\n".to_owned(), Described::NotAtAll),
-            ("*1\r\n*1\r\n$3\r\nfoo\r\n".to_owned(), Described::NotAtAll),
-        ] {
-            assert_eq!(Described::read(answer.as_bytes()), described, "{answer:?}");
-        }
     }
 }

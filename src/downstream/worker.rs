@@ -27,7 +27,7 @@ use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, 
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure};
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
-use crate::session::{Filter, Listed, LoadedModule, Pin, Policy, RowFormat, ServerFacts, Session};
+use crate::session::{Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
 use crate::upstream::{Lacks, tune};
 
@@ -84,8 +84,8 @@ pub(crate) struct Worker {
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) clients: RefCell<HashMap<u64, Rc<Client>>>,
     pub(super) waiters: RefCell<Vec<Rc<Waiter>>>,
-    /// Whether commands that are in no table need a lease, as the server said.
-    pub(super) asked: RefCell<HashMap<Vec<u8>, bool>>,
+    /// Where commands that are in no table may run, as the server said.
+    pub(super) asked: RefCell<HashMap<Vec<u8>, Placement>>,
     /// Users who may MULTI and EXEC, so that blocking calls can be tried.
     pub(super) may_try: RefCell<HashSet<u64>>,
     /// Most arguments of one request that the server takes.
@@ -381,6 +381,11 @@ impl Worker {
                 })
                 .collect(),
         })
+    }
+
+    /// Where the command `name` may run, if the server has been asked.
+    pub(super) fn placement_of(&self, name: &[u8]) -> Option<Placement> {
+        self.asked.borrow().get(name).copied()
     }
 
     /// What the server, or a user's rights there, lack.

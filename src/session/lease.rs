@@ -13,13 +13,15 @@ use crate::command::{Asked, Blocking, Class};
 use crate::resp::{self, Protocol, ReplyKind, Request, encode};
 
 use super::transaction::{Member, Transaction};
-use super::{Flags, Hello, Listen, Pin, Policy, ReplyMode, Route, Session, answers};
+use super::{Flags, Hello, Listen, Pin, Placement, Policy, ReplyMode, Route, Session, answers};
 
 /// What a command that was sent on the lease is answered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// One reply that changes nothing.
     Reply,
+    /// That of a command which may leave state on the connection that is not modelled here, unless it is an error.
+    State,
     /// That of PUBLISH, or of a question about subscribers: this request's, whose count is corrected.
     Counted(Bytes),
     /// A blocking call's: it may take as long as it likes.
@@ -118,6 +120,8 @@ pub struct LeaseState {
     monitor: bool,
     /// State that is not modelled: until the client leaves or resets.
     for_good: bool,
+    /// The open transaction has a member that will leave such state.
+    state_is_queued: bool,
     clean: bool,
     failed_publish: Option<Bytes>,
 }
@@ -152,6 +156,7 @@ impl LeaseState {
             no_touch: false,
             monitor: false,
             for_good: false,
+            state_is_queued: false,
             clean: true,
             failed_publish: None,
         }
@@ -257,9 +262,17 @@ impl LeaseState {
         }
     }
 
-    /// Decides what becomes of the client's next command.
+    /// Decides what becomes of the client's next command. `unknown` is what the server has said of it, where our table
+    /// does not have it.
     #[must_use]
-    pub fn plan(&self, session: &Session, asked: &Asked, request: &Request<'_>, policy: Policy) -> Plan {
+    pub fn plan(
+        &self,
+        session: &Session,
+        asked: &Asked,
+        request: &Request<'_>,
+        policy: Policy,
+        unknown: Placement,
+    ) -> Plan {
         match asked.class {
             _ if session.is_restricted() && !self.is_waiting() => {}
             _ if session.is_restricted() => return Plan::AfterReplies,
@@ -282,13 +295,14 @@ impl LeaseState {
         }
         let route = session.route(asked, request, policy);
         if self.multi.is_some() {
-            return self.plan_in_multi(route, asked, request);
+            return self.plan_in_multi(route, asked, request, unknown);
         }
         if self.is_subscribed() && session.protocol == Protocol::Resp2 {
-            return self.plan_while_subscribed(&route, asked, request);
+            return self.plan_while_subscribed(&route, asked, request, unknown);
         }
         match route {
-            Route::Lane | Route::Transaction | Route::Ask => Plan::Forward(Expect::Reply),
+            Route::Lane | Route::Transaction => Plan::Forward(Expect::Reply),
+            Route::Ask => Plan::Forward(unknown.expected()),
             Route::Local(Class::Quit | Class::Reset) => Plan::End(asked.class),
             Route::Local(Class::ClientCaching | Class::ClientTrackingInfo | Class::ClientGetRedir)
                 if self.tracking =>
@@ -331,15 +345,15 @@ impl LeaseState {
                 Class::PUnsubscribe => Plan::Forward(unsubscribe(Listen::Patterns, request)),
                 _ => Plan::Forward(unsubscribe(Listen::Shards, request)),
             },
-            Pin::Watch | Pin::Multi | Pin::Blocked | Pin::Own | Pin::State => Plan::Forward(Expect::Reply),
+            Pin::State => Plan::Forward(Expect::State),
+            Pin::Watch | Pin::Multi | Pin::Blocked | Pin::Own => Plan::Forward(Expect::Reply),
         }
     }
 
-    fn plan_in_multi(&self, route: Route, asked: &Asked, request: &Request<'_>) -> Plan {
+    fn plan_in_multi(&self, route: Route, asked: &Asked, request: &Request<'_>, unknown: Placement) -> Plan {
         match route {
-            Route::Lane | Route::Transaction | Route::Blocking(_) | Route::Ask => {
-                Plan::Forward(Expect::Reply)
-            }
+            Route::Lane | Route::Transaction | Route::Blocking(_) => Plan::Forward(Expect::Reply),
+            Route::Ask => Plan::Forward(unknown.expected()),
             Route::PubSub => Plan::Forward(Expect::Counted(Bytes::copy_from_slice(request.bytes()))),
             Route::Select(index) => Plan::Forward(Expect::Select(index)),
             Route::Local(Class::Select) => {
@@ -367,9 +381,15 @@ impl LeaseState {
 
     /// A RESP2 subscriber may do little else (`processCommand` in redis `server.c`); the server says so for what
     /// reaches it, this for what would not.
-    fn plan_while_subscribed(&self, route: &Route, asked: &Asked, request: &Request<'_>) -> Plan {
+    fn plan_while_subscribed(
+        &self,
+        route: &Route,
+        asked: &Asked,
+        request: &Request<'_>,
+        unknown: Placement,
+    ) -> Plan {
         match asked.class {
-            Class::Unknown => Plan::Forward(Expect::Reply),
+            Class::Unknown => Plan::Forward(unknown.expected()),
             Class::Quit | Class::Reset => Plan::End(asked.class),
             Class::Subscribe
             | Class::PSubscribe
@@ -392,7 +412,6 @@ impl LeaseState {
             Class::Pass | Class::Publish | Class::PubSub | Class::Ping | Class::Blocking(_) | Class::Unwatch
         ) || matches!(asked.class, Class::Multi | Class::Exec | Class::Discard | Class::Watch);
         self.clean &= known;
-        self.for_good |= matches!(asked.class, Class::Lease | Class::Asking);
         self.unsettling += usize::from(expect.is_unsettling());
         self.fifo.push_back((expect, muted));
     }
@@ -480,6 +499,7 @@ impl LeaseState {
             && !failed
             && !matches!(expect, Expect::Exec | Expect::Discard)
         {
+            self.state_is_queued |= expect == Expect::State;
             multi.queue(match expect {
                 Expect::Select(index) => Some(Member::Select(index)),
                 Expect::Counted(request) => Some(Member::Counted(request)),
@@ -514,7 +534,11 @@ impl LeaseState {
                 }
             }
             _ if failed => {}
-            Expect::Multi => self.multi = Some(Transaction::default()),
+            Expect::State => self.for_good = true,
+            Expect::Multi => {
+                self.multi = Some(Transaction::default());
+                self.state_is_queued = false;
+            }
             Expect::Discard => {
                 self.multi = None;
                 self.watching = false;
@@ -550,6 +574,7 @@ impl LeaseState {
         }
         self.watching = false;
         let multi = self.multi.take().filter(|_| kind == ReplyKind::Array)?;
+        self.for_good |= self.state_is_queued;
         multi.executed(frame, session, beside)
     }
 

@@ -46,6 +46,7 @@ mod pubsub_hub;
 mod reasons;
 mod regressions;
 mod release;
+mod renamed;
 mod reply_modes;
 mod secrets;
 mod seeing;
