@@ -536,7 +536,7 @@ impl Held {
         };
         let asked = classify(&request);
         // One of those that nobody has heard of: the server was asked before, if it may be.
-        let unknown = self.placement_of(&asked, &request).unwrap_or(Placement::Once);
+        let unknown = self.placement_of(&asked, &request).unwrap_or(Placement::MayBlock);
         let plan = {
             let session = self.client.session.borrow();
             self.state.plan(&session, &asked, &request, self.client.policy(), unknown)

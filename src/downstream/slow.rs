@@ -127,7 +127,7 @@ impl Client {
                 taken.route = Route::Lane;
                 self.over_a_lane(taken).await
             }
-            Placement::Once => self.leased(taken, Pin::Own).await,
+            Placement::Once | Placement::MayBlock => self.leased(taken, Pin::Own).await,
             Placement::Lasting => self.leased(taken, Pin::State).await,
         }
     }
@@ -141,7 +141,7 @@ impl Client {
         let Some((_, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let (lacks, user) = (self.worker.lacks(), identity.name());
         if lacks.has(Lacking::CommandInfo, user) {
-            return Ok(Ok(Placement::Once));
+            return Ok(Ok(Placement::MayBlock));
         }
         let mut question = BytesMut::new();
         encode::command(&mut question, &[b"COMMAND", b"INFO", name]);
@@ -152,7 +152,7 @@ impl Client {
         let answer = frames.first();
         if let Some(text) = answer.and_then(|answer| resp::error_text(answer)) {
             lacks.note(Lacking::CommandInfo, user, &String::from_utf8_lossy(text));
-            return Ok(Ok(Placement::Once));
+            return Ok(Ok(Placement::MayBlock));
         }
         match Described::read(answer.map_or(&b""[..], |answer| answer)) {
             Described::Known(placement) => {
@@ -170,7 +170,7 @@ impl Client {
             }
             Described::NotAtAll => {
                 lacks.note(Lacking::CommandInfo, user, "(an answer without a command)");
-                Ok(Ok(Placement::Once))
+                Ok(Ok(Placement::MayBlock))
             }
         }
     }

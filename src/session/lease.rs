@@ -353,6 +353,8 @@ impl LeaseState {
     fn plan_in_multi(&self, route: Route, asked: &Asked, request: &Request<'_>, unknown: Placement) -> Plan {
         match route {
             Route::Lane | Route::Transaction | Route::Blocking(_) => Plan::Forward(Expect::Reply),
+            // Nothing blocks there.
+            Route::Ask if unknown == Placement::MayBlock => Plan::Forward(Expect::Reply),
             Route::Ask => Plan::Forward(unknown.expected()),
             Route::PubSub => Plan::Forward(Expect::Counted(Bytes::copy_from_slice(request.bytes()))),
             Route::Select(index) => Plan::Forward(Expect::Select(index)),

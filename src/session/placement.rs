@@ -14,6 +14,8 @@ pub enum Placement {
     Lane,
     /// It may change its connection while it runs, but leaves nothing that the client counts on: a lease for the command.
     Once,
+    /// The same, and it may block: a client that leaves ends it.
+    MayBlock,
     /// It may leave state which the client counts on: a lease until the client leaves or resets.
     Lasting,
 }
@@ -59,10 +61,15 @@ impl Described {
         // Of a container only its subcommands are described, and a server without categories says nothing of state.
         let may_leave_state =
             has(&categories, &LASTING_CATEGORIES) || is_container || categories.is_empty() && !is_data;
-        Self::Known(match (is_plain && !is_container, may_leave_state) {
-            (true, _) => Placement::Lane,
-            (false, true) => Placement::Lasting,
-            (false, false) => Placement::Once,
+        let may_block = has(&flags, &[b"blocking"]) || has(&categories, &[b"@blocking"]);
+        Self::Known(if is_plain && !is_container {
+            Placement::Lane
+        } else if may_leave_state {
+            Placement::Lasting
+        } else if may_block {
+            Placement::MayBlock
+        } else {
+            Placement::Once
         })
     }
 }
@@ -72,6 +79,7 @@ impl Placement {
     pub(super) fn expected(self) -> Expect {
         match self {
             Self::Lane | Self::Once => Expect::Reply,
+            Self::MayBlock => Expect::Blocking,
             Self::Lasting => Expect::State,
         }
     }
@@ -115,7 +123,11 @@ mod tests {
             known(Placement::Once)
         );
         assert_eq!(placed("pubsub noscript loading stale", "@pubsub @slow"), known(Placement::Lasting));
-        assert_eq!(placed("write noscript blocking", "@write @list @slow @blocking"), known(Placement::Once));
+        assert_eq!(
+            placed("write noscript blocking", "@write @list @slow @blocking"),
+            known(Placement::MayBlock)
+        );
+        assert_eq!(placed("write blocking", ""), known(Placement::MayBlock));
         // Neither of the two flags: nobody knows what it does.
         assert_eq!(placed("fast", "@fast"), known(Placement::Once));
     }

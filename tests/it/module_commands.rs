@@ -50,9 +50,10 @@ fn a_blocking_command_of_a_module_takes_a_lease_and_leaves_nothing_behind() {
         // Nobody else waits behind one that blocks.
         let mut waiter = proxy.connect();
         waiter.start("WAITING.TAKE k 0");
-        until("it blocks on a lease", PATIENCE, || {
+        let blocks = || {
             server.rows().iter().any(|row| row.get("flags") == "b" && row.get("name").ends_with(":leased"))
-        });
+        };
+        until("it blocks on a lease", PATIENCE, blocks);
         let start = Instant::now();
         assert_eq!(other.call("GET nothing"), other.call("GET nothing"));
         assert!(start.elapsed() < PATIENCE);
@@ -61,7 +62,7 @@ fn a_blocking_command_of_a_module_takes_a_lease_and_leaves_nothing_behind() {
         assert!(waiter.call("WAITING.TAKE k 50").is_nil());
         // A client that leaves in the middle takes nothing along and holds nothing.
         waiter.start("WAITING.TAKE k 0");
-        until("it blocks again", PATIENCE, || leases(&server) == 1);
+        until("it blocks again", PATIENCE, blocks);
         drop(waiter);
         until("its lease is closed", Duration::from_secs(2), || leases(&server) == 0);
         assert_eq!(other.call("WAITING.ADD k third").int(), 1);
