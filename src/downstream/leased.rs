@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::client::Client;
 use super::drive::Taken;
 use super::wire::Hangup;
-use crate::command::{Asked, Class, classify};
+use crate::command::{Asked, Blocking, Class, classify};
 use crate::pool::Lease;
 use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
 use crate::session::{Expect, LeaseState, Pin, Placement, Plan, Received, Route};
@@ -62,6 +62,8 @@ enum Event {
     Aside(Route, Bytes, bool),
     /// A command that the server is to be asked about first; it stays in the input.
     Unknown(Bytes),
+    /// A call that blocks beside the connection.
+    Wait(Blocking, Bytes, bool),
     /// RESET or QUIT, and whether its reply is not wanted.
     End(Class, Bytes, bool),
     /// The client has left.
@@ -137,16 +139,29 @@ impl Held {
                     Event::Gone(ClientClose::CommandTimeout)
                 }
             };
-            let done = match event {
+            let client = Rc::clone(&self.client);
+            let ended = match event {
                 Event::Aside(route, request, muted) => {
-                    Rc::clone(&self.client).aside(route, &request, muted).await
+                    client.aside(route, &request, muted).await.map_err(Event::Gone)
                 }
-                Event::Unknown(name) => self.ask_about(name).await,
-                event => return self.leave(event).await,
+                Event::Unknown(name) => self.ask_about(name).await.map_err(Event::Gone),
+                Event::Wait(command, request, muted) => self.wait_beside((request, command), muted).await,
+                ended @ (Event::Over | Event::End(..) | Event::Gone(_) | Event::Lost(_)) => Err(ended),
             };
-            if let Err(reason) = done {
-                return self.leave(Event::Gone(reason)).await;
+            if let Err(event) = ended {
+                return self.leave(event).await;
             }
+        }
+    }
+
+    /// A blocking call beside the connection; what the server sends unasked over it goes on to the client.
+    async fn wait_beside(&mut self, call: (Bytes, Blocking), muted: bool) -> Result<(), Event> {
+        let client = Rc::clone(&self.client);
+        let done = Box::pin(client.blocking_beside(call, muted, self.state.is_tracking()));
+        tokio::select! {
+            biased;
+            done = done => done.map_err(Event::Gone),
+            lost = poll_fn(|cx| self.poll_unasked(cx)) => Err(Event::Lost(lost)),
         }
     }
 
@@ -159,7 +174,7 @@ impl Held {
         let client = Rc::clone(&self.client);
         let pool = &client.worker.pool;
         match event {
-            Event::Over | Event::Aside(..) | Event::Unknown(_) => {
+            Event::Over | Event::Aside(..) | Event::Unknown(_) | Event::Wait(..) => {
                 let clean = self.state.is_clean();
                 pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
                 Ok(())
@@ -247,6 +262,21 @@ impl Held {
                 // The client has just read: nobody has asked the server's socket to wake us.
                 Poll::Pending if held_back && !self.client.backpressured.get() => {}
                 Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Reads what comes while no command is outstanding. Ready when the connection is lost.
+    fn poll_unasked(&mut self, cx: &mut Context<'_>) -> Poll<UpstreamClose> {
+        loop {
+            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                return Poll::Ready(UpstreamClose::Lost);
+            }
+            if self.client.backpressured.get() {
+                return Poll::Pending;
+            }
+            if let Err(lost) = ready!(self.poll_upstream(cx)) {
+                return Poll::Ready(lost);
             }
         }
     }
@@ -518,6 +548,7 @@ impl Held {
                 Plan::Local(class) | Plan::End(class) => session.mutes_answer(*class),
                 Plan::Forward(_)
                 | Plan::Blocking(_)
+                | Plan::Wait(_)
                 | Plan::ForwardWait
                 | Plan::Hello(_)
                 | Plan::RefuseInMulti(_)
@@ -550,6 +581,10 @@ impl Held {
         if !self.state.is_waiting() {
             self.since = Instant::now();
         }
+        // A blocking call that follows may wait for what this writes.
+        if !matches!(plan, Plan::Wait(_)) {
+            self.client.has_written.set(true);
+        }
         match plan {
             Plan::Forward(expect) => {
                 self.written.extend_from_slice(frame);
@@ -559,6 +594,7 @@ impl Held {
                 self.written.extend_from_slice(frame);
                 self.state.sent(Expect::Blocking, &asked, muted);
             }
+            Plan::Wait(command) => return Some(Event::Wait(command, frame.clone(), muted)),
             Plan::ForwardWait => {
                 encode::command(&mut self.written, &[b"PUBLISH", b"redbouncer:wait", b""]);
                 self.state.sent(Expect::WaitPublish, &asked, true);

@@ -98,6 +98,8 @@ pub enum Plan {
     Hello(Hello),
     /// A call that may block, on this connection.
     Blocking(Blocking),
+    /// A call that may block, beside this connection.
+    Wait(Blocking),
     /// RESET or QUIT: the lease ends with what it holds.
     End(Class),
     /// CLIENT LIST, KILL, UNBLOCK, or a command for the control connection.
@@ -117,6 +119,8 @@ pub struct LeaseState {
     watching: bool,
     tracking: bool,
     no_touch: bool,
+    /// CLIENT CACHING was sent last: it is about the next command.
+    caching: bool,
     monitor: bool,
     /// State that is not modelled: until the client leaves or resets.
     for_good: bool,
@@ -154,6 +158,7 @@ impl LeaseState {
             watching: false,
             tracking: false,
             no_touch: false,
+            caching: false,
             monitor: false,
             for_good: false,
             state_is_queued: false,
@@ -194,6 +199,12 @@ impl LeaseState {
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         matches!(self.fifo.front(), Some((Expect::Blocking | Expect::Wait, _)))
+    }
+
+    /// Whether the server tells this client which keys change that it has read.
+    #[must_use]
+    pub fn is_tracking(&self) -> bool {
+        self.tracking
     }
 
     /// How many commands are outstanding.
@@ -317,12 +328,20 @@ impl LeaseState {
                 Plan::Refuse(answers::AUTH_WHILE_HELD.to_owned())
             }
             Route::Login(hello) => Plan::Hello(hello),
-            Route::Blocking(command) => Plan::Blocking(command),
+            Route::Blocking(command) if self.must_block_here() => Plan::Blocking(command),
+            Route::Blocking(command) => Plan::Wait(command),
             Route::Lease(pin) => self.plan_pin(pin, asked, request),
             Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..) | Route::PubSub => {
                 Plan::Aside(route)
             }
         }
+    }
+
+    /// Whether a call that may block belongs on this very connection: to be refused (MONITOR), or because of what was
+    /// said there that is not known here. Elsewhere it waits beside the connection, which keeps what it holds: the keys
+    /// of WATCH and of tracking are touched by anybody's call alike.
+    fn must_block_here(&self) -> bool {
+        self.monitor || self.for_good || self.caching
     }
 
     /// The command that makes (or ends) connection state, for a lease that is there.
@@ -414,6 +433,7 @@ impl LeaseState {
             Class::Pass | Class::Publish | Class::PubSub | Class::Ping | Class::Blocking(_) | Class::Unwatch
         ) || matches!(asked.class, Class::Multi | Class::Exec | Class::Discard | Class::Watch);
         self.clean &= known;
+        self.caching = asked.class == Class::ClientCaching;
         self.unsettling += usize::from(expect.is_unsettling());
         self.fifo.push_back((expect, muted));
     }

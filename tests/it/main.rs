@@ -13,6 +13,7 @@ mod harness;
 
 mod blocking;
 mod blocking_calls;
+mod blocking_held;
 mod bound;
 mod check;
 mod cleanup;

@@ -5,6 +5,7 @@
 //! Its time counts from its arrival and is kept here. What a try or a lease popped for a client that is gone goes to the
 //! next client with the same call, else back into its key.
 
+mod beside;
 mod in_hub;
 mod on_lease;
 mod tries;
@@ -135,14 +136,14 @@ impl Client {
             Timeout::After(time) => arrived.checked_add(time),
             Timeout::Forever | Timeout::Unclear => None,
         };
-        self.place.set(Pin::Blocked.label());
-        self.flags.set(crate::session::Flags { blocked: true, ..Default::default() });
+        let place = self.place.replace(Pin::Blocked.label());
+        self.flags.set(crate::session::Flags { blocked: true, ..self.flags.get() });
         self.unblock.set(None);
         let hub =
             self.wait_in_hub((key, Arc::clone(&identity)), (&call, &taken.request), deadline, taken.muted);
         let answered = self.patiently(hub).await.and_then(|answered| answered);
         if !matches!(answered, Ok(false)) {
-            self.no_longer_blocked();
+            self.no_longer_blocked(place);
             return answered.map(drop);
         }
         let waiter = Rc::new(Waiter {
@@ -168,13 +169,13 @@ impl Client {
         }
         waiter.state.set(State::Done);
         self.worker.waiters.borrow_mut().retain(|other| !Rc::ptr_eq(other, &waiter));
-        self.no_longer_blocked();
+        self.no_longer_blocked(place);
         outcome?
     }
 
-    fn no_longer_blocked(&self) {
-        self.flags.set(crate::session::Flags::default());
-        self.place.set("lane");
+    fn no_longer_blocked(&self, place: &'static str) {
+        self.flags.set(crate::session::Flags { blocked: false, ..self.flags.get() });
+        self.place.set(place);
     }
 
     /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error.
