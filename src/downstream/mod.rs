@@ -18,6 +18,7 @@ mod life;
 mod links;
 mod listener;
 mod login;
+mod misplaced;
 mod options;
 mod out;
 mod places;

@@ -35,6 +35,7 @@ impl Client {
             | Route::Clients(_)
             | Route::Proxy
             | Route::Listen(..)
+            | Route::Misplaced
             | Route::PubSub) => self.aside(route, &taken.request, taken.muted).await,
             // Answered on the fast path.
             Route::Local(_) | Route::Refuse(_) => Ok(()),
@@ -210,6 +211,7 @@ impl Client {
                 return Ok(());
             }
             Route::PubSub => return self.pubsub(request, muted).await,
+            Route::Misplaced => return self.misplaced(request, muted).await,
             Route::Clients(Class::ClientInfo) => self.patiently(self.client_info()).await?,
             Route::Clients(Class::ClientList) => self.patiently(self.client_list(request)).await?,
             Route::Clients(Class::ClientKill) => self.patiently(self.client_kill(request)).await?,

@@ -59,12 +59,14 @@ pub(super) const AUTH_WHILE_HELD: &str = "ERR redbouncer: AUTH is not possible w
 
 /// The error for what a RESP2 subscriber may not do.
 pub(super) fn not_while_subscribed(asked: &Asked) -> String {
-    let name = asked.row.map_or("this command", |row| row.name);
-    rejection(
-        asked,
-        format!(
-            "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
-        ),
+    rejection(asked, not_in_subscription(asked.row.map_or("this command", |row| row.name)))
+}
+
+/// The error for the command `name` of a RESP2 subscriber.
+#[must_use]
+pub fn not_in_subscription(name: &str) -> String {
+    format!(
+        "ERR Can't execute '{name}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
     )
 }
 

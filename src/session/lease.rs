@@ -331,9 +331,12 @@ impl LeaseState {
             Route::Blocking(command) if self.must_block_here() => Plan::Blocking(command),
             Route::Blocking(command) => Plan::Wait(command),
             Route::Lease(pin) => self.plan_pin(pin, asked, request),
-            Route::Control | Route::Clients(_) | Route::Proxy | Route::Listen(..) | Route::PubSub => {
-                Plan::Aside(route)
-            }
+            Route::Control
+            | Route::Clients(_)
+            | Route::Proxy
+            | Route::Listen(..)
+            | Route::PubSub
+            | Route::Misplaced => Plan::Aside(route),
         }
     }
 
@@ -393,6 +396,7 @@ impl LeaseState {
             | Route::Control
             | Route::Clients(_)
             | Route::Listen(..)
+            | Route::Misplaced
             | Route::Proxy => {
                 let name = asked.row.map_or("this command", |row| row.name);
                 Plan::RefuseInMulti(format!("ERR redbouncer: '{name}' is not possible inside MULTI"))

@@ -95,6 +95,8 @@ pub enum Route {
     PubSub,
     /// A command that is in no table: the server is asked once what it is.
     Ask,
+    /// The same, from a RESP2 subscriber, who may not run it: the server is asked in which words it is refused.
+    Misplaced,
     /// PROXY …: about ourselves.
     Proxy,
 }
@@ -202,7 +204,7 @@ impl Session {
 /// What a RESP2 subscriber may do.
 fn restricted(asked: &Asked, request: &Request<'_>) -> Route {
     match asked.class {
-        Class::Unknown => Route::Ask,
+        Class::Unknown => Route::Misplaced,
         Class::Quit | Class::Reset | Class::Ping => Route::Local(asked.class),
         class => match Listen::of(class) {
             Some((listen, join)) => Route::Listen(listen, join),
