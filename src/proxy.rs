@@ -83,6 +83,7 @@ pub fn run(config: Config) -> ExitCode {
         Ok(log) => Rc::new(log),
         Err(error) => return complain(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
     };
+    warn_of_what_is_retired(&config);
     let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
         let outcome = runtime.block_on(Proxy::assemble_and_serve(config, Rc::clone(&log)));
         // A name lookup that hangs cannot be cancelled; it must not hold up the exit.
@@ -95,6 +96,16 @@ pub fn run(config: Config) -> ExitCode {
     };
     log.finish();
     code
+}
+
+/// Keys that are accepted and do nothing any more.
+fn warn_of_what_is_retired(config: &Config) {
+    if config.client.user_timeout_backpressured.is_some() {
+        tracing::warn!(
+            "client.user_timeout_backpressured has no effect any more (no client is closed for being slow to read) and will \
+             be refused by the next release: remove it"
+        );
+    }
 }
 
 fn complain(text: &str, code: ExitCode) -> ExitCode {

@@ -69,11 +69,6 @@ fn orders(config: &Config, layers: &mut Layers) {
             "client.output_hard_limit",
             client.output_soft_limit <= client.output_hard_limit,
         ),
-        (
-            "client.user_timeout",
-            "client.user_timeout_backpressured",
-            client.user_timeout <= client.user_timeout_backpressured,
-        ),
     ];
     for (low, high, in_order) in pairs {
         if !in_order {
@@ -94,7 +89,8 @@ fn heartbeat(config: &Config, layers: &mut Layers) {
     }
 }
 
-/// Linux ends a connection at the first unanswered probe that is due after TCP_USER_TIMEOUT, however many are allowed.
+/// A host is not given up sooner for data than for silence. Where TCP_USER_TIMEOUT has to be used, Linux also ends a
+/// connection at the first unanswered probe that is due after it, however many are allowed.
 fn probes(config: &Config, layers: &mut Layers) {
     let Config { upstream, client, .. } = config;
     let sides = [

@@ -91,7 +91,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("client.user_timeout", Field::Duration(|c| &mut c.client.user_timeout, SECOND..=HOUR)),
     Key::new(
         "client.user_timeout_backpressured",
-        Field::Duration(|c| &mut c.client.user_timeout_backpressured, SECOND..=HOUR),
+        Field::OptionalDuration(|c| &mut c.client.user_timeout_backpressured, SECOND..=HOUR),
     ),
     Key::new("client.keepalive_idle", Field::Seconds(|c| &mut c.client.keepalive.idle, KEEPALIVE)),
     Key::new("client.keepalive_interval", Field::Seconds(|c| &mut c.client.keepalive.interval, KEEPALIVE)),

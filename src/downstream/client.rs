@@ -258,13 +258,7 @@ impl Client {
             self.doom(ClientClose::OutputLimit);
         }
         self.check_subscriber_limits(unsent);
-        let over = unsent > options.output_soft_limit;
-        if over != self.backpressured.get() {
-            self.backpressured.set(over);
-            // Linux also gives up a live peer that keeps its window shut, so a slow reader gets more time.
-            let timeout = if over { options.user_timeout_backpressured } else { options.user_timeout };
-            self.socket.set_user_timeout(timeout);
-        }
+        self.backpressured.set(unsent > options.output_soft_limit);
     }
 
     /// Writes unsent replies. Pending: the kernel takes no more now.

@@ -255,6 +255,8 @@ impl Held {
                     Poll::Ready(Err(reason)) => return Poll::Ready(Event::Lost(reason)),
                     Poll::Pending => {}
                 }
+            } else if self.lease.stream.poll_vanished(cx).is_ready() {
+                return Poll::Ready(Event::Lost(UpstreamClose::Lost));
             }
             match self.poll_client(cx) {
                 Poll::Ready(Some(event)) => return Poll::Ready(event),

@@ -10,6 +10,8 @@ use crate::telemetry::{ClientClose, client_closed};
 
 /// How long the last reply to a client that is being closed may take to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How often a client's worker looks after it.
+const AGE: Duration = Duration::from_secs(1);
 
 impl Client {
     /// Serves the client until it is closed.
@@ -83,8 +85,12 @@ impl Client {
         }
     }
 
-    /// The limits that time sets: a login, a command begun, silence.
+    /// Every second: whether the host is still there, and the limits that time sets: a login, a command begun, silence.
     pub(super) fn age(&self, now: Instant) {
+        let heard = now.saturating_duration_since(self.last_input.get()) < AGE;
+        if self.socket.has_vanished(heard, now) {
+            return self.doom(ClientClose::ClientLost);
+        }
         if self.over_soft_since.get().is_some() {
             self.check_subscriber_limits(self.out.borrow().len() + self.held_back());
         }

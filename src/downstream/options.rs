@@ -90,10 +90,10 @@ pub struct ClientOptions {
     pub output_hard_limit: usize,
     /// How much a subscriber may leave unread.
     pub output_buffer_limit: OutputLimit,
-    /// TCP_USER_TIMEOUT: replies unacknowledged for this long end the connection. Not below [`Keepalive::total`].
+    /// How long a client's host may leave what was sent to it unanswered. Not below [`Keepalive::total`].
     pub user_timeout: Duration,
-    /// TCP_USER_TIMEOUT while a client is above its soft limit: Linux also ends a live peer that keeps its window shut.
-    pub user_timeout_backpressured: Duration,
+    /// Without effect: no client that is slow to read is closed by time.
+    pub user_timeout_backpressured: Option<Duration>,
     /// TCP keepalive of an idle client.
     pub keepalive: Keepalive,
 }
@@ -112,7 +112,7 @@ impl Default for ClientOptions {
             output_hard_limit: 512 << 20,
             output_buffer_limit: OutputLimit::default(),
             user_timeout: Duration::from_secs(12),
-            user_timeout_backpressured: Duration::from_secs(25),
+            user_timeout_backpressured: None,
             keepalive: Keepalive::default(),
         }
     }

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use rustls::ServerConnection;
@@ -122,8 +122,8 @@ impl ClientSocket {
         }
     }
 
-    /// How long written bytes may stay unacknowledged before the kernel gives the client up.
-    pub(super) fn set_user_timeout(&self, timeout: Duration) {
-        self.wire().set_user_timeout(timeout);
+    /// Whether the client's host has vanished with replies under way ([`Wire::has_vanished`]).
+    pub(super) fn has_vanished(&self, heard: bool, now: Instant) -> bool {
+        self.wire().has_vanished(heard, now)
     }
 }

@@ -5,13 +5,15 @@ use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_util::io::poll_read_buf;
+
+use crate::upstream::{Peer, PeerWatch};
 
 /// How a peer was seen to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,15 +28,8 @@ pub(super) enum Hangup {
 /// read.
 #[derive(Debug)]
 pub(super) enum Wire {
-    Tcp { read: RefCell<tcp::OwnedReadHalf>, write: tcp::OwnedWriteHalf },
+    Tcp { read: RefCell<tcp::OwnedReadHalf>, write: tcp::OwnedWriteHalf, watch: PeerWatch },
     Unix { read: RefCell<unix::OwnedReadHalf>, write: unix::OwnedWriteHalf },
-}
-
-impl From<TcpStream> for Wire {
-    fn from(stream: TcpStream) -> Self {
-        let (read, write) = stream.into_split();
-        Self::Tcp { read: RefCell::new(read), write }
-    }
 }
 
 impl From<UnixStream> for Wire {
@@ -45,6 +40,12 @@ impl From<UnixStream> for Wire {
 }
 
 impl Wire {
+    /// A TCP connection whose host counts as gone when it is silent for `patience` although it should have answered.
+    pub(super) fn tcp(stream: TcpStream, patience: Duration) -> Self {
+        let (read, write) = stream.into_split();
+        Self::Tcp { read: RefCell::new(read), write, watch: PeerWatch::new(patience) }
+    }
+
     fn raw(&self) -> SockRef<'_> {
         match self {
             Self::Tcp { write, .. } => SockRef::from(write.as_ref()),
@@ -81,7 +82,10 @@ impl Wire {
     /// Writes what the kernel takes now.
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp { write, .. } => write.try_write(bytes),
+            Self::Tcp { write, watch, .. } => {
+                watch.wrote();
+                write.try_write(bytes)
+            }
             Self::Unix { write, .. } => write.try_write(bytes),
         }
     }
@@ -89,7 +93,10 @@ impl Wire {
     /// As [`Self::try_write`], several pieces in one system call.
     pub(super) fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Tcp { write, .. } => write.try_write_vectored(pieces),
+            Self::Tcp { write, watch, .. } => {
+                watch.wrote();
+                write.try_write_vectored(pieces)
+            }
             Self::Unix { write, .. } => write.try_write_vectored(pieces),
         }
     }
@@ -135,17 +142,24 @@ impl Wire {
 
     /// Closes both directions now, whoever still holds this socket.
     pub(super) fn close(&self) {
+        if let Self::Tcp { write, watch, .. } = self {
+            watch.leave_to_kernel(write.as_ref());
+        }
         // Fails only when the peer has closed already.
         let _ = self.raw().shutdown(std::net::Shutdown::Both);
     }
 
-    /// How long written bytes may stay unacknowledged before the kernel gives the client up.
-    pub(super) fn set_user_timeout(&self, timeout: Duration) {
+    /// Whether the client's host has vanished with replies under way; asks the kernel only if there are any. `heard`: bytes
+    /// have come from it since the last look.
+    pub(super) fn has_vanished(&self, heard: bool, now: Instant) -> bool {
         match self {
-            // A socket that refuses is one whose peer is gone: the next read says so.
-            Self::Tcp { .. } => drop(self.raw().set_tcp_user_timeout(Some(timeout))),
+            Self::Tcp { watch, .. } if heard => {
+                watch.heard();
+                false
+            }
+            Self::Tcp { write, watch, .. } => watch.look(write.as_ref(), now) == Peer::Vanished,
             // The peer is on this host: its end is known at once.
-            Self::Unix { .. } => {}
+            Self::Unix { .. } => false,
         }
     }
 }

@@ -295,12 +295,12 @@ impl Worker {
         self.pool.tasks().spawn_local(client.run());
     }
 
-    /// A new client's socket on this thread's runtime, set up: NODELAY, keepalive, `TCP_USER_TIMEOUT`.
+    /// A new client's socket on this thread's runtime, set up: NODELAY, keepalive, a watch for its host.
     fn registered(&self, incoming: Incoming) -> std::io::Result<ClientSocket> {
         let tuned = |stream| {
             let stream = TcpStream::from_std(stream)?;
             tune(&stream, &self.options.keepalive, self.options.user_timeout)?;
-            std::io::Result::Ok(Wire::from(stream))
+            std::io::Result::Ok(Wire::tcp(stream, self.options.user_timeout))
         };
         Ok(match incoming {
             Incoming::Tcp(stream) => ClientSocket::Plain(tuned(stream)?),

@@ -703,7 +703,7 @@ mod tests {
         lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), false, now);
         let mut carrier = Carrier {
             lane,
-            stream: UpstreamStream::Plain(tcp),
+            stream: UpstreamStream::plain(tcp, Duration::from_secs(12)),
             scanner: ReplyScanner::default(),
             unflushed: false,
             begun_error: Vec::new(),

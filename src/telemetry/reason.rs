@@ -5,7 +5,7 @@
 pub enum ClientClose {
     /// The client closed (end of file).
     ClientEof,
-    /// The client's connection failed: reset, keepalive or `TCP_USER_TIMEOUT`.
+    /// The client's connection failed: reset, keepalive, or its host left replies unanswered.
     ClientLost,
     /// The client asked: QUIT.
     Quit,

@@ -223,7 +223,7 @@ impl Connector {
     ) -> Result<Established, DialError> {
         let local = tcp.local_addr().map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
         let stream = match &self.tls {
-            None => UpstreamStream::Plain(tcp),
+            None => UpstreamStream::plain(tcp, self.user_timeout),
             Some(tls) => {
                 let setup = tls.setup.read().clone();
                 let handshake = TlsConnector::from(setup.config).connect(setup.name, tcp);
@@ -237,7 +237,7 @@ impl Connector {
                 };
                 counter!("redbouncer_tls_handshakes_total", "side" => "upstream", "outcome" => outcome)
                     .increment(1);
-                UpstreamStream::Tls(Box::new(secured?))
+                UpstreamStream::tls(secured?, self.user_timeout)
             }
         };
         let user = login.identity.name();

@@ -46,7 +46,7 @@ pub struct UpstreamOptions {
     pub tls_options: TlsOptions,
     /// How long a closing connection may discard what the server still sends before it is reset.
     pub close_timeout: Duration,
-    /// TCP_USER_TIMEOUT: unacknowledged data older than this ends the connection. Not below [`Keepalive::total`].
+    /// How long the server's host may leave what was sent to it unanswered. Not below [`Keepalive::total`].
     pub user_timeout: Duration,
     /// TCP keepalive of an idle connection.
     pub keepalive: Keepalive,

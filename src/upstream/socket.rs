@@ -1,9 +1,9 @@
 //! What every TCP socket of ours is set to, on both sides of the proxy.
 //!
-//! Keepalive finds a peer that vanished while the connection is silent. It does not run while data is
-//! unacknowledged: then the kernel retransmits for `tcp_retries2` (924 s by default), unless TCP_USER_TIMEOUT ends
-//! it sooner. So both are needed. Where it is set, Linux lets TCP_USER_TIMEOUT decide about unanswered probes too
-//! (`tcp_keepalive_timer` in `net/ipv4/tcp_timer.c`): the configuration keeps it above what the probes take, or one
+//! Keepalive finds a peer that vanished while the connection is silent. It does not run while data is unacknowledged or
+//! unsent: then [`PeerWatch`](super::PeerWatch) looks. Only where it cannot (TCP_INFO is too short before Linux 4.6, and
+//! in gVisor, which calls itself 4.4) TCP_USER_TIMEOUT is set. Linux lets that decide about unanswered keepalive probes
+//! too (`tcp_keepalive_timer` in `net/ipv4/tcp_timer.c`): the configuration keeps it above what the probes take, or one
 //! lost probe would end a living peer. NODELAY, because we gather the writes of a loop turn ourselves.
 
 use std::io;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use super::Keepalive;
+use super::{Keepalive, peer};
 
-/// Sets NODELAY, keepalive and TCP_USER_TIMEOUT; times are rounded to what the kernel counts in (seconds for
-/// keepalive, milliseconds for `user_timeout`). The silence before the first probe is up to a fifth longer than asked
+/// Sets NODELAY and keepalive, and what tells a vanished host (`user_timeout`) from a slow one; times are rounded to what
+/// the kernel counts in (seconds for keepalive). The silence before the first probe is up to a fifth longer than asked
 /// for, by chance.
 ///
 /// # Errors
@@ -34,7 +34,7 @@ pub fn tune(stream: &TcpStream, keepalive: &Keepalive, user_timeout: Duration) -
         .with_interval(at_least_a_second(keepalive.interval))
         .with_retries(keepalive.count.max(1));
     socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(user_timeout))
+    peer::prepare(stream, user_timeout)
 }
 
 #[cfg(test)]
@@ -55,7 +55,8 @@ mod tests {
         assert!((5..=6).contains(&idle), "{idle}");
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(2));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+        // It would end a living peer that does not read.
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
     }
 
     #[tokio::test]
@@ -65,6 +66,5 @@ mod tests {
         let short = Duration::from_millis(200);
         tune(&stream, &Keepalive { idle: short, interval: short, count: 1 }, short).unwrap();
         assert_eq!(SockRef::from(&stream).tcp_keepalive_time().unwrap(), Duration::from_secs(1));
-        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(short));
     }
 }

@@ -2,23 +2,43 @@
 //!
 //! An enum rather than a boxed trait object, so that the plain case, by far the more frequent one inside a private
 //! network, costs one predictable branch.
+//!
+//! Whoever waits for a stream to be readable or writable is told, too, when the server's host is gone ([`PeerWatch`]):
+//! the wait fails with [`io::ErrorKind::TimedOut`]. For that a timer runs while something is not acknowledged.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
+use rustls::ClientConnection;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::client::TlsStream;
+
+use super::{Peer, PeerWatch};
+
+/// How often a connection is looked at on which something is not acknowledged.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An open connection to the server.
 ///
 /// With TLS, written bytes may lie in rustls until [`poll_flush`](AsyncWrite::poll_flush) is ready.
 #[derive(Debug)]
-pub enum UpstreamStream {
+pub struct UpstreamStream {
+    way: Way,
+    watch: PeerWatch,
+    /// Made at the first write that is waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// The timer runs.
+    armed: bool,
+}
+
+#[derive(Debug)]
+enum Way {
     /// `redis://`
     Plain(TcpStream),
     /// `rediss://`; boxed, because the TLS state is some kilobytes and the plain case should not carry them.
@@ -26,28 +46,91 @@ pub enum UpstreamStream {
 }
 
 impl UpstreamStream {
+    /// `redis://`; its host counts as gone when it is silent for `patience` although it should have answered.
+    pub fn plain(tcp: TcpStream, patience: Duration) -> Self {
+        Self::by(Way::Plain(tcp), patience)
+    }
+
+    /// `rediss://`, after the handshake.
+    pub fn tls(tls: TlsStream<TcpStream>, patience: Duration) -> Self {
+        Self::by(Way::Tls(Box::new(tls)), patience)
+    }
+
+    fn by(way: Way, patience: Duration) -> Self {
+        Self { way, watch: PeerWatch::new(patience), timer: None, armed: false }
+    }
+
     /// The socket underneath, for its addresses and options; not for reading or writing.
     pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+        match &self.way {
+            Way::Plain(tcp) => tcp,
+            Way::Tls(tls) => tls.get_ref().0,
         }
+    }
+
+    /// Ready when the server's host is gone; waits for nothing else. Reading and writing do the same by the way.
+    pub fn poll_vanished(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if !self.watch.is_needed() {
+            return Poll::Pending;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+        if !self.armed {
+            timer.as_mut().reset(tokio::time::Instant::now() + LOOK);
+            self.armed = true;
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            let tcp = match &self.way {
+                Way::Plain(tcp) => tcp,
+                Way::Tls(tls) => tls.get_ref().0,
+            };
+            match self.watch.look(tcp, Instant::now()) {
+                Peer::Vanished => return Poll::Ready(io::ErrorKind::TimedOut.into()),
+                Peer::Waited => timer.as_mut().reset(tokio::time::Instant::now() + LOOK),
+                Peer::Settled => {
+                    self.armed = false;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// What waiting for the socket has come to, or that waiting is in vain.
+    fn unless_vanished<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match polled {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.poll_vanished(cx).map(Err),
+        }
+    }
+
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if matches!(polled, Poll::Ready(Ok(1..))) {
+            self.watch.wrote();
+        }
+        self.unless_vanished(polled, cx)
     }
 
     /// The server's certificates as DER, its own first, then what it showed of the chain; none without TLS.
     pub fn certificates(&self) -> Vec<Vec<u8>> {
-        match self {
-            Self::Plain(_) => Vec::new(),
-            Self::Tls(tls) => {
-                let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
-                shown.iter().map(|certificate| certificate.to_vec()).collect()
-            }
+        let shown = self.session().and_then(|session| session.peer_certificates()).unwrap_or_default();
+        shown.iter().map(|certificate| certificate.to_vec()).collect()
+    }
+
+    /// The TLS session; none without TLS.
+    pub(super) fn session(&self) -> Option<&ClientConnection> {
+        match &self.way {
+            Way::Plain(_) => None,
+            Way::Tls(tls) => Some(tls.get_ref().1),
         }
     }
 
     /// Whether written bytes may wait for a flush.
     pub fn is_buffered(&self) -> bool {
-        matches!(self, Self::Tls(_))
+        matches!(self.way, Way::Tls(_))
     }
 
     /// Whether the server has sent nothing and has not closed: asked of the kernel, without reading.
@@ -70,19 +153,23 @@ impl UpstreamStream {
 
 impl AsyncRead for UpstreamStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-        }
+        let this = self.get_mut();
+        let polled = match &mut this.way {
+            Way::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Way::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
+        this.unless_vanished(polled, cx)
     }
 }
 
 impl AsyncWrite for UpstreamStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-        }
+        let this = self.get_mut();
+        let polled = match &mut this.way {
+            Way::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Way::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        };
+        this.wrote(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -90,30 +177,34 @@ impl AsyncWrite for UpstreamStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
-        }
+        let this = self.get_mut();
+        let polled = match &mut this.way {
+            Way::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Way::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        };
+        this.wrote(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(tcp) => tcp.is_write_vectored(),
-            Self::Tls(tls) => tls.is_write_vectored(),
+        match &self.way {
+            Way::Plain(tcp) => tcp.is_write_vectored(),
+            Way::Tls(tls) => tls.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
+        let this = self.get_mut();
+        let polled = match &mut this.way {
+            Way::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Way::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        };
+        this.unless_vanished(polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        match &mut self.get_mut().way {
+            Way::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Way::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

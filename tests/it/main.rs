@@ -52,6 +52,7 @@ mod reply_modes;
 mod secrets;
 mod seeing;
 mod sessions;
+mod slow_peers;
 mod stopping;
 mod storms;
 mod structure;

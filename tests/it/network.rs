@@ -6,10 +6,20 @@ use std::time::{Duration, Instant};
 
 use redbouncer::upstream::Keepalive;
 
-use crate::harness::{Client, Crowd, Namespace, Proxy, Server, Stage, State, is_root, throughout, until};
+use crate::harness::{
+    Client, Crowd, Namespace, Proxy, Server, Stage, State, encode, is_root, long, throughout, until,
+};
 
 /// The design's promise for a client whose host is gone.
 const KNOWN: Duration = Duration::from_secs(30);
+
+/// What is measured, whatever the state.
+const SOON: Duration = Duration::from_secs(25);
+
+/// For how long a peer does nothing before its host vanishes: longer than a vanished host is waited for.
+fn shut() -> Duration {
+    Duration::from_secs(if long() { 120 } else { 20 })
+}
 
 /// A proxy that the other host can reach.
 fn proxy_on_the_link(namespace: &Namespace, server: &Server, settings: &[&str]) -> Proxy {
@@ -42,6 +52,63 @@ fn clients_whose_host_vanished_are_known_in_30_seconds_in_every_state() {
             scope.spawn(move || clients_whose_host_vanishes(state, settings));
         }
     });
+}
+
+/// A client that does not read is there, however long; when its host vanishes behind its shut window, that is known as soon
+/// as in any other state.
+#[test]
+fn a_host_that_vanishes_behind_a_window_shut_for_long_is_known_in_25_seconds() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start();
+    server.call(&format!("SET big {}", "x".repeat(3 << 20)));
+    let proxy = proxy_on_the_link(&namespace, &server, &[]);
+    let crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::NotReading);
+    throughout("they do not read, and stay", shut(), || {
+        thread::sleep(Duration::from_millis(100));
+        connected(&proxy) == 3.0
+    });
+    namespace.vanish();
+    let start = Instant::now();
+    until("every client is known to be gone", SOON, || connected(&proxy) == 0.0);
+    eprintln!("known {:?} after the host vanished", start.elapsed());
+    drop(crowd);
+}
+
+/// The same on the other side: a server that stands still with megabytes on their way to it, and then its host vanishes.
+#[test]
+fn a_server_whose_host_vanishes_behind_a_window_shut_for_long_is_known_in_25_seconds() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let server = Server::start_in(&namespace);
+    let proxy = Proxy::start(&server, &[]);
+    let value = "x".repeat(3 << 20);
+    let mut on_lane = proxy.connect();
+    let mut on_lease = proxy.connect();
+    assert_eq!(on_lane.call("PING").text(), "PONG");
+    assert_eq!(on_lease.call("WATCH k").text(), "OK");
+    server.signal("STOP");
+    for client in [&mut on_lane, &mut on_lease] {
+        client.write_patiently(shut());
+        // What it does not get rid of stays in the kernel.
+        let _ = client.try_send(encode(&["SET", "big", &value]));
+    }
+    throughout("the server stands still, and nobody is closed", shut(), || {
+        thread::sleep(Duration::from_millis(100));
+        connected(&proxy) == 2.0
+    });
+    namespace.vanish();
+    let start = Instant::now();
+    for client in [&mut on_lane, &mut on_lease] {
+        client.expect_end(SOON.saturating_sub(start.elapsed()));
+        eprintln!("known {:?} after the host vanished", start.elapsed());
+    }
 }
 
 fn clients_whose_host_vanishes(state: State, settings: &[&str]) {
@@ -94,7 +161,7 @@ fn a_blocked_client_whose_host_vanished_with_a_reply_on_its_way_is_known_in_30_s
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    // Unacknowledged data turns keepalive off; without TCP_USER_TIMEOUT this would take a quarter of an hour.
+    // Unacknowledged data turns keepalive off; left to the kernel this would take a quarter of an hour.
     let (_namespace, server, _proxy, _crowd) = written_to_after_their_host_vanished(Duration::ZERO);
     until("everything is released", KNOWN + Duration::from_secs(2), || {
         server.rows().iter().all(|row| row.get("name").ends_with(":control"))

@@ -76,6 +76,16 @@ impl Client {
         Self::by(Way::Tcp(socket.into()))
     }
 
+    /// Connects with a small receive buffer from the beginning, so that no more is on its way at any time.
+    #[track_caller]
+    pub(crate) fn connect_with_receive_buffer(address: SocketAddr, bytes: usize) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        socket.connect_timeout(&address.into(), PATIENCE).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::by(Way::Tcp(socket.into()))
+    }
+
     fn by(stream: Way) -> Self {
         Self { stream, buffer: BytesMut::new(), worth_parsing: 0 }
     }
@@ -276,5 +286,10 @@ impl Client {
     /// loopback interface, or reading on would be slow.
     pub(crate) fn shrink_receive_buffer(&self) {
         self.stream.socket().set_recv_buffer_size(128 << 10).unwrap();
+    }
+
+    /// How long a write may wait for a peer that does not read.
+    pub(crate) fn write_patiently(&self, within: Duration) {
+        self.stream.socket().set_write_timeout(Some(within)).unwrap();
     }
 }
