@@ -58,9 +58,11 @@ impl Described {
 
         let is_data = has(&flags, &[b"readonly", b"write"]);
         let is_plain = is_data && !has(&flags, &NOT_PLAIN) && !has(&categories, &NOT_PLAIN_CATEGORIES);
-        // Of a container only its subcommands are described, and a server without categories says nothing of state.
+        // Of a container only its subcommands are described, and a server without categories says nothing of state. 6.2
+        // counts SELECT, READONLY and ASKING among @keyspace.
+        let says_nothing = categories.is_empty() || has(&categories, &[b"@keyspace"]);
         let may_leave_state =
-            has(&categories, &LASTING_CATEGORIES) || is_container || categories.is_empty() && !is_data;
+            has(&categories, &LASTING_CATEGORIES) || is_container || says_nothing && !is_data;
         let may_block = has(&flags, &[b"blocking"]) || has(&categories, &[b"@blocking"]);
         Self::Known(if is_plain && !is_container {
             Placement::Lane
@@ -128,6 +130,8 @@ mod tests {
             known(Placement::MayBlock)
         );
         assert_eq!(placed("write blocking", ""), known(Placement::MayBlock));
+        // SELECT of 6.2.
+        assert_eq!(placed("loading stale fast", "@keyspace @fast"), known(Placement::Lasting));
         // Neither of the two flags: nobody knows what it does.
         assert_eq!(placed("fast", "@fast"), known(Placement::Once));
     }
