@@ -47,7 +47,8 @@ lint:
 	if command -v cargo-deny >/dev/null; then cargo deny --config .config/deny.toml check licenses bans sources; fi
 	if command -v typos >/dev/null; then typos; fi
 
-# The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED and REDBOUNCER_ONLY choose a part of it.
+# The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED, REDBOUNCER_ONLY (a server) and
+# REDBOUNCER_TROUBLE (kills, half-closes …) choose a part of it.
 differential:
 	@deploy/install.sh build redis servers
 	REDBOUNCER_LONG=1 cargo test --release --quiet --test it differential::sequences -- --nocapture

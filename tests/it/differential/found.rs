@@ -27,4 +27,8 @@ pub(crate) const FOUND: &[(&str, &str)] = &[
         "CLIENT UNBLOCK and KILL were judged by our own list of words",
         "clients 2 3\n0: CLIENT UNBLOCK 1 x y | CLIENT KILL USER nosuch | CLIENT KILL MAXAGE x | CLIENT KILL ID {id:1}\n",
     ),
+    (
+        "another name of SELECT did not last before Redis 6.2, so that data went to the old database",
+        "clients 2 with renames\n0: XSELECT 1 | SET s1 v\n0: DBSIZE | GET s1\n",
+    ),
 ];

@@ -8,7 +8,8 @@ use std::collections::HashSet;
 use fastrand::Rng;
 use redbouncer::command::{Class, rows};
 
-use super::sequence::{Request, Sequence, Step};
+use super::sequence::{Request, Sequence, Step, Tail};
+use super::trouble::Trouble;
 use super::words;
 
 /// What a version of the server has; sequences speak only of what it knows where the proxy differs otherwise.
@@ -30,27 +31,33 @@ pub(crate) struct Abilities {
 
 /// What a client has done, as far as the generator must know it to leave out what differs by design.
 #[derive(Clone, Copy, Default)]
-struct Client {
-    in_multi: bool,
+pub(super) struct Client {
+    pub(super) in_multi: bool,
     /// Something that a login, or a lease with it, would touch.
-    holds: bool,
-    gone: bool,
-    blocked: bool,
+    pub(super) holds: bool,
+    pub(super) gone: bool,
+    pub(super) blocked: bool,
     /// It has subscribed: then a command that the server does not know is refused in other words than the server's.
-    listens: bool,
+    pub(super) listens: bool,
+    /// It reads nothing.
+    pub(super) deaf: bool,
 }
 
-struct Generator<'a> {
-    random: Rng,
-    abilities: &'a Abilities,
-    clients: Vec<Client>,
+pub(super) struct Generator<'a> {
+    pub(super) random: Rng,
+    pub(super) abilities: &'a Abilities,
+    pub(super) trouble: Trouble,
+    /// The trouble is there at the moment: a pause, a demotion.
+    pub(super) lasts: bool,
+    pub(super) clients: Vec<Client>,
     number: u32,
 }
 
-/// The sequence of a seed.
-pub(crate) fn sequence(seed: u64, abilities: &Abilities) -> Sequence {
+/// The sequence of a seed, with this trouble in it.
+pub(crate) fn sequence(seed: u64, trouble: Trouble, abilities: &Abilities) -> Sequence {
     let random = Rng::with_seed(seed);
-    let mut generator = Generator { random, abilities, clients: Vec::new(), number: 0 };
+    let clients = Vec::new();
+    let mut generator = Generator { random, abilities, trouble, lasts: false, clients, number: 0 };
     loop {
         let sequence = generator.make();
         if is_comparable(&sequence) {
@@ -81,6 +88,7 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         "ASKING",
     ];
     const HOLD: &[&str] = &["MULTI", "WATCH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "CLIENT"];
+    const SUBSCRIBE: &[&str] = &["SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"];
     const CHANGE: &[&str] = &[
         "SUBSCRIBE",
         "PSUBSCRIBE",
@@ -91,11 +99,66 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         "RESET",
         "QUIT",
     ];
-    let (mut in_multi, mut holds) =
-        (vec![false; sequence.clients.len()], vec![false; sequence.clients.len()]);
+    let mut last = vec![String::new(); sequence.clients.len()];
+    let nobody = vec![false; sequence.clients.len()];
+    let (mut in_multi, mut holds, mut mutes) = (nobody.clone(), nobody.clone(), nobody.clone());
+    let mut tracks = nobody;
     let mut waits = false;
+    let (muted, demoted) = (sequence.trouble == Trouble::Mute, sequence.trouble == Trouble::Demotion);
+    let renames = sequence.trouble == Trouble::Rename;
+    let resets = sequence.requests().any(|request| request.is(&["RESET"]));
     sequence.steps.iter().all(|step| {
-        let Step::Write { client, requests, .. } = step else { return true };
+        let Step::Write { client, requests, tail, .. } = step else { return true };
+        // The client waits for a thread of the server's, and a FIN ends that wait; over a lane there is none.
+        if *tail != Tail::Stays && requests.iter().any(Request::is_threaded) {
+            return false;
+        }
+        // A FIN ends it before its time has passed, if it is there in time.
+        let is_brief = |request: &Request| request.may_block() && (request.has("0.01") || request.has("10"));
+        if *tail != Tail::Stays && requests.iter().any(is_brief) {
+            return false;
+        }
+        // Redis drops the replies before it that have not left.
+        if requests.iter().skip(1).any(Request::is_http) && sequence.trouble == Trouble::HalfClose {
+            return false;
+        }
+        // What is popped for a client that is not there goes back; directly it is lost.
+        if *tail == Tail::Leaves && requests.iter().any(Request::may_block) {
+            return false;
+        }
+        let speaks = |request: &Request| {
+            // It is announced by an ECHO, which would be what is kept from the client.
+            let names_itself = muted && request.is(&["CLIENT"]) && request.has("ID");
+            // It tells the database, which another name of SELECT has changed.
+            let lists_itself =
+                renames && request.is(&["CLIENT"]) && (request.has("LIST") || request.has("INFO"));
+            // The role is that of the last login.
+            let tells_role = demoted && request.is(&["HELLO"]);
+            // What a RESP2 subscriber may not send is refused here, by the server with READONLY first.
+            let restricts = demoted && request.is(SUBSCRIBE) && (resets || sequence.clients[*client] == 2);
+            !names_itself && !lists_itself && !tells_role && !restricts
+        };
+        if !requests.iter().all(speaks) {
+            return false;
+        }
+        // To Redis 8 a command's own name means it again where it has just been called by its other one.
+        let repeats = requests.iter().any(|request| {
+            let before = std::mem::replace(&mut last[*client], request.name());
+            renames && before == format!("X{}", request.name())
+        });
+        if repeats {
+            return false;
+        }
+        // A stream that a tracking client has waited for is invalidated at once.
+        tracks[*client] |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("TRACKING"));
+        if tracks[*client] && requests.iter().any(|request| request.is(&["XREAD"]) && request.has("BLOCK")) {
+            return false;
+        }
+        // A connection that is to end behind a reply that is not wanted: Redis leaves it there.
+        mutes[*client] |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("REPLY"));
+        if mutes[*client] && requests.iter().any(|request| request.is(&["QUIT"]) || request.is_broken()) {
+            return false;
+        }
         // The server serves a waiting call before the next command, the proxy one round trip later.
         if waits && requests.len() > 1 {
             return false;
@@ -120,42 +183,63 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
 
 impl Generator<'_> {
     fn make(&mut self) -> Sequence {
-        let count = self.random.usize(1..=4);
+        let count = self.random.usize(self.trouble.clients());
         self.clients = vec![Client::default(); count];
+        self.lasts = false;
         let clients = (0..count).map(|_| self.random.u8(2..=3)).collect();
-        let steps = (0..self.random.usize(3..=14)).filter_map(|_| self.step()).collect();
-        Sequence { clients, steps }
+        let mut steps = Vec::new();
+        for _ in 0..self.random.usize(3..=14) {
+            let troubled = self.troubled();
+            let is_apart = matches!(self.trouble, Trouble::Rename | Trouble::Refusal);
+            steps.extend(if troubled.is_empty() && !is_apart {
+                self.step().into_iter().collect()
+            } else {
+                troubled
+            });
+        }
+        steps.extend(self.relieved());
+        Sequence { trouble: self.trouble, clients, steps }
     }
 
-    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
+    pub(super) fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
         from[self.random.usize(0..from.len())]
     }
 
-    fn one_in(&mut self, count: usize) -> bool {
+    pub(super) fn one_in(&mut self, count: usize) -> bool {
         self.random.usize(0..count) == 0
     }
 
-    fn step(&mut self) -> Option<Step> {
+    /// A client that is still there.
+    pub(super) fn anybody(&mut self) -> Option<usize> {
         let client = self.random.usize(0..self.clients.len());
-        if self.clients[client].gone {
-            return None;
-        }
+        (!self.clients[client].gone).then_some(client)
+    }
+
+    fn step(&mut self) -> Option<Step> {
+        let client = self.anybody()?;
         if self.one_in(60) {
             self.clients[client].gone = true;
             return Some(if self.random.bool() { Step::Leave(client) } else { Step::HalfClose(client) });
         }
         let requests = self.requests(client);
+        Some(self.write(client, requests, Tail::Stays))
+    }
+
+    /// Requests in one piece or in several.
+    pub(super) fn write(&mut self, client: usize, requests: Vec<Request>, tail: Tail) -> Step {
         let length: usize = requests.iter().map(|request| request.bytes(&|_, _| "0".to_owned()).len()).sum();
         let mut cuts = Vec::new();
-        if self.one_in(4) {
+        // Who leaves with the first replies unread may be forgotten before the last piece is read.
+        if self.one_in(4) && tail != Tail::Leaves {
             cuts = (0..self.random.usize(1..=3)).map(|_| self.random.usize(1..=length)).collect();
             cuts.sort_unstable();
         }
-        Some(Step::Write { client, requests, cuts })
+        self.clients[client].gone |= tail != Tail::Stays;
+        Step::Write { client, requests, cuts, tail }
     }
 
     /// What one client writes in one step.
-    fn requests(&mut self, client: usize) -> Vec<Request> {
+    pub(super) fn requests(&mut self, client: usize) -> Vec<Request> {
         let theme = self.random.usize(0..100);
         let mut requests = match theme {
             0..=29 => (0..self.random.usize(1..=5)).map(|_| self.data(client)).collect(),
@@ -178,7 +262,7 @@ impl Generator<'_> {
     }
 
     /// A command on data, its words filled in.
-    fn data(&mut self, client: usize) -> Request {
+    pub(super) fn data(&mut self, client: usize) -> Request {
         let template = loop {
             let template = self.pick(words::DATA);
             let name = template.split(' ').next().unwrap_or_default().to_lowercase();
@@ -192,11 +276,11 @@ impl Generator<'_> {
         if length < 1_000 && self.one_in(12) { self.inline(request) } else { request }
     }
 
-    fn fill(&mut self, template: &str) -> Request {
+    pub(super) fn fill(&mut self, template: &str) -> Request {
         Request::Words(template.split(' ').map(|word| self.word(word)).collect())
     }
 
-    fn fill_one(&mut self, templates: &[&str]) -> Request {
+    pub(super) fn fill_one(&mut self, templates: &[&str]) -> Request {
         let template = self.pick(templates);
         self.fill(template)
     }
@@ -260,7 +344,7 @@ impl Generator<'_> {
         Some(Request::Words(words))
     }
 
-    fn transaction(&mut self, client: usize) -> Vec<Request> {
+    pub(super) fn transaction(&mut self, client: usize) -> Vec<Request> {
         let mut requests = Vec::new();
         if self.one_in(4) {
             requests.push(Request::words(self.pick(&[
@@ -302,7 +386,7 @@ impl Generator<'_> {
         requests
     }
 
-    fn publishing(&mut self, client: usize) -> Vec<Request> {
+    pub(super) fn publishing(&mut self, client: usize) -> Vec<Request> {
         if self.clients[client].in_multi {
             // SUBSCRIBE is refused there, and PUBLISH counts as the server does.
             return vec![self.data(client)];
@@ -334,7 +418,7 @@ impl Generator<'_> {
         (0..self.random.usize(1..=4)).map(|_| self.fill_one(&templates)).collect()
     }
 
-    fn blocking(&mut self, client: usize) -> Vec<Request> {
+    pub(super) fn blocking(&mut self, client: usize) -> Vec<Request> {
         if self.clients[client].blocked || self.clients.iter().filter(|client| client.blocked).count() > 1 {
             return vec![self.fill_one(&["RPUSH l1 V", "ZADD z1 1 W", "XADD x1 I f V", "LPUSH l2 V V"])];
         }
@@ -367,7 +451,7 @@ impl Generator<'_> {
         requests
     }
 
-    fn session(&mut self, client: usize) -> Vec<Request> {
+    pub(super) fn session(&mut self, client: usize) -> Vec<Request> {
         if self.clients[client].in_multi {
             return vec![self.data(client)];
         }
@@ -427,7 +511,7 @@ impl Generator<'_> {
     }
 
     /// CLIENT REPLY: what is not answered cannot be waited for, so the write ends with something that is.
-    fn muted(&mut self, client: usize) -> Vec<Request> {
+    pub(super) fn muted(&mut self, client: usize) -> Vec<Request> {
         if self.clients[client].in_multi {
             return vec![self.data(client)];
         }

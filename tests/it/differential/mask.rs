@@ -4,15 +4,19 @@
 //!   generator announces by an `ECHO client-id`), the rows of `CLIENT LIST` and `CLIENT INFO`;
 //! - in those rows, what depends on time, sizes and file descriptors (the names of the fields and their order must agree);
 //! - of Redis 6.2 and older: the text of errors behind their code, where the proxy answers in the words of later ones;
+//! - where the pool is full: its error, and that of the unknown command which stands for it in the direct world;
 //! - the order in which an UNSUBSCRIBE without names names them (the order of the server's hash table);
 //! - the order in which one message is told to a client by several of its patterns (another hash table);
 //! - where a published message or an invalidation comes between the replies of a RESP3 client: its own `PUBLISH` is answered before or after
 //!   it (Redis 7.0 sends the message first, later ones the reply). Messages are compared in their order, replies in theirs.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 
 use redbouncer::resp::ReplyScanner;
+
+use super::fate::{REFUSED, is_refusal};
 
 /// By what a client is known in its world.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +36,14 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
+    /// Where it tells of a refusal by a full pool that is not expected.
+    pub(crate) fn refused_unlike(&self, expected: &Self) -> Option<usize> {
+        let is_new = |(place, reply): &(usize, &String)| {
+            *reply == REFUSED && expected.replies.get(*place).is_none_or(|reply| reply != REFUSED)
+        };
+        self.replies.iter().enumerate().find(is_new).map(|(place, _)| place)
+    }
+
     /// Whether nothing that may still come makes it `expected`.
     pub(crate) fn contradicts(&self, expected: &Self) -> bool {
         !expected.replies.starts_with(&self.replies)
@@ -42,7 +54,13 @@ impl Heard {
 
 impl fmt::Display for Heard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tail = |lines: &[String]| lines[lines.len().saturating_sub(8)..].join(" ");
+        let short = |line: &String| match line.char_indices().nth(300) {
+            Some((end, _)) => format!("{}… ({} bytes)", &line[..end], line.len()),
+            None => line.clone(),
+        };
+        let tail = |lines: &[String]| {
+            lines[lines.len().saturating_sub(8)..].iter().map(short).collect::<Vec<_>>().join(" ")
+        };
         write!(f, "{} replies … {}", self.replies.len(), tail(&self.replies))?;
         if !self.messages.is_empty() {
             write!(f, " · {} messages … {}", self.messages.len(), tail(&self.messages))?;
@@ -56,7 +74,19 @@ const COMPARED: [&str; 11] =
     ["id", "addr", "name", "flags", "db", "sub", "psub", "ssub", "cmd", "user", "resp"];
 const COMPARED_TOO: [&str; 3] = ["lib-name", "lib-ver", "redir"];
 
-pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], exact: bool) -> Heard {
+/// What is masked beside ids and addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mask {
+    /// Errors agree in their words, not only in their code.
+    pub(crate) exact: bool,
+    /// The refusals of a full pool have stand-ins in the direct world.
+    pub(crate) refusals: bool,
+    /// Commands have other names on the server. Some of them the proxy asks for itself, in its own spelling and for no client
+    /// in particular: then an unknown command is called so without its words.
+    pub(crate) renames: bool,
+}
+
+pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) -> Heard {
     let mut heard = Heard { replies: Vec::new(), messages: Vec::new(), rest: String::new(), ended };
     let mut at = 0;
     let mut announced = false;
@@ -64,12 +94,18 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], exact: bool)
     while at < got.len() {
         let step = ReplyScanner::default().step(&got[at..]);
         let Some(step) = step.ok().filter(|step| step.complete.is_some()) else {
-            heard.rest = got[at..].escape_ascii().to_string();
+            let rest = &got[at..];
+            heard.rest = format!("{}… ({} bytes)", rest[..rest.len().min(300)].escape_ascii(), rest.len());
             break;
         };
         let frame = &got[at..at + step.consumed];
         at += step.consumed;
-        let shown = if !exact && frame[0] == b'-' {
+        let shown = if mask.refusals && is_refusal(frame) {
+            REFUSED.to_owned()
+        } else if mask.renames && frame.starts_with(b"-ERR unknown command") {
+            let text = String::from_utf8_lossy(frame).to_lowercase();
+            text.split(", with").next().unwrap_or_default().trim_end().to_owned()
+        } else if !mask.exact && frame[0] == b'-' {
             String::from_utf8_lossy(frame.split(|byte| *byte == b' ').next().unwrap_or_default()).into_owned()
         } else if std::mem::replace(&mut announced, frame == b"$9\r\nclient-id\r\n") {
             with_id(frame, clients)
@@ -122,6 +158,12 @@ fn with_id(frame: &[u8], clients: &[Identity]) -> String {
 }
 
 fn one(frame: &[u8], clients: &[Identity]) -> String {
+    if frame.len() > 16_384 {
+        // A value, too long for anything that is masked in it.
+        let mut hasher = DefaultHasher::new();
+        frame.hash(&mut hasher);
+        return format!("{}… ({} bytes, {:x})", frame[..32].escape_ascii(), frame.len(), hasher.finish());
+    }
     let text = frame.escape_ascii().to_string();
     if let Some((before, after)) = text.split_once("$2\\r\\nid\\r\\n:")
         && let Some((id, after)) = after.split_once("\\r\\n")

@@ -1,31 +1,45 @@
 //! The same sequences of commands directly and through the proxy: every byte that every client receives is compared.
 //!
-//! A sequence is made from a seed ([`generate`]) and played before a server and before a proxy with a server of the same
-//! version ([`world`]); what may differ is masked, each thing with its reason ([`mask`]). A sequence that shows a difference
-//! is cut down to what matters and printed as text that can be played again:
+//! A sequence is made from a seed ([`generate`]), mostly with some trouble in it ([`trouble`]), and played before a server
+//! and before a proxy with a server of the same version ([`world`]); what may differ is masked, each thing with its reason
+//! ([`mask`]). What can befall a client of the proxy alone (a full pool, a killed lease) is carried over to the direct world
+//! ([`fate`]). A sequence that shows a difference is cut down to what matters and printed as text that can be played again:
 //!
 //! ```text
 //! REDBOUNCER_SEQUENCE=file cargo nextest run differential   # plays what a failure has printed
 //! REDBOUNCER_SEED=n        cargo nextest run differential   # begins with that seed
 //! REDBOUNCER_ONLY=valkey-9 cargo nextest run differential   # before the servers whose name has that in it
+//! REDBOUNCER_TROUBLE=kills cargo nextest run differential   # every sequence has this trouble, or one of these: a,b
 //! make differential                                         # 100,000 sequences on each server; or REDBOUNCER_COUNT=n
 //! ```
 
+mod comparison;
+mod fate;
 mod found;
 mod generate;
+mod holds;
 mod mask;
+mod record;
 mod sequence;
+mod trouble;
+mod troubles;
+mod wire;
 mod words;
 mod world;
+
+use std::collections::HashMap;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use comparison::{Outcome, Patience, Play};
+use fate::Fates;
 use generate::{Abilities, is_comparable, sequence};
 use sequence::{Request, Sequence, Step};
-use world::{Patience, World};
+use trouble::{RENAMED, Setup, Trouble};
+use world::World;
 
 use crate::harness::{Client, Proxy, Server, Version, long};
 
@@ -35,6 +49,9 @@ const PATIENT: Patience = Patience(Duration::from_secs(5));
 const IMPATIENT: Patience = Patience(Duration::from_millis(400));
 /// Differences after which a run stops.
 const ENOUGH: usize = 5;
+
+/// How many sequences are played at the same time: they mostly wait, for round trips and for times to pass.
+const PLAYERS: usize = 4;
 
 /// Two servers of one version, one of them behind a proxy.
 struct Pair {
@@ -46,22 +63,63 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(version: &Version) -> Self {
+    fn start(version: &Version, setup: Setup) -> Self {
         // A timeout is seen within 10 ms instead of 100; our own connection comes from another loopback address.
-        let options = ["--hz", "100", "--protected-mode", "no"];
+        let mut options = vec!["--hz", "100", "--protected-mode", "no"];
+        let renamed = RENAMED.map(|name| (name, format!("X{name}")));
+        if setup == Setup::Renamed {
+            options.extend(renamed.iter().flat_map(|(name, other)| ["--rename-command", name, other]));
+        }
         let servers = [Server::start_version(version, &options), Server::start_version(version, &options)];
-        // Every client of a sequence may hold a lease, and none waits for the next dial.
-        let proxy = Proxy::start(&servers[1], &["pool.max_connections=32", "upstream.connect_rate=100000"]);
-        let direct = World::direct(&servers[0]);
-        let proxied = World::proxied(&servers[1], &proxy, version.has_hub());
+        // None waits for the next dial.
+        let mut settings = vec!["upstream.connect_rate=100000"];
+        match setup {
+            // Every client of a sequence may hold a lease.
+            Setup::Ample | Setup::Renamed | Setup::Fickle => settings.push("pool.max_connections=32"),
+            Setup::Scarce => settings.extend(["pool.max_connections=4", "pool.wait_timeout=40ms"]),
+        }
+        let proxy = Proxy::start(&servers[1], &settings);
+        let direct = World::direct(&servers[0], setup);
+        let proxied = World::proxied(&servers[1], &proxy, setup, version.has_hub());
         Self { abilities: abilities(&servers[0]), direct, proxied, _proxy: proxy, _servers: servers }
     }
 
     fn difference(&mut self, sequence: &Sequence, patience: Patience) -> Option<String> {
         let playing = Playing(sequence);
-        let record = self.direct.record(sequence);
-        let difference = self.proxied.compare(sequence, &record, patience);
+        let difference = self.play(sequence, patience);
         drop(playing);
+        difference
+    }
+
+    /// Plays the sequence in both worlds; the first difference, if there is one. What befalls it before the proxy alone is
+    /// carried over into the direct world, which is played again then.
+    fn play(&mut self, sequence: &Sequence, patience: Patience) -> Option<String> {
+        let fates = Fates::default();
+        let record = self.direct.record(sequence, &fates);
+        let mut play = Play { sequence, record, fates, patience };
+        self.proxied.begin(sequence);
+        let mut number = 0;
+        let mut is_done = false;
+        let difference = loop {
+            let outcome = if number == sequence.steps.len() {
+                self.proxied.end(&play)
+            } else if is_done {
+                self.proxied.come_out(&play, number)
+            } else {
+                self.proxied.step(&play, number)
+            };
+            match outcome {
+                Outcome::Alike if number == sequence.steps.len() => break None,
+                Outcome::Alike => (number, is_done) = (number + 1, false),
+                Outcome::Differs(what) => break Some(what),
+                Outcome::Befell(fates) => {
+                    is_done = true;
+                    play.record = self.direct.record(sequence, &fates);
+                    play.fates = fates;
+                }
+            }
+        };
+        self.proxied.finish(sequence);
         difference
     }
 
@@ -81,6 +139,23 @@ impl Pair {
                 None => return (sequence, what),
             }
         }
+    }
+}
+
+/// One version with every setup that has been needed.
+struct Pairs<'a> {
+    version: &'a Version,
+    started: HashMap<Setup, Pair>,
+}
+
+impl<'a> Pairs<'a> {
+    fn of(version: &'a Version) -> Self {
+        Self { version, started: HashMap::new() }
+    }
+
+    fn pair(&mut self, trouble: Trouble) -> &mut Pair {
+        let setup = trouble.setup();
+        self.started.entry(setup).or_insert_with(|| Pair::start(self.version, setup))
     }
 }
 
@@ -123,7 +198,10 @@ fn abilities(server: &Server) -> Abilities {
 /// Every sequence that is this one with a little less.
 fn smaller(sequence: &Sequence) -> Vec<Sequence> {
     let mut found = Vec::new();
-    let mut offer = |steps: Vec<Step>| found.push(Sequence { clients: sequence.clients.clone(), steps });
+    let mut offer = |steps: Vec<Step>| {
+        let Sequence { trouble, clients, .. } = sequence.clone();
+        found.push(Sequence { trouble, clients, steps });
+    };
     let steps = &sequence.steps;
     if steps.len() > 3 {
         offer(steps[..steps.len() / 2].to_vec());
@@ -135,10 +213,10 @@ fn smaller(sequence: &Sequence) -> Vec<Sequence> {
         offer(fewer);
     }
     for (at, step) in steps.iter().enumerate() {
-        let Step::Write { client, requests, cuts } = step else { continue };
+        let Step::Write { client, requests, cuts, tail } = step else { continue };
         let mut replaced = |requests: Vec<Request>, cuts: Vec<usize>| {
             let mut changed = steps.clone();
-            changed[at] = Step::Write { client: *client, requests, cuts };
+            changed[at] = Step::Write { client: *client, requests, cuts, tail: *tail };
             offer(changed);
         };
         if !cuts.is_empty() {
@@ -153,22 +231,62 @@ fn smaller(sequence: &Sequence) -> Vec<Sequence> {
     found
 }
 
-/// Plays sequences from `first` on before one version; what was different, and how many were alike.
-fn run(version: &Version, first: u64, count: u64, span: Duration) -> (Vec<String>, usize) {
-    let (next, alike, found) = (AtomicU64::new(first), AtomicUsize::new(0), Mutex::new(Vec::new()));
+/// What is played: from which seed on, how many, for how long at the most, with which troubles.
+struct Program {
+    first: u64,
+    count: u64,
+    span: Duration,
+    troubles: Vec<Trouble>,
+}
+
+impl Program {
+    /// What the environment asks for.
+    fn read() -> Self {
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        let named = std::env::var("REDBOUNCER_TROUBLE").unwrap_or_default();
+        let troubles = named.split(',').filter(|name| !name.is_empty());
+        let troubles =
+            troubles.map(|name| Trouble::named(name).unwrap_or_else(|| panic!("no trouble: {name}")));
+        Self {
+            first: number("REDBOUNCER_SEED").unwrap_or(1),
+            count: number("REDBOUNCER_COUNT").unwrap_or(if long() { 100_000 } else { 600 }),
+            span: Duration::from_secs(if long() { 7_200 } else { 12 }),
+            troubles: troubles.collect(),
+        }
+    }
+
+    fn trouble(&self, seed: u64) -> Trouble {
+        if self.troubles.is_empty() {
+            Trouble::of_seed(seed)
+        } else {
+            self.troubles[usize::try_from(seed).unwrap() % self.troubles.len()]
+        }
+    }
+}
+
+/// Plays the sequences before one version; what was different, and how many were alike.
+fn run(version: &Version, program: &Program) -> (Vec<String>, usize) {
+    let (next, alike, found) = (AtomicU64::new(program.first), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let each = Mutex::new(HashMap::<&str, (usize, Duration)>::new());
     let start = Instant::now();
     thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..PLAYERS {
             scope.spawn(|| {
-                let mut pair = Pair::start(version);
-                while start.elapsed() < span && found.lock().unwrap().len() < ENOUGH {
+                let mut pairs = Pairs::of(version);
+                while start.elapsed() < program.span && found.lock().unwrap().len() < ENOUGH {
                     let seed = next.fetch_add(1, SeqCst);
-                    if seed >= first + count {
+                    if seed >= program.first + program.count {
                         return;
                     }
-                    let sequence = sequence(seed, &pair.abilities);
+                    let trouble = program.trouble(seed);
+                    let pair = pairs.pair(trouble);
+                    let sequence = sequence(seed, trouble, &pair.abilities);
+                    let begun = Instant::now();
                     let Some(what) = pair.difference(&sequence, PATIENT) else {
                         alike.fetch_add(1, SeqCst);
+                        let mut each = each.lock().unwrap();
+                        let (count, took) = each.entry(trouble.name()).or_default();
+                        (*count, *took) = (*count + 1, *took + begun.elapsed());
                         continue;
                     };
                     let again = (0..3).filter(|_| pair.difference(&sequence, PATIENT).is_some()).count();
@@ -177,7 +295,12 @@ fn run(version: &Version, first: u64, count: u64, span: Duration) -> (Vec<String
                     if found.lock().unwrap().iter().any(|text: &String| text.contains(&steps_of(&sequence))) {
                         continue;
                     }
-                    let title = format!("# {}, seed {seed}, again {again} of 3 times", version.name);
+                    let title = format!(
+                        "# {name}, seed {seed}, again {again} of 3 times: REDBOUNCER_ONLY={name} REDBOUNCER_TROUBLE={} \
+                         REDBOUNCER_SEED={seed} REDBOUNCER_COUNT=1 cargo nextest run differential::sequences",
+                        trouble.name(),
+                        name = version.name,
+                    );
                     found.lock().unwrap().push(format!("{title}\n{sequence}{what}\n"));
                 }
             });
@@ -186,21 +309,22 @@ fn run(version: &Version, first: u64, count: u64, span: Duration) -> (Vec<String
     let alike = alike.into_inner();
     let (took, rate) = (start.elapsed(), alike as f64 / start.elapsed().as_secs_f64());
     println!("{}: {alike} sequences alike, {took:.1?}, {rate:.0} a second", version.name);
+    for (trouble, (count, took)) in each.into_inner().unwrap() {
+        println!("    {trouble}: {count}, {:.1?} each", took / u32::try_from(count).unwrap());
+    }
     (found.into_inner().unwrap(), alike)
 }
 
 #[test]
 fn sequences_are_answered_alike_directly_and_through_the_proxy() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let count = number("REDBOUNCER_COUNT").unwrap_or(if long() { 100_000 } else { 400 });
-    let span = Duration::from_secs(if long() { 3_600 } else { 5 });
+    let program = Program::read();
     let only = std::env::var("REDBOUNCER_ONLY").ok();
     let mut differences = Vec::new();
     for version in Version::all() {
         if only.as_ref().is_some_and(|only| !version.name.contains(only)) {
             continue;
         }
-        let (found, alike) = run(&version, number("REDBOUNCER_SEED").unwrap_or(1), count, span);
+        let (found, alike) = run(&version, &program);
         differences.extend(found);
         assert!(alike > 0 || !differences.is_empty(), "{}: nothing was played", version.name);
     }
@@ -210,9 +334,10 @@ fn sequences_are_answered_alike_directly_and_through_the_proxy() {
 #[test]
 fn what_was_found_once_stays_mended() {
     for version in Version::all() {
-        let mut pair = Pair::start(&version);
+        let mut pairs = Pairs::of(&version);
         for (fault, text) in found::FOUND {
-            let difference = pair.difference(&text.parse().unwrap(), PATIENT);
+            let sequence: Sequence = text.parse().unwrap();
+            let difference = pairs.pair(sequence.trouble).difference(&sequence, PATIENT);
             assert!(difference.is_none(), "{}: {fault}: {}", version.name, difference.unwrap());
         }
     }
@@ -224,8 +349,12 @@ fn a_printed_sequence_is_played_again() {
     let text = std::env::var("REDBOUNCER_SEQUENCE").map(|path| std::fs::read_to_string(path).unwrap());
     let text = text.unwrap_or_else(|_| "clients 2\n0: SET s1 v | GET s1\n".to_owned());
     let sequence: Sequence = text.parse().unwrap();
+    let only = std::env::var("REDBOUNCER_ONLY").ok();
     for version in Version::all() {
-        let difference = Pair::start(&version).difference(&sequence, PATIENT);
+        if only.as_ref().is_some_and(|only| !version.name.contains(only)) {
+            continue;
+        }
+        let difference = Pairs::of(&version).pair(sequence.trouble).difference(&sequence, PATIENT);
         assert!(difference.is_none(), "{}: {}", version.name, difference.unwrap());
     }
 }

@@ -10,10 +10,27 @@
 //! 0: CLIENT KILL ID {id:1}          the id (addr, laddr) of the second client, which differs from world to world
 //! 0 half-closes
 //! 1 leaves
+//! 0: INCR a | INCR b then half-closes   the FIN goes out right behind the bytes
+//! 0: INCR a | INCR b then leaves        closed right behind the bytes, nothing is read
+//! ```
+//!
+//! The troubles ([`super::trouble`]) have steps of their own:
+//!
+//! ```text
+//! clients 2 2 with kills            the trouble that the sequence was made for: it chooses the servers and the proxy
+//! 1 stops reading
+//! 1 reads on
+//! kills shared leased               the proxy's connections of these kinds; directly those whom it closes
+//! demotes                           REPLICAOF an address where nobody is
+//! promotes
+//! unpauses                          CLIENT UNPAUSE, on the server itself
+//! waits 40                          milliseconds
 //! ```
 
 use std::fmt;
 
+use super::trouble::{Kind, Trouble};
+use super::words::BROKEN;
 use crate::harness::encode;
 
 /// What one client's write asks for.
@@ -25,21 +42,59 @@ pub(crate) enum Request {
     Raw(Vec<u8>),
 }
 
+/// What follows the bytes of a write at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// Nothing: the client stays.
+    Stays,
+    /// A FIN; the client reads on.
+    HalfCloses,
+    /// The end of the connection; nothing is read any more.
+    Leaves,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     /// Requests of one client, written in pieces that end at these positions.
-    Write { client: usize, requests: Vec<Request>, cuts: Vec<usize> },
+    Write { client: usize, requests: Vec<Request>, cuts: Vec<usize>, tail: Tail },
     /// The client closes its sending side and goes on reading.
     HalfClose(usize),
     /// The client closes.
     Leave(usize),
+    /// The client reads nothing from here on.
+    Deafen(usize),
+    /// It reads again.
+    Hear(usize),
+    /// The proxy's connections of these kinds are killed on the server.
+    Kill(Vec<Kind>),
+    /// The server becomes a replica of nobody who answers.
+    Demote,
+    /// It is a master again.
+    Promote,
+    /// The server goes on with what a CLIENT PAUSE holds.
+    Unpause,
+    /// Nobody does anything for so many milliseconds.
+    Wait(u64),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sequence {
+    /// What it was made for.
+    pub(crate) trouble: Trouble,
     /// The protocol that each client begins with.
     pub(crate) clients: Vec<u8>,
     pub(crate) steps: Vec<Step>,
+}
+
+impl Sequence {
+    /// All that is asked for.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = &Request> {
+        let writes = self.steps.iter().filter_map(|step| match step {
+            Step::Write { requests, .. } => Some(requests),
+            _ => None,
+        });
+        writes.flatten()
+    }
 }
 
 impl Request {
@@ -64,7 +119,8 @@ impl Request {
         encode(&named.collect::<Vec<_>>())
     }
 
-    fn name(&self) -> String {
+    /// The command's name, in capitals.
+    pub(crate) fn name(&self) -> String {
         match self {
             Self::Words(words) => words.first().map(|name| String::from_utf8_lossy(name).to_uppercase()),
             Self::Raw(bytes) => {
@@ -88,6 +144,11 @@ impl Request {
         let Self::Raw(bytes) = self else { return false };
         let bytes = bytes.to_ascii_lowercase();
         bytes.windows(4).any(|word| word == b"post" || word == b"host")
+    }
+
+    /// Whether its client is closed for it.
+    pub(crate) fn is_broken(&self) -> bool {
+        matches!(self, Self::Raw(bytes) if BROKEN.contains(&bytes.as_slice()))
     }
 
     /// Whether this is one of its words.
@@ -120,11 +181,17 @@ fn placeholder(word: &[u8]) -> Option<(&str, usize)> {
     Some((kind, client.parse().ok()?))
 }
 
+const HALF_CLOSES: &str = " then half-closes";
+const LEAVES: &str = " then leaves";
+
 impl fmt::Display for Sequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("clients")?;
         for protocol in &self.clients {
             write!(f, " {protocol}")?;
+        }
+        if self.trouble != Trouble::None {
+            write!(f, " with {}", self.trouble.name())?;
         }
         writeln!(f)?;
         for step in &self.steps {
@@ -137,7 +204,7 @@ impl fmt::Display for Sequence {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Write { client, requests, cuts } => {
+            Self::Write { client, requests, cuts, tail } => {
                 write!(f, "{client}")?;
                 if !cuts.is_empty() {
                     f.write_str(" cut")?;
@@ -153,10 +220,24 @@ impl fmt::Display for Step {
                         }
                     }
                 }
-                Ok(())
+                f.write_str(match tail {
+                    Tail::Stays => "",
+                    Tail::HalfCloses => HALF_CLOSES,
+                    Tail::Leaves => LEAVES,
+                })
             }
             Self::HalfClose(client) => write!(f, "{client} half-closes"),
             Self::Leave(client) => write!(f, "{client} leaves"),
+            Self::Deafen(client) => write!(f, "{client} stops reading"),
+            Self::Hear(client) => write!(f, "{client} reads on"),
+            Self::Kill(kinds) => {
+                f.write_str("kills")?;
+                kinds.iter().try_for_each(|kind| write!(f, " {}", kind.name()))
+            }
+            Self::Demote => f.write_str("demotes"),
+            Self::Promote => f.write_str("promotes"),
+            Self::Unpause => f.write_str("unpauses"),
+            Self::Wait(millis) => write!(f, "waits {millis}"),
         }
     }
 }
@@ -176,21 +257,42 @@ impl std::str::FromStr for Sequence {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let head = lines.next().and_then(|line| line.strip_prefix("clients ")).ok_or("no line of clients")?;
+        let (head, trouble) = match head.split_once(" with ") {
+            Some((head, name)) => (head, Trouble::named(name).ok_or_else(|| format!("no trouble: {name}"))?),
+            None => (head, Trouble::None),
+        };
         let clients = head.split(' ').map(|word| word.parse().map_err(|_| head.to_owned()));
         let steps = lines.map(|line| step(line).ok_or_else(|| format!("not a step: {line}")));
-        Ok(Self { clients: clients.collect::<Result<_, _>>()?, steps: steps.collect::<Result<_, _>>()? })
+        Ok(Self {
+            trouble,
+            clients: clients.collect::<Result<_, _>>()?,
+            steps: steps.collect::<Result<_, _>>()?,
+        })
     }
 }
 
 fn step(line: &str) -> Option<Step> {
+    match line.split_once(' ').unwrap_or((line, "")) {
+        ("kills", kinds) => return kinds.split(' ').map(Kind::named).collect::<Option<_>>().map(Step::Kill),
+        ("demotes", "") => return Some(Step::Demote),
+        ("promotes", "") => return Some(Step::Promote),
+        ("unpauses", "") => return Some(Step::Unpause),
+        ("waits", millis) => return millis.parse().ok().map(Step::Wait),
+        _ => {}
+    }
     let (client, rest) = line.split_at(line.find([' ', ':'])?);
     let client = client.parse().ok()?;
     match rest.trim() {
         "half-closes" => return Some(Step::HalfClose(client)),
         "leaves" => return Some(Step::Leave(client)),
+        "stops reading" => return Some(Step::Deafen(client)),
+        "reads on" => return Some(Step::Hear(client)),
         _ => {}
     }
     let (cuts, rest) = rest.split_once(':')?;
+    let tails = [(HALF_CLOSES, Tail::HalfCloses), (LEAVES, Tail::Leaves)];
+    let ended = tails.iter().find_map(|(words, tail)| Some((rest.strip_suffix(words)?, *tail)));
+    let (rest, tail) = ended.unwrap_or((rest, Tail::Stays));
     let cuts = cuts.split(' ').filter(|word| !word.is_empty() && *word != "cut");
     let cuts = cuts.map(|word| word.parse().ok()).collect::<Option<Vec<usize>>>()?;
     let mut requests = Vec::new();
@@ -219,7 +321,7 @@ fn step(line: &str) -> Option<Step> {
     if !words.is_empty() {
         requests.push(Request::Words(words));
     }
-    Some(Step::Write { client, requests, cuts })
+    Some(Step::Write { client, requests, cuts, tail })
 }
 
 /// Reads to the closing quote what `escape_ascii` has written.
@@ -256,8 +358,12 @@ fn a_sequence_reads_back_as_it_was_printed() {
         Request::Raw(b"*0\r\n\"\\".to_vec()),
         Request::Words(vec![b"ECHO".to_vec(), b"| \"\\\xff\0'".to_vec(), Vec::new()]),
     ];
-    let steps =
-        vec![Step::Write { client: 1, requests, cuts: vec![3, 9] }, Step::HalfClose(0), Step::Leave(1)];
-    let sequence = Sequence { clients: vec![2, 3], steps };
-    assert_eq!(sequence.to_string().parse(), Ok(sequence));
+    let write = |tail| Step::Write { client: 1, requests: requests.clone(), cuts: vec![3, 9], tail };
+    let mut steps: Vec<Step> = [Tail::Stays, Tail::HalfCloses, Tail::Leaves].map(write).into();
+    steps.extend([Step::HalfClose(0), Step::Leave(1), Step::Deafen(0), Step::Hear(1), Step::Wait(7)]);
+    steps.extend([Step::Kill(Kind::ALL.to_vec()), Step::Demote, Step::Promote, Step::Unpause]);
+    for trouble in Trouble::ALL {
+        let sequence = Sequence { trouble, clients: vec![2, 3], steps: steps.clone() };
+        assert_eq!(sequence.to_string().parse(), Ok(sequence));
+    }
 }

@@ -1,0 +1,48 @@
+//! Who has state on a connection, so that a kill of it takes the state away and closes the client.
+
+use super::sequence::Request;
+use super::trouble::Kind;
+use crate::harness::Row;
+
+/// What a client has written, as far as no listing of the server tells it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Holds {
+    multi: bool,
+    watch: bool,
+    /// It has ever asked for something that may have kept a WATCH from being one: subscriptions, errors inside MULTI.
+    vague: bool,
+}
+
+impl Holds {
+    pub(crate) fn note(&mut self, request: &Request) {
+        let alone = request.argc() == 1;
+        if request.is(&["MULTI"]) && alone {
+            self.multi = true;
+        } else if request.is(&["EXEC"]) && !alone {
+            // A wrong number of words ends a WATCH too.
+            self.vague = true;
+        } else if request.is(&["EXEC", "DISCARD"]) && alone && self.multi || request.is(&["RESET"]) && alone {
+            (self.multi, self.watch) = (false, false);
+        } else if request.is(&["WATCH"]) && !alone {
+            self.watch = true;
+            self.vague |= self.multi;
+        } else if request.is(&["UNWATCH"]) && alone && !self.multi {
+            self.watch = false;
+        } else if request.is(&["SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"]) {
+            self.vague = true;
+        }
+    }
+
+    /// Whether a kill of connections of this kind may close the client, and whether it must. `row` is of the direct world.
+    pub(crate) fn closed_by(self, kind: Kind, row: &Row) -> (bool, bool) {
+        let has = |letters: &str| row.get("flags").contains(|flag| letters.contains(flag));
+        let listens = ["sub", "psub", "ssub"].iter().any(|field| !["", "0"].contains(&row.get(field)));
+        match kind {
+            Kind::Control | Kind::Shared | Kind::Blocking => (false, false),
+            // Of a blocking call a lease is taken where there is no hub, or the client has one already.
+            Kind::Leased => (has("xtTOb") || self.watch, has("xt") || self.watch && !self.vague),
+            // Whoever has a lease is subscribed there.
+            Kind::PubSub => (listens, listens && !has("xtTOb") && !self.watch),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What the direct world gives: by the byte, after each step.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::fate::Fates;
+use super::mask::Identity;
+use super::sequence::{Request, Sequence, Step, Tail};
+use super::trouble::{Kind, Trouble};
+use super::world::{Listed, World};
+
+/// What was heard in the direct world by the end of one step.
+pub(super) struct Moment {
+    /// How many bytes each client has received, and whether its connection has ended.
+    pub(super) heard: Vec<(usize, bool)>,
+    /// Clients that wait in a blocking call.
+    pub(super) blocked: Vec<usize>,
+    /// The writer heard nothing, or not of everything: nothing tells when the write has been dealt with.
+    pub(super) is_vague: bool,
+    /// The server's checksum over all data, where no reply tells that a write has been dealt with.
+    pub(super) digest: Option<String>,
+    /// The writer's row in the listing, for the same reason.
+    pub(super) row: Option<Listed>,
+    /// Whom a kill may close, and whom it must.
+    pub(super) may_lose: Vec<usize>,
+}
+
+/// What the direct world has done.
+pub(crate) struct Record {
+    pub(super) moments: Vec<Moment>,
+    pub(super) clients: Vec<Identity>,
+    /// All that each client has received.
+    pub(super) got: Vec<Vec<u8>>,
+    /// The server's own checksum over all data.
+    pub(super) digest: String,
+}
+
+impl World {
+    /// Plays the sequence with what befell it, and writes down what it gives.
+    pub(super) fn record(&mut self, sequence: &Sequence, fates: &Fates) -> Record {
+        self.begin(sequence);
+        let moments = sequence
+            .steps
+            .iter()
+            .enumerate()
+            .map(|(number, step)| self.moment(sequence, number, step, fates))
+            .collect();
+        let got = self.wires.iter().map(|wire| wire.got.clone()).collect();
+        let digest = self.digest();
+        let clients = self.identities();
+        self.finish(sequence);
+        Record { moments, clients, got, digest }
+    }
+
+    fn moment(&mut self, sequence: &Sequence, number: usize, step: &Step, fates: &Fates) -> Moment {
+        let before: usize = self.heard();
+        let may_lose = match step {
+            Step::Kill(kinds) => self.lose(number, kinds, fates),
+            _ => Vec::new(),
+        };
+        self.act(number, step, fates);
+        self.rest();
+        if let Step::Write { client, tail: Tail::HalfCloses, .. } | Step::HalfClose(client) = step {
+            // The server sees a FIN in a turn of its own.
+            let start = Instant::now();
+            while self.wires[*client].socket.is_some() && start.elapsed() < Duration::from_secs(1) {
+                self.rest();
+            }
+        }
+        let mut blocked = Vec::new();
+        if let Step::Write { requests, client, .. } = step
+            && requests.iter().any(Request::may_block)
+        {
+            blocked = self.blocked();
+            // Timeouts in a sequence are brief or none: a brief one is waited out.
+            if blocked.contains(client) && is_brief(requests) {
+                let start = Instant::now();
+                while blocked.contains(client) && start.elapsed() < Duration::from_millis(300) {
+                    thread::sleep(Duration::from_millis(2));
+                    blocked = self.blocked();
+                }
+            }
+            self.rest();
+        }
+        let heard: Vec<_> = self.wires.iter().map(|wire| (wire.got.len(), wire.ended)).collect();
+        let is_vague = self.heard() == before || sequence.trouble == Trouble::Mute;
+        // Directly a pause holds what the proxy may not have got yet: then the data tell nothing.
+        let digest = (is_vague && sequence.trouble != Trouble::Pause).then(|| self.digest());
+        let row = match step {
+            Step::Write { client, .. } if sequence.trouble == Trouble::Mute => self.listed(*client),
+            _ => None,
+        };
+        Moment { heard, blocked, is_vague, digest, row, may_lose }
+    }
+
+    /// Ends the clients that have state on connections of these kinds; those that may have are returned.
+    fn lose(&mut self, number: usize, kinds: &[Kind], fates: &Fates) -> Vec<usize> {
+        let rows = self.rows();
+        let (mut may_lose, mut lost) = (Vec::new(), Vec::new());
+        for (client, wire) in self.wires.iter().enumerate() {
+            let id = wire.identity.id.to_string();
+            let Some(row) = rows.iter().find(|row| row.get("id") == id) else { continue };
+            let closed = kinds.iter().map(|kind| self.holds[client].closed_by(*kind, row));
+            let (may, must) = closed.fold((false, false), |all, one| (all.0 | one.0, all.1 | one.1));
+            may_lose.extend(may.then_some(client));
+            lost.extend(must.then_some(client));
+        }
+        let lost = fates.lost(number).map_or(lost, <[usize]>::to_vec);
+        for client in lost {
+            self.server.call(&format!("CLIENT KILL ID {}", self.wires[client].identity.id));
+        }
+        may_lose
+    }
+}
+
+fn is_brief(requests: &[Request]) -> bool {
+    requests.iter().any(|request| {
+        request.is_threaded() || request.may_block() && (request.has("0.01") || request.has("10"))
+    })
+}
