@@ -47,6 +47,8 @@ enum Step {
     Unblock(usize, &'static str),
     /// All brief timeouts pass.
     Expire,
+    /// One behind the other, with no rest between them.
+    Together(Vec<Step>),
 }
 
 /// One client's connection and all it has received.
@@ -161,6 +163,7 @@ impl World {
                 let reply = self.control.call(&format!("CLIENT UNBLOCK {} {how}", self.wires[*client].id));
                 let _ = writeln!(self.answers, "{:?}", reply.raw);
             }
+            Step::Together(steps) => steps.iter().for_each(|step| self.act(step, prefix)),
             Step::Expire => thread::sleep(BRIEF + Duration::from_millis(60)),
         }
     }
@@ -210,6 +213,16 @@ fn masked(bytes: &[u8]) -> String {
     lines.collect()
 }
 
+fn empty_wakes(kind: usize) -> Vec<String> {
+    let one = match kind {
+        0 => vec!["MULTI", "RPUSH @a taken", "RPOP @a", "EXEC"],
+        1 => vec!["MULTI", "RPUSH @b taken", "RPOP @b", "EXEC"],
+        2 => vec!["PEXPIRE @s 100000000", "XDEL @s 1-0"],
+        _ => vec!["XTRIM @t MAXLEN 1000", "PEXPIRE @t 100000000"],
+    };
+    one.iter().map(|words| (*words).to_owned()).cycle().take(one.len() * 40).collect()
+}
+
 fn schedule(seed: u64, strings: bool) -> (usize, Vec<Step>) {
     let mut random = fastrand::Rng::with_seed(seed);
     let clients = random.usize(1..5);
@@ -222,7 +235,7 @@ fn schedule(seed: u64, strings: bool) -> (usize, Vec<Step>) {
     let (moves, mut has_pushed) = (random.bool(), false);
     for _ in 0..random.usize(4..14) {
         let client = random.usize(0..clients);
-        let step = match random.usize(0..20) {
+        let step = match random.usize(0..24) {
             0..=8 => {
                 let timeout = if random.usize(0..4) == 0 { "0.3" } else { "0" };
                 let millis = if timeout == "0" { "0" } else { "300" };
@@ -285,7 +298,23 @@ fn schedule(seed: u64, strings: bool) -> (usize, Vec<Step>) {
                 client,
                 vec![format!("EVAL redis.call('RPUSH',KEYS[1],ARGV[1]);return('pushed') 1 @a v{}", next())],
             ),
-            _ => Step::Expire,
+            19 => Step::Expire,
+            // Wakes that bring nothing, as by consumers elsewhere, EXPIRE, XTRIM or XDEL.
+            20 | 21 => Step::Push(empty_wakes(random.usize(0..4))),
+            // A call that arrives while a wake is put off.
+            _ => {
+                let (push, call) = match random.usize(0..4) {
+                    0 => (format!("RPUSH @a v{}", next()), "BLPOP @a 0".to_owned()),
+                    1 => (format!("RPUSH @b v{}", next()), "BLPOP @b 0.3".to_owned()),
+                    2 => (format!("XADD @s 1-{} f v", next()), "XREAD BLOCK 0 STREAMS @s 0".to_owned()),
+                    _ => (
+                        format!("XADD @t 1-{} f v", next()),
+                        format!("XREADGROUP GROUP g c{client} BLOCK 0 STREAMS @t >"),
+                    ),
+                };
+                let empty = Step::Push(empty_wakes(random.usize(0..4)));
+                Step::Together(vec![empty, Step::Push(vec![push]), Step::Say(client, vec![call])])
+            }
         };
         steps.push(step);
     }
@@ -305,7 +334,11 @@ fn difference(
     let mut worlds = [World::open(direct, None, clients), World::open(behind, Some(proxy), clients)];
     let mut begun: Option<Instant> = None;
     for (at, step) in steps.iter().enumerate() {
-        if let Step::Say(_, commands) = step
+        let said = match step {
+            Step::Together(steps) => steps.last().unwrap_or(step),
+            _ => step,
+        };
+        if let Step::Say(_, commands) = said
             && commands[0].contains("0.3") | commands[0].contains(" 300 ")
         {
             begun.get_or_insert_with(Instant::now);

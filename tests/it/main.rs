@@ -32,6 +32,7 @@ mod hub;
 mod hub_load;
 mod hub_model;
 mod hub_regressions;
+mod hub_wakes;
 mod letter;
 mod listings;
 mod logging;

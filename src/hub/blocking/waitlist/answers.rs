@@ -9,7 +9,7 @@ use super::spot::stream_id;
 use super::tries::{Ask, Purpose, Sent};
 use super::{Access, FORMS, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
-use crate::command::blocking::{is_code, is_nothing, is_passing, last_generated_id};
+use crate::command::blocking::{Waited, is_code, is_nothing, is_passing, last_generated_id};
 use crate::resp::{self, Protocol, Request};
 use crate::telemetry::{ClientClose, UpstreamClose};
 
@@ -39,6 +39,7 @@ impl Waitlist {
             Purpose::Ping => return Ok(()),
             Purpose::Select(database) => {
                 self.selected(database, last);
+                self.end_the_overdue();
                 return Ok(());
             }
             Purpose::Call { .. } | Purpose::Positions { .. } | Purpose::Look { .. } => {}
@@ -112,6 +113,10 @@ impl Waitlist {
                 None if is_code(reply, b"WRONGTYPE") => Known::OtherType,
                 None => Known::Unknown,
             };
+            // Newer than any wake that was heard of. A stream's waiters have to look for themselves.
+            if spot.kind != Waited::Stream && spot.is_settled() {
+                spot.woken = false;
+            }
         }
     }
 
@@ -218,6 +223,10 @@ impl Waitlist {
             return;
         };
         let words: Vec<&[u8]> = request.args().collect();
+        if Request::parse(&lead.request).is_none_or(|whole| whole.args().count() != words.len()) {
+            // Some keys were left out, so the ids stand elsewhere.
+            return;
+        }
         for (at, key) in lead.spots.iter().zip(&lead.call.keys) {
             let id = words.get(key + lead.call.keys.len()).and_then(|word| stream_id(word));
             if let (Some(id), Some(spot)) = (id, self.spots.at_mut(*at)) {
@@ -264,8 +273,7 @@ impl Waitlist {
             for at in spots {
                 if let Some(spot) = self.spots.at_mut(at) {
                     spot.forget();
-                    spot.not_before = Some(now + PASSING);
-                    self.delayed.insert((now + PASSING, at));
+                    self.delay(at, now + PASSING);
                 }
             }
             self.nothing_for(id);

@@ -5,8 +5,8 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 
 use super::super::waiter::{End, State, Unblock};
-use super::Waitlist;
-use crate::command::blocking::Call;
+use super::{Access, Waitlist};
+use crate::command::blocking::{Call, Waited};
 use crate::resp::encode;
 use crate::telemetry::ClientClose;
 
@@ -26,16 +26,17 @@ impl Waitlist {
         }
     }
 
-    /// A call's time is up. With nothing in flight it gets nil at once. With a try in flight the answer decides, for a
-    /// while: an element that was popped for it should reach it.
+    /// A call's time is up. With nothing in flight that could say otherwise it gets nil at once. With a request in flight
+    /// the answer decides, for a while: an element that was popped for it, or pushed before its time was up, should reach
+    /// it. A wake that was put off is followed up now.
     fn is_due(&mut self, id: u64, now: Instant) {
-        // Without a connection yet nobody has looked for it: it should be told what is there, if that is soon known.
-        let asking = self.is_being_asked(id) || !self.online;
+        self.look_before_nil(id);
+        let asking = self.is_being_asked(id) || self.is_unlooked(id);
         let Some(waiter) = self.waiters.get_mut(&id) else { return };
         waiter.deadline = None;
         let moves = Call::moves_before_answering(waiter.call.command);
         match (waiter.state, waiter.overdue) {
-            (State::Queued, false) if waiter.first && asking => {
+            (State::Queued, false) if asking => {
                 waiter.overdue = true;
                 self.overdue.insert(id);
                 self.remind(id, now + self.times.grace);
@@ -50,6 +51,32 @@ impl Waitlist {
             }
             (State::Trying, true) => self.finish(id, End::Nil),
         }
+    }
+
+    /// What is known of a waiter's keys may be older than their last wake, or than its arrival.
+    fn look_before_nil(&mut self, id: u64) {
+        let Some(waiter) = self.waiters.get(&id).filter(|waiter| waiter.is_free() && !waiter.overdue) else {
+            return;
+        };
+        let is_woken = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.woken);
+        let woken: Vec<usize> = waiter.spots.iter().copied().filter(is_woken).collect();
+        let streams = waiter.kind() == Waited::Stream;
+        for at in woken.iter().filter(|_| !streams) {
+            self.end_delay(*at);
+            self.pump(*at);
+        }
+        let Some(waiter) = self.waiters.get(&id).filter(|waiter| waiter.is_free()) else { return };
+        let may_ask = self.online && self.access.get(&waiter.key.database) == Some(&Access::Granted);
+        // Of a stream only its own answer says something. The others' turn comes with the end of the delay.
+        if may_ask && (streams && !woken.is_empty() || waiter.first && !self.is_being_asked(id)) {
+            self.start(id);
+        }
+    }
+
+    /// Whether a waiter's first look waits for the connection, or for the answer whether its database may be used.
+    fn is_unlooked(&self, id: u64) -> bool {
+        let Some(waiter) = self.waiters.get(&id).filter(|waiter| waiter.first) else { return false };
+        !self.online || self.access.get(&waiter.key.database) != Some(&Access::Granted)
     }
 
     fn remind(&mut self, id: u64, at: Instant) {
@@ -70,7 +97,7 @@ impl Waitlist {
         let waiting: Vec<_> = self.overdue.iter().copied().collect();
         for id in waiting {
             let free = self.waiters.get(&id).is_some_and(|waiter| waiter.is_free());
-            if free && !self.is_being_asked(id) {
+            if free && !self.is_being_asked(id) && !self.is_unlooked(id) {
                 self.finish(id, End::Nil);
             }
         }

@@ -8,10 +8,15 @@
 //! 1. Nothing is popped unless a waiter was at hand when the request was written.
 //! 2. A waiter is in at most one request in flight.
 //! 3. Where a waiter is queued, its key is armed and was empty, or a request in flight says what it holds, or a timer
-//!    of a few milliseconds does.
+//!    of a few milliseconds does. Of a stream a count says nothing: one that is full may hold nothing behind this id or
+//!    for this group, and the other way round. There it is: since the stream last changed, the waiter's own call has
+//!    found nothing (or its group's oldest waiter's has, or the ids say so), or its spot is marked as woken, and a timer
+//!    or the reply to a request in flight will try.
 //! 4. Every try ends in exactly one of: nil, delivered, handed on, given back, an error.
 //! 5. What is known of a key changes only in the order of the connection's bytes.
 //! 6. The tries of one key leave in the order of its waiters.
+//! 7. No call ends with nil before an answer has said so that is newer than its arrival, or than the last wake of one of
+//!    its keys, unless the server does not answer.
 //!
 //! Pure: bytes in, bytes out, the time as an argument; clients are called through [`Waiting`].
 
@@ -39,7 +44,7 @@ use crate::resp::{self, ReplyKind};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Identity;
 
-use spot::{Known, Spots};
+use spot::{Known, Pace, Spots};
 use tries::Sent;
 
 /// Puts an element back that nobody can be given: the request that does it, as whom, under which key.
@@ -85,6 +90,7 @@ pub(in crate::hub) struct Waitlist {
     deadlines: BTreeSet<(Instant, u64)>,
     /// Spots whose next try is delayed.
     delayed: BTreeSet<(Instant, usize)>,
+    pace: Pace,
     /// Queued ones whose time is up while a request in flight will say whether there was something for them.
     overdue: BTreeSet<u64>,
     /// What is in flight, in the order of the connection.
@@ -116,6 +122,7 @@ impl Waitlist {
             spots: Spots::default(),
             deadlines: BTreeSet::new(),
             delayed: BTreeSet::new(),
+            pace: Pace::default(),
             overdue: BTreeSet::new(),
             sent: VecDeque::new(),
             out: BytesMut::new(),
@@ -263,19 +270,31 @@ impl Waitlist {
         for at in &woken {
             if let Some(spot) = self.spots.at_mut(*at) {
                 spot.forget();
-                if spot.queue.is_empty() {
+                if !spot.woken || spot.not_before.is_some() || !spot.is_losing() {
                     continue;
                 }
-                if let Some(patience) = spot.patience()
-                    && spot.not_before.is_none()
-                {
-                    spot.not_before = Some(now + patience);
-                    self.delayed.insert((now + patience, *at));
+                if let Some(until) = self.pace.next(now, spot.tries) {
+                    self.delay(*at, until);
                 }
             }
         }
         for at in woken {
             self.pump(at);
+        }
+    }
+
+    /// Nothing is tried on this spot until then, unless somebody arrives or ends.
+    fn delay(&mut self, at: usize, until: Instant) {
+        self.end_delay(at);
+        if let Some(spot) = self.spots.at_mut(at) {
+            spot.not_before = Some(until);
+            self.delayed.insert((until, at));
+        }
+    }
+
+    fn end_delay(&mut self, at: usize) {
+        if let Some(until) = self.spots.at_mut(at).and_then(|spot| spot.not_before.take()) {
+            self.delayed.remove(&(until, at));
         }
     }
 

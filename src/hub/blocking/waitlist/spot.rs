@@ -10,8 +10,15 @@ use crate::command::blocking::Waited;
 
 /// Keys that nobody waits for stay known, because most waiters come back at once; at most this many.
 const VACANT: usize = 10_000;
-/// Wakes without an element in a row before the next one is delayed: another consumer wins this key.
+/// Wakes without an element in a row before the next ones are paced: another consumer wins this key, or the key of this
+/// name in another database is busy.
 const LOST_IN_A_ROW: u32 = 3;
+/// One request in this time for keys whose wakes find nothing, all together.
+const PACE: Duration = Duration::from_millis(1);
+/// No wake is followed up later than this (and [`AHEAD`] less).
+const SLOWEST: Duration = Duration::from_millis(100);
+/// So far tries may run ahead of that pace.
+const AHEAD: Duration = Duration::from_millis(20);
 
 /// What was last heard of a key. Changed in the order of the connection's replies and pushes, and by nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +38,9 @@ pub(super) struct Spot {
     pub(super) kind: Waited,
     pub(super) name: Bytes,
     pub(super) known: Known,
+    /// It has changed since its waiters last had their chance, whatever has been heard of it since: what one waiter asked
+    /// says how much there is, and of a stream nothing at all of what another waits for.
+    pub(super) woken: bool,
     /// Who waits for it, by arrival; those in a try included.
     pub(super) queue: BTreeSet<u64>,
     /// Those of them for whose first look an older one's answer is awaited.
@@ -39,7 +49,9 @@ pub(super) struct Spot {
     pub(super) asking: u32,
     /// Wakes in a row that found nothing.
     empty_wakes: u32,
-    /// No try for it before this.
+    /// How many requests the last wake cost.
+    pub(super) tries: u32,
+    /// No try for it before this, but for those of calls that arrive or end.
     pub(super) not_before: Option<Instant>,
     /// A stream: nothing stands behind this id.
     quiet_after: Option<StreamId>,
@@ -70,9 +82,10 @@ impl Spot {
         }
     }
 
-    /// It may have changed: nothing is known any more.
+    /// It may have changed: nothing is known any more, and whoever waits has a chance again.
     pub(super) fn forget(&mut self) {
         self.known = Known::Unknown;
+        self.woken = !self.queue.is_empty();
         self.quiet_after = None;
         self.position = None;
     }
@@ -114,11 +127,27 @@ impl Spot {
         self.empty_wakes = 0;
     }
 
-    /// How long to wait after the next wake: nothing at first, then 1, 2, 4 … 10 ms where other consumers win every
-    /// time, and 100 ms after a long row of that.
-    pub(super) fn patience(&self) -> Option<Duration> {
-        let lost = self.empty_wakes.checked_sub(LOST_IN_A_ROW)?;
-        Some(Duration::from_millis(if lost > 50 { 100 } else { (1 << lost.min(4)).min(10) }))
+    /// Whether its wakes find nothing. Whether other consumers win, or the key of this name in another database is meant
+    /// (tracking does not say which), or the server forgets keys, cannot be told apart.
+    pub(super) fn is_losing(&self) -> bool {
+        self.empty_wakes >= LOST_IN_A_ROW
+    }
+}
+
+/// When the tries of wakes are due that will probably find nothing: at once, as long as they come no faster than the
+/// pace. It bounds what all such keys together cost, at a rate that lets a key in use live with it.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    due: Option<Instant>,
+}
+
+impl Pace {
+    /// When the next wake may be followed up, which costs so many requests; `None`: now.
+    pub(super) fn next(&mut self, now: Instant, tries: u32) -> Option<Instant> {
+        let due = self.due.map_or(now, |at| at.max(now)) + PACE.saturating_mul(tries.max(1));
+        let due = due.min(now + SLOWEST);
+        self.due = Some(due);
+        due.checked_sub(AHEAD).filter(|at| *at > now)
     }
 }
 
@@ -148,10 +177,12 @@ impl Spots {
             kind,
             name: name.clone(),
             known: Known::Unknown,
+            woken: false,
             queue: BTreeSet::new(),
             newcomers: BTreeSet::new(),
             asking: 0,
             empty_wakes: 0,
+            tries: 0,
             not_before: None,
             quiet_after: None,
             position: None,
@@ -236,6 +267,7 @@ impl Spots {
     pub(super) fn forget_all_knowledge(&mut self) {
         for (_, spot) in &mut self.spots {
             spot.forget();
+            spot.woken = false;
             spot.asking = 0;
             spot.not_before = None;
         }

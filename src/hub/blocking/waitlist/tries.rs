@@ -164,7 +164,10 @@ impl Waitlist {
 
     /// Lets the waiters of these spots try. If others are before `id`, their answers tell what it would have found.
     fn pump_for(&mut self, id: u64, spots: &[usize]) {
-        spots.iter().for_each(|at| self.pump(*at));
+        for at in spots {
+            self.end_delay(*at);
+            self.pump(*at);
+        }
         if self.waiters.get(&id).is_none_or(|waiter| !waiter.first || !waiter.is_free()) {
             return;
         }
@@ -183,7 +186,8 @@ impl Waitlist {
         }
     }
 
-    /// A stream call looks for itself, unless it is an XREAD and its streams are known to hold nothing for it.
+    /// A stream call looks for itself, unless it is an XREAD and its streams are known to hold nothing for it. What it
+    /// finds is no answer to those who wait already: a wake of theirs that is delayed stays to be followed up.
     fn start_on_streams(&mut self, id: u64) {
         self.take_known_positions(id);
         let Some(waiter) = self.waiters.get(&id) else { return };
@@ -199,7 +203,21 @@ impl Waitlist {
                     id.is_some_and(|id| self.spots.at(*at).is_some_and(|spot| spot.is_quiet_after(id)))
                 })
             });
-        if nothing_there { self.settle(id) } else { self.send_call(vec![id], Ask::All) }
+        if nothing_there {
+            return self.settle(id);
+        }
+        if waiter.group.is_some() {
+            // Older ones of its group read first.
+            let is_woken = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.woken);
+            let woken: Vec<usize> = waiter.spots.iter().copied().filter(is_woken).collect();
+            for at in woken {
+                self.end_delay(at);
+                self.pump(at);
+            }
+        }
+        if self.waiters.get(&id).is_some_and(Waiter::is_free) {
+            self.send_call(vec![id], Ask::All);
+        }
     }
 
     /// Makes `$` explicit without asking, where the ends of all its streams are known.
@@ -236,29 +254,37 @@ impl Waitlist {
     /// Lets the waiters of a spot try: as many as can succeed, or one to find out. Nothing when a request in flight will
     /// say what the spot holds: it runs after whatever has happened until now.
     pub(super) fn pump(&mut self, at: usize) {
-        let Some(spot) = self.spots.at(at) else { return };
-        if !self.online || spot.asking > 0 || spot.not_before.is_some() || spot.queue.is_empty() {
+        let Some(spot) = self.spots.at_mut(at) else { return };
+        if !self.online || spot.not_before.is_some() || spot.queue.is_empty() {
             return;
         }
         let (database, kind) = (spot.database, spot.kind);
-        let chances = match (kind, spot.known) {
-            (_, Known::OtherType) => 0,
-            (_, Known::Unknown) => 1,
-            (Waited::Stream, Known::Left(_)) => 0,
-            (Waited::List | Waited::SortedSet, Known::Left(left)) => {
-                usize::try_from(left).unwrap_or(usize::MAX)
+        if kind == Waited::Stream {
+            let unknown = spot.known == Known::Unknown && spot.asking == 0;
+            if (spot.woken || unknown) && self.may_use(database) {
+                self.pump_stream(at);
             }
+            return;
+        }
+        if spot.asking > 0 {
+            return;
+        }
+        let chances = match spot.known {
+            Known::OtherType => 0,
+            Known::Unknown => 1,
+            Known::Left(left) => usize::try_from(left).unwrap_or(usize::MAX),
         };
         if chances == 0 || !self.may_use(database) {
             return;
-        }
-        if kind == Waited::Stream {
-            return self.pump_stream(at);
         }
         let Some(spot) = self.spots.at(at) else { return };
         let free =
             spot.queue.iter().filter(|id| self.waiters.get(*id).is_some_and(|waiter| waiter.is_free()));
         let next: Vec<u64> = free.take(chances).copied().collect();
+        if let Some(spot) = self.spots.at_mut(at) {
+            spot.woken = false;
+            spot.tries = 1;
+        }
         for (i, id) in next.iter().enumerate() {
             let ask = if i + 1 == next.len() { Ask::All } else { Ask::AllBut(at) };
             self.send_call(vec![*id], ask);
@@ -285,6 +311,10 @@ impl Waitlist {
                     None => tries.push((waiter.shape.clone(), vec![*id])),
                 }
             }
+        }
+        if let Some(spot) = self.spots.at_mut(at) {
+            spot.woken = false;
+            spot.tries = u32::try_from(floating.len() + tries.len()).unwrap_or(u32::MAX);
         }
         floating.into_iter().for_each(|id| self.ask_positions(id));
         tries.into_iter().for_each(|(_, waiters)| self.send_call(waiters, Ask::All));

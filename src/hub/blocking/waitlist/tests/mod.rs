@@ -1,13 +1,17 @@
-//! The waitlist before a small model of a server: lists and tracking, nothing else, so that thousands of schedules run
+//! The waitlist before a small model of a server: lists, streams and tracking, nothing else, so that thousands of schedules run
 //! in a second and every one can be checked against what must always hold.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
 use crate::command::{Class, blocking, classify};
 use crate::hub::carrier::Desk as _;
-use crate::resp::{Protocol, Request, RequestLimits, RequestScanner, RequestStep, encode};
+use crate::resp::{Protocol, Request, encode};
+
+mod model;
+mod wakes;
+
+use model::Model;
 
 /// What a client of the waitlist got.
 #[derive(Default)]
@@ -28,120 +32,6 @@ impl super::super::waiter::Waiting for Desk {
 
     fn end(&self, end: End) {
         self.ended.replace(Some(end));
-    }
-}
-
-/// Lists, sorted sets of one score, and who is told about changes: as redis-server with CLIENT TRACKING ON.
-#[derive(Default)]
-struct Model {
-    lists: BTreeMap<String, VecDeque<String>>,
-    strings: BTreeSet<String>,
-    armed: BTreeSet<String>,
-    queue: Option<Vec<Vec<String>>>,
-    /// Own changes are told behind EXEC's reply.
-    pending: Vec<String>,
-    commands: usize,
-}
-
-impl Model {
-    fn push(&mut self, key: &str, values: &[&str], out: &mut BytesMut) {
-        let list = self.lists.entry(key.to_owned()).or_default();
-        list.extend(values.iter().map(|value| (*value).to_owned()));
-        self.changed(key, out);
-    }
-
-    fn changed(&mut self, key: &str, out: &mut BytesMut) {
-        if self.armed.remove(key) {
-            out.extend_from_slice(
-                format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes(),
-            );
-        }
-    }
-
-    /// Runs what the waitlist has written; its replies and pushes.
-    fn run(&mut self, mut written: &[u8]) -> BytesMut {
-        let mut out = BytesMut::new();
-        while !written.is_empty() {
-            let limits =
-                RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
-            let Ok(RequestStep::Request(shape)) = RequestScanner::default().step(written, &limits) else {
-                panic!("not a request: {written:?}")
-            };
-            let request = Request::new(&written[..shape.len], &shape);
-            let words: Vec<String> =
-                request.args().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-            written = &written[shape.len..];
-            self.commands += 1;
-            match (words[0].as_str(), self.queue.as_mut()) {
-                ("MULTI", _) => {
-                    self.queue = Some(Vec::new());
-                    encode::simple(&mut out, "OK");
-                }
-                ("EXEC", _) => {
-                    let members = self.queue.take().unwrap();
-                    encode::array(&mut out, members.len());
-                    for member in members {
-                        self.member(&member, &mut out);
-                    }
-                    for key in std::mem::take(&mut self.pending) {
-                        out.extend_from_slice(
-                            format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len())
-                                .as_bytes(),
-                        );
-                    }
-                }
-                (_, Some(queue)) => {
-                    queue.push(words);
-                    encode::simple(&mut out, "QUEUED");
-                }
-                (_, None) => encode::simple(&mut out, "OK"),
-            }
-        }
-        out
-    }
-
-    fn member(&mut self, words: &[String], out: &mut BytesMut) {
-        match words[0].to_ascii_uppercase().as_str() {
-            "BLPOP" => {
-                let keys = &words[1..words.len() - 1];
-                for key in keys {
-                    if self.strings.contains(key) {
-                        encode::error(
-                            out,
-                            "WRONGTYPE Operation against a key holding the wrong kind of value",
-                        );
-                        return;
-                    }
-                    if let Some(value) = self.lists.get_mut(key).and_then(VecDeque::pop_front) {
-                        if self.armed.remove(key) {
-                            self.pending.push(key.clone());
-                        }
-                        encode::array(out, 2);
-                        encode::bulk(out, key.as_bytes());
-                        encode::bulk(out, value.as_bytes());
-                        return;
-                    }
-                }
-                out.extend_from_slice(b"_\r\n");
-            }
-            "LLEN" => {
-                self.armed.insert(words[1].clone());
-                if self.strings.contains(&words[1]) {
-                    encode::error(out, "WRONGTYPE Operation against a key holding the wrong kind of value");
-                    return;
-                }
-                let left = self.lists.get(&words[1]).map_or(0, VecDeque::len);
-                encode::integer(out, i64::try_from(left).unwrap());
-            }
-            "EXISTS" => {
-                let there = words[1..].iter().filter(|key| {
-                    self.lists.get(*key).is_some_and(|list| !list.is_empty()) || self.strings.contains(*key)
-                });
-                encode::integer(out, i64::try_from(there.count()).unwrap());
-            }
-            "SELECT" => encode::simple(out, "OK"),
-            other => panic!("the model does not know {other}"),
-        }
     }
 }
 
@@ -434,21 +324,6 @@ fn what_tracking_does_not_tell_is_found_by_the_sweep() {
     bench.waitlist.sweep();
     bench.settle();
     assert_eq!(*waiter.got.borrow(), [element("k", "a")]);
-}
-
-#[test]
-fn a_key_that_others_always_win_is_tried_more_and_more_patiently() {
-    let mut bench = Bench::new();
-    let _waiter = bench.arrive("BLPOP k 0", None);
-    bench.settle();
-    let (start, before) = (bench.now, bench.model.commands);
-    for _ in 0..500 {
-        bench.push("k", &["x"]);
-        bench.model.lists.clear();
-        bench.settle();
-    }
-    let (took, commands) = (bench.now - start, bench.model.commands - before);
-    assert!(took > Duration::from_secs(2), "{commands} commands in {took:?}");
 }
 
 #[test]
