@@ -19,6 +19,15 @@ pub struct Asked {
     pub row: Option<&'static Row>,
 }
 
+impl Asked {
+    /// Whether the text of its reply may be of somebody else's making than the server's: a script's, a function's or a
+    /// module's. Such a text says nothing of the server.
+    #[must_use]
+    pub fn may_invent(&self) -> bool {
+        self.row.is_none_or(|row| row.script) || self.class == Class::Unknown
+    }
+}
+
 /// Looks a request up: its name in any case, its subcommand, and the arguments where they decide.
 ///
 /// XREAD and XREADGROUP are [`Class::Blocking`] only with BLOCK among their options. A container without a

@@ -256,6 +256,8 @@ pub struct Row {
     pub class: Class,
     /// Reaches beyond the own connection: subject to `auth.admin_commands`.
     pub policy: bool,
+    /// Runs a script or function.
+    pub script: bool,
     /// Where its keys are.
     pub keys: Keys,
     /// What state it makes, and why this route follows.

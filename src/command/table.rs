@@ -24,15 +24,20 @@ pub fn rows() -> &'static [Row] {
 }
 
 const fn row(name: &'static str, arity: i16, class: Class, keys: Keys, why: &'static str) -> Row {
-    Row { name, arity, class, policy: false, keys, why }
+    Row { name, arity, class, policy: false, script: false, keys, why }
 }
 
 const fn admin(name: &'static str, arity: i16, class: Class, keys: Keys, why: &'static str) -> Row {
-    Row { name, arity, class, policy: true, keys, why }
+    Row { name, arity, class, policy: true, script: false, keys, why }
 }
 
 const fn pass(name: &'static str, arity: i16, keys: Keys, why: &'static str) -> Row {
     row(name, arity, Class::Pass, keys, why)
+}
+
+/// Runs code of a client's, which may answer with any text.
+const fn script(name: &'static str, arity: i16, keys: Keys, why: &'static str) -> Row {
+    Row { name, arity, class: Class::Pass, policy: false, script: true, keys, why }
 }
 
 const fn data(name: &'static str, arity: i16, keys: Keys) -> Row {
@@ -42,7 +47,7 @@ const fn data(name: &'static str, arity: i16, keys: Keys) -> Row {
 /// The row for subcommands that are not listed.
 const fn container(name: &'static str, policy: bool) -> Row {
     let why = "an unlisted subcommand: the server is asked once what it is";
-    Row { name, arity: -2, class: Class::Unknown, policy, keys: NONE, why }
+    Row { name, arity: -2, class: Class::Unknown, policy, script: false, keys: NONE, why }
 }
 
 // One row, one line: a table is read by its columns. A static and not a constant, of which each use may be a copy:
@@ -106,12 +111,12 @@ pub(super) static ROWS: &[Row] = &[
     row("sunsubscribe", -1, Class::SUnsubscribe, ALL, "ends what a subscription holds; one confirmation per channel"),
     row("unsubscribe", -1, Class::Unsubscribe, NONE, "ends what a subscription holds; one confirmation per channel"),
     // scripting
-    pass("eval", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
-    pass("eval_ro", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
-    pass("evalsha", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
-    pass("evalsha_ro", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
-    pass("fcall", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
-    pass("fcall_ro", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
+    script("eval", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
+    script("eval_ro", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
+    script("evalsha", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
+    script("evalsha_ro", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
+    script("fcall", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
+    script("fcall_ro", -3, Keys::Special, "server-wide; SELECT inside Lua does not leak to the connection"),
     container("function", false),
     pass("function|delete", 3, NONE, "the library belongs to the server, as data does: no policy"),
     pass("function|dump", 2, NONE, "the library belongs to the server"),

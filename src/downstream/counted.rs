@@ -9,7 +9,7 @@ use super::client::Client;
 use super::drive::{Ran, Run};
 use super::worker::Worker;
 use crate::command::Asked;
-use crate::pool::{Lane, Receiver};
+use crate::pool::{Lane, Nature, Receiver};
 use crate::resp::{self, Request};
 use crate::session::{Beside, ServerFacts, Transaction};
 use crate::telemetry::ClientClose;
@@ -49,8 +49,11 @@ impl Client {
         let (last, block) = if replies == 1 { (0, None) } else { Transaction::of_block(frames) };
         match (replies, &block) {
             (1, _) => {}
-            (_, Some(_)) => self.push_on(lane, &frames[..last], replies - 1, false),
-            (_, None) => return self.push_on(lane, frames, replies, false),
+            (_, Some(_)) => self.push_on(lane, &frames[..last], replies - 1, Nature::default()),
+            (_, None) => {
+                let nature = Nature { is_block: true, ..Nature::default() };
+                return self.push_on(lane, frames, replies, nature);
+            }
         }
         let now = Instant::now();
         self.outstanding.set(self.outstanding.get() + 1);
@@ -65,7 +68,7 @@ impl Client {
             corrected.unwrap_or(reply)
         };
         let receiver = Rc::clone(self) as Rc<dyn Receiver>;
-        lane.push_changed(&frames[last..], &receiver, now, Box::new(change));
+        lane.push_changed(&frames[last..], &receiver, replies > 1, now, Box::new(change));
         self.lane.replace(Some(Rc::clone(lane)));
     }
 

@@ -10,7 +10,7 @@ use tokio::io::ReadBuf;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
-use crate::pool::{Lane, Receiver};
+use crate::pool::{Lane, Nature, Receiver};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, normalise,
 };
@@ -32,7 +32,9 @@ pub(super) struct Taken {
     pub(super) route: Route,
     /// Its reply is not wanted.
     pub(super) muted: bool,
-    /// How many replies it is owed.
+    /// See [`Nature`].
+    pub(super) may_invent: bool,
+    /// How many replies it is owed; more than one are a transaction's.
     pub(super) replies: u32,
     /// A reply counts our hubs where it should count their clients: PUBLISH, or a block with one.
     pub(super) counts: bool,
@@ -63,8 +65,7 @@ pub(super) struct Run {
     start: usize,
     count: u32,
     pub(super) lane: Option<Rc<Lane>>,
-    /// Their replies are not wanted (CLIENT REPLY): the lane reads and drops them, and nobody waits for them.
-    muted: bool,
+    nature: Nature,
 }
 
 impl Client {
@@ -267,17 +268,18 @@ impl Client {
         if let Some(lane) = run.lane.take()
             && run.count > 0
         {
-            self.push_on(&lane, &upto[run.start..], run.count, run.muted);
+            self.push_on(&lane, &upto[run.start..], run.count, run.nature);
         }
         run.start = upto.len();
         run.count = 0;
+        run.nature.may_invent = false;
     }
 
-    pub(super) fn push_on(self: &Rc<Self>, lane: &Rc<Lane>, commands: &[u8], count: u32, muted: bool) {
+    pub(super) fn push_on(self: &Rc<Self>, lane: &Rc<Lane>, commands: &[u8], count: u32, nature: Nature) {
         self.outstanding.set(self.outstanding.get() + count);
         self.has_written.set(true);
         let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
-        lane.push(commands, count, &receiver, muted, Instant::now());
+        lane.push(commands, count, &receiver, nature, Instant::now());
         if self.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
             self.lane.replace(Some(Rc::clone(lane)));
         }
@@ -299,9 +301,9 @@ impl Client {
             (session.route(&asked, &request, self.policy()), session.replies)
         };
         let muted = mode != ReplyMode::On;
-        if run.muted != muted {
+        if run.nature.muted != muted {
             self.push(run, &data[..at]);
-            run.muted = muted;
+            run.nature.muted = muted;
         }
         match route {
             Route::Lane
@@ -316,6 +318,7 @@ impl Client {
                 self.lane_for(run, &asked, frame, (1, false))?;
                 self.worker.count(self, &asked);
                 run.count += 1;
+                run.nature.may_invent |= asked.may_invent();
                 if muted {
                     let _ = self.session.borrow_mut().mutes_this();
                 }
@@ -331,10 +334,15 @@ impl Client {
                         Ok(block.len)
                     }
                     Some(block) => {
+                        self.push(run, &data[..at]);
                         let frames = &data[at..at + block.len];
                         self.lane_for(run, &asked, frames, (block.commands, false))?;
                         self.worker.count(self, &asked);
-                        run.count += block.commands;
+                        if let Some(lane) = run.lane.take() {
+                            let nature = Nature { muted, may_invent: false, is_block: true };
+                            self.push_on(&lane, frames, block.commands, nature);
+                        }
+                        run.start = at + block.len;
                         Ok(block.len)
                     }
                     None => self.take_other(frame, &request, asked, route, run, &data[..at]),
@@ -382,11 +390,12 @@ impl Client {
             }
             None => {
                 self.worker.count(self, asked);
-                let muted = run.muted && self.session.borrow_mut().mutes_this();
+                let muted = run.nature.muted && self.session.borrow_mut().mutes_this();
                 let taken = Taken {
                     request: Bytes::copy_from_slice(frames),
                     route: Route::Lane,
                     muted,
+                    may_invent: asked.may_invent(),
                     replies,
                     counts,
                 };
@@ -427,7 +436,7 @@ impl Client {
             route => {
                 let muted = self.session.borrow_mut().mutes_this();
                 let request = Bytes::copy_from_slice(frame);
-                let taken = Taken { request, route, muted, replies: 1, counts: false };
+                let taken = Taken { request, route, muted, may_invent: true, replies: 1, counts: false };
                 Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
         }

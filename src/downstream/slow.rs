@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::client::Client;
 use super::drive::Taken;
 use crate::command::Class;
-use crate::pool::{Claim, LaneKey, Unavailable};
+use crate::pool::{Claim, LaneKey, Nature, Unavailable};
 use crate::resp::{self, Request, encode};
 use crate::session::{Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
@@ -60,7 +60,9 @@ impl Client {
                 if taken.counts && !taken.muted {
                     self.counted_on(&lane, &taken.request, taken.replies);
                 } else {
-                    self.push_on(&lane, &taken.request, taken.replies, taken.muted);
+                    let Taken { muted, may_invent, replies, .. } = taken;
+                    let nature = Nature { muted, may_invent, is_block: replies > 1 };
+                    self.push_on(&lane, &taken.request, replies, nature);
                 }
                 return Ok(());
             }

@@ -55,6 +55,17 @@ pub type Then = Box<dyn FnOnce(Result<Vec<Bytes>, Lost>)>;
 /// What becomes of a reply on its way to its receiver. Must not call back into the lane.
 pub type Change = Box<dyn FnOnce(Bytes) -> Bytes>;
 
+/// What is to be known of commands that are pushed together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// Their replies are not wanted (CLIENT REPLY): they are read and dropped.
+    pub muted: bool,
+    /// The text of a reply may be of a script's making, or a module's: it says nothing of the server.
+    pub may_invent: bool,
+    /// They are a whole transaction: the last one is its EXEC.
+    pub is_block: bool,
+}
+
 /// The promise of replies, in the order of the commands.
 enum Slot {
     Replies {
@@ -63,6 +74,9 @@ enum Slot {
         since: Instant,
         /// Replies are read and dropped: CLIENT REPLY OFF, or the client was answered with a time-out.
         muted: bool,
+        /// See [`Nature`].
+        may_invent: bool,
+        is_block: bool,
         /// Answered with a time-out already; only the late reply is awaited.
         abandoned: bool,
     },
@@ -72,6 +86,8 @@ enum Slot {
         left: u32,
         partial: BytesMut,
         since: Instant,
+        /// It is the EXEC of a transaction.
+        is_exec: bool,
         /// Gone when the client was answered with a time-out.
         change: Option<Change>,
     },
@@ -123,6 +139,10 @@ pub struct Lane {
     mid_reply: Cell<bool>,
     /// The last MOVED that came by.
     redirection: RefCell<Option<String>>,
+    /// The server was a replica when the lane logged in, so that a refused write says nothing new.
+    of_replica: Cell<bool>,
+    /// A write was refused with READONLY since this was last asked.
+    was_refused_a_write: Cell<bool>,
     permit: RefCell<Option<Permit>>,
     seconds: Rc<CommandSeconds>,
 }
@@ -144,6 +164,8 @@ impl Lane {
             closed: Cell::new(false),
             mid_reply: Cell::new(false),
             redirection: RefCell::new(None),
+            of_replica: Cell::new(false),
+            was_refused_a_write: Cell::new(false),
             permit: RefCell::new(Some(permit)),
             seconds,
         })
@@ -201,26 +223,45 @@ impl Lane {
         self.fifo.borrow().front().map(|slot| now.saturating_duration_since(slot.since()))
     }
 
-    /// Appends `count` whole commands of one session and promises it as many replies. With `muted` the replies are
-    /// counted but not delivered.
-    pub fn push(&self, commands: &[u8], count: u32, to: &Rc<dyn Receiver>, muted: bool, now: Instant) {
+    /// Appends `count` whole commands of one session and promises it as many replies.
+    pub fn push(&self, commands: &[u8], count: u32, to: &Rc<dyn Receiver>, nature: Nature, now: Instant) {
         self.used.set(now);
         self.append(commands, count, now);
+        let Nature { muted, may_invent, is_block } = nature;
         let mut fifo = self.fifo.borrow_mut();
-        if let Some(Slot::Replies { to: last, count: more, since, muted: same, abandoned: false }) =
-            fifo.back_mut()
+        // A transaction has a slot of its own, so that its last reply is known to be EXEC's.
+        if let Some(Slot::Replies {
+            to: last,
+            count: more,
+            since,
+            muted: same,
+            may_invent: any,
+            is_block: false,
+            abandoned: false,
+        }) = fifo.back_mut()
+            && !is_block
             && *same == muted
             && now.saturating_duration_since(*since) < MERGE
             && Rc::ptr_eq(last, to)
         {
             *more += count;
+            *any |= may_invent;
         } else {
-            fifo.push_back(Slot::Replies { to: Rc::clone(to), count, since: now, muted, abandoned: false });
+            let to = Rc::clone(to);
+            let abandoned = false;
+            fifo.push_back(Slot::Replies { to, count, since: now, muted, may_invent, is_block, abandoned });
         }
     }
 
-    /// Appends one whole command of a session whose reply is changed on its way.
-    pub fn push_changed(&self, command: &[u8], to: &Rc<dyn Receiver>, now: Instant, change: Change) {
+    /// Appends one whole command of a session whose reply is changed on its way; `is_exec` where it ends a transaction.
+    pub fn push_changed(
+        &self,
+        command: &[u8],
+        to: &Rc<dyn Receiver>,
+        is_exec: bool,
+        now: Instant,
+        change: Change,
+    ) {
         self.used.set(now);
         self.append(command, 1, now);
         self.fifo.borrow_mut().push_back(Slot::Changed {
@@ -228,6 +269,7 @@ impl Lane {
             left: 1,
             partial: BytesMut::new(),
             since: now,
+            is_exec,
             change: Some(change),
         });
     }
@@ -339,6 +381,16 @@ impl Lane {
     /// What the server has said, since this was last asked, about keys of another node.
     pub(super) fn take_redirection(&self) -> Option<String> {
         self.redirection.take()
+    }
+
+    /// The server is a replica: known from the login, or asked since.
+    pub(super) fn belongs_to_a_replica(&self) {
+        self.of_replica.set(true);
+    }
+
+    /// Whether a server that was a master has refused a write with READONLY since this was last asked.
+    pub(super) fn suspects_a_demotion(&self) -> bool {
+        self.was_refused_a_write.take() && !self.of_replica.get()
     }
 
     pub(super) fn take_permit(&self) -> Option<Permit> {
@@ -547,19 +599,21 @@ impl Carrier {
         Ok(())
     }
 
-    /// What an error says about the server, besides being the client's. `true`: the lane is of no further use.
-    fn heed(&mut self, error: &[u8], slot: &Slot) -> bool {
-        // A master that has become a replica: the next lane goes where the name points now.
-        if error.starts_with(b"-READONLY ") {
-            self.lane.leave(UpstreamClose::Moved);
-        } else if error.starts_with(b"-MOVED ") {
+    /// What an error says about the server, besides being the client's; `left` replies of its slot were owed with it.
+    /// `true`: the lane is of no further use. A text that a script could have made up says nothing.
+    fn heed(&mut self, error: &[u8], slot: &Slot, left: u32) -> bool {
+        let (may_invent, is_exec) = match slot {
+            Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1),
+            Slot::Changed { is_exec, .. } => (false, *is_exec),
+            Slot::Whole { .. } => (false, false),
+        };
+        if !may_invent && error.starts_with(b"-READONLY ") {
+            self.lane.was_refused_a_write.set(true);
+        } else if !may_invent && error.starts_with(b"-MOVED ") {
             self.lane.redirection.replace(Some(String::from_utf8_lossy(&error[1..]).into_owned()));
         }
         // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
-        self.in_multi = match slot {
-            Slot::Replies { .. } | Slot::Changed { .. } => is_unknown_exec(error),
-            Slot::Whole { .. } => false,
-        };
+        self.in_multi = is_exec && is_unknown_exec(error);
         self.in_multi
     }
 
@@ -589,12 +643,13 @@ impl Carrier {
             at += step.consumed;
             ended += u32::from(step.complete.is_some());
             if is_error {
+                let left = slot.left() - (ended - 1);
                 let ruined = if self.begun_error.is_empty() {
-                    self.heed(reply, slot)
+                    self.heed(reply, slot, left)
                 } else {
                     let mut whole = std::mem::take(&mut self.begun_error);
                     whole.extend_from_slice(&reply[..reply.len().min(TELLING)]);
-                    self.heed(&whole, slot)
+                    self.heed(&whole, slot, left)
                 };
                 if ruined {
                     break;
@@ -661,8 +716,8 @@ mod tests {
         let (lane, listener) = (lane(), Rc::new(Listener::default()));
         let to = Rc::clone(&listener) as Rc<dyn Receiver>;
         let start = Instant::now();
-        lane.push(b"a", 1, &to, false, start);
-        lane.push(b"b", 1, &to, false, start + Duration::from_millis(900));
+        lane.push(b"a", 1, &to, Nature::default(), start);
+        lane.push(b"b", 1, &to, Nature::default(), start + Duration::from_millis(900));
         lane.time_out(LIMIT, start + LIMIT, "ERR late");
         assert_eq!(&*listener.heard.borrow(), b"-ERR late\r\n");
     }
@@ -672,9 +727,9 @@ mod tests {
         let (lane, listener, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
         let (to, between) = (Rc::clone(&listener) as Rc<dyn Receiver>, Rc::clone(&other) as Rc<dyn Receiver>);
         let start = Instant::now();
-        lane.push(b"a", 1, &to, false, start);
-        lane.push(b"b", 1, &between, false, start);
-        lane.push(b"c", 1, &to, false, start);
+        lane.push(b"a", 1, &to, Nature::default(), start);
+        lane.push(b"b", 1, &between, Nature::default(), start);
+        lane.push(b"c", 1, &to, Nature::default(), start);
         lane.mid_reply.set(true);
         lane.time_out(LIMIT, start + LIMIT, "ERR late");
         assert!(listener.heard.borrow().is_empty());
@@ -686,9 +741,9 @@ mod tests {
         let (lane, listener) = (lane(), Rc::new(Listener::default()));
         let to = Rc::clone(&listener) as Rc<dyn Receiver>;
         let start = Instant::now();
-        lane.push(b"a", 1, &to, false, start);
+        lane.push(b"a", 1, &to, Nature::default(), start);
         lane.time_out(LIMIT, start + LIMIT, "ERR late");
-        lane.push(b"b", 1, &to, false, start + LIMIT);
+        lane.push(b"b", 1, &to, Nature::default(), start + LIMIT);
         lane.lose_the_rest(false);
         assert_eq!(listener.owed.get(), 1);
     }
@@ -699,8 +754,9 @@ mod tests {
         let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (lane, own, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
         let now = Instant::now();
-        lane.push(b"MULTI GET EXEC", 3, &(Rc::clone(&own) as Rc<dyn Receiver>), false, now);
-        lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), false, now);
+        let block = Nature { is_block: true, ..Nature::default() };
+        lane.push(b"MULTI GET EXEC", 3, &(Rc::clone(&own) as Rc<dyn Receiver>), block, now);
+        lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), Nature::default(), now);
         let mut carrier = Carrier {
             lane,
             stream: UpstreamStream::plain(tcp, Duration::from_secs(12)),

@@ -70,6 +70,15 @@ impl Greeting {
 }
 
 impl ServerInfo {
+    /// Whether it was a replica at the login; `None` if it would not say.
+    #[must_use]
+    pub fn is_replica(&self) -> Option<bool> {
+        match self.role.as_str() {
+            "" => None,
+            role => Some(role != "master"),
+        }
+    }
+
     /// Reads the text of `INFO server`.
     pub(super) fn from_info(text: &str) -> Self {
         let field = |name: &str| {

@@ -59,6 +59,7 @@ mod storms;
 mod structure;
 mod tls;
 mod transactions;
+mod trust;
 mod turns;
 mod users;
 mod versions;

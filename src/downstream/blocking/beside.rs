@@ -27,7 +27,8 @@ impl Client {
         is_tracking: bool,
     ) -> Result<(), ClientClose> {
         let route = Route::Blocking(command);
-        let taken = Taken { request: request.clone(), route, muted, replies: 1, counts: false };
+        let taken =
+            Taken { request: request.clone(), route, muted, may_invent: true, replies: 1, counts: false };
         self.blocking(taken, command).await?;
         if is_tracking && command == Blocking::XRead && self.protocol() == Protocol::Resp3 {
             self.disown(&request);
