@@ -346,4 +346,27 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn what_uses_scripts_is_marked() {
+        let marked: Vec<&str> =
+            crate::command::rows().iter().filter(|row| row.uses_scripts).map(|row| row.name).collect();
+        for name in [
+            "eval",
+            "evalsha_ro",
+            "fcall",
+            "script|load",
+            "script|exists",
+            "function|load",
+            "script",
+            "function",
+        ] {
+            assert!(marked.contains(&name), "{name}: {marked:?}");
+        }
+        let families = ["eval", "fcall", "script", "function"];
+        assert!(
+            marked.iter().all(|name| families.iter().any(|family| name.starts_with(family))),
+            "{marked:?}"
+        );
+    }
 }

@@ -260,6 +260,8 @@ pub struct Row {
     pub script: bool,
     /// Where its keys are.
     pub keys: Keys,
+    /// It runs, loads or names scripts or functions, which the server forgets.
+    pub uses_scripts: bool,
     /// What state it makes, and why this route follows.
     pub why: &'static str,
 }

@@ -23,12 +23,31 @@ pub fn rows() -> &'static [Row] {
     ROWS
 }
 
+/// SCRIPT and FUNCTION, with all their subcommands.
+const fn is_about_scripts(name: &str) -> bool {
+    const FAMILIES: [&[u8]; 2] = [b"script", b"function"];
+    let name = name.as_bytes();
+    let mut family = 0;
+    while family < FAMILIES.len() {
+        let begin = FAMILIES[family];
+        let mut at = 0;
+        while at < begin.len() && at < name.len() && name[at] == begin[at] {
+            at += 1;
+        }
+        if at == begin.len() {
+            return true;
+        }
+        family += 1;
+    }
+    false
+}
+
 const fn row(name: &'static str, arity: i16, class: Class, keys: Keys, why: &'static str) -> Row {
-    Row { name, arity, class, policy: false, script: false, keys, why }
+    Row { name, arity, class, policy: false, script: false, uses_scripts: is_about_scripts(name), keys, why }
 }
 
 const fn admin(name: &'static str, arity: i16, class: Class, keys: Keys, why: &'static str) -> Row {
-    Row { name, arity, class, policy: true, script: false, keys, why }
+    Row { name, arity, class, policy: true, script: false, uses_scripts: is_about_scripts(name), keys, why }
 }
 
 const fn pass(name: &'static str, arity: i16, keys: Keys, why: &'static str) -> Row {
@@ -37,7 +56,7 @@ const fn pass(name: &'static str, arity: i16, keys: Keys, why: &'static str) -> 
 
 /// Runs code of a client's, which may answer with any text.
 const fn script(name: &'static str, arity: i16, keys: Keys, why: &'static str) -> Row {
-    Row { name, arity, class: Class::Pass, policy: false, script: true, keys, why }
+    Row { name, arity, class: Class::Pass, policy: false, script: true, uses_scripts: true, keys, why }
 }
 
 const fn data(name: &'static str, arity: i16, keys: Keys) -> Row {
@@ -47,7 +66,16 @@ const fn data(name: &'static str, arity: i16, keys: Keys) -> Row {
 /// The row for subcommands that are not listed.
 const fn container(name: &'static str, policy: bool) -> Row {
     let why = "an unlisted subcommand: the server is asked once what it is";
-    Row { name, arity: -2, class: Class::Unknown, policy, script: false, keys: NONE, why }
+    Row {
+        name,
+        arity: -2,
+        class: Class::Unknown,
+        policy,
+        script: false,
+        uses_scripts: is_about_scripts(name),
+        keys: NONE,
+        why,
+    }
 }
 
 // One row, one line: a table is read by its columns. A static and not a constant, of which each use may be a copy:

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::Worker;
 use super::identity::{Account, Membership};
 use super::out::Out;
+use super::server_change::Learned;
 use super::socket::ClientSocket;
 use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
@@ -88,6 +89,8 @@ pub(crate) struct Client {
     pub(super) farewell: Cell<bool>,
     /// It has closed its side and then reset the connection: nothing more is written to it.
     pub(super) deaf: Cell<bool>,
+    /// What it knows of the server and forgets with its connection.
+    pub(super) learned: Learned,
     /// When its leaving was noticed.
     pub(super) gone: Cell<Option<Instant>>,
 }
@@ -143,6 +146,7 @@ impl Client {
             has_written: Cell::new(false),
             farewell: Cell::new(false),
             deaf: Cell::new(false),
+            learned: Learned::default(),
             gone: Cell::new(None),
         })
     }

@@ -278,6 +278,7 @@ impl Client {
     pub(super) fn push_on(self: &Rc<Self>, lane: &Rc<Lane>, commands: &[u8], count: u32, nature: Nature) {
         self.outstanding.set(self.outstanding.get() + count);
         self.has_written.set(true);
+        self.has_sent();
         let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
         lane.push(commands, count, &receiver, nature, Instant::now());
         if self.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
@@ -329,11 +330,17 @@ impl Client {
                 match find_block(&data[at..], &self.limits(), self.policy()) {
                     Some(block) if !muted && block.counts && !self.worker.pubsub.audience().is_empty() => {
                         self.push(run, &data[..at]);
+                        if block.scripts {
+                            self.uses_scripts();
+                        }
                         self.take_counted(&data[at..at + block.len], block.commands, &asked, run)?;
                         run.start = at + block.len;
                         Ok(block.len)
                     }
                     Some(block) => {
+                        if block.scripts {
+                            self.uses_scripts();
+                        }
                         self.push(run, &data[..at]);
                         let frames = &data[at..at + block.len];
                         self.lane_for(run, &asked, frames, (block.commands, false))?;
@@ -377,6 +384,9 @@ impl Client {
                 None => return Err((0, Ran::Waiting)),
             }
         } else {
+            if self.has_outlived_the_server() {
+                return Err((0, Ran::Stop(Step::Close(ClientClose::ServerChanged))));
+            }
             self.current_group().and_then(|group| self.worker.pool.lane(&group, Instant::now()))
         };
         match lane {

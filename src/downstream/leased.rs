@@ -93,6 +93,10 @@ impl Client {
                 return Ok(());
             }
         };
+        if let Err(reason) = self.may_go_on() {
+            self.worker.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
+            return Err(reason);
+        }
         metrics::counter!("redbouncer_leases_total", "pin" => pin.label()).increment(1);
         self.place.set(pin.label());
         self.has_written.set(true);
@@ -111,6 +115,7 @@ impl Client {
             just_asked: None,
         };
         let outcome = held.run(taken).await;
+        self.has_sent();
         self.place.set("lane");
         self.flags.set(crate::session::Flags::default());
         // SELECT or HELLO on the lease may have changed the key.

@@ -41,6 +41,7 @@ impl Client {
             | ClientClose::Killed
             | ClientClose::ProtocolError
             | ClientClose::TlsOnPlain
+            | ClientClose::ServerChanged
             | ClientClose::CommandTimeout
             | ClientClose::LoginRevoked
             | ClientClose::Denied

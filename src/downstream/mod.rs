@@ -26,6 +26,7 @@ mod proxy_commands;
 mod recheck;
 mod rights;
 mod secured;
+mod server_change;
 mod slow;
 mod socket;
 mod subscriptions;

@@ -56,6 +56,7 @@ impl Client {
                 self.unavailable(&why, taken.replies, taken.muted);
                 return Ok(());
             }
+            self.may_go_on()?;
             if let Some(lane) = group.lane() {
                 if taken.counts && !taken.muted {
                     self.counted_on(&lane, &taken.request, taken.replies);

@@ -20,6 +20,7 @@ use super::links::{Accepted, Incoming, Link, Links, Message};
 use super::options::{AdminCommands, AuthOptions, ClientOptions};
 use super::recheck::recheck;
 use super::rights::Refusals;
+use super::server_change::Heeded;
 use super::socket::ClientSocket;
 use super::wire::Wire;
 use crate::command::{Asked, rows};
@@ -98,6 +99,7 @@ pub(crate) struct Worker {
     /// Elements on their way back into their keys.
     pub(super) saving: Cell<usize>,
     pub(super) stopping: Cell<bool>,
+    pub(super) heeded: Heeded,
     ids: Arc<AtomicU64>,
     control: Rc<Mutex<Control>>,
     /// On the first worker, until the drain: what looks after connections and logins by itself.
@@ -193,6 +195,7 @@ impl Worker {
             metrics: WorkerMetrics::new(index),
             saving: Cell::new(0),
             stopping: Cell::new(false),
+            heeded: Heeded::default(),
             ids: terms.ids,
             link,
             policy: Cell::new(Policy { refuse_admin, pubsub_hub, ..Policy::default() }),
@@ -350,6 +353,7 @@ impl Worker {
         let at = match asked.row {
             Some(row) => {
                 client.last_command.set(row.name);
+                client.learns_by(row);
                 let first = rows().as_ptr().addr();
                 (std::ptr::from_ref(row).addr() - first) / size_of_val(row)
             }
@@ -452,6 +456,7 @@ impl Worker {
         self.hubs.tick(now, self.links.clients() == 0);
         self.pubsub.tick(now);
         self.heed_refusals();
+        self.heed_changes();
         for user in self.pool.shared.budget.crowded() {
             self.pool.make_room_within(user, now);
         }

@@ -138,6 +138,7 @@ impl Pool {
             return;
         }
         permit.closes(reason);
+        self.lost.set(true);
         if reason == UpstreamClose::Desync {
             tracing::error!(
                 reason = reason.label(),

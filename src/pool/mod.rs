@@ -92,6 +92,8 @@ pub struct Pool {
     role_asked: Cell<Option<Instant>>,
     /// The server was a replica when it last told its role.
     is_of_replica: Cell<bool>,
+    /// A lane was lost, and nobody has asked since.
+    lost: Cell<bool>,
 }
 
 struct LeaseWaiter {
@@ -138,7 +140,14 @@ impl Pool {
             stopping: Cell::new(false),
             role_asked: Cell::new(None),
             is_of_replica: Cell::new(false),
+            lost: Cell::new(false),
         })
+    }
+
+    /// Whether a lane was lost since this was last asked.
+    #[must_use]
+    pub fn take_loss(&self) -> bool {
+        self.lost.take()
     }
 
     /// How long upstream replies took, for the metrics.

@@ -18,6 +18,8 @@ pub struct Block {
     pub commands: u32,
     /// Whether a member's reply counts subscribers, which the server sees otherwise than clients do.
     pub counts: bool,
+    /// Whether a member uses scripts.
+    pub scripts: bool,
 }
 
 /// Looks at `input`, which begins with MULTI, for a whole block of plain commands. `None`: not whole yet, or not plain.
@@ -25,7 +27,7 @@ pub struct Block {
 #[must_use]
 pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Option<Block> {
     let mut scanner = RequestScanner::default();
-    let mut block = Block { len: 0, commands: 0, counts: false };
+    let mut block = Block { len: 0, commands: 0, counts: false, scripts: false };
     loop {
         let rest = input.get(block.len..)?;
         let RequestStep::Request(shape) = scanner.step(rest, limits).ok()? else { return None };
@@ -39,6 +41,7 @@ pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Optio
         if !policy.allows(&asked) {
             return None;
         }
+        block.scripts |= asked.row.is_some_and(|row| row.uses_scripts);
         match asked.class {
             // With a wrong number of arguments neither of the two is what it seems: the block would stay open.
             Class::Multi | Class::Exec if shape.argc != 1 => return None,

@@ -41,6 +41,8 @@ pub enum ClientClose {
     LeaseLost,
     /// The connection that carried this client's subscriptions was lost: messages may be missing.
     SubscriptionLost,
+    /// The server is another one than before, and this client had used scripts, or HELLO, which says otherwise now.
+    ServerChanged,
     /// No reply within `upstream.command_timeout` on a lease.
     CommandTimeout,
     /// `client.max` clients were connected already.
@@ -55,7 +57,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -75,6 +77,7 @@ impl ClientClose {
         Self::UpstreamLost,
         Self::LeaseLost,
         Self::SubscriptionLost,
+        Self::ServerChanged,
         Self::CommandTimeout,
         Self::TooMany,
         Self::TooManyFromAddress,
@@ -105,6 +108,7 @@ impl ClientClose {
             Self::UpstreamLost => "upstream_lost",
             Self::LeaseLost => "lease_lost",
             Self::SubscriptionLost => "subscription_lost",
+            Self::ServerChanged => "server_changed",
             Self::CommandTimeout => "command_timeout",
             Self::TooMany => "too_many",
             Self::TooManyFromAddress => "too_many_from_address",

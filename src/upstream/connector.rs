@@ -24,6 +24,7 @@ use super::lacks::{Lacking, Lacks, Refusal};
 use super::login::{Lack, LoggedIn, Login};
 use super::pem::{Fingerprint, TlsSetupError};
 use super::resolve::Resolver;
+use super::runs::{Change, Met, Runs};
 use super::tls::TlsSetup;
 use super::{Keepalive, ServerInfo, TlsOptions, UpstreamOptions, UpstreamStream, tune};
 
@@ -53,6 +54,7 @@ pub struct Connector {
     /// As of the last login.
     server: Mutex<Option<Arc<ServerInfo>>>,
     lacks: Lacks,
+    runs: Runs,
 }
 
 /// The files' part of the configuration, which may change while we run.
@@ -95,6 +97,7 @@ impl Connector {
             keepalive: options.keepalive,
             server: Mutex::default(),
             lacks: Lacks::default(),
+            runs: Runs::default(),
         })
     }
 
@@ -124,8 +127,9 @@ impl Connector {
     pub async fn dial(&self, login: &Login) -> Result<Established, DialError> {
         let deadline = Instant::now() + self.connect_timeout;
         let addresses = self.resolve(deadline).await?;
+        let greatest_before = self.runs.greatest();
         let (tcp, peer) = self.connect(&addresses, deadline).await?;
-        let established = self.greet(tcp, peer, login, deadline).await;
+        let established = self.greet(tcp, peer, login, deadline, greatest_before).await;
         match &established {
             Ok(_) => self.resolver.works(peer),
             // Whatever accepts TCP there may be no Redis any more: the next dial begins with the other addresses.
@@ -146,6 +150,16 @@ impl Connector {
     /// What the server said about itself at the last login, if there was one.
     pub fn server(&self) -> Option<Arc<ServerInfo>> {
         self.server.lock().clone()
+    }
+
+    /// The last time the server was found to be another one than before: scripts that clients had loaded are gone.
+    pub fn server_change(&self) -> Change {
+        self.runs.server()
+    }
+
+    /// The last such time at which it described itself otherwise, too.
+    pub fn facts_change(&self) -> Change {
+        self.runs.facts()
     }
 
     /// What the server, or a user's rights there, lack.
@@ -220,6 +234,7 @@ impl Connector {
         peer: SocketAddr,
         login: &Login,
         deadline: Instant,
+        greatest_before: u64,
     ) -> Result<Established, DialError> {
         let local = tcp.local_addr().map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
         let stream = match &self.tls {
@@ -258,6 +273,11 @@ impl Connector {
         let (stream, logged_in) = conversation.finish();
         self.note(&logged_in, user);
         let server = self.remember(logged_in.server);
+        let (run, id) = (logged_in.run.as_deref(), logged_in.id);
+        let met = Met { run, peer, id, greatest_before, info: &server };
+        if self.runs.note(&met, std::time::Instant::now()) {
+            tracing::warn!(%peer, "the server is another one than before: clients that have used scripts are closed");
+        }
         Ok(Established { stream, server, id: logged_in.id, local, peer })
     }
 

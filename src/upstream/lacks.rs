@@ -94,7 +94,9 @@ impl Lacking {
                 "our connections are nameless there, so no other redbouncer can end them when we are dead"
             }
             Self::Id => "what we lose sight of cannot be ended by us",
-            Self::Info => "the server's version is not known",
+            Self::Info => {
+                "a restart of the server is known by client ids only, without HELLO its version is not known"
+            }
             Self::Ping => "heartbeats are answered with an error, which will do",
             Self::Select => "all clients stay in one database, others are told the server's refusal",
             Self::Config => "the default is taken for its limits (bulks of 512 MiB, a million tracked keys)",

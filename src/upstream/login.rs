@@ -91,6 +91,8 @@ pub(super) struct Lack {
 pub(super) struct LoggedIn {
     pub(super) server: ServerInfo,
     pub(super) id: Option<u64>,
+    /// Drawn by the server at its start.
+    pub(super) run: Option<String>,
     pub(super) lacks: Vec<Lack>,
     /// What was asked for and given.
     pub(super) met: Vec<Lacking>,
@@ -118,6 +120,7 @@ pub(super) struct LoginMachine<'a> {
     loading: String,
     server: Option<ServerInfo>,
     id: Option<u64>,
+    run: Option<String>,
     /// Known to be refused: not asked for.
     known: Vec<Lacking>,
     lacks: Vec<Lack>,
@@ -135,6 +138,7 @@ impl<'a> LoginMachine<'a> {
             loading: String::new(),
             server: None,
             id: None,
+            run: None,
             known,
             lacks: Vec::new(),
             met: Vec::new(),
@@ -202,7 +206,13 @@ impl<'a> LoginMachine<'a> {
 
     /// What was learned.
     pub(super) fn finish(self) -> LoggedIn {
-        LoggedIn { server: self.server.unwrap_or_default(), id: self.id, lacks: self.lacks, met: self.met }
+        LoggedIn {
+            server: self.server.unwrap_or_default(),
+            id: self.id,
+            run: self.run,
+            lacks: self.lacks,
+            met: self.met,
+        }
     }
 
     fn on_error(&mut self, ask: Ask, text: String) -> Result<(), DialError> {
@@ -295,7 +305,10 @@ impl<'a> LoginMachine<'a> {
             },
             Ask::Info => match bulk(frame) {
                 Some(text) => {
-                    self.server = Some(ServerInfo::from_info(&String::from_utf8_lossy(text)));
+                    let text = String::from_utf8_lossy(text);
+                    self.run = run_id(&text);
+                    // HELLO says more.
+                    self.server.get_or_insert_with(|| ServerInfo::from_info(&text));
                     self.met.push(Lacking::Info);
                 }
                 None => self.lack(Lacking::Info, "(an answer that is no text)".to_owned()),
@@ -347,7 +360,7 @@ impl<'a> LoginMachine<'a> {
             (Ask::Id, self.id.is_none() && hopeful(Lacking::Id)),
             (Ask::Select, self.login.database != 0),
             (Ask::ReadOnly, self.login.readonly),
-            (Ask::Info, self.server.is_none() && hopeful(Lacking::Info)),
+            (Ask::Info, hopeful(Lacking::Info)),
             (Ask::Ping, hopeful(Lacking::Ping)),
         ]
         .into_iter()
@@ -395,6 +408,12 @@ impl<'a> LoginMachine<'a> {
             self.lacks.push(Lack { what, text });
         }
     }
+}
+
+/// The run id in the text of `INFO server`.
+fn run_id(info: &str) -> Option<String> {
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim();
+    (!id.is_empty() && id.len() <= 64).then(|| id.to_owned())
 }
 
 /// At the limit Redis accepts, sends this as the first reply and closes; others have words of their own for it.

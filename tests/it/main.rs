@@ -52,6 +52,7 @@ mod renamed;
 mod reply_modes;
 mod secrets;
 mod seeing;
+mod server_change;
 mod sessions;
 mod slow_peers;
 mod stopping;

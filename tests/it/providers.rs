@@ -301,7 +301,7 @@ fn what_a_user_may_not_ask_is_done_without() {
     taken_away(&[
         (&["config"], &["CONFIG GET"]),
         (&["command"], &["COMMAND INFO"]),
-        (&["info"], &[]),
+        (&["info"], &["INFO"]),
         (&["ping"], &["PING"]),
         (&["select"], &["SELECT"]),
     ]);
@@ -320,6 +320,7 @@ fn a_user_with_none_of_the_optional_rights_does_the_main_job() {
         "CLIENT TRACKING",
         "COMMAND INFO",
         "CONFIG GET",
+        "INFO",
         "MULTI and EXEC",
         "PING",
         "SELECT",
@@ -363,7 +364,7 @@ fn renamed_away(cases: &[(&[&str], &[&str])]) {
 fn commands_that_a_server_does_not_know_are_done_without() {
     renamed_away(&[
         (&["client"], &["CLIENT SETNAME", "CLIENT TRACKING"]),
-        (&["config", "command", "info", "reset"], &["COMMAND INFO", "CONFIG GET"]),
+        (&["config", "command", "info", "reset"], &["COMMAND INFO", "CONFIG GET", "INFO"]),
         (&["select"], &["SELECT"]),
         (&["ping"], &["PING"]),
     ]);

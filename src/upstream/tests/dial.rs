@@ -172,15 +172,15 @@ async fn what_the_server_refuses_is_logged_once_and_without_a_credential() {
         connector.dial(&login).await.unwrap();
     }
     let log = log.text();
-    for refused in ["CLIENT SETNAME", "PING"] {
+    for refused in ["CLIENT SETNAME", "INFO", "PING"] {
         let lines = log.lines().filter(|line| line.contains(&format!("done without {refused}, ")));
         assert_eq!(lines.count(), 1, "{refused}: {log}");
     }
     assert!(log.contains("NOPERM") && !log.contains("narr0w-word"), "{log}");
     // What is known to be refused is not asked for again: the server's own log of refusals stays short.
     let refusals = server.tell(&["ACL LOG"]);
-    assert_eq!(refusals.matches("username\r\n$6\r\nnarrow").count(), 2, "{refusals}");
-    assert_eq!(refusals.matches("count\r\n:1\r\n").count(), 2, "{refusals}");
+    assert_eq!(refusals.matches("username\r\n$6\r\nnarrow").count(), 3, "{refusals}");
+    assert_eq!(refusals.matches("count\r\n:1\r\n").count(), 3, "{refusals}");
 }
 
 #[tokio::test]
@@ -319,7 +319,7 @@ async fn bytes_beyond_the_last_reply_end_the_login() {
 async fn a_server_that_ends_loading_is_waited_for_on_the_same_connection() {
     let script: &[&[u8]] = Box::leak(Box::new([
         HELLO2,
-        b"+OK\r\n:7\r\n-LOADING busy\r\n" as &[u8],
+        b"+OK\r\n:7\r\n$0\r\n\r\n-LOADING busy\r\n" as &[u8],
         b"-LOADING busy\r\n",
         b"-LOADING busy\r\n",
         b"+PONG\r\n",
@@ -334,7 +334,7 @@ async fn a_server_that_ends_loading_is_waited_for_on_the_same_connection() {
 
 #[tokio::test]
 async fn a_server_that_goes_on_loading_is_used_as_it_is() {
-    let mut script: Vec<&[u8]> = vec![HELLO2, b"+OK\r\n:7\r\n-LOADING busy\r\n"];
+    let mut script: Vec<&[u8]> = vec![HELLO2, b"+OK\r\n:7\r\n$0\r\n\r\n-LOADING busy\r\n"];
     script.extend([b"-LOADING busy\r\n" as &[u8]; 100]);
     let port = fake(b"", Vec::leak(script)).await;
     let options = UpstreamOptions { loading_retry: Duration::from_millis(400), ..impatient(port) };

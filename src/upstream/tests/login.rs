@@ -77,13 +77,18 @@ fn hello_goes_alone_and_the_rest_in_one_write() {
     let mut dialogue = Dialogue::start(&login);
     assert_eq!(dialogue.written(), "HELLO 3 AUTH default s3cret");
     assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Write));
-    assert_eq!(dialogue.written(), "CLIENT SETNAME redbouncer:test:0:lane\nSELECT 3\nREADONLY\nPING");
-    let end = dialogue.hears_all(&["+OK\r\n", "+OK\r\n", "+OK\r\n", "+PONG\r\n"]);
+    assert_eq!(
+        dialogue.written(),
+        "CLIENT SETNAME redbouncer:test:0:lane\nSELECT 3\nREADONLY\nINFO server\nPING"
+    );
+    let info = "$47\r\nredis_version:5.0.14\r\nrun_id:b1946ac92492d234\r\n\r\n";
+    let end = dialogue.hears_all(&["+OK\r\n", "+OK\r\n", "+OK\r\n", info, "+PONG\r\n"]);
     assert_eq!(end, Ok(Progress::Done));
     assert_eq!(dialogue.written(), "");
     let logged_in = dialogue.finish();
     assert_eq!(logged_in.id, Some(4), "HELLO has said it");
     assert_eq!((logged_in.server.version.as_str(), logged_in.server.hello), ("7.0.15", true));
+    assert_eq!(logged_in.run.as_deref(), Some("b1946ac92492d234"));
     assert!(logged_in.lacks.is_empty());
 }
 
@@ -93,7 +98,7 @@ fn without_credentials_database_or_readonly_none_is_sent() {
     let mut dialogue = Dialogue::start(&login);
     assert_eq!(dialogue.written(), "HELLO 2");
     assert_eq!(dialogue.hears(HELLO2), Ok(Progress::Write));
-    assert_eq!(dialogue.written(), "CLIENT SETNAME redbouncer:test:0:lane\nPING");
+    assert_eq!(dialogue.written(), "CLIENT SETNAME redbouncer:test:0:lane\nINFO server\nPING");
 }
 
 #[test]
@@ -218,10 +223,10 @@ fn what_is_known_to_be_lacking_is_not_asked_for() {
     let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName]);
     dialogue.written();
     assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Write));
-    assert_eq!(dialogue.written(), "PING");
-    assert_eq!(dialogue.hears("+PONG\r\n"), Ok(Progress::Done));
-    assert_eq!(dialogue.finish().met, [Lacking::Resp3, Lacking::Ping]);
-    let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName, Lacking::Ping]);
+    assert_eq!(dialogue.written(), "INFO server\nPING");
+    assert_eq!(dialogue.hears_all(&["$0\r\n\r\n", "+PONG\r\n"]), Ok(Progress::Done));
+    assert_eq!(dialogue.finish().met, [Lacking::Resp3, Lacking::Info, Lacking::Ping]);
+    let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName, Lacking::Info, Lacking::Ping]);
     dialogue.written();
     assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Done), "nothing is left to ask");
     assert_eq!(dialogue.written(), "");
@@ -242,7 +247,7 @@ fn a_busy_servers_refusals_are_not_remembered() {
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(HELLO3).unwrap();
     let busy = "-BUSY Redis is busy running a script.\r\n";
-    assert_eq!(dialogue.hears_all(&[busy, busy]), Ok(Progress::Done));
+    assert_eq!(dialogue.hears_all(&[busy, busy, busy]), Ok(Progress::Done));
     assert!(dialogue.finish().lacks.is_empty());
 }
 
@@ -273,7 +278,7 @@ fn what_a_loading_server_did_not_answer_is_asked_again() {
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(HELLO2).unwrap();
     dialogue.written();
-    assert_eq!(dialogue.hears_all(&["+OK\r\n", LOADING, LOADING]), Ok(Progress::Pause));
+    assert_eq!(dialogue.hears_all(&["+OK\r\n", LOADING, "$0\r\n\r\n", LOADING]), Ok(Progress::Pause));
     assert!(matches!(dialogue.machine.give_up(), Err(DialError::Loading { .. })), "SELECT is missing");
     assert_eq!(dialogue.written(), "");
     dialogue.machine.resume(&mut dialogue.out);
@@ -308,9 +313,9 @@ fn an_answer_of_the_wrong_shape_ends_the_login() {
     for replies in [
         &["+QUEUED\r\n"][..],
         &[":1\r\n"],
-        &["+OK\r\n", "+OK\r\n"],
-        &["+OK\r\n", "$4\r\nPONG\r\n"],
-        &["+OK\r\n", "+PONG\r\n", "+PONG\r\n"],
+        &["+OK\r\n", "$0\r\n\r\n", "+OK\r\n"],
+        &["+OK\r\n", "$0\r\n\r\n", "$4\r\nPONG\r\n"],
+        &["+OK\r\n", "$0\r\n\r\n", "+PONG\r\n", "+PONG\r\n"],
     ] {
         let mut dialogue = Dialogue::start(&login);
         dialogue.hears(HELLO2).unwrap();

@@ -262,6 +262,12 @@ impl Server {
         self.open_probe();
     }
 
+    /// Starts a server of another version on the port it had.
+    pub(crate) fn restart_as(&mut self, version: &Version) {
+        self.program.clone_from(&version.program);
+        self.restart();
+    }
+
     /// Sends a signal by name, for instance "STOP" and "CONT".
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.as_ref().unwrap().id(), name);
