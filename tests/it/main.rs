@@ -31,6 +31,7 @@ mod half_close;
 mod hub;
 mod hub_load;
 mod hub_model;
+mod hub_refusals;
 mod hub_regressions;
 mod hub_wakes;
 mod letter;

@@ -95,7 +95,7 @@ impl Hub {
         if !waitlist.has_room(self.limit.get()) {
             return None;
         }
-        let id = waitlist.arrive(arrival);
+        let id = waitlist.arrive(arrival, Instant::now());
         drop(waitlist);
         self.idle_since.set(None);
         self.bell.ring();

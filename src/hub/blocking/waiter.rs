@@ -99,6 +99,12 @@ pub(super) struct Waiter {
     pub(super) first: bool,
     /// `$` or `+` has yet to be made explicit.
     pub(super) floating: bool,
+    /// When it took an answer to an earlier call for its own, until there is a later one.
+    pub(super) believed: Option<Instant>,
+    /// Its try is to see whether calls like it are accepted.
+    pub(super) checks: bool,
+    /// Its try is to see whether the server still takes writes, and nothing else may end its wait.
+    pub(super) probes: bool,
     /// The deadline has passed while something was in flight.
     pub(super) overdue: bool,
     pub(super) unblock: Option<Unblock>,
@@ -130,6 +136,9 @@ impl Waiter {
             state: State::Queued,
             first: true,
             floating,
+            believed: None,
+            checks: false,
+            probes: false,
             overdue: false,
             unblock: None,
             has_looked: false,
@@ -151,6 +160,11 @@ impl Waiter {
         !matches!(self.call.command, Blocking::XRead | Blocking::XReadGroup)
     }
 
+    /// Whether the call is a write to the server.
+    pub(super) fn writes(&self) -> bool {
+        self.call.command != Blocking::XRead
+    }
+
     pub(super) fn protocol(&self) -> Protocol {
         self.key.protocol
     }
@@ -170,6 +184,17 @@ impl Waiter {
         let mut out = BytesMut::new();
         if let Some(request) = Request::parse(&self.request) {
             self.call.form(&request, &mut out);
+        }
+        out.freeze()
+    }
+
+    /// The form with the names of the keys.
+    pub(super) fn form_with_keys(&self) -> Bytes {
+        let mut out = BytesMut::from(&self.form()[..]);
+        if let Some(request) = Request::parse(&self.request) {
+            for key in &self.call.keys {
+                encode::bulk(&mut out, request.arg(*key).unwrap_or_default());
+            }
         }
         out.freeze()
     }

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::super::waiter::{End, State};
 use super::spot::stream_id;
 use super::tries::{Ask, Purpose, Sent};
-use super::{Access, FORMS, GiveUp, Known, Waitlist};
+use super::{Access, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
 use crate::command::blocking::{Waited, is_code, is_nothing, is_passing, last_generated_id};
 use crate::resp::{self, Protocol, Request};
@@ -15,11 +15,6 @@ use crate::telemetry::{ClientClose, UpstreamClose};
 
 /// How long a call waits after an error that passes by itself.
 const PASSING: Duration = Duration::from_millis(100);
-
-/// What Redis tells blocked clients when their server becomes a replica (`disconnectOrRedirectAllBlockedClients` in
-/// redis `blocked.c`), before it closes them.
-const DEMOTED: &[u8] =
-    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
 
 /// A member's part of an answer.
 #[derive(Clone, Copy)]
@@ -170,11 +165,7 @@ impl Waitlist {
         let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
         let (spots, group, woken) = (lead.spots.clone(), lead.group.clone(), !lead.first);
         if !woken && matches!(own, Own::Element(_) | Own::Nothing) {
-            let form = lead.form();
-            if self.accepted.len() >= FORMS {
-                self.accepted.clear();
-            }
-            self.accepted.insert(form);
+            waiters.iter().take(1).for_each(|id| self.accepted(*id));
         }
         for id in waiters {
             if let Some(waiter) = self.waiters.get_mut(id) {
@@ -198,7 +189,7 @@ impl Waitlist {
                         spot.wake_was_full();
                     }
                 }
-                waiters.iter().for_each(|id| self.deliver(*id, request, reply));
+                waiters.iter().for_each(|id| self.deliver_in_turn(*id, request, reply));
             }
             Own::Error(reply) => waiters.iter().for_each(|id| self.failed(*id, reply, now)),
             Own::Uncountable => {
@@ -253,27 +244,41 @@ impl Waitlist {
     /// with a client that is blocked already.
     fn failed(&mut self, id: u64, reply: &[u8], now: Instant) {
         let Some(waiter) = self.waiters.get(&id) else { return };
+        let (first, probes) = (waiter.first, waiter.probes);
         let demoted = is_code(reply, b"READONLY");
         if demoted {
-            self.given_up = Some(GiveUp::Moved);
+            self.demoted();
+        } else if probes {
+            return self.nothing_for(id);
         }
+        if first {
+            self.refused(id, reply);
+        }
+        let Some(waiter) = self.waiters.get(&id) else { return };
         // At its limit Redis queues nothing in MULTI (`processCommand` in redis `server.c`), but lets the same call pop
         // when it stands alone: only a lease can serve it, and its popping may be what makes room.
         if is_code(reply, b"OOM") {
             return self.end_or_forget(id, End::Fallback);
         }
-        if waiter.gone || waiter.first || waiter.call.command == Blocking::XReadGroup {
+        if demoted && !first {
+            return self.end_or_forget(id, Self::unblocked_by_demotion());
+        }
+        if waiter.gone || first || waiter.call.command == Blocking::XReadGroup {
             return self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
         }
         let spots = waiter.spots.clone();
-        if demoted {
-            let words = Bytes::from_static(DEMOTED);
-            self.end_or_forget(id, End::Close(words, ClientClose::UpstreamLost));
-        } else if is_passing(reply) {
+        if is_passing(reply) {
             for at in spots {
                 if let Some(spot) = self.spots.at_mut(at) {
                     spot.forget();
+                    let newcomers = std::mem::take(&mut spot.newcomers);
                     self.delay(at, now + PASSING);
+                    // It is the answer of none that has just come.
+                    for id in newcomers {
+                        if self.waiters.get(&id).is_some_and(|waiter| waiter.first && waiter.is_free()) {
+                            self.send_call(vec![id], Ask::All);
+                        }
+                    }
                 }
             }
             self.nothing_for(id);
@@ -302,6 +307,20 @@ impl Waitlist {
         } else {
             self.finish(id, how);
         }
+    }
+
+    /// Who only looked whether its call is accepted lets those before it have what it found.
+    fn deliver_in_turn(&mut self, id: u64, request: &Bytes, reply: &[u8]) {
+        while let Some(older) = self.older_alike(id) {
+            let Some(waiter) = self.waiters.get(&older) else { break };
+            let taken = give(waiter, reply);
+            // What a try of its own still brings goes elsewhere.
+            self.gone(older);
+            if taken {
+                return self.nothing_for(id);
+            }
+        }
+        self.deliver(id, request, reply);
     }
 
     /// Hands the element to its waiter in one step, else to the next one with the same call, else back.
@@ -361,8 +380,12 @@ impl Waitlist {
                     spot.note_position(id);
                 }
             }
-            if only_dollars && self.is_accepted(id) {
+            if only_dollars && self.is_accepted(id) && !self.must_ask(id) {
+                let believed = self.waiters.get(&id).and_then(|waiter| waiter.believed);
                 self.nothing_for(id);
+                if let Some(waiter) = self.waiters.get_mut(&id) {
+                    waiter.believed = believed;
+                }
             } else {
                 self.send_request(vec![id], &now, Ask::All);
             }

@@ -21,6 +21,7 @@
 //! Pure: bytes in, bytes out, the time as an argument; clients are called through [`Waiting`].
 
 mod answers;
+mod checks;
 mod endings;
 mod spot;
 mod sweep;
@@ -29,7 +30,7 @@ mod sweep;
 mod tests;
 mod tries;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +45,7 @@ use crate::resp::{self, ReplyKind};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Identity;
 
+use checks::Checks;
 use spot::{Known, Pace, Spots};
 use tries::Sent;
 
@@ -77,9 +79,6 @@ enum Access {
     Granted,
 }
 
-/// So many forms of calls are known to be accepted at once.
-const FORMS: usize = 1_000;
-
 /// The waiting calls of one user.
 pub(in crate::hub) struct Waitlist {
     times: Times,
@@ -105,9 +104,11 @@ pub(in crate::hub) struct Waitlist {
     /// What this user may not count, and so not wait for here.
     uncountable: Vec<Waited>,
     exists_refused: bool,
-    /// Forms of calls that the server has accepted on this connection. Any other has to be sent, even where nothing can
-    /// be had: the server may have something against it (NOPERM, a syntax error).
-    accepted: HashSet<Bytes>,
+    /// Calls that the server has accepted on this connection. Any other has to be sent, even where nothing can be had:
+    /// the server may have something against it (NOPERM, READONLY, a syntax error).
+    checks: Checks,
+    /// The time of the last event.
+    now: Instant,
     given_up: Option<GiveUp>,
     tries: u64,
 }
@@ -132,14 +133,16 @@ impl Waitlist {
             access: HashMap::new(),
             uncountable: Vec::new(),
             exists_refused: false,
-            accepted: HashSet::new(),
+            checks: Checks::default(),
+            now: Instant::now(),
             given_up: None,
             tries: 0,
         }
     }
 
     /// A call has arrived. Returns its number, or `None` when it cannot wait here.
-    pub(super) fn arrive(&mut self, arrival: Arrival) -> Option<u64> {
+    pub(super) fn arrive(&mut self, arrival: Arrival, now: Instant) -> Option<u64> {
+        self.now = now;
         if self.uncountable.contains(&arrival.call.command.waits_for()) {
             return None;
         }
@@ -193,7 +196,7 @@ impl Waitlist {
         self.access.insert(database, Access::Granted);
         self.uncountable.clear();
         self.exists_refused = false;
-        self.accepted.clear();
+        self.checks.forget();
         self.start_all();
     }
 
@@ -367,6 +370,7 @@ impl Desk for Waitlist {
     }
 
     fn receive(&mut self, kind: ReplyKind, frame: &[u8], now: Instant) -> Result<(), UpstreamClose> {
+        self.now = now;
         if self.given_up == Some(GiveUp::Refused) {
             // What still comes cannot be told apart any more.
             return Ok(());
@@ -386,6 +390,7 @@ impl Desk for Waitlist {
     }
 
     fn expire(&mut self, now: Instant) {
+        self.now = now;
         self.end_the_due(now);
     }
 

@@ -33,6 +33,7 @@ impl Waitlist {
             }
         }
         self.ask_again(again);
+        self.look_for_demotion();
         if self.sent.is_empty() {
             self.ping();
         }

@@ -140,8 +140,11 @@ impl Waitlist {
             let accepted = !first || self.is_accepted(id);
             let Some(waiter) = self.waiters.get_mut(&id) else { return };
             let must_look = std::mem::take(&mut waiter.must_look);
-            if !first || accepted && !must_look {
+            if !first || accepted && !must_look && !self.must_ask(id) {
                 return self.settle(id);
+            }
+            if accepted && !must_look {
+                return self.send_call(vec![id], Ask::All);
             }
             let behind = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.queue.first() != Some(&id));
             let behind = spots.iter().any(behind);
@@ -203,9 +206,11 @@ impl Waitlist {
                     id.is_some_and(|id| self.spots.at(*at).is_some_and(|spot| spot.is_quiet_after(id)))
                 })
             });
-        if nothing_there {
+        let waits = !waiter.first;
+        if nothing_there && (waits || !self.must_ask(id)) {
             return self.settle(id);
         }
+        let Some(waiter) = self.waiters.get(&id) else { return };
         if waiter.group.is_some() {
             // Older ones of its group read first.
             let is_woken = |at: &usize| self.spots.at(*at).is_some_and(|spot| spot.woken);
@@ -236,11 +241,6 @@ impl Waitlist {
             waiter.floating = false;
             waiter.rewrite(explicit);
         }
-    }
-
-    /// Whether a call like this one is known to have passed the server's checks.
-    pub(super) fn is_accepted(&self, id: u64) -> bool {
-        self.waiters.get(&id).is_some_and(|waiter| self.accepted.contains(&waiter.form()))
     }
 
     fn settle(&mut self, id: u64) {
@@ -335,7 +335,7 @@ impl Waitlist {
 
     /// Runs the call of `waiters` without blocking. For one that waits already, keys that are known to hold another type
     /// are left out: to ask for them would cost it its turn.
-    fn send_call(&mut self, waiters: Vec<u64>, ask: Ask) {
+    pub(super) fn send_call(&mut self, waiters: Vec<u64>, ask: Ask) {
         let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
         let request = if lead.first { None } else { lead.for_keys(&self.usable(lead)) };
         let request = request.unwrap_or_else(|| lead.request.clone());

@@ -8,6 +8,7 @@ use crate::command::{Class, blocking, classify};
 use crate::hub::carrier::Desk as _;
 use crate::resp::{Protocol, Request, encode};
 
+mod checks;
 mod model;
 mod wakes;
 
@@ -83,7 +84,7 @@ impl Bench {
             must_look: false,
             waiting: Rc::clone(&desk) as Rc<dyn super::super::waiter::Waiting>,
         };
-        (self.waitlist.arrive(arrival).unwrap(), desk)
+        (self.waitlist.arrive(arrival, self.now).unwrap(), desk)
     }
 
     /// The server runs what was written; nothing is read yet.
@@ -108,6 +109,18 @@ impl Bench {
             self.waitlist.receive(step.complete.unwrap(), &rest[..step.consumed], self.now).unwrap();
             rest = &rest[step.consumed..];
         }
+    }
+
+    /// What came is read and what was written runs, without any time passing.
+    fn exchange(&mut self) {
+        for _ in 0..100 {
+            self.server_runs();
+            if self.wire.is_empty() {
+                return;
+            }
+            self.read();
+        }
+        panic!("it never comes to rest");
     }
 
     fn settle(&mut self) {

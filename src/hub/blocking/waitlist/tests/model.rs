@@ -17,6 +17,9 @@ pub(super) struct Model {
     /// Own changes are told behind EXEC's reply.
     pending: Vec<String>,
     pub(super) commands: usize,
+    /// What the server has against writes; the XREADs run.
+    pub(super) refusal: Option<&'static str>,
+    aborted: bool,
 }
 
 /// The entries `n-0`, and of each group the last one that was delivered.
@@ -88,6 +91,13 @@ impl Model {
                 }
                 ("EXEC", _) => {
                     let members = self.queue.take().unwrap();
+                    if std::mem::take(&mut self.aborted) {
+                        encode::error(
+                            &mut out,
+                            "EXECABORT Transaction discarded because of previous errors.",
+                        );
+                        continue;
+                    }
                     encode::array(&mut out, members.len());
                     for member in members {
                         self.member(&member, &mut out);
@@ -98,6 +108,10 @@ impl Model {
                                 .as_bytes(),
                         );
                     }
+                }
+                (name, Some(_)) if self.refusal.is_some() && ["BLPOP", "XREADGROUP"].contains(&name) => {
+                    self.aborted = true;
+                    encode::error(&mut out, self.refusal.unwrap());
                 }
                 (_, Some(queue)) => {
                     queue.push(words);

@@ -16,18 +16,6 @@ impl Bench {
         self.wire.extend_from_slice(&told);
     }
 
-    /// What came is read and what was written runs, without any time passing.
-    fn exchange(&mut self) {
-        for _ in 0..100 {
-            self.server_runs();
-            if self.wire.is_empty() {
-                return;
-            }
-            self.read();
-        }
-        panic!("it never comes to rest");
-    }
-
     /// Wakes without an element, until one is put off.
     fn lose(&mut self, key: &str, stream: bool) {
         for _ in 0..200 {
