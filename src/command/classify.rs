@@ -5,7 +5,7 @@
 //! the lookup on to its subcommand.
 
 use super::table::{ROWS, rows};
-use super::{Class, Row, blocking};
+use super::{Class, Row, blocking, reads};
 use crate::resp::Request;
 
 /// What a request asks for.
@@ -25,6 +25,12 @@ impl Asked {
     #[must_use]
     pub fn may_invent(&self) -> bool {
         self.row.is_none_or(|row| row.script) || self.class == Class::Unknown
+    }
+
+    /// Whether it only reads. A look into a list: for when it matters.
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        self.row.is_some_and(|row| reads::only_reads(row.name))
     }
 }
 

@@ -9,10 +9,12 @@ pub mod blocking;
 mod classify;
 pub mod glob;
 mod keys;
+mod reads;
 mod table;
 
 pub use classify::{Asked, classify, find};
 pub use keys::{Keys, key_positions};
+pub use reads::READS;
 pub use table::rows;
 
 /// What a command is to the proxy: which part of it answers, or which kind of upstream connection it needs.

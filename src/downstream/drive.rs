@@ -10,7 +10,7 @@ use tokio::io::ReadBuf;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
-use crate::pool::{Lane, Nature, Receiver};
+use crate::pool::{Choice, Lane, Nature, Receiver};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, normalise,
 };
@@ -66,6 +66,8 @@ pub(super) struct Run {
     count: u32,
     pub(super) lane: Option<Rc<Lane>>,
     nature: Nature,
+    /// Reads and writes do not share lanes now.
+    group_is_held: bool,
 }
 
 impl Client {
@@ -316,6 +318,10 @@ impl Client {
                 Ok(frame.len())
             }
             Route::Lane => {
+                if run.group_is_held && run.count > 0 && !asked.only_reads() {
+                    self.push(run, &data[..at]);
+                    run.lane = None;
+                }
                 self.lane_for(run, &asked, frame, (1, false))?;
                 self.worker.count(self, &asked);
                 run.count += 1;
@@ -378,8 +384,14 @@ impl Client {
             return Ok(());
         }
         let lane = if self.outstanding.get() > 0 {
-            // Order: with replies outstanding on a lane that is leaving, what follows waits for them.
-            match self.lane.borrow().clone().filter(|lane| lane.is_usable()) {
+            // Order: with replies outstanding on a lane that is leaving, what follows waits for them. So does a write behind
+            // reads on a lane that reads have taken to, since writes are held on another.
+            match self
+                .lane
+                .borrow()
+                .clone()
+                .filter(|lane| lane.is_usable() && !self.is_kept_apart(lane, asked))
+            {
                 Some(lane) => Some(lane),
                 None => return Err((0, Ran::Waiting)),
             }
@@ -387,7 +399,16 @@ impl Client {
             if self.has_outlived_the_server() {
                 return Err((0, Ran::Stop(Step::Close(ClientClose::ServerChanged))));
             }
-            self.current_group().and_then(|group| self.worker.pool.lane(&group, Instant::now()))
+            let choice = self.current_group().and_then(|group| {
+                let only_reads = || replies == 1 && asked.only_reads();
+                let choice = self.worker.pool.lane(&group, only_reads, Instant::now());
+                run.group_is_held = group.is_held();
+                choice
+            });
+            match choice {
+                Some(Choice::Lane(lane)) => Some(lane),
+                Some(Choice::Wait) | None => None,
+            }
         };
         match lane {
             Some(lane) if lane.is_full() => {
@@ -412,6 +433,13 @@ impl Client {
                 Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
         }
+    }
+
+    /// Whether a command that is no read must not go over `lane`, because writes are held on another.
+    fn is_kept_apart(&self, lane: &Lane, asked: &Asked) -> bool {
+        let group = self.group.borrow();
+        let Some(group) = group.as_ref().filter(|group| group.is_held()) else { return false };
+        !group.holds(lane, Instant::now()) && !asked.only_reads()
     }
 
     /// Takes a frame that does not simply go over the lane. All earlier replies must be out first.

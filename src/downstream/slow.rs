@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 
 use super::client::Client;
 use super::drive::Taken;
-use crate::command::Class;
-use crate::pool::{Claim, LaneKey, Nature, Unavailable};
+use crate::command::{Class, classify};
+use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Unavailable};
 use crate::resp::{self, Request, encode};
 use crate::session::{Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
@@ -56,8 +56,8 @@ impl Client {
                 self.unavailable(&why, taken.replies, taken.muted);
                 return Ok(());
             }
-            self.may_go_on()?;
-            if let Some(lane) = group.lane() {
+            if let Some(lane) = self.lane_that_is_not_held(&group, &taken).await? {
+                self.may_go_on()?;
                 if taken.counts && !taken.muted {
                     self.counted_on(&lane, &taken.request, taken.replies);
                 } else {
@@ -68,6 +68,37 @@ impl Client {
                 return Ok(());
             }
         }
+    }
+
+    /// The lane for `taken`. Where every lane is held, another one is waited for, or until one is held no more; where none
+    /// can be had, `taken` waits its turn on one that is held.
+    async fn lane_that_is_not_held(
+        &self,
+        group: &Rc<Group>,
+        taken: &Taken,
+    ) -> Result<Option<Rc<Lane>>, ClientClose> {
+        let only_reads = || {
+            let asked = Request::parse(&taken.request).map(|request| classify(&request));
+            taken.replies == 1 && asked.is_some_and(|asked| asked.only_reads())
+        };
+        let upstream = &self.worker.pool.shared.upstream;
+        // The time of a command that must be answered by then begins on its lane.
+        let patience = upstream.command_timeout.map_or(upstream.stall_timeout, |limit| limit / 4);
+        match self.worker.pool.lane(group, only_reads, Instant::now()) {
+            Some(Choice::Lane(lane)) => return Ok(Some(lane)),
+            Some(Choice::Wait) => {}
+            None => return Ok(None),
+        }
+        self.place.set("waits for a lane");
+        let opened = self.patiently(tokio::time::timeout(patience, group.wait())).await;
+        self.place.set("lane");
+        Ok(match opened? {
+            Ok(Ok(Ok(()))) => match self.worker.pool.lane(group, only_reads, Instant::now()) {
+                Some(Choice::Lane(lane)) => Some(lane),
+                Some(Choice::Wait) | None => group.lane(),
+            },
+            Ok(Ok(Err(_)) | Err(_)) | Err(_) => group.lane(),
+        })
     }
 
     /// Answers `replies` commands with the reason why there is no connection.

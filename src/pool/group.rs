@@ -14,6 +14,9 @@ use crate::upstream::Identity;
 /// A lane whose oldest command has waited this long is busy: a second one may open.
 const BUSY: Duration = Duration::from_millis(10);
 
+/// Lanes that have been held this long are worth one more than `pool.lanes_per_key`.
+const HELD: Duration = Duration::from_millis(50);
+
 /// All lanes of one key inside one worker.
 #[derive(Debug)]
 pub struct Group {
@@ -30,6 +33,17 @@ pub struct Group {
     last_failure: RefCell<Option<String>>,
     /// A login with this key has succeeded.
     verified: Cell<bool>,
+    /// A lane was held when one was last chosen.
+    held: Cell<bool>,
+}
+
+/// Where a command goes.
+#[derive(Debug)]
+pub(super) enum Pick {
+    /// Over this lane.
+    Lane(Rc<Lane>),
+    /// Every lane is held: over another one, or else over this.
+    Another(Rc<Lane>),
 }
 
 impl Group {
@@ -44,6 +58,7 @@ impl Group {
             waiters: RefCell::new(Vec::new()),
             last_failure: RefCell::new(None),
             verified: Cell::new(false),
+            held: Cell::new(false),
         })
     }
 
@@ -70,6 +85,58 @@ impl Group {
     pub fn lane(&self) -> Option<Rc<Lane>> {
         let lanes = self.lanes.borrow();
         lanes.iter().filter(|lane| lane.is_usable()).min_by_key(|lane| lane.outstanding()).cloned()
+    }
+
+    /// The lane for a command. While one is held, as by CLIENT PAUSE, which holds writes and lets reads pass, or by a long
+    /// script, behind which the server answers BUSY to other connections only:
+    /// - a write joins those that wait, so that it does not hold the next lane, too, unless it would wait for a script;
+    /// - everything else takes a lane that is not held.
+    pub(super) fn pick(&self, only_reads: impl FnOnce() -> bool, now: Instant) -> Option<Pick> {
+        let lanes = self.lanes.borrow();
+        let usable = || lanes.iter().filter(|lane| lane.is_usable());
+        let least = |lanes: &mut dyn Iterator<Item = &Rc<Lane>>| {
+            lanes.min_by_key(|lane| lane.outstanding()).map(Rc::clone)
+        };
+        let best = least(&mut usable())?;
+        let any_held = usable().any(|lane| lane.is_held(BUSY, now));
+        self.held.set(any_held);
+        if !any_held {
+            return Some(Pick::Lane(best));
+        }
+        let mut queues = usable().filter(|lane| lane.is_held(BUSY, now) && !lane.waits_for_a_script());
+        if let Some(queue) = queues.next()
+            && !only_reads()
+        {
+            return Some(Pick::Lane(Rc::clone(queue)));
+        }
+        let free = least(&mut usable().filter(|lane| !lane.is_held(BUSY, now)));
+        Some(free.map_or(Pick::Another(best), Pick::Lane))
+    }
+
+    /// Whether a lane was held when one was last chosen: until then reads and writes share lanes.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.get()
+    }
+
+    /// Whether another lane may be opened because all are held: up to `limit`, and one more when that lasts.
+    pub(super) fn deserves_another(&self, limit: usize, now: Instant) -> bool {
+        let lanes = self.lanes.borrow();
+        lanes.len() < limit || lanes.len() == limit && lanes.iter().all(|lane| lane.is_held(HELD, now))
+    }
+
+    /// Whether `lane` is held.
+    #[must_use]
+    pub fn holds(&self, lane: &Lane, now: Instant) -> bool {
+        lane.is_held(BUSY, now)
+    }
+
+    /// Those who wait for a lane that is not held may go on when there is one.
+    pub(super) fn release(&self, now: Instant) {
+        let free = self.lanes.borrow().iter().any(|lane| lane.is_usable() && !lane.is_held(BUSY, now));
+        if free && self.has_waiters() {
+            self.tell(&Ok(()));
+        }
     }
 
     /// Whether another lane would help and `limit` allows it.
@@ -113,7 +180,7 @@ impl Group {
     }
 
     /// A place among those who wait for a lane.
-    pub(super) fn wait(&self) -> oneshot::Receiver<Result<(), Unavailable>> {
+    pub fn wait(&self) -> oneshot::Receiver<Result<(), Unavailable>> {
         let (sender, receiver) = oneshot::channel();
         let mut waiters = self.waiters.borrow_mut();
         waiters.retain(|waiter| !waiter.is_closed());

@@ -223,6 +223,20 @@ impl Lane {
         self.fifo.borrow().front().map(|slot| now.saturating_duration_since(slot.since()))
     }
 
+    /// Whether commands are outstanding and nothing has come for `limit`: the server holds the oldest one (CLIENT PAUSE), or
+    /// is busy with it.
+    pub(super) fn is_held(&self, limit: Duration, now: Instant) -> bool {
+        self.outstanding.get() > 0 && now.saturating_duration_since(self.progress.get()) > limit
+    }
+
+    /// Whether the oldest command outstanding may be a script.
+    pub(super) fn waits_for_a_script(&self) -> bool {
+        match self.fifo.borrow().front() {
+            Some(Slot::Replies { may_invent, .. }) => *may_invent,
+            Some(Slot::Changed { .. } | Slot::Whole { .. }) | None => false,
+        }
+    }
+
     /// Appends `count` whole commands of one session and promises it as many replies.
     pub fn push(&self, commands: &[u8], count: u32, to: &Rc<dyn Receiver>, nature: Nature, now: Instant) {
         self.used.set(now);

@@ -37,6 +37,7 @@ pub use control::Control;
 pub use dial::refused;
 pub use gate::DialGate;
 pub use group::Group;
+use group::Pick;
 pub use health::Health;
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
@@ -123,6 +124,15 @@ pub struct LaneRow {
     pub outstanding: usize,
 }
 
+/// What is to be done with a command for a lane.
+#[derive(Debug)]
+pub enum Choice {
+    /// It goes over this lane.
+    Lane(Rc<Lane>),
+    /// Every lane is held, and another one is being opened: [`Group::wait`].
+    Wait,
+}
+
 impl Pool {
     /// A pool without connections. Its tasks run on the current `LocalRuntime`, tracked by `tasks`.
     #[must_use]
@@ -175,16 +185,38 @@ impl Pool {
         Rc::clone(groups.entry(key).or_insert_with(|| Group::new(key, Arc::clone(identity))))
     }
 
-    /// A lane of `group` to use now. Opens a second one in the background when the first is slow and a permit is free.
-    pub fn lane(self: &Rc<Self>, group: &Rc<Group>, now: Instant) -> Option<Rc<Lane>> {
-        let lane = group.lane()?;
-        if lane.outstanding() > 0 && group.wants_another(self.shared.options.lanes_per_key, now) {
-            let holder = Holder { user: group.key().user, what: &holder_of(group.key()) };
-            if let Some(permit) = self.shared.budget.try_acquire(Kind::Lane, holder) {
-                self.open_lane(group, Some(permit));
+    /// A lane of `group` to use now, for a command that reads, or may do more. Opens a second one in the background when
+    /// the first is slow and a permit is free. `None`: there is none yet.
+    pub fn lane(
+        self: &Rc<Self>,
+        group: &Rc<Group>,
+        only_reads: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Option<Choice> {
+        let limit = self.shared.options.lanes_per_key;
+        match group.pick(only_reads, now)? {
+            Pick::Lane(lane) => {
+                if lane.outstanding() > 0 && group.wants_another(limit, now) {
+                    self.open_another(group);
+                }
+                Some(Choice::Lane(lane))
             }
+            Pick::Another(_) if group.dialling.get() => Some(Choice::Wait),
+            Pick::Another(_) if group.deserves_another(limit, now) && self.open_another(group) => {
+                Some(Choice::Wait)
+            }
+            Pick::Another(lane) => Some(Choice::Lane(lane)),
         }
-        Some(lane)
+    }
+
+    fn open_another(self: &Rc<Self>, group: &Rc<Group>) -> bool {
+        let holder = Holder { user: group.key().user, what: &holder_of(group.key()) };
+        let permit = self.shared.budget.try_acquire(Kind::Lane, holder);
+        let is_free = permit.is_some();
+        if is_free {
+            self.open_lane(group, permit);
+        }
+        is_free
     }
 
     /// Waits until `group` has a lane, at most until `deadline`.
@@ -331,6 +363,7 @@ impl Pool {
             if group.age(options, may_leave, now) {
                 self.shared.pulse.call_relief();
             }
+            group.release(now);
             for lane in group.lanes() {
                 self.shared.pulse.beat(lane.progress());
                 self.tend(&lane, now);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use redbouncer::command::{Class, Keys, Row, classify, find, key_positions, rows};
+use redbouncer::command::{Class, Keys, READS, Row, classify, find, key_positions, rows};
 use redbouncer::resp::Request;
 
 use crate::harness::{Client, Server, Value, Version, encode};
@@ -188,6 +188,28 @@ fn every_server_at_hand_agrees_with_the_table() {
 /// Whether a server without rows for subcommands speaks of them all in one.
 fn container_of_old(version: &Version, name: &str) -> bool {
     version.name.contains("-6.") && rows().iter().any(|row| row.name.starts_with(&format!("{name}|")))
+}
+
+#[test]
+fn what_only_reads_is_what_servers_call_a_read() {
+    /// Commands that neither read keys nor write.
+    const WITHOUT_KEYS: [&str; 6] = ["echo", "info", "lastsave", "ping", "role", "time"];
+    /// Reads that may be held all the same.
+    const HELD: [&str; 8] =
+        ["eval_ro", "evalsha_ro", "fcall_ro", "lolwut", "memory", "object", "pfcount", "xinfo"];
+    assert!(READS.is_sorted());
+    for version in Version::all() {
+        for command in known(&Server::start_version(&version, &[])) {
+            let name = &*command.name.to_ascii_lowercase();
+            let listed = READS.contains(&name);
+            if is_in(WITHOUT_ROW, name) || HELD.contains(&name) {
+                continue;
+            }
+            let reads = command.has("readonly") || WITHOUT_KEYS.contains(&name);
+            assert_eq!(listed, reads, "{}: {name}", version.name);
+            assert!(!listed || !command.has("write") && !command.has("may_replicate"), "{name}");
+        }
+    }
 }
 
 #[test]

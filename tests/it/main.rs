@@ -28,6 +28,7 @@ mod doors;
 mod framing;
 mod grounds;
 mod half_close;
+mod held;
 mod hub;
 mod hub_load;
 mod hub_model;

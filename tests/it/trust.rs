@@ -28,13 +28,13 @@ fn a_text_that_a_script_makes_up_ends_nobodys_connection() {
         "CLUSTERDOWN The cluster is down",
     ] {
         // Alone, behind others of the same client, and inside a transaction.
-        bystander.start("EVAL for(i=1,100000)do(end)return(1) 0");
+        bystander.send(crate::harness::encode(&["EVAL", "for i = 1, 100000 do end return 1", "0"]));
         forger.send(crate::harness::encode(&["GET", "k"]));
         forger.send(crate::harness::encode(&["EVAL", &format!("return redis.error_reply([[{text}]])"), "0"]));
         bystander.start("GET k");
         assert_eq!(forger.reply().text(), "v");
         assert_eq!(forger.reply().error(), text);
-        let _ = bystander.reply();
+        assert_eq!(bystander.reply().int(), 1);
         assert_eq!(bystander.reply().text(), "v");
         forger.send(
             [
@@ -90,7 +90,8 @@ fn before_a_replica_writers_cost_readers_nothing() {
         }
         over.store(true, Ordering::Relaxed);
     });
-    assert!(accepted(&replica) <= before + 1, "a second lane at the most");
+    let more = accepted(&replica) - before;
+    assert!(more <= 2, "{more} connections: further lanes at the most");
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn lanes_to_a_master_that_has_become_a_replica_are_made_anew_once() {
         assert!(writer.call("SET k v").error().starts_with("READONLY "));
         assert_eq!(reader.call("GET k").text(), "v");
     }
-    assert!(accepted(&server) <= after + 1, "{} connections after {after}", accepted(&server));
+    assert!(accepted(&server) <= after + 2, "{} connections after {after}", accepted(&server));
     server.call("REPLICAOF NO ONE");
     assert_eq!(writer.call("SET k v").text(), "OK");
     let lines = proxy.log().lines().filter(|line| line.contains("the server has become a replica")).count();
