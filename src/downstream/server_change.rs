@@ -7,12 +7,16 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::Worker;
 use super::client::Client;
 use crate::command::{Class, Row};
 use crate::telemetry::ClientClose;
 use crate::upstream::Change;
+
+/// How soon a pause between two looks ends with a drain.
+const STEP: Duration = Duration::from_millis(100);
 
 /// Since which change of the server a client knows things that it forgets.
 #[derive(Debug, Default)]
@@ -111,11 +115,17 @@ impl Worker {
                     worker.clients.borrow().values().find(|client| client.knows_things()).cloned();
                 let Some((key, identity)) = concerned.and_then(|client| client.lane_key()) else { break };
                 let group = worker.pool.group(key, &identity);
-                let ready = worker.pool.lane_ready(&group, worker.pool.wait_deadline()).await;
-                if ready.is_ok() || worker.stopping.get() {
+                if worker.pool.lane_ready(&group, worker.pool.wait_deadline()).await.is_ok() {
                     break;
                 }
-                tokio::time::sleep(worker.pool.shared.upstream.backoff_max).await;
+                // In small steps: a drain waits for this task.
+                let again = Instant::now() + worker.pool.shared.upstream.backoff_max;
+                while Instant::now() < again && !worker.stopping.get() {
+                    tokio::time::sleep(STEP).await;
+                }
+                if worker.stopping.get() {
+                    break;
+                }
             }
             worker.heeded.looking.set(false);
         });

@@ -16,9 +16,10 @@ const KNOWN: Duration = Duration::from_secs(30);
 /// What is measured, whatever the state.
 const SOON: Duration = Duration::from_secs(25);
 
-/// For how long a peer does nothing before its host vanishes: longer than a vanished host is waited for.
+/// For how long a peer does nothing before its host vanishes: longer than a vanished host is waited for, and shorter than a
+/// silent server is (`upstream.stall_timeout`).
 fn shut() -> Duration {
-    Duration::from_secs(if long() { 120 } else { 20 })
+    Duration::from_secs(if long() { 50 } else { 20 })
 }
 
 /// A proxy that the other host can reach.

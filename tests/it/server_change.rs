@@ -188,3 +188,17 @@ fn who_has_said_hello_is_closed_when_the_server_says_something_else() {
     assert_eq!(changed(&proxy), 1.0);
     assert!(!other.call("GET k").is_error());
 }
+
+/// The look for a server that is away goes on for as long as somebody would have to know, and not longer.
+#[test]
+fn a_proxy_that_looks_for_its_server_stops_at_once() {
+    let (mut server, proxy) =
+        Stage::proxied_with(&["upstream.backoff_max=30s", "pool.wait_timeout=500ms"]).into_parts();
+    let mut client = proxy.connect();
+    loaded(&mut client);
+    server.kill();
+    until("it looks, in vain", PATIENCE, || proxy.log().contains("upstream connection failed"));
+    let exit = proxy.stop();
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(exit.took < Duration::from_secs(3), "{exit:?}");
+}
