@@ -27,7 +27,7 @@ pub enum Message {
     Lanes(oneshot::Sender<Vec<LaneRow>>),
     /// CLIENT KILL; the answer is how many it closed.
     Kill(Filter, u64, oneshot::Sender<i64>),
-    /// CLIENT UNBLOCK; the answer is whether the client was blocked.
+    /// CLIENT UNBLOCK; the answer is whether it has ended the client's wait. None means no.
     Unblock(u64, bool, oneshot::Sender<bool>),
     /// A request for the control connection, which the first worker keeps.
     Control {

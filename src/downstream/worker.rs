@@ -243,7 +243,7 @@ impl Worker {
             }
             Message::Lanes(reply) => drop(reply.send(self.pool.lane_rows())),
             Message::Kill(filter, me, reply) => drop(reply.send(self.kill(&filter, me))),
-            Message::Unblock(id, with_error, reply) => drop(reply.send(self.unblock(id, with_error))),
+            Message::Unblock(id, with_error, done) => self.unblock(id, Unblock { with_error, done }),
             Message::Control { user, identity, protocol, request, reply } => {
                 let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
                 self.pool.tasks().spawn_local(async move {
@@ -428,18 +428,20 @@ impl Worker {
         killed
     }
 
-    fn unblock(&self, id: u64, with_error: bool) -> bool {
+    /// The answer is given when it is known what ends the wait. Dropped, it is that this did not.
+    fn unblock(&self, id: u64, how: Unblock) {
         let clients = self.clients.borrow();
         let Some(client) = clients
             .get(&id)
             .filter(|client| client.flags.get().blocked)
             .filter(|client| [Pin::Blocked.label(), Pin::HUB].contains(&client.place.get()))
         else {
-            return false;
+            return;
         };
-        client.unblock.set(Some(if with_error { Unblock::Error } else { Unblock::Timeout }));
-        client.unblocked.notify_one();
-        true
+        if !client.is_being_unblocked() {
+            client.unblock.set(Some(how));
+            client.unblocked.notify_one();
+        }
     }
 
     /// Gives up what others wait for and cannot do without.

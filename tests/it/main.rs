@@ -34,6 +34,7 @@ mod hub_load;
 mod hub_model;
 mod hub_refusals;
 mod hub_regressions;
+mod hub_unblock;
 mod hub_wakes;
 mod letter;
 mod listings;

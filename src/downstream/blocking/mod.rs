@@ -118,6 +118,14 @@ impl Waiter {
 }
 
 impl Client {
+    /// Whether CLIENT UNBLOCK names it, and what ends its wait is not decided yet.
+    pub(in crate::downstream) fn is_being_unblocked(&self) -> bool {
+        let unblock = self.unblock.take();
+        let is = unblock.is_some();
+        self.unblock.set(unblock);
+        is
+    }
+
     /// Serves a blocking call to its end.
     pub(super) async fn blocking(
         self: &Rc<Self>,
@@ -174,6 +182,8 @@ impl Client {
     }
 
     fn no_longer_blocked(&self, place: &'static str) {
+        // One that came too late has not ended the wait.
+        self.unblock.set(None);
         self.flags.set(crate::session::Flags { blocked: false, ..self.flags.get() });
         self.place.set(place);
     }
@@ -288,10 +298,14 @@ impl Waiter {
         self.client.has_said_all() && (self.has_looked.get() || self.arrived.elapsed() >= FIRST_LOOK)
     }
 
-    fn unblocked(&self, kind: Unblock) {
-        match kind {
-            Unblock::Timeout => self.nil(),
-            Unblock::Error => self.fail("UNBLOCKED client unblocked via CLIENT UNBLOCK"),
+    fn unblocked(&self, unblock: Unblock) {
+        if self.is_done() {
+            return;
+        }
+        if unblock.ends_the_wait() {
+            self.fail("UNBLOCKED client unblocked via CLIENT UNBLOCK");
+        } else {
+            self.nil();
         }
     }
 }

@@ -157,17 +157,27 @@ impl Waiter {
         // The answer decides, also after the deadline; but nil wins in the end, except for calls whose element has
         // moved already when its answer is read.
         let moved = Call::moves_before_answering(self.call.command);
-        let last = self.deadline.filter(|_| !moved).map(|at| at + worker.blocking.grace);
+        let mut last = self.deadline.filter(|_| !moved).map(|at| at + worker.blocking.grace);
+        let mut is_unblocked = false;
         loop {
             match self.state.get() {
                 State::Queued => return Ok(false),
                 State::Done => return Ok(true),
                 State::Trying => {}
             }
+            if !moved && !is_unblocked && self.client.is_being_unblocked() {
+                is_unblocked = true;
+                let patience = Instant::now() + worker.blocking.grace;
+                last = Some(last.map_or(patience, |at| at.min(patience)));
+            }
             tokio::select! {
                 () = self.changed.notified() => {}
+                () = self.client.unblocked.notified(), if !moved && !is_unblocked => {}
                 () = sleep_until(last) => {
-                    self.nil();
+                    match self.client.unblock.take() {
+                        Some(unblock) => self.unblocked(unblock),
+                        None => self.nil(),
+                    }
                     return Ok(true);
                 }
             }

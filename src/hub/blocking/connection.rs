@@ -107,7 +107,8 @@ impl Hub {
     }
 
     pub(super) fn unblock(&self, id: u64, how: Unblock) {
-        self.waitlist.borrow_mut().unblock(id, how);
+        self.waitlist.borrow_mut().unblock(id, how, Instant::now());
+        self.bell.ring();
     }
 
     pub(super) fn farewell(&self, id: u64, just_come: bool) -> bool {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
 
 use crate::command::Blocking;
 use crate::command::blocking::{Call, Waited};
@@ -36,13 +37,22 @@ pub enum End {
     Fallback,
 }
 
-/// CLIENT UNBLOCK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unblock {
-    /// As if the time were up.
-    Timeout,
-    /// With an error.
-    Error,
+/// CLIENT UNBLOCK of a waiting call. Dropped without having ended the wait, it says that it did not.
+#[derive(Debug)]
+pub struct Unblock {
+    /// With an error; otherwise as if the time were up.
+    pub with_error: bool,
+    /// Whoever asked for it: whether the wait was ended by it.
+    pub done: oneshot::Sender<bool>,
+}
+
+impl Unblock {
+    /// This is what ends the wait. Returns whether it ends with an error.
+    pub fn ends_the_wait(self) -> bool {
+        // Who asked may have left.
+        let _ = self.done.send(true);
+        self.with_error
+    }
 }
 
 /// A blocking call as it arrives.

@@ -35,6 +35,9 @@ impl Waitlist {
         let Some(waiter) = self.waiters.get_mut(&id) else { return };
         waiter.deadline = None;
         let moves = Call::moves_before_answering(waiter.call.command);
+        if !moves && let Some(unblock) = waiter.unblock.take() {
+            return self.end_unblocked(id, unblock);
+        }
         match (waiter.state, waiter.overdue) {
             (State::Queued, false) if asking => {
                 waiter.overdue = true;
@@ -122,15 +125,19 @@ impl Waitlist {
         false
     }
 
-    pub(super) fn end_unblocked(&mut self, id: u64, how: Unblock) {
-        let end = match how {
-            Unblock::Timeout => End::Nil,
-            Unblock::Error => {
-                let mut words = BytesMut::new();
-                encode::error(&mut words, "UNBLOCKED client unblocked via CLIENT UNBLOCK");
-                End::Error(words.freeze())
-            }
-        };
-        self.finish(id, end);
+    pub(super) fn end_unblocked(&mut self, id: u64, unblock: Unblock) {
+        if self.waiters.get(&id).is_some_and(|waiter| !waiter.gone) {
+            self.finish(id, Self::unblocked(unblock));
+        }
+    }
+
+    /// How a wait ends that CLIENT UNBLOCK ends; whoever asked for it is told so.
+    pub(super) fn unblocked(unblock: Unblock) -> End {
+        if !unblock.ends_the_wait() {
+            return End::Nil;
+        }
+        let mut words = BytesMut::new();
+        encode::error(&mut words, "UNBLOCKED client unblocked via CLIENT UNBLOCK");
+        End::Error(words.freeze())
     }
 }

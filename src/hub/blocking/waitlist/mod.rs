@@ -39,7 +39,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::carrier::Desk;
 use super::waiter::{Arrival, End, State, Unblock, Waiter};
-use crate::command::blocking::Waited;
+use crate::command::blocking::{Call, Waited};
 use crate::pool::LaneKey;
 use crate::resp::{self, ReplyKind};
 use crate::telemetry::{ClientClose, UpstreamClose};
@@ -172,6 +172,7 @@ impl Waitlist {
         match self.waiters.get_mut(&id) {
             Some(waiter) if waiter.state == State::Trying => {
                 waiter.gone = true;
+                waiter.unblock = None;
                 self.leave_queues(id);
             }
             Some(_) => self.remove(id),
@@ -179,10 +180,24 @@ impl Waitlist {
         }
     }
 
-    /// CLIENT UNBLOCK. Inside a try the try's element comes first.
-    pub(super) fn unblock(&mut self, id: u64, how: Unblock) {
+    /// CLIENT UNBLOCK. Inside a try the try's element comes first, as long as a deadline would wait for it; a call that
+    /// is being unblocked is not unblocked again.
+    pub(super) fn unblock(&mut self, id: u64, how: Unblock, now: Instant) {
+        let patience = now + self.times.grace;
         match self.waiters.get_mut(&id) {
-            Some(waiter) if waiter.state == State::Trying => waiter.unblock = Some(how),
+            Some(waiter) if waiter.state == State::Trying => {
+                if waiter.unblock.is_some() || waiter.gone {
+                    return;
+                }
+                waiter.unblock = Some(how);
+                let sooner = waiter.deadline.is_none_or(|deadline| deadline > patience);
+                if sooner && !Call::moves_before_answering(waiter.call.command) {
+                    if let Some(deadline) = waiter.deadline.replace(patience) {
+                        self.deadlines.remove(&(deadline, id));
+                    }
+                    self.deadlines.insert((patience, id));
+                }
+            }
             Some(_) => self.end_unblocked(id, how),
             None => {}
         }
@@ -355,8 +370,13 @@ impl Waitlist {
 
     /// Ends a wait without an element. A waiter in a try stays known until the try's answer.
     fn finish(&mut self, id: u64, how: End) {
-        let Some(waiter) = self.waiters.get(&id) else { return };
+        let Some(waiter) = self.waiters.get_mut(&id) else { return };
         let (waiting, gone) = (Rc::clone(&waiter.waiting), waiter.gone);
+        let how = match (how, waiter.unblock.take()) {
+            // It would go on waiting elsewhere.
+            (End::Fallback, Some(unblock)) => Self::unblocked(unblock),
+            (how, _) => how,
+        };
         self.gone(id);
         if !gone {
             waiting.end(how);
