@@ -7,7 +7,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
 use std::future::poll_fn;
+use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -17,7 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Permit;
-use crate::resp::{ReplyKind, ReplyScanner, encode};
+use crate::resp::{self, ReplyKind, ReplyScanner, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::UpstreamStream;
 
@@ -97,6 +99,8 @@ enum Slot {
         partial: BytesMut,
         since: Instant,
         then: Option<Then>,
+        /// What a PING must be answered with.
+        nonce: Option<Bytes>,
     },
 }
 
@@ -115,6 +119,8 @@ impl Slot {
     }
 }
 
+/// After this many commands an echo is asked for before its time.
+const ECHO_AFTER: u32 = 10_000;
 /// Above this many unwritten bytes a lane takes no more commands until the server has read.
 const FULL: usize = 4 << 20;
 /// Commands of one client this close together share a slot, and so a time from which they are measured.
@@ -137,6 +143,9 @@ pub struct Lane {
     closed: Cell<bool>,
     /// Part of the oldest reply has been delivered.
     mid_reply: Cell<bool>,
+    /// When an echo was last asked for, and how many commands were carried since.
+    echo_asked: Cell<Instant>,
+    since_echo: Cell<u32>,
     /// The last MOVED that came by.
     redirection: RefCell<Option<String>>,
     /// The server was a replica when the lane logged in, so that a refused write says nothing new.
@@ -163,6 +172,8 @@ impl Lane {
             leaving: Cell::new(None),
             closed: Cell::new(false),
             mid_reply: Cell::new(false),
+            echo_asked: Cell::new(now),
+            since_echo: Cell::new(0),
             redirection: RefCell::new(None),
             of_replica: Cell::new(false),
             was_refused_a_write: Cell::new(false),
@@ -297,7 +308,35 @@ impl Lane {
             partial: BytesMut::new(),
             since: now,
             then: Some(then),
+            nonce: None,
         });
+    }
+
+    /// Asks for an echo of a word that nobody else asks for, which shows that replies are still counted right.
+    pub(super) fn ask_for_an_echo(&self, now: Instant) {
+        let number = RandomState::new().hash_one(now);
+        let nonce = Bytes::from(format!("redbouncer:{number:016x}"));
+        let mut ping = BytesMut::new();
+        encode::command(&mut ping, &[b"PING", &nonce]);
+        self.append(&ping, 1, now);
+        self.echo_asked.set(now);
+        self.since_echo.set(0);
+        self.fifo.borrow_mut().push_back(Slot::Whole {
+            left: 1,
+            frames: Vec::new(),
+            partial: BytesMut::new(),
+            since: now,
+            then: None,
+            nonce: Some(nonce),
+        });
+    }
+
+    /// Whether the next echo is due: the lane has been silent for `limit`, or has carried commands for as long, or very
+    /// many.
+    pub(super) fn wants_an_echo(&self, limit: Duration, now: Instant) -> bool {
+        let carried = self.since_echo.get();
+        let is_long_ago = now.saturating_duration_since(self.echo_asked.get()) >= limit;
+        self.is_silent(limit, now) || carried >= ECHO_AFTER || carried > 0 && is_long_ago
     }
 
     /// Notes a use by a session whose commands went by [`Self::exchange`].
@@ -314,6 +353,7 @@ impl Lane {
             self.progress.set(now);
         }
         self.outstanding.set(self.outstanding.get() + count as usize);
+        self.since_echo.set(self.since_echo.get().saturating_add(count));
         if first {
             self.wake();
         }
@@ -483,6 +523,12 @@ struct Carrier {
     in_multi: bool,
 }
 
+/// Whether `frame` may be the answer to PING with `nonce`. A refusal, and the answer to a PING without a word, which some
+/// proxies give to all, prove nothing either way.
+fn may_echo(frame: &[u8], nonce: &[u8]) -> bool {
+    resp::error_text(frame).is_some() || frame == b"+PONG\r\n" || resp::bulk(frame) == Some(nonce)
+}
+
 /// What of an error tells what it means for the lane.
 const TELLING: usize = 64;
 
@@ -643,10 +689,15 @@ impl Carrier {
                 return Err(UpstreamClose::Desync);
             }
             match slot {
-                Slot::Whole { frames, partial, .. } => {
+                Slot::Whole { frames, partial, nonce, .. } => {
                     partial.extend_from_slice(&data[at..at + step.consumed]);
                     if step.complete.is_some() {
-                        frames.push(partial.split().freeze());
+                        let frame = partial.split().freeze();
+                        // Some other command's reply: nobody knows any more whose is whose.
+                        if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
+                            return Err(UpstreamClose::Desync);
+                        }
+                        frames.push(frame);
                     }
                 }
                 Slot::Changed { partial, .. } => partial.extend_from_slice(&data[at..at + step.consumed]),

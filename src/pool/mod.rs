@@ -397,10 +397,8 @@ impl Pool {
         if lane.suspects_a_demotion() {
             self.ask_for_the_role(lane, now);
         }
-        if lane.is_usable() && lane.is_silent(self.shared.heartbeat, now) {
-            let mut ping = bytes::BytesMut::new();
-            encode::command(&mut ping, &[b"PING"]);
-            lane.exchange(&ping, 1, now, Box::new(|_| {}));
+        if lane.is_usable() && lane.wants_an_echo(self.shared.heartbeat, now) {
+            lane.ask_for_an_echo(now);
         }
     }
 

@@ -41,6 +41,7 @@ mod listings;
 mod logging;
 mod logins;
 mod loss;
+mod miscounts;
 mod module_commands;
 mod network;
 mod orphans;
