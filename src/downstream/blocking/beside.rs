@@ -26,6 +26,8 @@ impl Client {
         muted: bool,
         is_tracking: bool,
     ) -> Result<(), ClientClose> {
+        // SELECT and HELLO on the lease have not looked for other lanes: the call would be tried in the database before.
+        self.leave_group();
         let route = Route::Blocking(command);
         let taken =
             Taken { request: request.clone(), route, muted, may_invent: true, replies: 1, counts: false };

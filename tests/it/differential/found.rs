@@ -31,4 +31,8 @@ pub(crate) const FOUND: &[(&str, &str)] = &[
         "another name of SELECT did not last before Redis 6.2, so that data went to the old database",
         "clients 2 with renames\n0: XSELECT 1 | SET s1 v\n0: DBSIZE | GET s1\n",
     ),
+    (
+        "without a hub a blocking call beside a lease was tried in the database that was selected before the lease",
+        "clients 3 2\n0: GET s1\n0: CLIENT TRACKING on\n0: SELECT 2\n1: SET s1 v\n0: BLPOP s1 0.01\n",
+    ),
 ];
