@@ -43,7 +43,7 @@ struct Difference {
 impl World {
     /// Does one step and waits until it has come out as in the direct world.
     pub(super) fn step(&mut self, play: &Play<'_>, number: usize) -> Outcome {
-        self.act(number, &play.sequence.steps[number], &play.fates);
+        self.act(play.sequence, number, &play.fates);
         self.come_out(play, number)
     }
 

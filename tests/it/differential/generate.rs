@@ -102,9 +102,10 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
     let mut last = vec![String::new(); sequence.clients.len()];
     let nobody = vec![false; sequence.clients.len()];
     let (mut in_multi, mut holds, mut mutes) = (nobody.clone(), nobody.clone(), nobody.clone());
-    let mut tracks = nobody;
+    let (mut tracks, mut loops) = (nobody.clone(), nobody);
     let mut waits = false;
     let (muted, demoted) = (sequence.trouble == Trouble::Mute, sequence.trouble == Trouble::Demotion);
+    let slow = sequence.trouble == Trouble::Slow;
     let renames = sequence.trouble == Trouble::Rename;
     let resets = sequence.requests().any(|request| request.is(&["RESET"]));
     sequence.steps.iter().all(|step| {
@@ -122,6 +123,19 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         if requests.iter().skip(1).any(Request::is_http) && sequence.trouble == Trouble::HalfClose {
             return false;
         }
+        // A server closes with a RST, and drops what is unsent, where something is left to read.
+        if slow && requests.iter().any(|request| request.is(&["QUIT"]) || request.is_broken()) {
+            return false;
+        }
+        // What the server does not read in one turn it may not read at all: by then a reply has come back.
+        let length = |request: &Request| request.bytes(&|_, _| String::new()).len();
+        if *tail == Tail::Leaves && requests.iter().map(length).sum::<usize>() > 12_000 {
+            return false;
+        }
+        // How much of it has left for one who does not read, nobody says.
+        if slow && requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("KILL")) {
+            return false;
+        }
         // What is popped for a client that is not there goes back; directly it is lost.
         if *tail == Tail::Leaves && requests.iter().any(Request::may_block) {
             return false;
@@ -129,14 +143,16 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         let speaks = |request: &Request| {
             // It is announced by an ECHO, which would be what is kept from the client.
             let names_itself = muted && request.is(&["CLIENT"]) && request.has("ID");
-            // It tells the database, which another name of SELECT has changed.
+            // It tells the database, which another name of SELECT has changed; or what others do who are not waited for.
             let lists_itself =
-                renames && request.is(&["CLIENT"]) && (request.has("LIST") || request.has("INFO"));
+                (renames || slow) && request.is(&["CLIENT"]) && (request.has("LIST") || request.has("INFO"));
+            // With more keys than its first table has room for, a walk stops where the hash of the names says.
+            let walks = (slow || sequence.trouble == Trouble::Pause) && request.is(&["SCAN"]);
             // The role is that of the last login.
             let tells_role = demoted && request.is(&["HELLO"]);
             // What a RESP2 subscriber may not send is refused here, by the server with READONLY first.
             let restricts = demoted && request.is(SUBSCRIBE) && (resets || sequence.clients[*client] == 2);
-            !names_itself && !lists_itself && !tells_role && !restricts
+            !names_itself && !walks && !lists_itself && !tells_role && !restricts
         };
         if !requests.iter().all(speaks) {
             return false;
@@ -150,13 +166,34 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
             return false;
         }
         // A stream that a tracking client has waited for is invalidated at once.
+        let own_loop = |request: &Request| request.is(&["CLIENT"]) && request.has("NOLOOP");
+        loops[*client] |= requests.iter().any(own_loop);
+        // What it pops beside its lease is popped by somebody else, to the server.
+        if loops[*client] && requests.iter().any(Request::may_block) {
+            return false;
+        }
         tracks[*client] |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("TRACKING"));
         if tracks[*client] && requests.iter().any(|request| request.is(&["XREAD"]) && request.has("BLOCK")) {
             return false;
         }
         // A connection that is to end behind a reply that is not wanted: Redis leaves it there.
         mutes[*client] |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("REPLY"));
-        if mutes[*client] && requests.iter().any(|request| request.is(&["QUIT"]) || request.is_broken()) {
+        let own = [format!("{{id:{client}}}"), format!("{{addr:{client}}}")];
+        let ends = |request: &Request| {
+            let kills = request.is(&["CLIENT"]) && own.iter().any(|word| request.has(word));
+            request.is(&["QUIT"]) || request.is_broken() || kills
+        };
+        if mutes[*client] && requests.iter().any(ends) {
+            return false;
+        }
+        // Two commands for one, which a transaction of another name does not know.
+        if renames && requests.iter().any(|request| request.is(&["WAIT"])) {
+            return false;
+        }
+        // Behind a reply that is not yet written newer servers omit the error of a login that fails.
+        let logs_in =
+            |request: &Request| request.is(&["AUTH"]) || request.is(&["HELLO"]) && request.has("AUTH");
+        if requests.iter().skip(1).any(logs_in) {
             return false;
         }
         // The server serves a waiting call before the next command, the proxy one round trip later.
@@ -422,7 +459,9 @@ impl Generator<'_> {
         if self.clients[client].blocked || self.clients.iter().filter(|client| client.blocked).count() > 1 {
             return vec![self.fill_one(&["RPUSH l1 V", "ZADD z1 1 W", "XADD x1 I f V", "LPUSH l2 V V"])];
         }
-        let forever = self.clients.len() > 1 && self.one_in(2);
+        // A call that waits when the server becomes a replica learns of it at its next wake.
+        let may_last = self.clients.len() > 1 && self.trouble != Trouble::Demotion;
+        let forever = may_last && self.one_in(2);
         let timeout = if forever { "0" } else { "0.01" };
         let millis = if forever { "0" } else { "10" };
         let call = match self.random.usize(0..14) {

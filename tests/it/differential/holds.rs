@@ -9,7 +9,9 @@ use crate::harness::Row;
 pub(crate) struct Holds {
     multi: bool,
     watch: bool,
-    /// It has ever asked for something that may have kept a WATCH from being one: subscriptions, errors inside MULTI.
+    /// It has ever asked for WATCH.
+    has_watched: bool,
+    /// It has ever asked for something that may have kept a WATCH from being one, or have ended it: subscriptions, errors.
     vague: bool,
 }
 
@@ -19,12 +21,12 @@ impl Holds {
         if request.is(&["MULTI"]) && alone {
             self.multi = true;
         } else if request.is(&["EXEC"]) && !alone {
-            // A wrong number of words ends a WATCH too.
-            self.vague = true;
+            // A wrong number of words ends a transaction, and a WATCH, too.
+            (self.multi, self.vague) = (false, true);
         } else if request.is(&["EXEC", "DISCARD"]) && alone && self.multi || request.is(&["RESET"]) && alone {
             (self.multi, self.watch) = (false, false);
         } else if request.is(&["WATCH"]) && !alone {
-            self.watch = true;
+            (self.watch, self.has_watched) = (true, true);
             self.vague |= self.multi;
         } else if request.is(&["UNWATCH"]) && alone && !self.multi {
             self.watch = false;
@@ -40,9 +42,12 @@ impl Holds {
         match kind {
             Kind::Control | Kind::Shared | Kind::Blocking => (false, false),
             // Of a blocking call a lease is taken where there is no hub, or the client has one already.
-            Kind::Leased => (has("xtTOb") || self.watch, has("xt") || self.watch && !self.vague),
+            Kind::Leased => (
+                has("xtTOb") || self.watch || self.vague && self.has_watched,
+                has("xt") || self.watch && !self.vague,
+            ),
             // Whoever has a lease is subscribed there.
-            Kind::PubSub => (listens, listens && !has("xtTOb") && !self.watch),
+            Kind::PubSub => (listens, listens && !has("xtTOb") && !self.has_watched),
         }
     }
 }

@@ -50,6 +50,8 @@ const IMPATIENT: Patience = Patience(Duration::from_millis(400));
 /// Differences after which a run stops.
 const ENOUGH: usize = 5;
 
+/// How long one is cut down.
+const SHRINKING: Duration = Duration::from_secs(20);
 /// How many sequences are played at the same time: they mostly wait, for round trips and for times to pass.
 const PLAYERS: usize = 4;
 
@@ -125,11 +127,10 @@ impl Pair {
 
     /// The smallest sequence found that still shows a difference, and that difference.
     fn shrink(&mut self, mut sequence: Sequence, mut what: String) -> (Sequence, String) {
-        let mut tries = 0;
+        let start = Instant::now();
         loop {
             let found = smaller(&sequence).into_iter().filter(is_comparable).find_map(|candidate| {
-                tries += 1;
-                (tries < 400)
+                (start.elapsed() < SHRINKING)
                     .then(|| self.difference(&candidate, IMPATIENT))
                     .flatten()
                     .map(|what| (candidate, what))
@@ -301,7 +302,11 @@ fn run(version: &Version, program: &Program) -> (Vec<String>, usize) {
                         trouble.name(),
                         name = version.name,
                     );
-                    found.lock().unwrap().push(format!("{title}\n{sequence}{what}\n"));
+                    let text = format!("{title}\n{sequence}{what}\n");
+                    if long() {
+                        println!("{text}");
+                    }
+                    found.lock().unwrap().push(text);
                 }
             });
         }

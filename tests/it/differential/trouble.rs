@@ -113,16 +113,16 @@ impl Trouble {
     /// are played by name.
     pub(crate) fn weight(self) -> usize {
         match self {
-            Self::None => 22,
-            Self::HalfClose => 22,
-            Self::Leave => 0,
+            Self::None => 14,
+            Self::HalfClose => 18,
+            Self::Leave => 12,
             Self::Slow => 0,
-            Self::Pause => 0,
+            Self::Pause => 4,
             Self::Refusal => 0,
             Self::Rename => 14,
-            Self::Mute => 20,
-            Self::Kill => 22,
-            Self::Demotion => 0,
+            Self::Mute => 16,
+            Self::Kill => 18,
+            Self::Demotion => 4,
         }
     }
 

@@ -62,10 +62,11 @@ impl Generator<'_> {
             return Vec::new();
         }
         self.clients[client].deaf = true;
-        let length = self.random.usize(20_000..400_000);
+        // What the kernel keeps of it, and more than that: the proxy has to keep megabytes of its own then.
+        let is_much = self.one_in(6);
+        let length = self.random.usize(if is_much { 400_000..600_000 } else { 20_000..200_000 });
         let mut requests = vec![Request::words(&format!("SETRANGE big{client} {length} x"))];
-        let many = if self.one_in(4) { 12 } else { 4 };
-        for _ in 0..self.random.usize(1..=many) {
+        for _ in 0..self.random.usize(if is_much { 12..=16 } else { 1..=4 }) {
             requests.push(Request::words(&format!("GET big{client}")));
             if self.one_in(2) {
                 requests.push(self.data(client));
@@ -81,13 +82,19 @@ impl Generator<'_> {
             _ => Vec::new(),
         };
         requests.extend(behind);
+        if !self.clients[client].in_multi {
+            // By the data it shows that all before it has run.
+            requests.push(Request::words(&format!("INCR all{client}")));
+        }
         vec![Step::Deafen(client), self.write(client, requests, Tail::Stays)]
     }
 
     /// A pause of writes that lasts until UNPAUSE: whoever reads is served meanwhile. Writes that are held belong to their
     /// clients alone: in which order a server lets go of them is not promised to anybody.
     fn pause(&mut self) -> Vec<Step> {
-        let Some(client) = self.anybody() else { return Vec::new() };
+        let Some(client) = self.anybody() else {
+            return if self.lasts { self.unpause() } else { Vec::new() };
+        };
         if !self.lasts {
             if !self.one_in(3) || self.clients[client].in_multi || self.clients[client].blocked {
                 return Vec::new();
@@ -120,11 +127,8 @@ impl Generator<'_> {
                 Request::words(&own)
             });
         }
-        if self.one_in(5) && !self.clients[client].in_multi {
-            requests.insert(0, Request::words("MULTI"));
-            requests.push(Request::words("EXEC"));
-        }
-        vec![self.write(client, requests, Tail::Stays)]
+        // Only what is sent a moment later is known to pass what is held.
+        vec![self.write(client, requests, Tail::Stays), Step::Wait(40)]
     }
 
     fn unpause(&mut self) -> Vec<Step> {

@@ -79,7 +79,8 @@ impl Wire {
                 let _ = socket.shutdown(Shutdown::Write);
             }
             Tail::Leaves => {
-                // A FIN, as from any program that ends: what it wrote before is not thrown away by a RST.
+                // A FIN first, also where a reply has come already: a RST alone says that all is over.
+                let _ = socket.shutdown(Shutdown::Write);
                 SockRef::from(socket).set_linger(None).unwrap();
                 self.socket = None;
             }

@@ -90,20 +90,18 @@ impl World {
         self.holds = vec![Holds::default(); self.wires.len()];
     }
 
-    pub(super) fn act(&mut self, number: usize, step: &Step, fates: &Fates) {
-        match step {
-            Step::Write { client, requests, cuts, tail } => {
+    pub(super) fn act(&mut self, sequence: &Sequence, number: usize, fates: &Fates) {
+        match &sequence.steps[number] {
+            Step::Write { client, requests, cuts, .. } => {
                 requests.iter().for_each(|request| self.holds[*client].note(request));
                 let own = |kind: &str, client: usize| match kind {
                     "id" => self.wires[client].identity.id.to_string(),
                     "addr" => self.wires[client].identity.address.to_string(),
                     _ => self.address.to_string(),
                 };
-                let (bytes, tail) = if self.is_direct {
-                    fates.bytes(number, requests, *tail, &own)
-                } else {
-                    Fates::default().bytes(number, requests, *tail, &own)
-                };
+                let none = Fates::default();
+                let fates = if self.is_direct { fates } else { &none };
+                let (bytes, tail) = fates.write(sequence, number, &own);
                 self.written = bytes.len();
                 let mut from = 0;
                 for cut in cuts.iter().copied().filter(|cut| *cut < bytes.len()) {
