@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::Worker;
+use super::backpressure::Backpressure;
 use super::identity::{Account, Membership};
 use super::out::Out;
 use super::server_change::Learned;
@@ -73,8 +74,8 @@ pub(crate) struct Client {
     pub(super) last_command: Cell<&'static str>,
     pub(super) place: Cell<&'static str>,
     pub(super) flags: Cell<Flags>,
-    /// More than `client.output_soft_limit` is unsent: nothing more is read.
-    pub(super) backpressured: Cell<bool>,
+    /// What it may leave unread.
+    pub(super) backpressure: Backpressure,
     /// A command is being carried out off the lane: a drain waits for its answer.
     pub(super) busy: Cell<bool>,
     /// In the slow path: its own task does not read requests there.
@@ -137,7 +138,7 @@ impl Client {
             last_command: Cell::new("NULL"),
             place: Cell::new("lane"),
             flags: Cell::new(Flags::default()),
-            backpressured: Cell::new(false),
+            backpressure: Backpressure::default(),
             busy: Cell::new(false),
             in_slow_path: Cell::new(false),
             last_read: Cell::new(false),
@@ -256,20 +257,11 @@ impl Client {
         }
     }
 
-    fn check_limits(&self, unsent: usize) {
-        let options = &self.worker.options;
-        if unsent > options.output_hard_limit {
-            self.doom(ClientClose::OutputLimit);
-        }
-        self.check_subscriber_limits(unsent);
-        self.backpressured.set(unsent > options.output_soft_limit);
-    }
-
     /// Writes unsent replies. Pending: the kernel takes no more now.
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut out = self.out.borrow_mut();
         while !out.is_empty() {
-            match out.write_to(&self.socket) {
+            match out.write_by(|bytes| self.socket.try_write(bytes)) {
                 Ok(written) => self.worker.metrics.bytes_out.add(written as u64),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if self.socket.poll_writable(cx).is_pending() {
@@ -297,7 +289,7 @@ impl Client {
                 return Poll::Ready(());
             }
         }
-        if self.backpressured.get() || self.over_soft_since.get().is_some() {
+        if self.backpressure.is_on() || self.over_soft_since.get().is_some() {
             self.check_limits(0);
         }
         Poll::Ready(())

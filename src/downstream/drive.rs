@@ -80,7 +80,7 @@ impl Client {
                 return Poll::Ready(Step::Close(reason));
             }
             let mut need = 0;
-            if !self.backpressured.get() {
+            if !self.is_backpressured() {
                 match self.run_buffered() {
                     Ran::Stop(step) => return Poll::Ready(step),
                     Ran::Waiting => return Poll::Pending,
@@ -93,7 +93,7 @@ impl Client {
                 }
                 return Poll::Pending;
             }
-            if self.backpressured.get() {
+            if self.is_backpressured() {
                 return Poll::Pending;
             }
             if self.worker.stopping.get() {

@@ -76,6 +76,7 @@ impl Client {
         // Linux says EPIPE where the peer had closed its side before it reset (`tcp_reset` in `tcp_input.c`).
         if self.has_said_all() || error.kind() == std::io::ErrorKind::BrokenPipe {
             self.deaf.set(true);
+            self.wake();
         } else {
             self.doom(ClientClose::ClientLost);
         }

@@ -253,7 +253,7 @@ impl Held {
                 return Poll::Ready(Event::Over);
             }
             // A client that does not read is not read for either: the server's own output limit then decides.
-            let held_back = self.client.backpressured.get();
+            let held_back = self.client.is_backpressured();
             if !held_back {
                 match self.poll_upstream(cx) {
                     Poll::Ready(Ok(())) => continue,
@@ -267,7 +267,7 @@ impl Held {
                 Poll::Ready(Some(event)) => return Poll::Ready(event),
                 Poll::Ready(None) => {}
                 // The client has just read: nobody has asked the server's socket to wake us.
-                Poll::Pending if held_back && !self.client.backpressured.get() => {}
+                Poll::Pending if held_back && !self.client.is_backpressured() => {}
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -279,7 +279,7 @@ impl Held {
             if let Poll::Ready(Err(_)) = self.poll_write(cx) {
                 return Poll::Ready(UpstreamClose::Lost);
             }
-            if self.client.backpressured.get() {
+            if self.client.is_backpressured() {
                 return Poll::Pending;
             }
             if let Err(lost) = ready!(self.poll_upstream(cx)) {
@@ -384,7 +384,8 @@ impl Held {
                 Input::Waiting => (READ_AHEAD, false),
             };
             if self.client.input.borrow().eof {
-                return self.poll_end(cx, run_again);
+                let none_left = run_again || self.client.read_ahead() == 0;
+                return self.poll_end(cx, none_left);
             }
             match self.client.poll_departure(cx, limit) {
                 // What was read before is carried out first.
@@ -402,7 +403,7 @@ impl Held {
     }
 
     fn is_paused(&self) -> bool {
-        self.written.len() > WRITE_AHEAD || self.client.backpressured.get()
+        self.written.len() > WRITE_AHEAD || self.client.is_backpressured()
     }
 
     /// Nothing more is read now, so end of file cannot be read either: the kernel still tells.

@@ -5,6 +5,7 @@
 //! `login`, `clients`).
 
 mod accept;
+mod backpressure;
 mod blocking;
 mod client;
 mod clients;

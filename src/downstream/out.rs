@@ -6,8 +6,6 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::socket::ClientSocket;
-
 /// An emptied buffer larger than this is given back.
 const KEEP: usize = 4 << 10;
 
@@ -44,14 +42,14 @@ impl Out {
         self.chunks.push_back(bytes);
     }
 
-    /// Writes what the kernel takes now; returns how much that was.
+    /// Writes what `write`, the socket, takes now; returns how much that was.
     ///
     /// # Errors
     /// As the socket: `WouldBlock` when it takes no more now.
-    pub(super) fn write_to(&mut self, socket: &ClientSocket) -> io::Result<usize> {
+    pub(super) fn write_by(&mut self, write: impl Fn(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
         let written = match self.chunks.front_mut() {
             Some(chunk) => {
-                let written = socket.try_write(chunk)?;
+                let written = write(chunk)?;
                 chunk.advance(written);
                 if chunk.is_empty() {
                     self.chunks.pop_front();
@@ -59,7 +57,7 @@ impl Out {
                 written
             }
             None => {
-                let written = socket.try_write(&self.tail)?;
+                let written = write(&self.tail)?;
                 self.tail.advance(written);
                 written
             }

@@ -94,6 +94,22 @@ impl Secured {
         Ok(taken)
     }
 
+    /// As [`Self::try_write`], whatever the runtime has heard of the kernel's buffer: what was taken before goes first, and
+    /// counts for nothing here.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let tls = &mut *self.tls.borrow_mut();
+        let mut moved = 0;
+        while tls.wants_write() {
+            match tls.write_tls(&mut Now(&self.wire)) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => moved += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && moved > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        tls.writer().write(bytes)
+    }
+
     /// Whether rustls holds bytes that the kernel has not taken.
     pub(super) fn holds_back(&self) -> bool {
         self.tls.borrow().wants_write()
@@ -192,8 +208,18 @@ impl Read for Polled<'_, '_> {
     }
 }
 
-/// The wire as rustls reads it, from anywhere.
+/// The wire as rustls reads and writes it, from anywhere.
 struct Now<'a>(&'a Wire);
+
+impl Write for Now<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.0.write_now(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 impl Read for Now<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

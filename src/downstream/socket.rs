@@ -72,6 +72,14 @@ impl ClientSocket {
         }
     }
 
+    /// As [`Self::try_write`], whatever the runtime has heard of the kernel's buffer.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(wire) => wire.write_now(bytes),
+            Self::Tls(secured) => secured.write_now(bytes),
+        }
+    }
+
     /// Whether bytes were taken that the kernel does not have yet: the client's own task has to flush them.
     pub(super) fn holds_back(&self) -> bool {
         match self {

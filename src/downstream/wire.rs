@@ -1,7 +1,7 @@
 //! The bytes' way to a client, without TLS: TCP or a Unix socket.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -77,6 +77,15 @@ impl Wire {
     /// Reads what the kernel has now, whatever the runtime has heard of it.
     pub(super) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&*self.raw()).read(buffer)
+    }
+
+    /// Writes what the kernel takes now, whatever the runtime has heard of it: the kernel calls a socket writable only
+    /// when a third of its buffer is free.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        if let Self::Tcp { watch, .. } = self {
+            watch.wrote();
+        }
+        (&*self.raw()).write(bytes)
     }
 
     /// Writes what the kernel takes now.

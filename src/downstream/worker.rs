@@ -84,6 +84,8 @@ pub(crate) struct Worker {
     pub(super) links: Links,
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) clients: RefCell<HashMap<u64, Rc<Client>>>,
+    /// Clients that have much unread.
+    pub(super) slow_readers: RefCell<HashSet<u64>>,
     pub(super) waiters: RefCell<Vec<Rc<Waiter>>>,
     /// Where commands that are in no table may run, as the server said.
     pub(super) asked: RefCell<HashMap<Vec<u8>, Placement>>,
@@ -187,6 +189,7 @@ impl Worker {
             links,
             scratch: RefCell::new(vec![0; 64 << 10]),
             clients: RefCell::default(),
+            slow_readers: RefCell::default(),
             waiters: RefCell::default(),
             asked: RefCell::default(),
             max_arguments: Cell::new(MAX_ARGUMENTS_OLD),
@@ -459,6 +462,7 @@ impl Worker {
         self.pubsub.tick(now);
         self.heed_refusals();
         self.heed_changes();
+        self.tend_slow_readers();
         for user in self.pool.shared.budget.crowded() {
             self.pool.make_room_within(user, now);
         }

@@ -36,6 +36,7 @@ mod hub_refusals;
 mod hub_regressions;
 mod hub_unblock;
 mod hub_wakes;
+mod late_readers;
 mod letter;
 mod listings;
 mod logging;
