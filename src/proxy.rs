@@ -407,6 +407,14 @@ impl View for Proxy {
         );
         if let Some(down) = self.shared.health.down_for() {
             upstream["unreachable_seconds"] = json!(down.as_secs());
+            upstream["unreachable_reason"] = json!(self.shared.health.why_down());
+        }
+        if let Some(closed) = self.shared.health.closed_for_want() {
+            upstream["clients_closed"] = json!({
+                "clients": closed.clients,
+                "last_seconds_ago": closed.at.elapsed().as_secs(),
+                "last_reason": closed.reason,
+            });
         }
         let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
         clients.sort_by_key(|row| row.id);

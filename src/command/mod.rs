@@ -5,6 +5,7 @@
 //! written down here, one row per command, and `tests/it/command_table.rs` holds the rows against a running server.
 //! Everything in this module is pure: bytes in, a decision out.
 
+mod aftermath;
 pub mod blocking;
 mod classify;
 pub mod glob;
@@ -12,6 +13,7 @@ mod keys;
 mod reads;
 mod table;
 
+pub use aftermath::Aftermath;
 pub use classify::{Asked, classify, find};
 pub use keys::{Keys, key_positions};
 pub use reads::READS;

@@ -21,11 +21,26 @@ const UNTOLD: &str = "ERR redbouncer: the server tells neither names nor ids of 
 const NOBODY: &[u8] = b"9223372036854775807";
 
 impl Client {
-    /// Sends a request on the control connection, as this client's user, and returns the reply or an error reply.
+    /// Sends a request on the control connection, as this client's user, and returns the reply or an error reply. Where
+    /// there is no server within `pool.wait_timeout`, the client is marked to be closed.
     pub(super) async fn on_control(self: &Rc<Self>, request: &Bytes) -> Bytes {
-        match self.ask_control(request.clone()).await {
-            Ok(reply) => reply,
-            Err(why) => error(&why.to_string()),
+        let pool = &self.worker.pool;
+        let deadline = pool.wait_deadline();
+        let mut backoff = pool.backoff();
+        loop {
+            match self.ask_control(request.clone()).await {
+                Ok(reply) => return reply,
+                // Nothing was written: it may be asked again.
+                Err(Unavailable::Down(_) | Unavailable::Busy(_)) if Instant::now() < deadline => {
+                    pool.pause(&mut backoff, true).await;
+                }
+                Err(why) => {
+                    if let Some(reason) = self.ends_for(&why) {
+                        self.doom(reason);
+                    }
+                    return error(&why.to_string());
+                }
+            }
         }
     }
 
@@ -73,7 +88,8 @@ impl Client {
             return format.clone();
         }
         // 6.2 is the first to have CLIENT INFO; a listing shows the connection that asks everywhere.
-        let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
+        let listing = self.ask_control(command(&[b"CLIENT", b"LIST"])).await;
+        let listing = listing.unwrap_or_else(|why| error(&why.to_string()));
         let rows = String::from_utf8_lossy(resp::bulk(&listing).unwrap_or_default()).into_owned();
         let format = rows.lines().find_map(RowFormat::of).unwrap_or_default();
         // A server that cannot be asked now is asked again.

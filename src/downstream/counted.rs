@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::client::Client;
 use super::drive::{Ran, Run};
 use super::worker::Worker;
-use crate::command::Asked;
+use crate::command::{Aftermath, Asked};
 use crate::pool::{Lane, Nature, Receiver};
 use crate::resp::{self, Request};
 use crate::session::{Beside, ServerFacts, Transaction};
@@ -83,10 +83,7 @@ impl Client {
             let before = audience.agreement();
             let reply = match self.exchange(request, 1).await? {
                 Ok(frames) => frames.into_iter().next().unwrap_or_default(),
-                Err(why) => {
-                    self.unavailable(&why, 1, muted);
-                    return Ok(());
-                }
+                Err(why) => return self.unserved(&why, Aftermath::Nothing, 1, muted),
             };
             let is_of_one_moment = before.is_some() && before == audience.agreement();
             if is_of_one_moment || resp::is_error(&reply) || attempt == ATTEMPTS {

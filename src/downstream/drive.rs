@@ -14,7 +14,7 @@ use crate::pool::{Choice, Lane, Nature, Receiver};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, normalise,
 };
-use crate::session::answers::{After, is_silent_mode};
+use crate::session::answers::{After, ends_the_session, is_silent_mode};
 use crate::session::{ReplyMode, Route, find_block};
 use crate::telemetry::ClientClose;
 
@@ -469,6 +469,9 @@ impl Client {
             Route::Refuse(text) => {
                 let muted = self.session.borrow_mut().mutes_this();
                 self.error(&text, muted);
+                if ends_the_session(&text) {
+                    return Err((frame.len(), Ran::Stop(Step::Close(ClientClose::StateRefused))));
+                }
                 Ok(frame.len())
             }
             route => {

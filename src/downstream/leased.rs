@@ -13,11 +13,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::Client;
 use super::drive::Taken;
+use super::unserved::aftermath_of;
 use super::wire::Hangup;
-use crate::command::{Asked, Blocking, Class, classify};
+use crate::command::{Aftermath, Asked, Blocking, Class, classify};
 use crate::pool::Lease;
 use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
-use crate::session::{Expect, LeaseState, Pin, Placement, Plan, Received, Route};
+use crate::session::answers::ends_the_session;
+use crate::session::{Expect, Failed, LeaseState, Pin, Placement, Plan, Received, Route, UNGUARDED};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Lacking;
 
@@ -75,6 +77,11 @@ enum Event {
 impl Client {
     /// Runs `taken` and what follows on a connection of the client's own, until nothing holds it any more.
     pub(super) async fn leased(self: &Rc<Self>, taken: Taken, pin: Pin) -> Result<(), ClientClose> {
+        let class = Request::parse(&taken.request).map_or(Class::Unknown, |request| classify(&request).class);
+        if !self.session.borrow().may_lease(class) {
+            self.error(UNGUARDED, taken.muted);
+            return Err(ClientClose::StateRefused);
+        }
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let holder = format!("{}, {}", self.called(), pin.label());
         self.place.set("waits for a lease");
@@ -89,14 +96,18 @@ impl Client {
                 if self.has_said_all() {
                     self.input.borrow_mut().waited_in_vain = true;
                 }
-                self.unavailable(&why, taken.replies, taken.muted);
-                return Ok(());
+                // A command of no table that leaves nothing behind has changed nothing by its refusal.
+                let aftermath =
+                    if pin == Pin::Own { Aftermath::Nothing } else { aftermath_of(&taken.request) };
+                return self.unserved(&why, aftermath, taken.replies, taken.muted);
             }
         };
         if let Err(reason) = self.may_go_on() {
             self.worker.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
             return Err(reason);
         }
+        // A new WATCH after one that was refused.
+        self.session.borrow_mut().failed = Failed::Nothing;
         metrics::counter!("redbouncer_leases_total", "pin" => pin.label()).increment(1);
         self.place.set(pin.label());
         self.has_written.set(true);
@@ -624,7 +635,12 @@ impl Held {
                 encode::error(&mut reply, &text);
                 self.state.sent(Expect::Instead(reply.freeze()), &asked, muted);
             }
-            Plan::Refuse(text) => self.client.error(&text, muted),
+            Plan::Refuse(text) => {
+                self.client.error(&text, muted);
+                if ends_the_session(&text) {
+                    return Some(Event::Gone(self.client.departs(ClientClose::StateRefused)));
+                }
+            }
             Plan::Local(class) => {
                 let _ = self.client.answer(class, &request, muted);
             }

@@ -48,6 +48,8 @@ impl Client {
             | ClientClose::TooMany
             | ClientClose::TooManyFromAddress
             | ClientClose::Shutdown
+            | ClientClose::NoUpstream
+            | ClientClose::StateRefused
             | ClientClose::UpstreamLost
             | ClientClose::LeaseLost
             | ClientClose::SubscriptionLost

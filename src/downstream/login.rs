@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::client::Client;
 use super::identity::{Membership, Offer, Remembered};
 use super::options::AuthMode;
+use crate::command::Aftermath;
 use crate::pool::{LaneKey, Short, Unavailable};
 use crate::resp::{Protocol, encode};
 use crate::session::{Credentials, Hello, ServerFacts, answers};
@@ -51,6 +52,26 @@ impl Outcome {
     }
 }
 
+/// Why a login came to nothing.
+enum Failure {
+    /// The server, or the users file, refuses it, in these words.
+    Refused(String),
+    /// It is refused here, whatever the server would say: the error.
+    Ours(Outcome, String),
+    /// The server cannot be asked.
+    Unserved(Unavailable),
+}
+
+impl Failure {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused(_) => Outcome::Refused,
+            Self::Ours(outcome, _) => *outcome,
+            Self::Unserved(_) => Outcome::Unavailable,
+        }
+    }
+}
+
 impl Client {
     /// AUTH or HELLO: all of it takes effect, or nothing.
     pub(super) async fn login(self: &Rc<Self>, hello: Hello, muted: bool) -> Result<(), ClientClose> {
@@ -58,10 +79,16 @@ impl Client {
         if let Some(offered) = &hello.credentials {
             match self.authenticate(offered, hello.protocol).await? {
                 Ok(accepted) => membership = Some(accepted),
-                Err(text) => {
+                Err(Failure::Refused(text)) => {
                     self.error(&text, muted);
                     return Ok(());
                 }
+                // The server might have let it in: what follows would run as somebody else.
+                Err(Failure::Ours(_, text)) => {
+                    self.error(&text, muted);
+                    return if self.is_logged_in() { Err(ClientClose::StateRefused) } else { Ok(()) };
+                }
+                Err(Failure::Unserved(why)) => return self.unserved(&why, Aftermath::Closed, 1, muted),
             }
         }
         if !hello.is_hello {
@@ -76,10 +103,7 @@ impl Client {
         let name = who.as_ref().map(|(_, identity)| identity.name().to_owned()).unwrap_or_default();
         let facts = match self.server_facts(who).await? {
             Ok(facts) => facts,
-            Err(why) => {
-                self.unavailable(&why, 1, muted);
-                return Ok(());
-            }
+            Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted),
         };
         if hello.protocol == Some(Protocol::Resp3) && !self.worker.pool.shared.connector.speaks_resp3(&name) {
             self.error("NOPROTO unsupported protocol version", muted);
@@ -106,25 +130,25 @@ impl Client {
         membership.as_ref().map(|own| (own.account.user.id, Arc::clone(&own.identity)))
     }
 
-    /// Checks credentials; the inner `Err` is the client's error.
+    /// Checks credentials; the inner `Err` says why they do not let the client in.
     async fn authenticate(
         self: &Rc<Self>,
         offered: &Credentials,
         protocol: Option<Protocol>,
-    ) -> Result<Result<Membership, String>, ClientClose> {
+    ) -> Result<Result<Membership, Failure>, ClientClose> {
         if self.worker.auth.mode == AuthMode::Open {
             // As a Redis whose default user has no password.
             let anonymous = self.worker.directory.anonymous(self.trusted).ok_or(ClientClose::Denied)?;
             return Ok(match offered.username.as_deref() {
-                None => Err(NO_PASSWORD_SET.to_owned()),
+                None => Err(Failure::Refused(NO_PASSWORD_SET.to_owned())),
                 Some("default") => Ok(anonymous),
-                Some(_) => Err(WRONG_PASSWORD.to_owned()),
+                Some(_) => Err(wrong_password()),
             });
         }
         let checked = self.patiently(self.check(offered, protocol.unwrap_or(self.protocol()))).await?;
         let (outcome, result) = match checked {
             Ok((outcome, membership)) => (outcome, Ok(membership)),
-            Err((outcome, text)) => (outcome, Err(text)),
+            Err(failure) => (failure.outcome(), Err(failure)),
         };
         outcome.count();
         Ok(result)
@@ -135,7 +159,7 @@ impl Client {
         self: &Rc<Self>,
         offered: &Credentials,
         protocol: Protocol,
-    ) -> Result<(Outcome, Membership), (Outcome, String)> {
+    ) -> Result<(Outcome, Membership), Failure> {
         let directory = &self.worker.directory;
         let address = self.place();
         if let Some(known) = directory.known(offered)
@@ -161,24 +185,20 @@ impl Client {
         };
         match judged {
             Ok(membership) => Ok((Outcome::Verified, membership)),
-            Err((Outcome::Refused, text)) => {
+            Err(Failure::Refused(text)) => {
                 offer.refuse(&text);
                 directory.failures.failed(address, Instant::now());
-                Err((Outcome::Refused, text))
+                Err(Failure::Refused(text))
             }
-            Err(other) => Err(other),
+            Err(other @ (Failure::Ours(..) | Failure::Unserved(_))) => Err(other),
         }
     }
 
     /// What is remembered of `offer`, if anything.
-    fn recall(
-        &self,
-        offer: &Offer,
-        offered: &Credentials,
-    ) -> Option<Result<(Outcome, Membership), (Outcome, String)>> {
+    fn recall(&self, offer: &Offer, offered: &Credentials) -> Option<Result<(Outcome, Membership), Failure>> {
         match offer.remembered(self.worker.auth.cache_ttl) {
             Remembered::Nothing => None,
-            Remembered::Bad(text) => Some(Err((Outcome::Refused, text))),
+            Remembered::Bad(text) => Some(Err(Failure::Refused(text))),
             Remembered::Good => Some(enter(offer, offered).map(|own| (Outcome::Remembered, own))),
         }
     }
@@ -189,26 +209,26 @@ impl Client {
     }
 
     /// Guesses are refused without asking anybody.
-    fn refuse_after_failures(&self, address: IpAddr) -> Result<(), (Outcome, String)> {
+    fn refuse_after_failures(&self, address: IpAddr) -> Result<(), Failure> {
         let Some(wait) = self.worker.directory.failures.wait(address, Instant::now()) else { return Ok(()) };
         self.worker.warn_of_failures(address);
         let text =
             format!("ERR redbouncer: too many failed logins from this address, try again in {}", Short(wait));
-        Err((Outcome::Limited, text))
+        Err(Failure::Ours(Outcome::Limited, text))
     }
 
     /// Waits for a turn.
-    async fn in_time<T>(
-        &self,
-        deadline: Instant,
-        turn: impl Future<Output = T>,
-    ) -> Result<T, (Outcome, String)> {
+    async fn in_time<T>(&self, deadline: Instant, turn: impl Future<Output = T>) -> Result<T, Failure> {
         tokio::time::timeout_at(deadline.into(), turn).await.map_err(|_| {
+            // Those before it wait for a server that is not there.
+            if let Some(away) = self.worker.pool.away() {
+                return Failure::Unserved(away);
+            }
             let waited = Short(self.worker.pool.shared.options.wait_timeout);
             let text = format!(
                 "ERR redbouncer: login not checked within {waited}: too many others are being checked"
             );
-            (Outcome::Unavailable, text)
+            Failure::Ours(Outcome::Unavailable, text)
         })
     }
 
@@ -219,7 +239,7 @@ impl Client {
         offered: &Credentials,
         protocol: Protocol,
         deadline: Instant,
-    ) -> Result<Membership, (Outcome, String)> {
+    ) -> Result<Membership, Failure> {
         let (directory, pool) = (&self.worker.directory, &self.worker.pool);
         let Some(account) = &offer.account else { return Err(wrong_password()) };
         let _one = self.in_time(deadline, directory.asking.acquire()).await?;
@@ -244,13 +264,9 @@ impl Client {
                 directory.verified(account, &identity);
                 enter(offer, offered)
             }
-            Err(Unavailable::LoginRefused(text)) => Err((Outcome::Refused, text)),
-            Err(why) => {
-                if matches!(why, Unavailable::Full(_)) {
-                    self.worker.warn_full(&why.to_string());
-                }
-                Err((Outcome::Unavailable, why.to_string()))
-            }
+            Err(Unavailable::LoginRefused(text)) => Err(Failure::Refused(text)),
+            Err(why @ Unavailable::NoAuth) => Err(Failure::Refused(why.to_string())),
+            Err(why) => Err(Failure::Unserved(why)),
         }
     }
 
@@ -260,7 +276,7 @@ impl Client {
         offer: &Offer,
         offered: &Credentials,
         deadline: Instant,
-    ) -> Result<Membership, (Outcome, String)> {
+    ) -> Result<Membership, Failure> {
         let directory = &self.worker.directory;
         let Some(known) = directory.user_named(offered) else { return Err(wrong_password()) };
         let slow = known.hashes().iter().any(super::PasswordHash::is_slow);
@@ -309,17 +325,17 @@ impl Client {
     }
 }
 
-fn wrong_password() -> (Outcome, String) {
-    (Outcome::Refused, WRONG_PASSWORD.to_owned())
+fn wrong_password() -> Failure {
+    Failure::Refused(WRONG_PASSWORD.to_owned())
 }
 
 /// Lets a client in whose secret is good.
-fn enter(offer: &Offer, offered: &Credentials) -> Result<Membership, (Outcome, String)> {
+fn enter(offer: &Offer, offered: &Credentials) -> Result<Membership, Failure> {
     let Some(account) = &offer.account else { return Err(wrong_password()) };
     account.join(account.identity_of(offered), true).ok_or_else(|| {
         let most = account.max_clients.unwrap_or_default();
         let name = &account.user.name;
         let text = format!("ERR max number of clients reached for this user ('{name}' may have {most})");
-        (Outcome::Unavailable, text)
+        Failure::Ours(Outcome::Unavailable, text)
     })
 }

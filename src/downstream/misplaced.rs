@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::client::Client;
-use crate::command::classify;
+use crate::command::{Aftermath, classify};
 use crate::resp::{self, Request, encode};
 use crate::session::answers::{not_in_subscription, printable, wrong_arity};
 use crate::telemetry::ClientClose;
@@ -31,10 +31,7 @@ impl Client {
         encode::command(&mut question, &words);
         let answer = match self.exchange(&question, 1).await? {
             Ok(frames) => frames.into_iter().next().unwrap_or_default(),
-            Err(why) => {
-                self.unavailable(&why, 1, muted);
-                return Ok(());
-            }
+            Err(why) => return self.unserved(&why, Aftermath::Nothing, 1, muted),
         };
         match refusal(&answer, &parsed) {
             Some(text) => self.error(&text, muted),
@@ -42,7 +39,7 @@ impl Client {
             None => match self.exchange(request, 1).await? {
                 Ok(frames) if !muted => frames.iter().for_each(|reply| self.send(reply)),
                 Ok(_) => {}
-                Err(why) => self.unavailable(&why, 1, muted),
+                Err(why) => return self.unserved(&why, Aftermath::Nothing, 1, muted),
             },
         }
         Ok(())

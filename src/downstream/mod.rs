@@ -2,7 +2,7 @@
 //!
 //! A [`Worker`] is one thread and owns everything it touches. Reading order: `listener` → `accept`
 //! (→ `handshake`) → `worker` → `life` → `drive` (the fast path) → `slow` and what it leads to (`leased`, `blocking`,
-//! `login`, `clients`).
+//! `login`, `clients`; `unserved` where there is no connection).
 
 mod accept;
 mod backpressure;
@@ -33,6 +33,7 @@ mod socket;
 mod subscriptions;
 mod tls;
 mod undelivered;
+mod unserved;
 mod wire;
 mod worker;
 

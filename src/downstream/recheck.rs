@@ -33,8 +33,16 @@ pub(super) async fn recheck(pool: Rc<Pool>, directory: Arc<Directory>, links: Li
                 LaneKey { user: account.user.id, database: 0, protocol: Protocol::Resp2, readonly: false };
             match pool.check_login(key, &identity, pool.wait_deadline()).await {
                 Ok(()) | Err(Unavailable::SelectRefused(_)) => offer.let_in(),
-                Err(Unavailable::LoginRefused(_)) => links.revoke(&directory, account).await,
-                Err(Unavailable::Full(_) | Unavailable::Down(_) | Unavailable::Stopping) => {
+                Err(Unavailable::LoginRefused(_) | Unavailable::NoAuth) => {
+                    links.revoke(&directory, account).await;
+                }
+                Err(
+                    Unavailable::Full(_)
+                    | Unavailable::Down(_)
+                    | Unavailable::Busy(_)
+                    | Unavailable::Unanswered
+                    | Unavailable::Stopping,
+                ) => {
                     tokio::time::sleep(PAUSE).await;
                 }
             }

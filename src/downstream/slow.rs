@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 
 use super::client::Client;
 use super::drive::Taken;
-use crate::command::{Class, classify};
+use super::unserved::aftermath_of;
+use crate::command::{Aftermath, Class, classify};
 use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Unavailable};
 use crate::resp::{self, Request, encode};
 use crate::session::{Described, Pin, Placement, Route};
@@ -24,7 +25,10 @@ impl Client {
     /// Why the client is to be closed.
     pub(super) async fn slow(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
         match taken.route.clone() {
-            Route::Lane => self.over_a_lane(taken).await,
+            Route::Lane => {
+                let aftermath = aftermath_of(&taken.request);
+                self.over_a_lane(taken, aftermath).await
+            }
             Route::Transaction => self.leased(taken, Pin::Multi).await,
             Route::Lease(pin) => self.leased(taken, pin).await,
             Route::Blocking(command) => self.blocking(taken, command).await,
@@ -43,7 +47,7 @@ impl Client {
     }
 
     /// Waits for a lane and sends the command over it, or answers that there is none.
-    async fn over_a_lane(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+    async fn over_a_lane(self: &Rc<Self>, taken: Taken, aftermath: Aftermath) -> Result<(), ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let deadline = self.lane_deadline();
         loop {
@@ -53,8 +57,7 @@ impl Client {
             let ready = ready?;
             self.input.borrow_mut().waited_in_vain = matches!(ready, Err(Unavailable::Down(_)));
             if let Err(why) = ready {
-                self.unavailable(&why, taken.replies, taken.muted);
-                return Ok(());
+                return self.unserved(&why, aftermath, taken.replies, taken.muted);
             }
             if let Some(lane) = self.lane_that_is_not_held(&group, &taken).await? {
                 self.may_go_on()?;
@@ -101,18 +104,6 @@ impl Client {
         })
     }
 
-    /// Answers `replies` commands with the reason why there is no connection.
-    pub(super) fn unavailable(&self, why: &Unavailable, replies: u32, muted: bool) {
-        if matches!(why, Unavailable::Full(_)) {
-            metrics::counter!("redbouncer_pool_full_total").increment(1);
-            self.worker.warn_full(&format!("{why}"));
-        }
-        let text = why.to_string();
-        for _ in 0..replies {
-            self.error(&text, muted);
-        }
-    }
-
     /// SELECT of a database: the first use is verified upstream, so that an error is the server's own.
     async fn select(self: &Rc<Self>, index: u32, muted: bool) -> Result<(), ClientClose> {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
@@ -130,9 +121,13 @@ impl Client {
             let deadline = self.worker.pool.wait_deadline();
             let ready = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await;
             group.part(Instant::now());
-            if let Err(why) = ready? {
-                self.unavailable(&why, 1, muted);
-                return Ok(());
+            match ready? {
+                Ok(()) => {}
+                // Of this very database.
+                Err(why @ Unavailable::SelectRefused(_)) => {
+                    return self.unserved(&why, Aftermath::Nothing, 1, muted);
+                }
+                Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted),
             }
         }
         self.leave_group();
@@ -151,16 +146,13 @@ impl Client {
             Some(placement) => placement,
             None => match self.ask_about(&name).await? {
                 Ok(placement) => placement,
-                Err(why) => {
-                    self.unavailable(&why, 1, taken.muted);
-                    return Ok(());
-                }
+                Err(why) => return self.unserved(&why, Aftermath::Nothing, 1, taken.muted),
             },
         };
         match placement {
             Placement::Lane => {
                 taken.route = Route::Lane;
-                self.over_a_lane(taken).await
+                self.over_a_lane(taken, Aftermath::Nothing).await
             }
             Placement::Once | Placement::MayBlock => self.leased(taken, Pin::Own).await,
             Placement::Lasting => self.leased(taken, Pin::State).await,
@@ -218,10 +210,14 @@ impl Client {
     ) -> Result<Result<Vec<Bytes>, Unavailable>, ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let deadline = self.worker.pool.wait_deadline();
-        if let Err(why) = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await? {
-            return Ok(Err(why));
-        }
-        let Some(lane) = group.lane() else { return Err(ClientClose::UpstreamLost) };
+        let lane = loop {
+            if let Err(why) = self.patiently(self.worker.pool.lane_ready(&group, deadline)).await? {
+                return Ok(Err(why));
+            }
+            if let Some(lane) = group.lane() {
+                break lane;
+            }
+        };
         let (sender, receiver) = oneshot::channel();
         let then = Box::new(move |frames| drop(sender.send(frames)));
         lane.exchange(commands, replies, Instant::now(), then);
@@ -253,11 +249,13 @@ impl Client {
             Route::Proxy => self.patiently(self.proxy_command(request)).await?,
             _ => self.patiently(self.on_control(request)).await?,
         };
-        if !muted {
+        let doomed = self.doomed.get();
+        // CLIENT KILL of oneself is answered first (`clientCommand` in redis `networking.c`). Whoever is closed for want of
+        // an answer gets none.
+        if !muted && doomed.is_none_or(|reason| reason == ClientClose::Killed) {
             self.send(&reply);
         }
-        // CLIENT KILL of oneself is answered first (`clientCommand` in redis `networking.c`).
-        self.doomed.get().map_or(Ok(()), Err)
+        doomed.map_or(Ok(()), Err)
     }
 
     /// How a wait for a lease is queued for `pin`.

@@ -9,7 +9,9 @@ use tokio::sync::Notify;
 
 use super::client::Client;
 use super::leased::sleep_until;
+use crate::command::Aftermath;
 use crate::hub::{Listener, Message, Station};
+use crate::pool::Unavailable;
 use crate::resp::Request;
 use crate::session::{Flags, Listen, Subscriptions};
 use crate::telemetry::ClientClose;
@@ -22,6 +24,8 @@ pub(super) struct Subscriber {
     /// Its request has been answered.
     done: Cell<bool>,
     answered: Notify,
+    /// Why its request is given up.
+    unserved: RefCell<Option<Unavailable>>,
     /// Published messages that wait for the end of a reply which has begun.
     held: RefCell<Vec<Bytes>>,
 }
@@ -55,6 +59,7 @@ impl Client {
                 subscriptions: RefCell::default(),
                 done: Cell::new(false),
                 answered: Notify::new(),
+                unserved: RefCell::default(),
                 held: RefCell::default(),
             }),
         };
@@ -76,9 +81,10 @@ impl Client {
                 })
                 .await;
             self.place.set(place);
-            if !answered? {
-                let why = asking.why_not(self.worker.pool.shared.options.wait_timeout);
-                self.unavailable(&why, 1, muted);
+            let why = if answered? { subscriber.unserved.take() } else { Some(asking.why_not()) };
+            if let Some(why) = why {
+                drop(asking);
+                self.unserved(&why, Aftermath::Closed, 1, muted)?;
             }
         }
         self.forget_subscriber_without_subscriptions();
@@ -230,6 +236,13 @@ impl Listener for Client {
     fn refused(&self, words: &Bytes) {
         self.send(words);
         if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.is_answered();
+        }
+    }
+
+    fn unserved(&self, why: &Unavailable) {
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.unserved.replace(Some(why.clone()));
             subscriber.is_answered();
         }
     }

@@ -26,7 +26,7 @@ use super::wire::Wire;
 use crate::command::{Asked, rows};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
-use crate::pool::{Control, Pool, Pressure};
+use crate::pool::{Control, Pool, Pressure, Unavailable};
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
 use crate::session::{Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
@@ -109,6 +109,7 @@ pub(crate) struct Worker {
     link: Option<Link>,
     policy: Cell<Policy>,
     warned_full: Cell<Option<Instant>>,
+    warned_outage: Cell<Option<Instant>>,
     warned_failures: Cell<Option<Instant>>,
 }
 
@@ -203,6 +204,7 @@ impl Worker {
             link,
             policy: Cell::new(Policy { refuse_admin, pubsub_hub, ..Policy::default() }),
             warned_full: Cell::new(None),
+            warned_outage: Cell::new(None),
             warned_failures: Cell::new(None),
         })
     }
@@ -407,6 +409,18 @@ impl Worker {
             self.warned_full.set(Some(now));
             tracing::warn!(reason = "pool_full", "{text}");
         }
+    }
+
+    /// Says why clients are closed for want of a server, and keeps it for `/status`; a line at most once a second.
+    pub(super) fn warn_of_outage(&self, why: &Unavailable) {
+        let text = why.to_string();
+        let now = Instant::now();
+        if self.warned_outage.get().is_none_or(|last| now - last >= Duration::from_secs(1)) {
+            self.warned_outage.set(Some(now));
+            let reason = ClientClose::NoUpstream.label();
+            tracing::warn!(reason, "clients are closed because their commands find no server: {text}");
+        }
+        self.pool.shared.health.closes_a_client(text);
     }
 
     /// Says that an address fails to log in too often; at most once a second.

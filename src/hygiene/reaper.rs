@@ -274,7 +274,7 @@ impl Reaper {
             }
             let asked = Instant::now();
             match self.ask(control, user, &identity, &[b"PING"]).await {
-                Err(Unavailable::LoginRefused(_)) => {
+                Err(Unavailable::LoginRefused(_) | Unavailable::NoAuth) => {
                     self.refused.borrow_mut().insert(user, Instant::now());
                     continue;
                 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Kind, LaneKey, Permit, Pool, Unavailable, refused};
+use super::{Kind, LaneKey, Permit, Pool, Unavailable};
 use crate::resp::Protocol;
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{Identity, UpstreamStream};
@@ -73,7 +73,7 @@ impl Control {
                     reason = reason.label(),
                     "no answer on the control connection"
                 );
-                Err(Unavailable::Down("ERR redbouncer: no answer on the control connection".to_owned()))
+                Err(Unavailable::Unanswered)
             }
         }
     }
@@ -87,11 +87,13 @@ impl Control {
     ) -> Result<Open, Unavailable> {
         let budget = &pool.shared.budget;
         let Some(permit) = budget.try_acquire(Kind::Control, "control") else {
-            return Err(Unavailable::Full(budget.full_text(user, Duration::ZERO)));
+            return Err(pool
+                .away()
+                .unwrap_or_else(|| Unavailable::Full(budget.full_text(user, Duration::ZERO))));
         };
         let key = LaneKey { user, database: 0, protocol, readonly: false };
         let dialled = pool.dial_for(&permit, key, identity).await;
-        let stream = dialled.map_err(|error| refused(&error, error.public_text()))?;
+        let stream = dialled.map_err(|error| Unavailable::of(&error))?;
         let now = Instant::now();
         Ok(Open { user, protocol, stream, permit, used: now, needed: now })
     }

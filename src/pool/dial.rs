@@ -5,18 +5,22 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
 use super::budget::Place;
 use super::{
-    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Pool, Unavailable, holder_of,
+    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Pool, Stage, Unavailable,
+    holder_of,
 };
 use crate::resp::{self, encode};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{Backoff, DialError, Established, Identity, Lacking, Login, UpstreamStream};
+
+/// The longest pause between two dials while a client waits for a connection.
+const LONGEST_WHILE_AWAITED: Duration = Duration::from_millis(200);
 
 impl Pool {
     /// Starts the task that opens a lane for `group`, if none runs.
@@ -53,9 +57,12 @@ impl Pool {
         while !self.stopping.get() && (spare || group.has_waiters()) {
             let permit = match permit.take() {
                 Some(permit) => permit,
-                None => self.lane_permit(group).await?,
+                None => {
+                    group.stage.set(Stage::Queued);
+                    self.lane_permit(group).await?
+                }
             };
-            match self.dial(&login, group.key().user, Kind::Lane).await {
+            match self.dial(&login, group.key().user, Kind::Lane, &group.stage).await {
                 Ok(established) if self.stopping.get() => {
                     self.close(established.stream, permit, UpstreamClose::Shutdown, None);
                     return None;
@@ -74,15 +81,15 @@ impl Pool {
                 Err(error) => {
                     drop(permit);
                     spare = false;
-                    let text = error.public_text();
-                    group.failed_for_now(text.clone());
+                    let why = Unavailable::of(&error);
+                    group.failed_for_now(why.clone());
                     if !error.retryable() {
-                        group.failed_for_good(&refused(&error, text));
+                        group.failed_for_good(&why);
                         return None;
                     }
                 }
             }
-            tokio::time::sleep(backoff.next()).await;
+            self.pause(&mut backoff, true).await;
         }
         None
     }
@@ -169,36 +176,32 @@ impl Pool {
         let login = self.login(key, identity, Kind::Lease);
         let mut backoff = self.backoff();
         let mut failure = None;
-        let connecting = Cell::new(false);
+        let stage = Cell::new(Stage::Queued);
         let search = async {
             loop {
+                stage.set(Stage::Queued);
                 let permit = match self.lease_permit(key, claim, holder).await {
                     Found::Lease(lease) => return Ok(lease),
                     Found::Permit(permit) => permit,
                     Found::Nothing => return Err(Unavailable::Stopping),
                 };
-                connecting.set(true);
-                match self.dial_lease(&login, key, permit).await {
+                match self.dial_lease(&login, key, permit, &stage).await {
                     Ok(lease) => return Ok(lease),
                     Err(error) => {
-                        let text = error.public_text();
+                        let why = Unavailable::of(&error);
                         if !error.retryable() {
-                            return Err(refused(&error, text));
+                            return Err(why);
                         }
-                        failure = Some(text);
+                        failure = Some(why);
                     }
                 }
-                tokio::time::sleep(backoff.next()).await;
+                self.pause(&mut backoff, true).await;
             }
         };
         let Some(deadline) = deadline else { return search.await };
         match tokio::time::timeout_at(deadline.into(), search).await {
             Ok(found) => found,
-            Err(_) => Err(match failure {
-                Some(text) => Unavailable::Down(text),
-                None if connecting.get() => self.still_connecting(),
-                None => Unavailable::Full(self.shared.budget.full_text(key.user, self.deadline())),
-            }),
+            Err(_) => Err(failure.unwrap_or_else(|| self.why_nothing(key.user, stage.get()))),
         }
     }
 
@@ -241,7 +244,8 @@ impl Pool {
     ) -> Result<UpstreamStream, DialError> {
         permit.dials();
         let login = self.login(key, identity, permit.kind());
-        let established = self.dial(&login, key.user, permit.kind()).await?;
+        let stage = Cell::new(Stage::Queued);
+        let established = self.dial(&login, key.user, permit.kind(), &stage).await?;
         permit.opened(established.id);
         Ok(established.stream)
     }
@@ -253,9 +257,13 @@ impl Pool {
         login: &Login,
         key: LaneKey,
         permit: Permit,
+        stage: &Cell<Stage>,
     ) -> Result<Lease, DialError> {
         // Nothing has been sent while the gate is closed: a client that leaves here gives its permit back at once.
+        let turn = self.shared.health.turn().await;
+        stage.set(Stage::Slowed);
         self.shared.gate.lease().await;
+        stage.set(Stage::Dialling);
         let (pool, login) = (Rc::clone(self), login.clone());
         let (hand, handed) = oneshot::channel();
         self.tasks.spawn_local(async move {
@@ -263,6 +271,7 @@ impl Pool {
                 permit.opened(established.id);
                 Lease { stream: established.stream, key, permit, opened: Instant::now() }
             });
+            drop(turn);
             if let Err(Ok(lease)) = hand.send(dialled) {
                 pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
             }
@@ -275,16 +284,27 @@ impl Pool {
     }
 
     /// Dials once, when the rate allows it.
-    async fn dial(&self, login: &Login, user: u64, kind: Kind) -> Result<Established, DialError> {
+    async fn dial(
+        &self,
+        login: &Login,
+        user: u64,
+        kind: Kind,
+        stage: &Cell<Stage>,
+    ) -> Result<Established, DialError> {
+        let _turn = self.shared.health.turn().await;
+        stage.set(Stage::Slowed);
         match kind {
             Kind::Lease => self.shared.gate.lease().await,
             Kind::Lane | Kind::Control | Kind::Blocking | Kind::PubSub => self.shared.gate.lane().await,
         }
+        stage.set(Stage::Dialling);
         self.connect(login, user, kind).await
     }
 
     async fn connect(&self, login: &Login, user: u64, kind: Kind) -> Result<Established, DialError> {
+        let attempt = self.shared.health.attempt();
         let established = self.shared.connector.dial(login).await;
+        drop(attempt);
         match &established {
             Ok(_) => self.shared.health.succeeded(),
             Err(error) => {
@@ -325,14 +345,14 @@ impl Pool {
             }
         };
         let Some(permit) = permit else {
-            return Err(Unavailable::Full(budget.full_text(key.user, self.deadline())));
+            return Err(self.why_nothing(key.user, Stage::Queued));
         };
         match self.dial_for(&permit, key, identity).await {
             Ok(stream) => {
                 self.close(stream, permit, UpstreamClose::LoginChecked, None);
                 Ok(())
             }
-            Err(error) => Err(refused(&error, error.public_text())),
+            Err(error) => Err(Unavailable::of(&error)),
         }
     }
 
@@ -351,24 +371,18 @@ impl Pool {
     pub fn backoff(&self) -> Backoff {
         Backoff::new(self.shared.upstream.backoff_min, self.shared.upstream.backoff_max)
     }
+
+    /// Sleeps after a dial that has failed, until it is time for the next or somebody else has reached the server: never
+    /// long while a client waits (`is_awaited`), because its patience (`pool.wait_timeout`) may be no longer than the
+    /// longest pause.
+    pub async fn pause(&self, backoff: &mut Backoff, is_awaited: bool) {
+        let pause = backoff.next();
+        self.shared.health.pause(if is_awaited { pause.min(LONGEST_WHILE_AWAITED) } else { pause }).await;
+    }
 }
 
 enum Found {
     Lease(Lease),
     Permit(Permit),
     Nothing,
-}
-
-/// What a refusal for good means to the client.
-#[must_use]
-pub fn refused(error: &DialError, text: String) -> Unavailable {
-    match error {
-        // The server speaks of our HELLO there, which the client knows nothing of.
-        DialError::Login { .. } if text.starts_with("NOAUTH") => {
-            Unavailable::LoginRefused("NOAUTH Authentication required.".to_owned())
-        }
-        DialError::Login { .. } => Unavailable::LoginRefused(text),
-        DialError::SelectRefused { .. } => Unavailable::SelectRefused(text),
-        _ => Unavailable::Down(text),
-    }
 }

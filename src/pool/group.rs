@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Lane, LaneKey, PoolOptions, Unavailable};
+use super::{Lane, LaneKey, PoolOptions, Stage, Unavailable};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::Identity;
 
@@ -30,7 +30,9 @@ pub struct Group {
     pub(super) dialling: Cell<bool>,
     waiters: RefCell<Vec<oneshot::Sender<Result<(), Unavailable>>>>,
     /// Why the last dial failed, for those whose patience ends before the next.
-    last_failure: RefCell<Option<String>>,
+    last_failure: RefCell<Option<Unavailable>>,
+    /// How far its dial has come.
+    pub(super) stage: Cell<Stage>,
     /// A login with this key has succeeded.
     verified: Cell<bool>,
     /// A lane was held when one was last chosen.
@@ -57,6 +59,7 @@ impl Group {
             dialling: Cell::new(false),
             waiters: RefCell::new(Vec::new()),
             last_failure: RefCell::new(None),
+            stage: Cell::new(Stage::Queued),
             verified: Cell::new(false),
             held: Cell::new(false),
         })
@@ -203,11 +206,11 @@ impl Group {
         self.tell(&Err(why.clone()));
     }
 
-    pub(super) fn failed_for_now(&self, text: String) {
-        self.last_failure.replace(Some(text));
+    pub(super) fn failed_for_now(&self, why: Unavailable) {
+        self.last_failure.replace(Some(why));
     }
 
-    pub(super) fn last_failure(&self) -> Option<String> {
+    pub(super) fn last_failure(&self) -> Option<Unavailable> {
         self.last_failure.borrow().clone()
     }
 

@@ -1,30 +1,69 @@
-//! Whether the server can be reached, said once when it changes.
+//! Whether the server can be reached: said once when it changes, and who may try during an outage.
 //!
-//! During an outage every waiting session dials again and again; a line for each would bury the one that matters.
+//! During an outage every waiting session wants to dial again and again. One dials at a time, often, and the first
+//! success wakes all the others. A line in the log for each failure would bury the one that matters.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
 
 use super::{Kind, Short};
 use crate::upstream::DialError;
 
 /// A failure is a warning again after this long.
 const REPEAT: Duration = Duration::from_secs(10);
+/// Between two dials of an outage, whoever makes them: less than `upstream.connect_rate` gives by default, so that most of
+/// a second's dials are left when the server is back.
+const SPACING: Duration = Duration::from_millis(100);
 
 /// The state of the way to the server.
 #[derive(Debug, Default)]
 pub struct Health {
     outage: Mutex<Option<Outage>>,
     recovered: Notify,
+    /// How often an outage has ended.
+    reached: watch::Sender<u64>,
+    /// Held by the one that dials during an outage.
+    probe: Arc<tokio::sync::Mutex<()>>,
+    /// When each dial began that has not ended yet.
+    attempts: Mutex<BTreeSet<(Instant, u64)>>,
+    closed: Mutex<Option<ClosedForWant>>,
 }
 
 #[derive(Debug)]
 struct Outage {
     since: Instant,
     warned: Instant,
+    /// When the last dial failed, and what its clients are told.
+    failed: Instant,
+    text: String,
     dials: u64,
+}
+
+/// Clients that were closed because there was no server.
+#[derive(Clone, Debug)]
+pub struct ClosedForWant {
+    /// How many, since the start.
+    pub clients: u64,
+    /// The last of them: when, and why there was none.
+    pub at: Instant,
+    /// The error that the client would have got.
+    pub reason: String,
+}
+
+/// A dial under way.
+pub(super) struct Attempt<'a> {
+    health: &'a Health,
+    entry: (Instant, u64),
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.health.attempts.lock().remove(&self.entry);
+    }
 }
 
 impl Health {
@@ -34,9 +73,76 @@ impl Health {
         self.outage.lock().as_ref().map(|outage| outage.since.elapsed())
     }
 
+    /// Why the last dial of this outage failed, in words for a client.
+    #[must_use]
+    pub fn why_down(&self) -> Option<String> {
+        self.outage.lock().as_ref().map(|outage| outage.text.clone())
+    }
+
     /// Waits until a dial succeeds after one that has failed; at once when that happened since the last time.
     pub async fn recovered(&self) {
         self.recovered.notified().await;
+    }
+
+    /// Sleeps between two dials: for `at_most`, or until the server has been reached by somebody else.
+    pub async fn pause(&self, at_most: Duration) {
+        let mut reached = self.reached.subscribe();
+        // An error would mean that the sender is gone, which lives in `self`.
+        drop(tokio::time::timeout(at_most, reached.changed()).await);
+    }
+
+    /// Waits for the turn to dial: none is needed unless there is an outage. To be held until the dial has ended.
+    pub(super) async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
+        let mut reached = self.reached.subscribe();
+        if self.outage.lock().is_none() {
+            return None;
+        }
+        let turn = async {
+            let turn = Arc::clone(&self.probe).lock_owned().await;
+            let last = self.outage.lock().as_ref().map(|outage| outage.failed);
+            if let Some(last) = last {
+                tokio::time::sleep_until((last + SPACING).into()).await;
+            }
+            turn
+        };
+        tokio::select! {
+            biased;
+            _ = reached.changed() => None,
+            turn = turn => Some(turn),
+        }
+    }
+
+    /// A dial begins.
+    pub(super) fn attempt(&self) -> Attempt<'_> {
+        let mut attempts = self.attempts.lock();
+        let now = Instant::now();
+        let number = attempts.last().map_or(0, |(_, number)| number.wrapping_add(1));
+        attempts.insert((now, number));
+        Attempt { health: self, entry: (now, number) }
+    }
+
+    /// Whether a dial has been under way for `time` or longer.
+    pub(super) fn has_tried_for(&self, time: Duration) -> bool {
+        self.attempts.lock().first().is_some_and(|(began, _)| began.elapsed() >= time)
+    }
+
+    /// What the clients of a dial are told that has failed during this outage, `recently` or less ago.
+    pub(super) fn failed_within(&self, recently: Duration) -> Option<String> {
+        let outage = self.outage.lock();
+        outage.as_ref().filter(|outage| outage.failed.elapsed() <= recently).map(|outage| outage.text.clone())
+    }
+
+    /// A client is closed because there is no server.
+    pub fn closes_a_client(&self, reason: String) {
+        let mut closed = self.closed.lock();
+        let clients = closed.as_ref().map_or(0, |closed| closed.clients) + 1;
+        *closed = Some(ClosedForWant { clients, at: Instant::now(), reason });
+    }
+
+    /// The clients that were closed because there was no server, if there were any.
+    #[must_use]
+    pub fn closed_for_want(&self) -> Option<ClosedForWant> {
+        self.closed.lock().clone()
     }
 
     /// A dial has succeeded.
@@ -44,6 +150,7 @@ impl Health {
         metrics::gauge!("redbouncer_upstream_up").set(1.0);
         if let Some(outage) = self.outage.lock().take() {
             self.recovered.notify_one();
+            self.reached.send_modify(|count| *count += 1);
             tracing::info!(after = %Short(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
         }
     }
@@ -61,7 +168,15 @@ impl Health {
                 metrics::gauge!("redbouncer_upstream_up").set(0.0);
                 let now = Instant::now();
                 let mut state = self.outage.lock();
-                let outage = state.get_or_insert(Outage { since: now, warned: now - REPEAT, dials: 0 });
+                let outage = state.get_or_insert_with(|| Outage {
+                    since: now,
+                    warned: now - REPEAT,
+                    failed: now,
+                    text: String::new(),
+                    dials: 0,
+                });
+                outage.failed = now;
+                outage.text = error.public_text();
                 outage.dials += 1;
                 if now - outage.warned >= REPEAT {
                     outage.warned = now;
@@ -72,5 +187,60 @@ impl Health {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFUSED: DialError = DialError::MaxClients { text: String::new() };
+
+    #[tokio::test(start_paused = true)]
+    async fn during_an_outage_one_dials_and_its_success_wakes_all() {
+        let health = Arc::new(Health::default());
+        assert!(health.turn().await.is_none(), "without an outage nobody waits for a turn");
+        health.failed(Kind::Lane, "default", &REFUSED);
+        let turn = health.turn().await;
+        assert!(turn.is_some());
+        let others: Vec<_> = (0..100)
+            .map(|_| {
+                let health = Arc::clone(&health);
+                tokio::spawn(async move { health.turn().await.is_none() })
+            })
+            .collect();
+        let sleeper = Arc::clone(&health);
+        let sleeper = tokio::spawn(async move { sleeper.pause(Duration::from_secs(3600)).await });
+        tokio::task::yield_now().await;
+        assert!(others.iter().all(|other| !other.is_finished()));
+        health.succeeded();
+        for other in others {
+            assert!(other.await.is_ok_and(|needs_no_turn| needs_no_turn));
+        }
+        assert!(sleeper.await.is_ok());
+        drop(turn);
+        assert!(health.turn().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_came_to_nothing_is_the_next_one_s() {
+        let health = Arc::new(Health::default());
+        health.failed(Kind::Lane, "default", &REFUSED);
+        for _ in 0..5 {
+            assert!(health.turn().await.is_some());
+            health.failed(Kind::Lane, "default", &REFUSED);
+        }
+    }
+
+    #[test]
+    fn an_attempt_counts_until_it_has_ended() {
+        let health = Health::default();
+        let first = health.attempt();
+        let second = health.attempt();
+        assert!(health.has_tried_for(Duration::ZERO));
+        drop(first);
+        assert!(health.has_tried_for(Duration::ZERO));
+        drop(second);
+        assert!(!health.has_tried_for(Duration::ZERO));
     }
 }

@@ -34,7 +34,6 @@ use crate::upstream::{Connector, Identity, Instance, Lacking, UpstreamOptions};
 
 pub use budget::{Budget, Claim, Holder, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
-pub use dial::refused;
 pub use gate::DialGate;
 pub use group::Group;
 use group::Pick;
@@ -95,6 +94,17 @@ pub struct Pool {
     is_of_replica: Cell<bool>,
     /// A lane was lost, and nobody has asked since.
     lost: Cell<bool>,
+}
+
+/// How far the search for a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for a place under the cap.
+    Queued,
+    /// It has one, and waits for `upstream.connect_rate`.
+    Slowed,
+    /// The server is being dialled.
+    Dialling,
 }
 
 struct LeaseWaiter {
@@ -250,19 +260,36 @@ impl Pool {
     }
 
     fn why_not(&self, group: &Group) -> Unavailable {
+        group.last_failure().unwrap_or_else(|| self.why_nothing(group.key().user, group.stage.get()))
+    }
+
+    /// Why there is no connection for `user` after all the time that a wait may take: because there is no server, whatever
+    /// else is in the way then, else because of how far its own search has come.
+    #[must_use]
+    pub fn why_nothing(&self, user: u64, stage: Stage) -> Unavailable {
+        if let Some(away) = self.away() {
+            return away;
+        }
         let waited = self.shared.options.wait_timeout;
-        match group.last_failure() {
-            Some(text) => Unavailable::Down(text),
-            None if self.shared.budget.is_full_for(group.key().user) => {
-                Unavailable::Full(self.shared.budget.full_text(group.key().user, waited))
-            }
-            None => self.still_connecting(),
+        match stage {
+            Stage::Queued => Unavailable::Full(self.shared.budget.full_text(user, waited)),
+            Stage::Slowed => Unavailable::Full(format!(
+                "redbouncer: no upstream connection within {}: as many are being opened as upstream.connect_rate allows",
+                Short(waited)
+            )),
+            Stage::Dialling => Unavailable::still_connecting(waited),
         }
     }
 
-    fn still_connecting(&self) -> Unavailable {
-        let waited = Short(self.shared.options.wait_timeout);
-        Unavailable::Down(format!("ERR redbouncer: no upstream connection within {waited}: still connecting"))
+    /// That there is no server, where a whole wait has shown it: its dials fail, or do not come to an end.
+    #[must_use]
+    pub fn away(&self) -> Option<Unavailable> {
+        let waited = self.shared.options.wait_timeout;
+        let health = &self.shared.health;
+        if let Some(text) = health.failed_within(waited + self.shared.upstream.connect_timeout) {
+            return Some(Unavailable::Down(text));
+        }
+        health.has_tried_for(waited).then(|| Unavailable::still_connecting(waited))
     }
 
     /// Closes `lease` in order, or hands it on: when `clean`, to the next session that waits for the same key, or to

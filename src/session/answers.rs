@@ -57,6 +57,13 @@ pub enum After {
 /// AUTH on a connection that holds more than a user.
 pub(super) const AUTH_WHILE_HELD: &str = "ERR redbouncer: AUTH is not possible while this connection holds WATCH, MULTI, subscriptions or tracking";
 
+/// Whether a client that gets this error is closed behind it: a server would have let it become somebody else, and what
+/// it sends next is meant as that user's.
+#[must_use]
+pub fn ends_the_session(error: &str) -> bool {
+    error == AUTH_WHILE_HELD
+}
+
 /// The error for what a RESP2 subscriber may not do.
 pub(super) fn not_while_subscribed(asked: &Asked) -> String {
     rejection(asked, not_in_subscription(asked.row.map_or("this command", |row| row.name)))
@@ -240,6 +247,9 @@ impl Session {
                 out,
                 "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
             ),
+            Class::Multi | Class::Exec | Class::Discard | Class::Unwatch => {
+                self.answer_after_refusal(class, out);
+            }
             Class::ClientCapa => encode::simple(out, "OK"),
             Class::ClientHelp => help(out),
             _ => encode::error(out, &unknown_subcommand(request)),

@@ -6,6 +6,7 @@
 pub mod answers;
 mod block;
 mod endpoint;
+mod failed;
 mod hello;
 mod kill;
 mod lease;
@@ -27,6 +28,7 @@ use crate::resp::Protocol;
 pub use answers::{LoadedModule, ServerFacts};
 pub use block::{Block, find_block};
 pub use endpoint::Endpoint;
+pub use failed::{ABORTED, Failed, UNGUARDED};
 pub use hello::{Credentials, Hello};
 pub use kill::Filter;
 pub use lease::{Beside, Expect, LeaseState, Plan, Received};
@@ -80,6 +82,8 @@ pub struct Session {
     pub readonly: bool,
     /// Subscriptions in the pub/sub hub, of all kinds. In RESP2 they leave the client few other commands.
     pub listens: usize,
+    /// A MULTI or WATCH that was refused for want of a connection.
+    pub failed: Failed,
     /// CLIENT REPLY.
     pub replies: ReplyMode,
     /// CLIENT SETNAME; empty when unset.
@@ -128,6 +132,7 @@ impl Session {
         self.database = self.home;
         self.protocol = Protocol::Resp2;
         self.readonly = false;
+        self.failed = Failed::Nothing;
         self.replies = ReplyMode::On;
         self.name = Bytes::new();
         self.no_evict = false;

@@ -111,6 +111,9 @@ impl Session {
         if self.user.is_none() {
             return self.route_before_login(asked, request);
         }
+        if let Some(route) = self.route_after_refusal(asked) {
+            return route;
+        }
         if let Some(refusal) = policy.refusal(asked, self) {
             return Route::Refuse(refusal);
         }

@@ -35,6 +35,10 @@ pub enum ClientClose {
     LoginRevoked,
     /// A command begun was not ended within `client.half_command_timeout`.
     HalfCommand,
+    /// There was no server for its command within `pool.wait_timeout`.
+    NoUpstream,
+    /// A command that changes what later ones mean was refused for want of a connection; the error was sent.
+    StateRefused,
     /// The upstream connection was lost with this client's commands written and unanswered.
     UpstreamLost,
     /// The upstream connection that held this client's state was lost.
@@ -57,7 +61,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -74,6 +78,8 @@ impl ClientClose {
         Self::LoginTimeout,
         Self::LoginRevoked,
         Self::HalfCommand,
+        Self::NoUpstream,
+        Self::StateRefused,
         Self::UpstreamLost,
         Self::LeaseLost,
         Self::SubscriptionLost,
@@ -105,6 +111,8 @@ impl ClientClose {
             Self::LoginTimeout => "login_timeout",
             Self::LoginRevoked => "login_revoked",
             Self::HalfCommand => "half_command",
+            Self::NoUpstream => "no_upstream",
+            Self::StateRefused => "state_refused",
             Self::UpstreamLost => "upstream_lost",
             Self::LeaseLost => "lease_lost",
             Self::SubscriptionLost => "subscription_lost",

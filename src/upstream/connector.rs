@@ -212,7 +212,7 @@ impl Connector {
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let now = Instant::now();
             let share = now + deadline.saturating_duration_since(now) / left;
-            let outcome = self.within(share, Phase::Connect, Some(peer), TcpStream::connect(peer)).await;
+            let outcome = self.within(share, Phase::Connect, Some(peer), handshake(peer, share)).await;
             let tuned = outcome.and_then(|connected| {
                 let tcp = connected.map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
                 tune(&tcp, &self.keepalive, self.user_timeout)
@@ -355,6 +355,23 @@ impl Connector {
     }
 }
 
+/// TCP's handshake, begun anew after one second, then after two more, and so on until `end`: a host that was away answers
+/// the first packet it sees, and the kernel repeats one only after 1, 3 and 7 seconds. Each try is longer than the one
+/// before, so that a very long way has its time, too.
+async fn handshake(peer: SocketAddr, end: Instant) -> io::Result<TcpStream> {
+    let mut patience = Duration::from_secs(1);
+    loop {
+        let again = Instant::now() + patience;
+        if again >= end {
+            return TcpStream::connect(peer).await;
+        }
+        if let Ok(connected) = timeout_at(again, TcpStream::connect(peer)).await {
+            return connected;
+        }
+        patience *= 2;
+    }
+}
+
 /// Ends a connection that the server has refused in words, and returns when the server has freed it: whoever dials
 /// next under the same permit must not be one too many there.
 async fn farewell(mut stream: UpstreamStream) {
@@ -393,6 +410,32 @@ mod tests {
         assert_eq!(peer, live);
         let none = connector.connect(&[refusing], deadline).await.unwrap_err();
         assert_eq!(none, DialError::Refused { peer: refusing });
+    }
+
+    #[tokio::test]
+    async fn a_host_that_was_away_is_reached_within_a_second_of_its_return() {
+        let connector = Connector::new(&UpstreamOptions::default()).unwrap();
+        let (listener, peer) = live().await;
+        // A backlog of one, filled: handshakes stay unanswered, as by a host that is away.
+        socket2::SockRef::from(&listener).listen(1).unwrap();
+        let mut fillers = Vec::new();
+        for _ in 0..8 {
+            fillers
+                .push(timeout_at(Instant::now() + Duration::from_millis(50), TcpStream::connect(peer)).await);
+        }
+        let started = Instant::now();
+        let back = started + Duration::from_millis(1_200);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(back).await;
+            drop(fillers);
+            while let Ok(accepted) = listener.accept().await {
+                drop(accepted);
+            }
+        });
+        connector.connect(&[peer], started + Duration::from_secs(5)).await.unwrap();
+        let late = Instant::now().saturating_duration_since(back);
+        assert!(started.elapsed() > Duration::from_secs(1), "it was not away");
+        assert!(late < Duration::from_millis(1_400), "{late:?}");
     }
 
     #[tokio::test]

@@ -108,21 +108,24 @@ fn a_port_in_use_ends_the_start_with_a_message() {
 }
 
 #[test]
-fn an_unreachable_upstream_is_a_clear_error_and_no_end() {
+fn an_unreachable_upstream_closes_who_asks_for_it_and_is_no_end() {
     let port = free_port();
     let proxy =
         Proxy::launch(&format!("redis://127.0.0.1:{port}"), &["pool.wait_timeout=500ms"]).expect("it starts");
     let mut client = proxy.connect();
     let start = Instant::now();
-    let reply = client.call("GET k");
-    assert!(reply.error().starts_with("ERR redbouncer: "), "{reply:?}");
-    assert!(!reply.error().contains(&port.to_string()), "no address of the server to the client: {reply:?}");
+    client.start("GET k");
+    client.expect_end(PATIENCE);
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     let log = proxy.log();
     assert!(log.contains(&port.to_string()), "the operator is told which server: {log}");
     assert!(log.contains("refused"), "and why: {log}");
-    // The session lives on, and so does everything local.
-    assert!(client.call("GET k").is_error());
+    let status = proxy.status();
+    let reason = status["upstream"]["clients_closed"]["last_reason"].as_str().unwrap();
+    assert!(reason.starts_with("ERR redbouncer: ") && reason.contains("refused"), "{status}");
+    assert!(!reason.contains(&port.to_string()), "no address of the server in a client's text: {reason}");
+    // Who asks for nothing of the server's lives on.
+    let mut client = proxy.connect();
     assert_eq!(client.call("CLIENT SETNAME still").text(), "OK");
 }
 
@@ -132,9 +135,14 @@ fn an_upstream_that_appears_later_is_found() {
     server.kill();
     let proxy = Proxy::start(&server, &["pool.wait_timeout=300ms"]);
     let mut client = proxy.connect();
-    assert!(client.call("PING").is_error());
+    client.start("PING");
+    client.expect_end(PATIENCE);
     server.restart();
-    until("the server is found", Duration::from_secs(6), || !client.call("PING").is_error());
+    until("the server is found", Duration::from_secs(6), || {
+        let mut client = proxy.connect();
+        client.start("PING");
+        client.try_reply(PATIENCE).is_ok_and(|reply| reply.text() == "PONG")
+    });
 }
 
 #[test]
@@ -143,12 +151,11 @@ fn a_wrong_password_is_named_without_being_shown() {
     let url = format!("redis://:open-barley@{}", server.address());
     let proxy = Proxy::launch(&url, &["pool.wait_timeout=500ms"]).expect("it starts");
     let mut client = proxy.connect();
-    let reply = client.call("GET k");
-    assert!(reply.is_error(), "{reply:?}");
-    assert!(reply.error().contains("WRONGPASS") || reply.error().contains("password"), "{reply:?}");
-    let log = proxy.log();
-    assert!(log.contains("WRONGPASS") || log.contains("password"), "{log}");
-    for text in [reply.error(), &log] {
+    client.start("GET k");
+    client.expect_end(PATIENCE);
+    let (log, status) = (proxy.log(), proxy.status().to_string());
+    for text in [&log, &status] {
+        assert!(text.contains("WRONGPASS") || text.contains("password"), "{text}");
         assert!(!text.contains("open-barley"), "the secret is shown: {text}");
     }
 }

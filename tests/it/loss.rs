@@ -357,7 +357,7 @@ fn a_server_that_is_loading_is_waited_for() {
 }
 
 #[test]
-fn a_server_without_room_is_a_clear_error_and_then_none() {
+fn a_server_without_room_closes_who_asks_for_it_until_there_is_some() {
     let server = Server::start_with(&["--maxclients", "12"]);
     // The probe of the test is one of the twelve.
     let mut others: Vec<Client> = (0..11).map(|_| Client::connect(server.address())).collect();
@@ -366,11 +366,15 @@ fn a_server_without_room_is_a_clear_error_and_then_none() {
     }
     let proxy = Proxy::start(&server, &["pool.wait_timeout=400ms", "upstream.backoff_max=200ms"]);
     let mut client = proxy.connect();
-    let reply = client.call("PING");
-    assert!(reply.error().starts_with("ERR redbouncer: "), "{reply:?}");
+    client.start("PING");
+    client.expect_end(PATIENCE);
     assert!(proxy.log().contains("max number of clients"), "the reason is logged: {}", proxy.log());
     drop(others);
-    until("there is room again", Duration::from_secs(5), || !client.call("PING").is_error());
+    until("there is room again", Duration::from_secs(5), || {
+        let mut client = proxy.connect();
+        client.start("PING");
+        client.try_reply(PATIENCE).is_ok_and(|reply| reply.text() == "PONG")
+    });
 }
 
 #[test]

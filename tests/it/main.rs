@@ -11,6 +11,7 @@
 #[macro_use]
 mod harness;
 
+mod away;
 mod blocking;
 mod blocking_calls;
 mod blocking_held;
@@ -51,6 +52,7 @@ mod pubsub;
 mod pubsub_counts;
 mod pubsub_hub;
 mod reasons;
+mod refused;
 mod regressions;
 mod release;
 mod renamed;

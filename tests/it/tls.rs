@@ -89,12 +89,15 @@ fn a_client_that_leaves_releases_its_tls_lease_at_once() {
 }
 
 #[test]
-fn an_authority_that_is_not_known_is_said_to_client_and_log() {
+fn an_authority_that_is_not_known_is_said_in_log_and_status() {
     let secured = Secured::start();
     let proxy = secured.proxy(&[]);
     let mut client: Client = proxy.connect();
-    let reply = client.call("PING");
-    assert!(reply.error().starts_with("ERR redbouncer: no upstream connection: TLS"), "{}", reply.error());
+    client.start("PING");
+    client.expect_end(PATIENCE);
+    let status = proxy.status();
+    let reason = status["upstream"]["clients_closed"]["last_reason"].as_str().unwrap();
+    assert!(reason.starts_with("ERR redbouncer: no upstream connection: TLS"), "{status}");
     assert!(proxy.log().contains("authority") || proxy.log().contains("issuer"), "{}", proxy.log());
     until("nothing is left of it", PATIENCE, || secured.server.clients() == 0);
 }
@@ -108,10 +111,16 @@ fn a_renewed_authority_is_used_by_new_connections_and_a_broken_one_is_not() {
     std::fs::copy(other.ca(), &ca).unwrap();
     let proxy = secured.proxy(&[&format!("upstream.tls.ca={}", ca.display()), "upstream.backoff_max=100ms"]);
     let mut client = proxy.connect();
-    assert!(client.call("PING").error().contains("unknown authority"));
+    client.start("PING");
+    client.expect_end(PATIENCE);
+    assert!(proxy.status().to_string().contains("unknown authority"));
     std::fs::copy(secured.authority.ca(), &ca).unwrap();
     until("the right authority is read", PATIENCE, || proxy.log().contains("certificates read again"));
-    until("the server is trusted", PATIENCE, || client.call("PING").text() == "PONG");
+    until("the server is trusted", PATIENCE, || {
+        client = proxy.connect();
+        client.start("PING");
+        client.try_reply(PATIENCE).is_ok_and(|reply| reply.text() == "PONG")
+    });
     std::fs::write(&ca, "nothing of use").unwrap();
     until("the loss is said", PATIENCE, || proxy.log().contains("the former ones stay in use"));
     // A lease dials anew.

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::super::client::Client;
 use super::super::leased::{FIRST_LOOK, sleep_until};
+use crate::command::Aftermath;
 use crate::command::blocking::{Call, Timeout};
 use crate::hub::{Arrival, End, Waiting};
 use crate::pool::LaneKey;
@@ -78,6 +79,7 @@ impl Client {
             identity,
             call: call.clone(),
             request: request.clone(),
+            arrived: Instant::now(),
             deadline,
             must_look,
             waiting: Rc::clone(&waits) as Rc<dyn Waiting>,
@@ -134,6 +136,7 @@ impl Client {
                 self.send(&words);
                 Err(reason)
             }
+            End::Unserved(why) => self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| true),
             End::Fallback => {
                 self.place.set(Pin::Blocked.label());
                 Ok(false)

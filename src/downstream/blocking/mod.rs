@@ -22,8 +22,8 @@ use super::Worker;
 use super::client::Client;
 use super::drive::Taken;
 use super::leased::{FIRST_LOOK, sleep_until};
-use crate::command::Blocking;
 use crate::command::blocking::{self, Call, Timeout};
+use crate::command::{Aftermath, Blocking};
 use crate::hub::Unblock;
 use crate::pool::{Claim, LaneKey, Unavailable};
 use crate::resp::Request;
@@ -102,6 +102,22 @@ impl Waiter {
             let protocol = self.client.protocol();
             self.client.reply(|out| Call::timeout_reply(protocol, out));
         }
+    }
+
+    /// There is no connection for it, and no use in waiting.
+    fn fail_for(&self, why: &Unavailable) -> Result<(), ClientClose> {
+        if self.is_done() {
+            return Ok(());
+        }
+        self.state.set(State::Done);
+        self.client.unserved(why, Aftermath::Nothing, 1, self.muted)
+    }
+
+    /// Why the client is closed after it has waited for a server that is not there.
+    fn gives_up(&self) -> Option<ClientClose> {
+        let pool = &self.client.worker.pool;
+        let is_long = self.arrived.elapsed() >= pool.shared.options.wait_timeout;
+        pool.away().filter(|_| is_long).and_then(|away| self.client.ends_for(&away))
     }
 
     fn fail(&self, text: &str) {
@@ -200,7 +216,7 @@ impl Client {
                     self.send(&own);
                 }
             }
-            Err(why) => self.unavailable(&why, 1, taken.muted),
+            Err(why) => self.unserved(&why, Aftermath::Nothing, 1, taken.muted)?,
         }
         Ok(())
     }
@@ -239,8 +255,11 @@ impl Waiter {
                 if self.is_done() {
                     return Ok(());
                 }
-                if may_try && self.attempt(worker).await? || self.gives_up() {
+                if may_try && self.attempt(worker).await? || self.waits_for_nobody() {
                     return Ok(());
+                }
+                if let Some(reason) = self.gives_up() {
+                    return Err(reason);
                 }
                 if let Some(kind) = self.client.unblock.take() {
                     self.unblocked(kind);
@@ -262,12 +281,13 @@ impl Waiter {
                                 continue 'search;
                             }
                         },
-                        Err(Unavailable::LoginRefused(text) | Unavailable::SelectRefused(text)) => {
-                            self.fail(&text);
-                            return Ok(());
-                        }
+                        Err(
+                            why @ (Unavailable::LoginRefused(_)
+                            | Unavailable::NoAuth
+                            | Unavailable::SelectRefused(_)),
+                        ) => return self.fail_for(&why),
                         Err(_) => {
-                            if self.gives_up() {
+                            if self.waits_for_nobody() {
                                 return Ok(());
                             }
                             let again = Instant::now() + pause;
@@ -294,7 +314,7 @@ impl Waiter {
 
     /// Whether nobody waits any more: the client has closed its side, and its call has found nothing, or nobody could
     /// look in time.
-    fn gives_up(&self) -> bool {
+    fn waits_for_nobody(&self) -> bool {
         self.client.has_said_all() && (self.has_looked.get() || self.arrived.elapsed() >= FIRST_LOOK)
     }
 

@@ -31,37 +31,42 @@ pub(super) fn own_answer(frames: &[Bytes]) -> Option<Bytes> {
 impl Waiter {
     /// What must be known before the first try: whether tries are safe, and what `$` means. `None`: answered.
     pub(super) async fn prepare(&self, worker: &Rc<Worker>) -> Result<Option<bool>, ClientClose> {
-        let may_try = self.may_try(worker).await;
+        let may_try = self.may_try(worker).await?;
         Ok(self.resolve_dollars().await?.then_some(may_try))
     }
 
     /// Whether tries are safe for this user: a refused MULTI would leave its member to block the lane, so MULTI and
     /// EXEC are tried out first.
-    async fn may_try(&self, worker: &Rc<Worker>) -> bool {
+    async fn may_try(&self, worker: &Rc<Worker>) -> Result<bool, ClientClose> {
         let (lacks, user) = (worker.lacks(), self.identity.name());
         if lacks.has(Lacking::Transactions, user) {
-            return false;
+            return Ok(false);
         }
         if worker.may_try.borrow().contains(&self.key.user) {
-            return true;
+            return Ok(true);
         }
         let mut probe = BytesMut::new();
         encode::command(&mut probe, &[b"MULTI"]);
         encode::command(&mut probe, &[b"EXEC"]);
         // A server that does not know EXEC has left MULTI open. Behind any other EXEC it is refused and changes nothing.
         encode::command(&mut probe, &[b"DISCARD"]);
-        let Ok(Ok(frames)) = self.client.exchange(&probe, 3).await else { return false };
+        let frames = match self.client.exchange(&probe, 3).await {
+            Ok(Ok(frames)) => frames,
+            Ok(Err(why)) => return self.client.ends_for(&why).map_or(Ok(false), Err),
+            // Nothing of the client's own was lost.
+            Err(_) => return Ok(false),
+        };
         if let Some(refusal) = frames.iter().take(2).find_map(|frame| resp::error_text(frame)) {
             // Busy, loading …: not remembered, so asked again next time.
             lacks.note(Lacking::Transactions, user, &String::from_utf8_lossy(refusal));
-            return false;
+            return Ok(false);
         }
         lacks.met(Lacking::Transactions, user);
         let mut known = worker.may_try.borrow_mut();
         if known.len() < 4096 {
             known.insert(self.key.user);
         }
-        true
+        Ok(true)
     }
 
     /// Makes `$` explicit, so that what is added from now on is seen however late the connection is. `false`: answered.
@@ -80,10 +85,7 @@ impl Waiter {
         let frames = match self.client.exchange(&questions, count).await? {
             Ok(frames) => frames,
             Err(why) => {
-                if !self.is_done() {
-                    self.client.unavailable(&why, 1, self.muted);
-                }
-                self.state.set(State::Done);
+                self.fail_for(&why)?;
                 return Ok(false);
             }
         };
@@ -122,8 +124,13 @@ impl Waiter {
         let Some(group) = self.client.current_group() else { return Err(ClientClose::Denied) };
         let patience = Instant::now() + worker.pool.shared.options.wait_timeout;
         let until = self.deadline.map_or(patience, |at| at.min(patience));
-        if group.lane().is_none() && worker.pool.lane_ready(&group, until).await.is_err() {
-            return Ok(false);
+        if group.lane().is_none()
+            && let Err(why) = worker.pool.lane_ready(&group, until).await
+        {
+            // A call whose own time has ended first gets its nil.
+            let has_time = self.remaining().is_none_or(|left| !left.is_zero());
+            let reason = if has_time { self.client.ends_for(&why) } else { None };
+            return reason.map_or(Ok(false), Err);
         }
         if self.is_done() {
             return Ok(true);

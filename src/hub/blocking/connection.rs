@@ -14,10 +14,10 @@ use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
 use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
-use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Unavailable, refused};
+use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Unavailable};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
-use crate::upstream::{DialError, Identity, Lacking, UpstreamStream};
+use crate::upstream::{DialError, Identity, Lacking, OnLoss, UpstreamStream};
 
 /// Replies to the first words on a connection come at once; a server that takes longer is not going to answer soon.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +37,8 @@ pub(super) struct Hub {
     /// Its permit is wanted by somebody who cannot do without.
     yielding: Cell<bool>,
     opened: Cell<Option<Instant>>,
+    /// Since when there is no connection.
+    away_since: Cell<Option<Instant>>,
     /// Since when nobody waits.
     idle_since: Cell<Option<Instant>>,
     /// When something last came from the server.
@@ -79,6 +81,7 @@ impl Hub {
             leaving: Cell::new(None),
             yielding: Cell::new(false),
             opened: Cell::new(None),
+            away_since: Cell::new(Some(now)),
             idle_since: Cell::new(None),
             heard: Cell::new(now),
             swept: Cell::new(now),
@@ -156,7 +159,21 @@ impl Hub {
         }
     }
 
+    /// What waits here for a server that is not there learns it, as whoever sends a command does.
+    fn tell_of_outage(&self, now: Instant) {
+        let patience = self.pool.shared.options.wait_timeout;
+        let is_long_away =
+            self.away_since.get().is_some_and(|since| now.saturating_duration_since(since) >= patience);
+        if self.pool.shared.upstream.on_loss == OnLoss::Close
+            && is_long_away
+            && let (Some(away), Some(then)) = (self.pool.away(), now.checked_sub(patience))
+        {
+            self.waitlist.borrow_mut().dismiss_since(Some(then), &End::Unserved(away));
+        }
+    }
+
     pub(super) fn tick(&self, now: Instant, deserted: bool) {
+        self.tell_of_outage(now);
         let mut waitlist = self.waitlist.borrow_mut();
         self.tries.increment(waitlist.take_tries());
         if waitlist.waiting() > 0 {
@@ -238,22 +255,23 @@ impl Hub {
                     }
                     Ok(Connection::Lost) => {}
                     Err(error) if error.retryable() => {}
-                    Err(error) => match refused(&error, error.public_text()) {
-                        Unavailable::LoginRefused(text) | Unavailable::SelectRefused(text) => {
-                            let mut words = BytesMut::new();
-                            encode::error(&mut words, &text);
-                            self.dismiss(&End::Error(words.freeze()));
-                        }
-                        Unavailable::Full(_) | Unavailable::Down(_) | Unavailable::Stopping => {
-                            return Ended::Refused;
-                        }
+                    Err(error) => match Unavailable::of(&error) {
+                        // Each is told on its own way to a lane or lease, which will be refused as well.
+                        Unavailable::LoginRefused(_)
+                        | Unavailable::NoAuth
+                        | Unavailable::SelectRefused(_) => self.dismiss(&End::Fallback),
+                        Unavailable::Full(_)
+                        | Unavailable::Down(_)
+                        | Unavailable::Busy(_)
+                        | Unavailable::Unanswered
+                        | Unavailable::Stopping => return Ended::Refused,
                     },
                 }
                 if self.waiting() == 0 {
                     return Ended::Done;
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(backoff.next()) => {}
+                    () = self.pool.pause(&mut backoff, true) => {}
                     () = self.keep_time() => {}
                 }
             }
@@ -310,6 +328,7 @@ impl Hub {
     async fn carry(self: &Rc<Self>, stream: UpstreamStream, database: u32) -> (Over, UpstreamStream) {
         let now = Instant::now();
         self.opened.set(Some(now));
+        self.away_since.set(None);
         self.heard.set(now);
         self.swept.set(now);
         self.leaving.set(None);
@@ -321,6 +340,7 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
+        self.away_since.set(Some(Instant::now()));
         self.waitlist.borrow_mut().disconnected();
         (over, carrier.stream)
     }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::command::Blocking;
 use crate::command::blocking::{Call, Waited};
-use crate::pool::LaneKey;
+use crate::pool::{LaneKey, Unavailable};
 use crate::resp::{Protocol, Request, encode};
 use crate::telemetry::ClientClose;
 use crate::upstream::Identity;
@@ -33,6 +33,8 @@ pub enum End {
     Error(Bytes),
     /// Closed, after this whole error reply (which may be empty).
     Close(Bytes, ClientClose),
+    /// There is no server.
+    Unserved(Unavailable),
     /// The hub cannot serve this call: the client has to go about it otherwise.
     Fallback,
 }
@@ -65,6 +67,8 @@ pub struct Arrival {
     pub call: Call,
     /// The whole canonical request.
     pub request: Bytes,
+    /// When it came.
+    pub arrived: Instant,
     /// When its own timeout ends; `None`: never.
     pub deadline: Option<Instant>,
     /// It has to look for itself, even on a key known to be empty: its client has written since its last call, or
@@ -101,6 +105,7 @@ pub(super) struct Waiter {
     pub(super) group: Option<Bytes>,
     /// One spot for each of the call's keys.
     pub(super) spots: Vec<usize>,
+    pub(super) arrived: Instant,
     pub(super) deadline: Option<Instant>,
     pub(super) must_look: bool,
     pub(super) waiting: Rc<dyn Waiting>,
@@ -140,6 +145,7 @@ impl Waiter {
             shape,
             group,
             spots: Vec::new(),
+            arrived: arrival.arrived,
             deadline: arrival.deadline,
             must_look: arrival.must_look,
             waiting: arrival.waiting,

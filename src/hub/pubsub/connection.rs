@@ -4,17 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::super::Resubscribe;
 use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};
 use super::audience::Audience;
 use super::listener::Listener;
 use super::topics::Topics;
-use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Short, Unavailable, refused};
-use crate::resp::{Protocol, encode};
+use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Stage, Unavailable};
+use crate::resp::Protocol;
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{DialError, Identity, UpstreamStream};
@@ -37,7 +37,7 @@ pub(super) struct Hub {
     pinged: Cell<Instant>,
     /// It waits for a place under the cap.
     queued: Cell<bool>,
-    last_failure: RefCell<Option<String>>,
+    last_failure: RefCell<Option<Unavailable>>,
     messages: metrics::Counter,
     deliveries: metrics::Counter,
 }
@@ -108,15 +108,13 @@ impl Hub {
         self.topics.borrow().names()
     }
 
-    /// Why there is no confirmation after `waited`.
-    pub(super) fn why_not(&self, waited: Duration) -> Unavailable {
+    /// Why there is no confirmation after all the time that a wait may take.
+    pub(super) fn why_not(&self) -> Unavailable {
         if self.queued.get() {
-            return Unavailable::Full(self.pool.shared.budget.full_text(self.user, waited));
+            return self.pool.why_nothing(self.user, Stage::Queued);
         }
         let failure = self.last_failure.borrow().clone();
-        Unavailable::Down(failure.unwrap_or_else(|| {
-            format!("ERR redbouncer: no upstream connection within {}: still connecting", Short(waited))
-        }))
+        failure.unwrap_or_else(|| Unavailable::still_connecting(self.pool.shared.options.wait_timeout))
     }
 
     pub(super) fn leave(&self, reason: UpstreamClose) {
@@ -187,19 +185,18 @@ impl Hub {
                         }
                     }
                     Err(error) => {
-                        let text = error.public_text();
-                        self.last_failure.replace(Some(text.clone()));
+                        let why = Unavailable::of(&error);
                         if !error.retryable() {
-                            let mut words = BytesMut::new();
-                            encode::error(&mut words, &refused(&error, text).to_string());
-                            self.topics.borrow_mut().refuse_all(&words.freeze());
+                            self.topics.borrow_mut().fail_all(&why);
                         }
+                        self.last_failure.replace(Some(why));
                     }
                 }
                 if !self.is_needed() {
                     return Ended::Done;
                 }
-                tokio::time::sleep(backoff.next()).await;
+                let is_awaited = self.topics.borrow().is_awaited();
+                self.pool.pause(&mut backoff, is_awaited).await;
             }
         }
     }

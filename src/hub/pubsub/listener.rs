@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::pool::Unavailable;
 use crate::resp::Protocol;
 use crate::session::Listen;
 
@@ -45,6 +46,8 @@ pub trait Listener {
     fn confirmed(&self, listen: Listen, names: &[Bytes]);
     /// The server has refused its request, with this whole error reply.
     fn refused(&self, words: &Bytes);
+    /// There is no connection for its request, and no use in waiting.
+    fn unserved(&self, why: &Unavailable);
     /// Its subscriptions are lost: messages may be missing from here on.
     fn lost(&self);
 }

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -72,8 +72,8 @@ impl Station {
 impl Asking {
     /// Why the server has not answered until now.
     #[must_use]
-    pub fn why_not(&self, waited: Duration) -> Unavailable {
-        self.hub.why_not(waited)
+    pub fn why_not(&self) -> Unavailable {
+        self.hub.why_not()
     }
 }
 

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use super::super::carrier::Desk;
 use super::audience::Audience;
 use super::listener::{Listener, Message};
+use crate::pool::Unavailable;
 use crate::resp::{self, ReplyKind, encode};
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
@@ -229,9 +230,9 @@ impl Topics {
     }
 
     /// Ends the requests that wait, with these words.
-    pub(super) fn refuse_all(&mut self, words: &Bytes) {
+    pub(super) fn fail_all(&mut self, why: &Unavailable) {
         for (id, request) in std::mem::take(&mut self.requests) {
-            request.listener.refused(words);
+            request.listener.unserved(why);
             self.let_go(id, &request);
         }
     }
@@ -544,6 +545,7 @@ mod tests {
             self.confirmed.set(self.confirmed.get() + names.len());
         }
         fn refused(&self, _: &Bytes) {}
+        fn unserved(&self, _: &Unavailable) {}
         fn lost(&self) {
             self.lost.set(self.lost.get() + 1);
         }

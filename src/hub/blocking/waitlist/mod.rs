@@ -263,9 +263,16 @@ impl Waitlist {
 
     /// Ends every wait in the same way.
     pub(super) fn dismiss(&mut self, how: &End) {
-        let mut waiting: Vec<_> = self.waiters.keys().copied().collect();
-        waiting.sort_unstable();
-        for id in waiting {
+        self.dismiss_since(None, how);
+    }
+
+    /// As [`Self::dismiss`], but only those that have waited since `then` or longer.
+    pub(super) fn dismiss_since(&mut self, then: Option<Instant>, how: &End) {
+        let is_meant = |waiter: &Waiter| then.is_none_or(|then| waiter.arrived <= then);
+        let mut long: Vec<_> =
+            self.waiters.iter().filter(|(_, waiter)| is_meant(waiter)).map(|(id, _)| *id).collect();
+        long.sort_unstable();
+        for id in long {
             if self.waiters.get(&id).is_some_and(|waiter| waiter.is_free()) {
                 self.finish(id, how.clone());
             }

@@ -80,6 +80,7 @@ impl Bench {
             identity: Arc::default(),
             call,
             request: frame.freeze(),
+            arrived: self.now,
             deadline: timeout.map(|timeout| self.now + timeout),
             must_look: false,
             waiting: Rc::clone(&desk) as Rc<dyn super::super::waiter::Waiting>,
