@@ -177,6 +177,8 @@ impl Pool {
         let mut backoff = self.backoff();
         let mut failure = None;
         let stage = Cell::new(Stage::Queued);
+        // One that has waited already (with others of its client) looks only once: that a dial is not done then says nothing.
+        let is_hurried = deadline.is_some_and(|at| at <= Instant::now());
         let search = async {
             loop {
                 stage.set(Stage::Queued);
@@ -201,7 +203,10 @@ impl Pool {
         let Some(deadline) = deadline else { return search.await };
         match tokio::time::timeout_at(deadline.into(), search).await {
             Ok(found) => found,
-            Err(_) => Err(failure.unwrap_or_else(|| self.why_nothing(key.user, stage.get()))),
+            Err(_) => Err(failure.unwrap_or_else(|| {
+                let stage = if is_hurried { Stage::Queued } else { stage.get() };
+                self.why_nothing(key.user, stage)
+            })),
         }
     }
 
