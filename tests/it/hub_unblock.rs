@@ -41,6 +41,28 @@ fn an_unblock_beside_a_push_says_whether_the_element_was_delivered() {
     }
 }
 
+/// It waited out the pause behind a BLPOP that was held.
+#[test]
+fn a_reader_of_a_stream_does_not_wait_behind_a_held_try() {
+    let stage = Stage::proxied();
+    let (mut client, mut reader, mut pusher) = (stage.connect(), stage.connect(), stage.server.probe());
+    pusher.call("XADD s 5-0 f v");
+    assert!(client.call("BLPOP k 0.01").is_nil());
+    assert!(!reader.call("XREAD BLOCK 10 STREAMS s 0").is_nil());
+    pusher.call("CLIENT PAUSE 20000 WRITE");
+    client.start("BLPOP not:yet:known 0");
+    client.expect_silence(Duration::from_millis(50));
+    for call in ["XREAD BLOCK 0 STREAMS s 0", "XREAD BLOCK 100 STREAMS s 5-0"] {
+        let start = Instant::now();
+        let reply = reader.call(call);
+        assert_eq!(reply.is_nil(), call.ends_with("5-0"), "{call}: {reply:?}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{call}: {:?}", start.elapsed());
+    }
+    pusher.call("CLIENT UNPAUSE");
+    pusher.call("RPUSH not:yet:known x");
+    assert_eq!(client.reply().items()[1].text(), "x");
+}
+
 /// While the server keeps a try back, nobody knows what becomes of it: not for ever.
 #[test]
 fn an_unblock_inside_a_try_that_is_held_ends_the_wait_in_time() {

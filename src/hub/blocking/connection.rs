@@ -14,6 +14,7 @@ use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
 use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
+use crate::command::Blocking;
 use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Unavailable};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
@@ -21,6 +22,8 @@ use crate::upstream::{DialError, Identity, Lacking, OnLoss, UpstreamStream};
 
 /// Replies to the first words on a connection come at once; a server that takes longer is not going to answer soon.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A connection that has been silent so long with requests outstanding is held.
+const HELD: Duration = Duration::from_millis(10);
 /// Redis's default for `tracking-table-max-keys`, taken for granted where the server does not say.
 const TABLE: usize = 1_000_000;
 /// The first version of Redis that keeps invalidations out of the reply that is being written.
@@ -95,6 +98,16 @@ impl Hub {
             return None;
         }
         let mut waitlist = self.waitlist.borrow_mut();
+        // The server keeps a write back, as CLIENT PAUSE lets it, and what is read behind it on this connection, too.
+        if arrival.call.command == Blocking::XRead {
+            let now = Instant::now();
+            let is_long = |since: Duration| since > HELD;
+            if waitlist.oldest(now).is_some_and(is_long)
+                && is_long(now.saturating_duration_since(self.heard.get()))
+            {
+                return None;
+            }
+        }
         if !waitlist.has_room(self.limit.get()) {
             return None;
         }
