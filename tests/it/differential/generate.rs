@@ -103,12 +103,13 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
     let nobody = vec![false; sequence.clients.len()];
     let (mut in_multi, mut holds, mut mutes) = (nobody.clone(), nobody.clone(), nobody.clone());
     let (mut tracks, mut loops) = (nobody.clone(), nobody);
-    let mut waits = false;
+    let (mut waits, mut paused) = (false, false);
     let (muted, demoted) = (sequence.trouble == Trouble::Mute, sequence.trouble == Trouble::Demotion);
     let slow = sequence.trouble == Trouble::Slow;
     let renames = sequence.trouble == Trouble::Rename;
     let resets = sequence.requests().any(|request| request.is(&["RESET"]));
     sequence.steps.iter().all(|step| {
+        paused &= *step != Step::Unpause;
         let Step::Write { client, requests, tail, .. } = step else { return true };
         // The client waits for a thread of the server's, and a FIN ends that wait; over a lane there is none.
         if *tail != Tail::Stays && requests.iter().any(Request::is_threaded) {
@@ -127,6 +128,23 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         if slow && requests.iter().any(|request| request.is(&["QUIT"]) || request.is_broken()) {
             return false;
         }
+        // Who is told to go may or may not hear what stands before it in one write.
+        let tells_to_go = |request: &Request| {
+            request.is(&["CLIENT"])
+                && request.has("KILL")
+                && !own_names(*client).iter().any(|word| request.has(word))
+        };
+        if requests.iter().skip(1).any(|request| tells_to_go(request) && request.has_placeholder()) {
+            return false;
+        }
+        // While writes are held, only what is known to be held or to pass is sent.
+        const KNOWN: &[&str] = &[
+            "SET", "INCR", "APPEND", "GET", "LRANGE", "HGETALL", "EXISTS", "ECHO", "TYPE", "XLEN", "CLIENT",
+        ];
+        if paused && !requests.iter().all(|request| request.is(KNOWN)) {
+            return false;
+        }
+        paused |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("60000"));
         // What the server does not read in one turn it may not read at all: by then a reply has come back.
         let length = |request: &Request| request.bytes(&|_, _| String::new()).len();
         if *tail == Tail::Leaves && requests.iter().map(length).sum::<usize>() > 12_000 {
@@ -178,7 +196,7 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         }
         // A connection that is to end behind a reply that is not wanted: Redis leaves it there.
         mutes[*client] |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("REPLY"));
-        let own = [format!("{{id:{client}}}"), format!("{{addr:{client}}}")];
+        let own = own_names(*client);
         let ends = |request: &Request| {
             let kills = request.is(&["CLIENT"]) && own.iter().any(|word| request.has(word));
             request.is(&["QUIT"]) || request.is_broken() || kills
@@ -216,6 +234,11 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
                 !(*open && request.is(REFUSED)) && !(*held && (logs_in || is_http))
             })
     })
+}
+
+/// What stands for a client in a request.
+fn own_names(client: usize) -> [String; 2] {
+    [format!("{{id:{client}}}"), format!("{{addr:{client}}}")]
 }
 
 impl Generator<'_> {
@@ -462,8 +485,12 @@ impl Generator<'_> {
         // A call that waits when the server becomes a replica learns of it at its next wake.
         let may_last = self.clients.len() > 1 && self.trouble != Trouble::Demotion;
         let forever = may_last && self.one_in(2);
-        let timeout = if forever { "0" } else { "0.01" };
-        let millis = if forever { "0" } else { "10" };
+        let (timeout, millis) = match (forever, self.trouble) {
+            (true, _) => ("0", "0"),
+            // A lane leaves when the server changes its role: the next try waits for another.
+            (false, Trouble::Demotion) => ("0.1", "100"),
+            (false, _) => ("0.01", "10"),
+        };
         let call = match self.random.usize(0..14) {
             0 => format!("BLPOP l1 {timeout}"),
             1 => format!("BRPOP l1 l2 {timeout}"),

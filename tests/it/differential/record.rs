@@ -117,6 +117,7 @@ impl World {
 
 fn is_brief(requests: &[Request]) -> bool {
     requests.iter().any(|request| {
-        request.is_threaded() || request.may_block() && (request.has("0.01") || request.has("10"))
+        request.is_threaded()
+            || request.may_block() && ["0.01", "10", "0.1", "100"].iter().any(|time| request.has(time))
     })
 }

@@ -151,6 +151,11 @@ impl Request {
         matches!(self, Self::Raw(bytes) if BROKEN.contains(&bytes.as_slice()))
     }
 
+    /// Whether it names a client of the sequence.
+    pub(crate) fn has_placeholder(&self) -> bool {
+        matches!(self, Self::Words(words) if words.iter().any(|word| placeholder(word).is_some()))
+    }
+
     /// Whether this is one of its words.
     pub(crate) fn has(&self, word: &str) -> bool {
         matches!(self, Self::Words(words) if words.iter().any(|other| other == word.as_bytes()))

@@ -114,15 +114,15 @@ impl Trouble {
     pub(crate) fn weight(self) -> usize {
         match self {
             Self::None => 14,
-            Self::HalfClose => 18,
+            Self::HalfClose => 17,
             Self::Leave => 12,
-            Self::Slow => 0,
+            Self::Slow => 3,
             Self::Pause => 4,
             Self::Refusal => 0,
             Self::Rename => 14,
-            Self::Mute => 16,
+            Self::Mute => 15,
             Self::Kill => 18,
-            Self::Demotion => 4,
+            Self::Demotion => 3,
         }
     }
 

@@ -269,22 +269,27 @@ impl Generator<'_> {
     fn demotion(&mut self) -> Vec<Step> {
         let turn = self.one_in(4);
         self.lasts ^= turn;
-        let change = turn.then_some(if self.lasts { Step::Demote } else { Step::Promote });
+        // What the server has accepted within a quarter of a second is believed.
+        let change = match (turn, self.lasts) {
+            (false, _) => Vec::new(),
+            (true, true) => vec![Step::Demote, Step::Wait(260)],
+            (true, false) => vec![Step::Promote],
+        };
         // A consumer that does nothing else must learn of it too, also of a key that was empty a moment before.
         let consumer = self.anybody().filter(|client| !self.clients[*client].in_multi && self.one_in(3));
         let Some(client) = consumer.filter(|client| !self.clients[*client].blocked) else {
             return Vec::new();
         };
         let call = self.pick(&[
-            "BLPOP l1 0.01",
-            "BRPOP l1 l2 0.01",
-            "BLMOVE l1 l2 LEFT RIGHT 0.01",
-            "BZPOPMIN z1 0.01",
-            "XREAD BLOCK 10 STREAMS x1 0",
-            "XREAD BLOCK 10 STREAMS x1 $",
+            "BLPOP l1 0.1",
+            "BRPOP l1 l2 0.1",
+            "BLMOVE l1 l2 LEFT RIGHT 0.1",
+            "BZPOPMIN z1 0.1",
+            "XREAD BLOCK 100 STREAMS x1 0",
+            "XREAD BLOCK 100 STREAMS x1 $",
         ]);
         let before = self.write(client, vec![Request::words(call)], Tail::Stays);
         let after = self.write(client, vec![Request::words(call)], Tail::Stays);
-        [Some(before)].into_iter().chain([change, Some(after)]).flatten().collect()
+        [vec![before], change, vec![after]].concat()
     }
 }
