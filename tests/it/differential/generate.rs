@@ -102,7 +102,7 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
     let mut last = vec![String::new(); sequence.clients.len()];
     let nobody = vec![false; sequence.clients.len()];
     let (mut in_multi, mut holds, mut mutes) = (nobody.clone(), nobody.clone(), nobody.clone());
-    let (mut tracks, mut loops) = (nobody.clone(), nobody);
+    let (mut tracks, mut loops, mut subscribes) = (nobody.clone(), nobody.clone(), nobody);
     let (mut waits, mut paused) = (false, false);
     let (muted, demoted) = (sequence.trouble == Trouble::Mute, sequence.trouble == Trouble::Demotion);
     let slow = sequence.trouble == Trouble::Slow;
@@ -145,6 +145,21 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
             return false;
         }
         paused |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("60000"));
+        if sequence.trouble == Trouble::Refusal {
+            // A FIN stands for the end of a client that is closed, and would end a call that blocks before it.
+            if requests.len() > 1 && requests.iter().any(Request::may_block) {
+                return false;
+            }
+            // A subscriber is told what it may not do before it is told of a refusal.
+            let listens = |request: &Request| request.is(SUBSCRIBE) || request.is(&["PING"]);
+            if subscribes[*client] && !requests.iter().all(listens) {
+                return false;
+            }
+            subscribes[*client] |= requests.iter().any(|request| request.is(SUBSCRIBE));
+            if subscribes[*client] && !requests.iter().all(listens) {
+                return false;
+            }
+        }
         // What the server does not read in one turn it may not read at all: by then a reply has come back.
         let length = |request: &Request| request.bytes(&|_, _| String::new()).len();
         if *tail == Tail::Leaves && requests.iter().map(length).sum::<usize>() > 12_000 {

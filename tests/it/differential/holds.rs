@@ -41,10 +41,10 @@ impl Holds {
         let listens = ["sub", "psub", "ssub"].iter().any(|field| !["", "0"].contains(&row.get(field)));
         match kind {
             Kind::Control | Kind::Shared | Kind::Blocking => (false, false),
-            // Of a blocking call a lease is taken where there is no hub, or the client has one already.
+            // What stands behind a call that blocks has not run yet. Of a blocking call a lease is taken where there is no hub, or the client has one already.
             Kind::Leased => (
                 has("xtTOb") || self.watch || self.vague && self.has_watched,
-                has("xt") || self.watch && !self.vague,
+                has("xt") || self.watch && !self.vague && !has("b"),
             ),
             // Whoever has a lease is subscribed there.
             Kind::PubSub => (listens, listens && !has("xtTOb") && !self.has_watched),
