@@ -146,7 +146,8 @@ impl Client {
             Some(placement) => placement,
             None => match self.ask_about(&name).await? {
                 Ok(placement) => placement,
-                Err(why) => return self.unserved(&why, Aftermath::Nothing, 1, taken.muted),
+                // Nobody knows what it would have changed.
+                Err(why) => return self.unserved(&why, aftermath_of(&taken.request), 1, taken.muted),
             },
         };
         match placement {
