@@ -18,7 +18,11 @@ fn one_round(address: std::net::SocketAddr, random: &mut fastrand::Rng, mark: &s
     }
     let database = random.u8(0..16);
     let selected = client.call(&format!("SELECT {database}"));
-    assert!(selected.text() == "OK" || is_full_pool(&selected), "{selected:?}");
+    if is_full_pool(&selected) {
+        // Its client is closed: what follows would be in the old database.
+        return;
+    }
+    assert_eq!(selected.text(), "OK");
     match random.u8(0..7) {
         0 => {
             let replies = client.pipeline(&["INCR n", "GET n", &format!("ECHO {mark}")]);
