@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint differential bench bench-hubs prove-hygiene
+.PHONY: help demo test lint differential bench bench-hubs prove-hygiene outages
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -15,6 +15,7 @@ help:
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
+	@echo "make outages  BullMQ, ioredis, node-redis, redis-py through outages of the server, directly and through redbouncer"
 	@echo "make prove-hygiene  hosts cut off and replaced: what is left on the server, and for how long"
 
 demo:
@@ -78,3 +79,9 @@ prove-hygiene:
 	for part in cut_off:: network::; do
 	  REDBOUNCER_LONG=1 cargo test --test it "$$part" -- --nocapture --test-threads 2
 	done
+
+outages:
+	@deploy/install.sh build redis node python
+	cargo build
+	tests/clients/install
+	tests/clients/outage/run --proxy "$(TARGET)/debug/redbouncer"
