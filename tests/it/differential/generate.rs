@@ -292,7 +292,8 @@ impl Generator<'_> {
 
     fn step(&mut self) -> Option<Step> {
         let client = self.anybody()?;
-        if self.one_in(60) {
+        // Directly a FIN drops what is unsent to a client that does not read.
+        if self.one_in(60) && !self.clients[client].deaf {
             self.clients[client].gone = true;
             return Some(if self.random.bool() { Step::Leave(client) } else { Step::HalfClose(client) });
         }
