@@ -326,7 +326,8 @@ impl Client {
         }
     }
 
-    fn is_gone(&self) -> bool {
+    /// Whether its FIN, or its end, is known to the kernel.
+    pub(super) fn is_gone(&self) -> bool {
         let gone = self.socket.is_gone();
         if self.socket.has_read_ahead() {
             self.wake();

@@ -6,8 +6,10 @@
 //! ends everything at once. A reset behind a FIN is the answer of a host whose program has closed to our replies: nobody
 //! hears them any more, and what the program had sent still runs.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::wire::Hangup;
@@ -15,6 +17,37 @@ use crate::telemetry::ClientClose;
 
 /// What a waiting client may send ahead; beyond it, only its leaving is watched for.
 const READ_AHEAD: usize = 64 << 10;
+
+/// A program that sends a blocking call and closes its side at once wants what is there. One that closes later was
+/// waiting, or has died: what would be written to it then is lost to everybody.
+const AT_ONCE: Duration = Duration::from_millis(20);
+
+/// Whether a blocking call and its client's FIN came together.
+#[derive(Debug)]
+pub(super) struct LastCall {
+    since: Instant,
+    together: Cell<bool>,
+}
+
+impl LastCall {
+    /// For a call whose turn is now.
+    pub(super) fn new(client: &Client) -> Self {
+        Self { since: Instant::now(), together: Cell::new(client.has_said_all()) }
+    }
+
+    /// The FIN is known now: whether the call is still to look once.
+    pub(super) fn looks(&self) -> bool {
+        if self.since.elapsed() < AT_ONCE {
+            self.together.set(true);
+        }
+        self.together.get()
+    }
+
+    /// Whether an element may be written to the client although it has closed its side.
+    pub(super) fn may_deliver(&self) -> bool {
+        self.together.get() || self.since.elapsed() < AT_ONCE
+    }
+}
 
 impl Client {
     /// Runs `work` until it is done or the client is gone, whichever is first. A client that has only closed its sending

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::super::client::Client;
+use super::super::farewell::LastCall;
 use super::super::leased::{FIRST_LOOK, sleep_until};
 use crate::command::Aftermath;
 use crate::command::blocking::{Call, Timeout};
@@ -25,6 +26,7 @@ const BRIEF: Duration = Duration::from_millis(100);
 struct Waits {
     client: Rc<Client>,
     muted: bool,
+    last_call: LastCall,
     delivered: Cell<bool>,
     end: RefCell<Option<End>>,
     changed: Notify,
@@ -32,6 +34,7 @@ struct Waits {
 
 impl Waiting for Waits {
     fn deliver(&self, reply: &[u8], has_waited: bool) -> bool {
+        let has_waited = has_waited || !self.last_call.may_deliver();
         let taken = self.muted || self.client.deliver_element(reply, has_waited);
         // A call that finds something at once has its answer, whether or not anybody hears it.
         if taken || !has_waited {
@@ -65,11 +68,13 @@ impl Client {
             // Only the server knows how long that is.
             Timeout::Unclear => return Ok(false),
         };
-        let must_look = self.has_written.take() || is_brief || self.has_said_all();
+        // One that has closed its side already does not wait for a wake.
+        let must_look = self.has_written.take() || is_brief || self.has_said_all() || self.is_gone();
         let arrived = Instant::now();
         let waits = Rc::new(Waits {
             client: Rc::clone(self),
             muted,
+            last_call: LastCall::new(self),
             delivered: Cell::new(false),
             end: RefCell::new(None),
             changed: Notify::new(),
@@ -99,7 +104,7 @@ impl Client {
             }
             let limit = self.has_said_all().then_some(arrived + FIRST_LOOK);
             if let Some(limit) = limit
-                && (seat.farewell(arrived.elapsed() < BRIEF) || Instant::now() >= limit)
+                && (!waits.last_call.looks() || seat.farewell() || Instant::now() >= limit)
             {
                 self.hears_no_more();
                 return Ok(true);

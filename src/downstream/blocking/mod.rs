@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use super::Worker;
 use super::client::Client;
 use super::drive::Taken;
+use super::farewell::LastCall;
 use super::leased::{FIRST_LOOK, sleep_until};
 use crate::command::blocking::{self, Call, Timeout};
 use crate::command::{Aftermath, Blocking};
@@ -54,6 +55,7 @@ pub(super) struct Waiter {
     pub(super) call: Call,
     pub(super) request: RefCell<Bytes>,
     arrived: Instant,
+    last_call: LastCall,
     deadline: Option<Instant>,
     muted: bool,
     pub(super) state: Cell<State>,
@@ -79,7 +81,7 @@ impl Waiter {
         if self.state.get() == State::Done {
             return false;
         }
-        let has_waited = self.has_looked.get();
+        let has_waited = self.has_looked.get() || !self.last_call.may_deliver();
         let delivered = self.muted || self.client.deliver_element(element, has_waited);
         self.in_vain.set(!delivered && has_waited);
         self.state.set(State::Done);
@@ -177,6 +179,7 @@ impl Client {
             call,
             request: RefCell::new(taken.request),
             arrived,
+            last_call: LastCall::new(self),
             deadline,
             muted: taken.muted,
             state: Cell::new(State::Queued),
@@ -315,7 +318,8 @@ impl Waiter {
     /// Whether nobody waits any more: the client has closed its side, and its call has found nothing, or nobody could
     /// look in time.
     fn waits_for_nobody(&self) -> bool {
-        self.client.has_said_all() && (self.has_looked.get() || self.arrived.elapsed() >= FIRST_LOOK)
+        self.client.has_said_all()
+            && (self.has_looked.get() || !self.last_call.looks() || self.arrived.elapsed() >= FIRST_LOOK)
     }
 
     fn unblocked(&self, unblock: Unblock) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::leased::{FIRST_LOOK, sleep_until};
+use super::super::leased::sleep_until;
 use super::super::{Worker, undelivered};
 use super::{State, Waiter};
 use crate::command::blocking::{Call, is_nothing};
@@ -61,7 +61,6 @@ impl Waiter {
         };
         metrics::counter!("redbouncer_leases_total", "pin" => Pin::Blocked.label()).increment(1);
         self.on_lease.set(true);
-        let since = Instant::now();
         stay.send(&self.on_the_lease()).await?;
         let entry = worker.pool.blocked();
         let server_had_its_chance = self.deadline.map(|at| at + SERVER_LATENESS.min(worker.blocking.grace));
@@ -73,9 +72,6 @@ impl Waiter {
             () = sleep_until(server_had_its_chance) => Ended::Late,
         };
         drop(entry);
-        if since.elapsed() >= FIRST_LOOK {
-            self.has_looked.set(true);
-        }
         let outcome = self.end_stay(worker, stay, ended).await;
         self.on_lease.set(false);
         outcome
@@ -124,6 +120,7 @@ impl Waiter {
             }
             // The server answers what it has for the call, or closes.
             Ended::Farewell => {
+                let _ = self.last_call.looks();
                 let _ = stay.take_back(UpstreamClose::ClientGone, last).await?;
                 Ok(Stay::Ended)
             }

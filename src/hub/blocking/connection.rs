@@ -127,10 +127,8 @@ impl Hub {
         self.bell.ring();
     }
 
-    pub(super) fn farewell(&self, id: u64, just_come: bool) -> bool {
-        let left = self.waitlist.borrow_mut().farewell(id, just_come);
-        self.bell.ring();
-        left
+    pub(super) fn farewell(&self, id: u64) -> bool {
+        self.waitlist.borrow_mut().farewell(id)
     }
 
     pub(super) fn dismiss(&self, how: &End) {

@@ -50,11 +50,10 @@ impl Seat {
     }
 
     /// The client has closed its side. `true`: its call has found nothing, and nobody waits for it any more. `false`:
-    /// that is still to be seen; a call that finds nothing ends with nil. `just_come`: what is known of its keys may be
-    /// older than what its client had heard of them, so its call is sent where that was thought needless.
+    /// that is still to be seen; a call that finds nothing ends with nil.
     #[must_use]
-    pub fn farewell(&self, just_come: bool) -> bool {
-        self.hub.farewell(self.id, just_come)
+    pub fn farewell(&self) -> bool {
+        self.hub.farewell(self.id)
     }
 }
 

@@ -123,8 +123,6 @@ pub(super) struct Waiter {
     /// The deadline has passed while something was in flight.
     pub(super) overdue: bool,
     pub(super) unblock: Option<Unblock>,
-    /// Its own call has been answered with nothing.
-    pub(super) has_looked: bool,
     /// Its client has closed its side: it is answered by what its own call finds, and does not wait.
     pub(super) leaving: bool,
     /// The client has left, or has its answer: what a try still brings goes elsewhere.
@@ -157,7 +155,6 @@ impl Waiter {
             probes: false,
             overdue: false,
             unblock: None,
-            has_looked: false,
             leaving: false,
             gone: false,
         })

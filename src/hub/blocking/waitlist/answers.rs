@@ -230,7 +230,6 @@ impl Waitlist {
     fn nothing_for(&mut self, id: u64) {
         let Some(waiter) = self.waiters.get_mut(&id) else { return };
         waiter.first = false;
-        waiter.has_looked = true;
         if waiter.gone {
             self.remove(id);
         } else if let Some(how) = waiter.unblock.take() {

@@ -107,22 +107,19 @@ impl Waitlist {
     }
 
     /// A waiter's client has closed its side ([`super::super::Seat::farewell`]).
-    pub(in crate::hub::blocking) fn farewell(&mut self, id: u64, just_come: bool) -> bool {
-        let Some(waiter) = self.waiters.get_mut(&id) else { return true };
-        if waiter.leaving {
-            return false;
+    pub(in crate::hub::blocking) fn farewell(&mut self, id: u64) -> bool {
+        let Some(waiter) = self.waiters.get(&id) else { return true };
+        let database = waiter.key.database;
+        // A try that was written before its FIN was known, or nobody can look yet. What is tried for it later would be
+        // popped for nobody where its program has closed.
+        let will_look = waiter.first
+            && (waiter.state == State::Trying
+                || !self.online
+                || !matches!(self.access.get(&database), Some(Access::Granted)));
+        if let Some(waiter) = self.waiters.get_mut(&id) {
+            waiter.leaving = will_look;
         }
-        let looks_now = just_come && !waiter.has_looked && waiter.is_free();
-        if !waiter.first && !looks_now {
-            return true;
-        }
-        waiter.leaving = true;
-        if !waiter.first {
-            waiter.first = true;
-            waiter.must_look = true;
-            self.start(id);
-        }
-        false
+        !will_look
     }
 
     pub(super) fn end_unblocked(&mut self, id: u64, unblock: Unblock) {
