@@ -172,31 +172,10 @@ impl<S: Subscriber> Layer<S> for Limit {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::{self, Write};
-
     use tracing_subscriber::layer::SubscriberExt;
 
+    use super::super::tests::Lines;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Lines {
-        fn take(&self) -> Vec<String> {
-            let bytes = std::mem::take(&mut *self.0.lock());
-            String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
-        }
-    }
 
     /// Logs with `events` through a limiter; gives the lines, and those at the end of the period.
     fn limited(events: impl Fn()) -> (Vec<String>, Vec<String>) {

@@ -136,8 +136,17 @@ mod tests {
 
     use super::*;
 
+    /// What a logger has written.
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    pub(super) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Lines {
+        /// The lines since this was last asked.
+        pub(super) fn take(&self) -> Vec<String> {
+            let bytes = std::mem::take(&mut *self.0.lock());
+            String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+        }
+    }
 
     impl Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
