@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Server, Stage, until};
+use crate::harness::{Client, PATIENCE, Server, Stage, Version, until};
 use crate::hub::{quiet, wait_for_blocked};
 
 /// Nobody answers there.
@@ -64,6 +64,28 @@ fn a_demotion_that_nobody_else_meets_ends_a_wait_within_a_heartbeat() {
     for client in &mut clients {
         assert!(client.reply().error().starts_with("UNBLOCKED"));
         client.expect_end(PATIENCE);
+    }
+}
+
+/// On a lease the server itself ends the call; the others are tried, with growing pauses, on a lane.
+#[test]
+fn without_a_hub_a_demotion_ends_a_wait_and_its_connection() {
+    for version in Version::all() {
+        let server = Server::start_version(&version, &[]);
+        let stage = Stage::before(server, &["blocking.hub=false", "pool.max_connections=4"]);
+        let mut clients: Vec<Client> = (0..8).map(|_| stage.connect()).collect();
+        for (i, client) in clients.iter_mut().enumerate() {
+            client.start(&format!("BLPOP k{i} 0"));
+        }
+        wait_for_blocked(stage.address(), 8);
+        let on_leases = || stage.server.rows().iter().filter(|row| row.get("cmd") == "blpop").count();
+        until("some wait on leases", PATIENCE, || on_leases() > 0);
+        assert!(on_leases() < 8);
+        stage.server.call(NOBODY);
+        for client in &mut clients {
+            assert!(client.reply().error().starts_with("UNBLOCKED force"), "{}", version.name);
+            client.expect_end(PATIENCE);
+        }
     }
 }
 

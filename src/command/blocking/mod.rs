@@ -23,7 +23,7 @@ use bytes::BytesMut;
 use super::{Blocking, Class, classify};
 use crate::resp::{Protocol, Request, encode};
 
-pub use answer::{is_code, is_nothing, is_passing};
+pub use answer::{DEMOTED, is_code, is_nothing, is_passing};
 pub use parse::parse;
 pub(super) use parse::{blocks, options_end};
 pub use stream::{last_generated_id, stream_position};

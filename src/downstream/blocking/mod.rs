@@ -23,7 +23,7 @@ use super::client::Client;
 use super::drive::Taken;
 use super::farewell::LastCall;
 use super::leased::{FIRST_LOOK, sleep_until};
-use crate::command::blocking::{self, Call, Timeout};
+use crate::command::blocking::{self, Call, DEMOTED, Timeout, is_code};
 use crate::command::{Aftermath, Blocking};
 use crate::hub::Unblock;
 use crate::pool::{Claim, LaneKey, Unavailable};
@@ -120,6 +120,22 @@ impl Waiter {
         let pool = &self.client.worker.pool;
         let is_long = self.arrived.elapsed() >= pool.shared.options.wait_timeout;
         pool.away().filter(|_| is_long).and_then(|away| self.client.ends_for(&away))
+    }
+
+    /// The server has answered with an error. One that has become a replica closes whom it tells so, and so does a direct
+    /// client learn of it that was waiting already, whatever a try of ours was answered.
+    fn refused(&self, error: &[u8]) {
+        if self.is_done() {
+            return;
+        }
+        self.state.set(State::Done);
+        let demoted = error == DEMOTED || self.has_looked.get() && is_code(error, b"READONLY");
+        if !self.muted {
+            self.client.send(if demoted { DEMOTED } else { error });
+        }
+        if demoted {
+            self.client.doom(ClientClose::UpstreamLost);
+        }
     }
 
     fn fail(&self, text: &str) {

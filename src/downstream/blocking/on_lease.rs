@@ -177,7 +177,9 @@ impl OnLease {
     fn deliver(&mut self) {
         let reply = std::mem::take(&mut self.reply);
         let (failed, nothing) = (resp::is_error(&reply), is_nothing(&reply));
-        if failed || nothing {
+        if failed {
+            self.waiter.refused(&reply);
+        } else if nothing {
             let answered = self.waiter.is_done();
             self.waiter.state.set(State::Done);
             if !self.waiter.muted && !answered {
@@ -276,12 +278,7 @@ impl Salvage {
         }
         let waiter = &self.waiter;
         if resp::is_error(&self.reply) {
-            if waiter.state.get() != State::Done {
-                waiter.state.set(State::Done);
-                if !waiter.muted {
-                    waiter.client.send(&self.reply);
-                }
-            }
+            waiter.refused(&self.reply);
         } else if !waiter.deliver(&self.reply) {
             let request = waiter.request.borrow();
             undelivered(&self.worker, &waiter.call, waiter.key, &waiter.identity, &request, &self.reply);

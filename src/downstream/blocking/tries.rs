@@ -212,10 +212,7 @@ impl Waiter {
             }
         } else if resp::is_error(&own) {
             if waiting {
-                self.state.set(State::Done);
-                if !self.muted {
-                    self.client.send(&own);
-                }
+                self.refused(&own);
                 self.changed.notify_one();
             }
         } else if !self.deliver(&own) {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::super::waiter::{End, Waiter};
 use super::tries::Ask;
 use super::{GiveUp, Waitlist};
-use crate::command::blocking::is_code;
+use crate::command::blocking::{DEMOTED, is_code};
 use crate::telemetry::ClientClose;
 
 /// How long an answer is believed for calls that come after it.
@@ -28,11 +28,6 @@ const FORMS: usize = 1_000;
 /// A server that was never seen to accept a write is left for its role this rarely: the name may always point to a
 /// replica.
 const RARELY: Duration = Duration::from_secs(15);
-
-/// What Redis tells blocked clients when their server becomes a replica (`disconnectOrRedirectAllBlockedClients` in
-/// redis `blocked.c`), before it closes them.
-const DEMOTED: &[u8] =
-    b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n";
 
 #[derive(Debug)]
 struct Form {
