@@ -45,6 +45,8 @@ pub(super) struct Taken {
 pub(super) enum Step {
     /// A command needs more than a lane that is there. Boxed: the task of every client has room for one.
     Slow(Box<Taken>),
+    /// It has announced more than the server took when it was last asked ([`Client::ask_for_limit`]).
+    AskForLimit,
     /// The client is to be closed.
     Close(ClientClose),
 }
@@ -548,6 +550,9 @@ impl Client {
     fn broken(&self, error: &RequestError) -> Ran {
         if self.outstanding.get() > 0 {
             return Ran::Waiting;
+        }
+        if self.may_have_been_raised(error) {
+            return Ran::Stop(Step::AskForLimit);
         }
         match error.reply() {
             Some(text) => {

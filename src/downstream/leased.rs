@@ -17,9 +17,13 @@ use super::unserved::aftermath_of;
 use super::wire::Hangup;
 use crate::command::{Aftermath, Asked, Blocking, Class, classify};
 use crate::pool::Lease;
-use crate::resp::{self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestStep, encode, normalise};
+use crate::resp::{
+    self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestError, RequestStep, encode, normalise,
+};
 use crate::session::answers::ends_the_session;
-use crate::session::{Expect, Failed, LeaseState, Pin, Placement, Plan, Received, Route, UNGUARDED};
+use crate::session::{
+    ALWAYS_TAKEN, Expect, Failed, LeaseState, Pin, Placement, Plan, Received, Route, UNGUARDED,
+};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Lacking;
 
@@ -30,6 +34,11 @@ const READ_AHEAD: usize = 64 << 10;
 /// A call that blocks has had its first look at its keys by then, and waits: where nobody could look in time for a client
 /// that closes its side, nobody does.
 pub(super) const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// How the server tells of an argument that is longer than it takes.
+const PROTOCOL_ERROR: &[u8] = b"-ERR Protocol error";
+/// A server that has told of a protocol error has closed the connection by then.
+const CLOSES_WITHIN: Duration = Duration::from_millis(100);
 
 /// A client and the connection it holds.
 struct Held {
@@ -50,6 +59,10 @@ struct Held {
     hangup: Option<Pinned<dyn Future<Output = Hangup>>>,
     /// How long a client that has closed its side may wait for the next reply.
     last_wait: Option<Pinned<tokio::time::Sleep>>,
+    /// A command was sent with an argument that the server may not take.
+    has_sent_long: bool,
+    /// The server has answered with a protocol error, or a script has invented one.
+    stumbled_there: bool,
     /// The last command that the server was asked about.
     just_asked: Option<(Bytes, Placement)>,
 }
@@ -64,6 +77,8 @@ enum Event {
     Aside(Route, Bytes, bool),
     /// A command that the server is to be asked about first; it stays in the input.
     Unknown(Bytes),
+    /// The client has announced more than the server took when it was last asked.
+    AskForLimit,
     /// A call that blocks beside the connection.
     Wait(Blocking, Bytes, bool),
     /// RESET or QUIT, and whether its reply is not wanted.
@@ -123,6 +138,8 @@ impl Client {
             garbled: false,
             hangup: None,
             last_wait: None,
+            has_sent_long: false,
+            stumbled_there: false,
             just_asked: None,
         };
         let outcome = held.run(taken).await;
@@ -161,6 +178,7 @@ impl Held {
                     client.aside(route, &request, muted).await.map_err(Event::Gone)
                 }
                 Event::Unknown(name) => self.ask_about(name).await.map_err(Event::Gone),
+                Event::AskForLimit => client.ask_for_limit().await.map_err(Event::Gone),
                 Event::Wait(command, request, muted) => self.wait_beside((request, command), muted).await,
                 ended @ (Event::Over | Event::End(..) | Event::Gone(_) | Event::Lost(_)) => Err(ended),
             };
@@ -190,10 +208,11 @@ impl Held {
         let client = Rc::clone(&self.client);
         let pool = &client.worker.pool;
         match event {
-            Event::Over | Event::Aside(..) | Event::Unknown(_) | Event::Wait(..) => {
-                let clean = self.state.is_clean();
+            Event::Over | Event::Aside(..) | Event::Unknown(_) | Event::AskForLimit | Event::Wait(..) => {
+                let clean = self.state.is_clean() && !self.stumbled_there;
+                let ended = self.stumbled_there && self.ends_there().await;
                 pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
-                Ok(())
+                if ended { Err(client.departs(ClientClose::ProtocolError)) } else { Ok(()) }
             }
             Event::End(class, request, muted) => {
                 pool.end_lease(self.lease, false, UpstreamClose::LeaseEnded, None);
@@ -228,6 +247,13 @@ impl Held {
         }
     }
 
+    /// Whether the server closes the connection behind a protocol error, as it does behind its own
+    /// (`setProtocolError` in redis `networking.c`).
+    async fn ends_there(&mut self) -> bool {
+        let end = poll_fn(|cx| self.poll_upstream(cx));
+        tokio::time::timeout(CLOSES_WITHIN, end).await.is_ok()
+    }
+
     /// The client has closed its side and its call blocks, as far as can be known. Our FIN goes upstream, so the server
     /// decides: it answers what it has for the call and what stands behind it, or frees its client. Returns why ours is
     /// to be closed at once, if it is.
@@ -256,6 +282,8 @@ impl Held {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                // What the server has said before it closed, of an argument that is too long, is still to be read.
+                while let Poll::Ready(Ok(())) = self.poll_upstream(cx) {}
                 return Poll::Ready(Event::Lost(UpstreamClose::Lost));
             }
             self.client.flags.set(self.state.flags());
@@ -350,6 +378,11 @@ impl Held {
             if let Some(kind) = step.complete {
                 self.since = Instant::now();
                 let frame = self.partial.split().freeze();
+                if kind == ReplyKind::Error && self.has_sent_long {
+                    // One that came in pieces may be such an error as well.
+                    let begins = if frame.is_empty() { part } else { &frame };
+                    self.stumbled_there |= !begins.starts_with(b"-") || begins.starts_with(PROTOCOL_ERROR);
+                }
                 let verdict = self.judge(kind, &frame);
                 match verdict {
                     Received::Desync => return Err(UpstreamClose::Desync),
@@ -498,23 +531,30 @@ impl Held {
                         }
                         Err(error) => {
                             drop(input);
-                            return self.stumbled(error.reply());
+                            return self.stumbled(&error);
                         }
                     }
                 }
                 Err(error) => {
                     *scanner = crate::resp::RequestScanner::default();
                     drop(input);
-                    return self.stumbled(error.reply());
+                    return self.stumbled(&error);
                 }
             }
         }
     }
 
     /// What lies next is no command: its error comes after all earlier replies.
-    fn stumbled(&mut self, reply: Option<String>) -> Option<Result<Bytes, Event>> {
+    fn stumbled(&mut self, error: &RequestError) -> Option<Result<Bytes, Event>> {
         self.garbled = self.state.is_waiting();
-        (!self.garbled).then(|| Err(self.broken(reply)))
+        if self.garbled {
+            return None;
+        }
+        Some(Err(if self.client.may_have_been_raised(error) {
+            Event::AskForLimit
+        } else {
+            self.broken(error.reply())
+        }))
     }
 
     fn broken(&self, reply: Option<String>) -> Event {
@@ -600,6 +640,7 @@ impl Held {
         if !self.state.is_waiting() {
             self.since = Instant::now();
         }
+        self.has_sent_long |= request.has_bulk_above(ALWAYS_TAKEN);
         // A blocking call that follows may wait for what this writes.
         if !matches!(plan, Plan::Wait(_)) {
             self.client.has_written.set(true);

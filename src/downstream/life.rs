@@ -19,6 +19,11 @@ impl Client {
         let reason = loop {
             match poll_fn(|cx| self.poll_fast(cx)).await {
                 Step::Close(reason) => break reason,
+                Step::AskForLimit => {
+                    if let Err(reason) = Box::pin(self.ask_for_limit()).await {
+                        break reason;
+                    }
+                }
                 Step::Slow(taken) => {
                     self.busy.set(true);
                     self.in_slow_path.set(true);

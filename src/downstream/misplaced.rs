@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::client::Client;
 use crate::command::{Aftermath, classify};
 use crate::resp::{self, Request, encode};
+use crate::session::ALWAYS_TAKEN;
 use crate::session::answers::{not_in_subscription, printable, wrong_arity};
 use crate::telemetry::ClientClose;
 
@@ -21,6 +22,10 @@ impl Client {
     /// Why the client is to be closed.
     pub(super) async fn misplaced(self: &Rc<Self>, request: &Bytes, muted: bool) -> Result<(), ClientClose> {
         let Some(parsed) = Request::parse(request) else { return Err(ClientClose::ProtocolError) };
+        if parsed.has_bulk_above(ALWAYS_TAKEN) {
+            self.error(&not_in_subscription(&shown(parsed.name())), muted);
+            return Ok(());
+        }
         // A subcommand is one only of a container that is in our table.
         let subcommand = classify(&parsed).row.and_then(|_| parsed.arg(1));
         let mut question = BytesMut::new();
@@ -46,10 +51,15 @@ impl Client {
     }
 }
 
+/// A name as an error repeats it.
+fn shown(name: &[u8]) -> String {
+    printable(&name[..name.len().min(SHOWN)]).to_ascii_lowercase()
+}
+
 /// The error for `request`, of whose name (and subcommand) COMMAND INFO says this. `None`: the server does not know it.
 fn refusal(answer: &[u8], request: &Request<'_>) -> Option<String> {
     let name = request.name();
-    let unnamed = || not_in_subscription(&printable(&name[..name.len().min(SHOWN)]).to_ascii_lowercase());
+    let unnamed = || not_in_subscription(&shown(name));
     let Some(rows) = resp::elements(answer) else { return Some(unnamed()) };
     let rows: Vec<_> = rows.collect();
     let (Some(container), Some(last)) = (rows.first(), rows.last()) else { return Some(unnamed()) };

@@ -3,7 +3,7 @@
 //! Every wait here runs inside [`Client::patiently`], so a client that leaves is noticed at once.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -13,10 +13,13 @@ use super::drive::Taken;
 use super::unserved::aftermath_of;
 use crate::command::{Aftermath, Class, classify};
 use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Unavailable};
-use crate::resp::{self, Request, encode};
-use crate::session::{Described, Pin, Placement, Route};
+use crate::resp::{self, Request, RequestError, encode};
+use crate::session::{ALWAYS_TAKEN, Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
+
+/// How long the server's limit on arguments is believed before a client is told of it.
+const FRESH: Duration = Duration::from_secs(1);
 
 impl Client {
     /// Finishes one command.
@@ -151,6 +154,7 @@ impl Client {
             },
         };
         match placement {
+            Placement::Lane if request.has_bulk_above(ALWAYS_TAKEN) => self.leased(taken, Pin::Own).await,
             Placement::Lane => {
                 taken.route = Route::Lane;
                 self.over_a_lane(taken, Aftermath::Nothing).await
@@ -201,6 +205,28 @@ impl Client {
                 Ok(Ok(Placement::MayBlock))
             }
         }
+    }
+
+    /// Whether the server may take by now what it did not take when it was last asked.
+    pub(super) fn may_have_been_raised(&self, error: &RequestError) -> bool {
+        let is_fresh = self.worker.limit_asked.get().is_some_and(|asked| asked.elapsed() < FRESH);
+        *error == RequestError::BulkAboveLimit && self.session.borrow().user.is_some() && !is_fresh
+    }
+
+    /// Asks the server anew how long an argument it takes.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) async fn ask_for_limit(self: &Rc<Self>) -> Result<(), ClientClose> {
+        let Some((_, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        if let Some(question) = self.worker.pool.limit_question(&identity) {
+            match self.exchange(&question, 1).await? {
+                Ok(answer) => self.worker.pool.heed_limit(&identity, &answer),
+                Err(why) => self.ends_for(&why).map_or(Ok(()), Err)?,
+            }
+        }
+        self.worker.limit_asked.set(Some(Instant::now()));
+        Ok(())
     }
 
     /// An exchange of our own on the client's lane: the reply frames, or why there is no lane.

@@ -28,7 +28,9 @@ use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, 
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure, Unavailable};
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
-use crate::session::{Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session};
+use crate::session::{
+    ALWAYS_TAKEN, Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session,
+};
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
 use crate::upstream::{Lacks, tune};
 
@@ -108,6 +110,8 @@ pub(crate) struct Worker {
     upkeep: RefCell<Vec<AbortHandle>>,
     link: Option<Link>,
     policy: Cell<Policy>,
+    /// When a client last had the server asked for its limit on arguments.
+    pub(super) limit_asked: Cell<Option<Instant>>,
     warned_full: Cell<Option<Instant>>,
     warned_outage: Cell<Option<Instant>>,
     warned_failures: Cell<Option<Instant>>,
@@ -203,6 +207,7 @@ impl Worker {
             ids: terms.ids,
             link,
             policy: Cell::new(Policy { refuse_admin, pubsub_hub, ..Policy::default() }),
+            limit_asked: Cell::new(None),
             warned_full: Cell::new(None),
             warned_outage: Cell::new(None),
             warned_failures: Cell::new(None),
@@ -394,6 +399,10 @@ impl Worker {
 
     /// Where the command `name` may run, if the server has been asked.
     pub(super) fn placement_of(&self, name: &[u8]) -> Option<Placement> {
+        if name.len() > ALWAYS_TAKEN {
+            // No command is called so, and the question would end the connection it is asked on.
+            return Some(Placement::Once);
+        }
         self.asked.borrow().get(name).copied()
     }
 

@@ -4,20 +4,17 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
 use super::budget::Place;
 use super::{
-    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Lost, Permit, Pool, Stage, Unavailable,
+    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Permit, Pool, Stage, Unavailable,
     holder_of,
 };
-use crate::resp::{self, encode};
 use crate::telemetry::UpstreamClose;
-use crate::upstream::{Backoff, DialError, Established, Identity, Lacking, Login, UpstreamStream};
+use crate::upstream::{Backoff, DialError, Established, Identity, Login, UpstreamStream};
 
 /// The longest pause between two dials while a client waits for a connection.
 const LONGEST_WHILE_AWAITED: Duration = Duration::from_millis(200);
@@ -34,7 +31,7 @@ impl Pool {
             let opened = pool.dial_lane(&group, permit).await;
             group.dialling.set(false);
             if let Some((lane, stream)) = opened {
-                pool.ask_for_limits(&group, &lane);
+                pool.ask_for_limit(&group, &lane);
                 group.opened(Rc::clone(&lane));
                 if pool.stopping.get() {
                     lane.leave(UpstreamClose::Shutdown);
@@ -107,33 +104,6 @@ impl Pool {
                 Err(_) => return None,
             }
         }
-    }
-
-    /// The first words on a lane: how long a bulk the server takes. Where CONFIG is refused, the default stands.
-    fn ask_for_limits(&self, group: &Group, lane: &Lane) {
-        let (connector, identity) = (Arc::clone(&self.shared.connector), Arc::clone(group.identity()));
-        if connector.lacks().has(Lacking::Config, identity.name()) {
-            return;
-        }
-        let mut question = BytesMut::new();
-        encode::command(&mut question, &[b"CONFIG", b"GET", b"proto-max-bulk-len"]);
-        let max_bulk = Arc::clone(&self.shared.max_bulk);
-        let then = move |answer: Result<Vec<Bytes>, Lost>| {
-            let Ok(frames) = answer else { return };
-            let value = frames.first().and_then(|frame| {
-                let value = resp::bulk(resp::elements(frame)?.nth(1)?)?;
-                std::str::from_utf8(value).ok()?.parse().ok()
-            });
-            if let Some(value) = value {
-                max_bulk.store(value, Ordering::Relaxed);
-                connector.lacks().met(Lacking::Config, identity.name());
-            } else {
-                let words = frames.first().and_then(|frame| resp::error_text(frame));
-                let words = words.map_or("(an answer without a value)".into(), String::from_utf8_lossy);
-                connector.lacks().note(Lacking::Config, identity.name(), &words);
-            }
-        };
-        lane.exchange(&question, 1, Instant::now(), Box::new(then));
     }
 
     async fn carry(self: &Rc<Self>, group: &Rc<Group>, lane: &Rc<Lane>, stream: UpstreamStream) {

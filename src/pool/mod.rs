@@ -12,6 +12,7 @@ mod group;
 mod health;
 mod lane;
 mod lease;
+mod limits;
 mod options;
 mod pulse;
 mod recall;

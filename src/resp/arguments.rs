@@ -61,6 +61,12 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Whether an argument is longer than `bulk` bytes.
+    #[inline]
+    pub fn has_bulk_above(&self, bulk: usize) -> bool {
+        self.bytes.len() > bulk && self.args().any(|arg| arg.len() > bulk)
+    }
+
     /// All arguments in order, the name first.
     pub fn args(&self) -> Args<'a> {
         // A canonical frame is `*<count>\r\n` and then the bulks; the name's own header precedes the name.

@@ -11,9 +11,12 @@ pub enum RequestError {
     /// `*` not followed by a number Redis accepts.
     #[error("invalid multibulk length")]
     InvalidMultibulkLength,
-    /// `$` not followed by a length from 0 to `proto-max-bulk-len`.
+    /// `$` not followed by a length.
     #[error("invalid bulk length")]
     InvalidBulkLength,
+    /// A length above `proto-max-bulk-len`, as far as that is known.
+    #[error("invalid bulk length")]
+    BulkAboveLimit,
     /// Something other than `$` where a bulk had to begin.
     #[error("expected '$', got another byte")]
     ExpectedBulk {
@@ -68,6 +71,7 @@ impl RequestError {
             Self::Tls => Some("-ERR redbouncer: this port does not speak TLS: use redis://\r\n".to_owned()),
             Self::InvalidMultibulkLength
             | Self::InvalidBulkLength
+            | Self::BulkAboveLimit
             | Self::TooBigMultibulkCount
             | Self::TooBigBulkCount
             | Self::TooBigInline

@@ -225,7 +225,7 @@ impl RequestScanner {
     #[inline]
     fn begin_bulk(&mut self, bulk: u64, next: usize, limits: &RequestLimits) -> Result<(), RequestError> {
         if bulk > limits.max_bulk {
-            return Err(RequestError::InvalidBulkLength);
+            return Err(RequestError::BulkAboveLimit);
         }
         if bulk > MAX_BULK_UNAUTHENTICATED && !limits.authenticated {
             return Err(RequestError::UnauthenticatedBulk);

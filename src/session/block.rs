@@ -5,7 +5,7 @@
 //! server refuses ends the transaction all the same (`rejectCommand` in redis `server.c`); a refused DISCARD does not,
 //! so a block that ends with one takes a lease.
 
-use super::Policy;
+use super::{ALWAYS_TAKEN, Policy};
 use crate::command::{Class, classify};
 use crate::resp::{Form, Request, RequestLimits, RequestScanner, RequestStep};
 
@@ -34,7 +34,11 @@ pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Optio
         if shape.form != Form::Canonical {
             return None;
         }
-        let asked = classify(&Request::new(&rest[..shape.len], &shape));
+        let request = Request::new(&rest[..shape.len], &shape);
+        if request.has_bulk_above(ALWAYS_TAKEN) {
+            return None;
+        }
+        let asked = classify(&request);
         block.len += shape.len;
         block.commands += 1;
         let first = block.commands == 1;

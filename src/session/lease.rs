@@ -368,6 +368,10 @@ impl LeaseState {
                 _ => Plan::Forward(unsubscribe(Listen::Shards, request)),
             },
             Pin::State => Plan::Forward(Expect::State),
+            Pin::Own if asked.class == Class::PubSub => {
+                Plan::Forward(Expect::Counted(Bytes::copy_from_slice(request.bytes())))
+            }
+            Pin::Blocked if let Class::Blocking(command) = asked.class => Plan::Blocking(command),
             Pin::Watch | Pin::Multi | Pin::Blocked | Pin::Own => Plan::Forward(Expect::Reply),
         }
     }
@@ -389,7 +393,10 @@ impl LeaseState {
             Route::Refuse(_) if asked.class == Class::Select => Plan::Forward(Expect::Reply),
             Route::Local(Class::Quit | Class::Reset) => Plan::End(asked.class),
             Route::Refuse(text) => Plan::RefuseInMulti(text),
-            Route::Lease(Pin::Wait | Pin::Own) => Plan::Forward(Expect::Reply),
+            Route::Lease(pin @ (Pin::Wait | Pin::Own | Pin::Blocked)) => match (pin, asked.class) {
+                (Pin::Own, Class::PubSub) => self.plan_pin(pin, asked, request),
+                _ => Plan::Forward(Expect::Reply),
+            },
             Route::Local(_)
             | Route::Login(_)
             | Route::Lease(_)

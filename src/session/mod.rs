@@ -36,7 +36,7 @@ pub use listed::Listed;
 pub use listen::{Listen, Subscriptions};
 pub use placement::{Described, Placement};
 pub use policy::{Policy, Right, Rights};
-pub use route::{Pin, Route};
+pub use route::{ALWAYS_TAKEN, Pin, Route};
 pub use row::{ClientRow, Flags, RowFormat, UserRow};
 pub use transaction::Transaction;
 

@@ -101,13 +101,45 @@ pub enum Route {
     Proxy,
 }
 
+/// Bytes of one argument that every server takes: `proto-max-bulk-len` cannot be set lower (redis `config.c`). What is longer
+/// may end its connection, because the limit may have been lowered at any time.
+pub const ALWAYS_TAKEN: usize = 1 << 20;
+
 /// What a server says that is no node of a cluster.
 const NO_CLUSTER: &str = "ERR This instance has cluster support disabled";
+
+impl Route {
+    /// The same for a command that may end its connection: on none that others share.
+    fn alone(self) -> Self {
+        match self {
+            Self::Lane | Self::PubSub | Self::Control => Self::Lease(Pin::Own),
+            // No address, name or id is so long; and on the server itself it would be about our connections, too.
+            Self::Clients(_) => Self::Refuse("ERR syntax error".to_owned()),
+            Self::Blocking(_) => Self::Lease(Pin::Blocked),
+            Self::Listen(..) => Self::Lease(Pin::Subscribed),
+            // Of these nothing goes over a connection that others share, or only what we ask of our own accord.
+            Self::Transaction
+            | Self::Local(_)
+            | Self::Refuse(_)
+            | Self::Lease(_)
+            | Self::Login(_)
+            | Self::Select(_)
+            | Self::Ask
+            | Self::Misplaced
+            | Self::Proxy => self,
+        }
+    }
+}
 
 impl Session {
     /// Decides where `request` goes. Nothing changes until it has succeeded there.
     #[must_use]
     pub fn route(&self, asked: &Asked, request: &Request<'_>, policy: Policy) -> Route {
+        let route = self.shared_route(asked, request, policy);
+        if request.has_bulk_above(ALWAYS_TAKEN) { route.alone() } else { route }
+    }
+
+    fn shared_route(&self, asked: &Asked, request: &Request<'_>, policy: Policy) -> Route {
         if self.user.is_none() {
             return self.route_before_login(asked, request);
         }

@@ -37,6 +37,7 @@ mod hub_refusals;
 mod hub_regressions;
 mod hub_unblock;
 mod hub_wakes;
+mod large_bulks;
 mod late_readers;
 mod letter;
 mod listings;
