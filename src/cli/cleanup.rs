@@ -15,7 +15,7 @@ use crate::config::{self, Config};
 use crate::hygiene::cleanup::{Group, Include, Selection, Spared, Wanted, groups, select};
 use crate::hygiene::{Swept, Visit, VisitError, sweep};
 use crate::session::Listed;
-use crate::session::answers::printable;
+use crate::telemetry::printable;
 use crate::upstream::{Connector, DialError, UpstreamOptions};
 
 /// How the server lists us: no name of a proxy's connection, so no rule takes it for one.
@@ -164,7 +164,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
         }
     };
     let printed = print(&if arguments.json {
-        format!("{:#}\n", as_json(&found, swept.as_ref()))
+        terminal::json(&as_json(&found, swept.as_ref()))
     } else {
         outcome(&found, swept.as_ref(), terminal::text_width())
     });

@@ -129,7 +129,7 @@ fn run(cli: Cli) -> ExitCode {
         Some(Command::Run(settings)) => with_config(settings, crate::proxy::run),
         Some(Command::Status { settings, json }) => {
             with_config(settings, |config| match status::fetch(&config.admin) {
-                Ok(body) if json => print(&format!("{body:#}\n")),
+                Ok(body) if json => print(&terminal::json(&body)),
                 Ok(body) => print(&status::listing(&body)),
                 Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
             })
@@ -159,7 +159,7 @@ fn check(settings: Settings, json: bool) -> ExitCode {
         },
     };
     let text = if json {
-        format!("{:#}\n", check::as_json(&findings))
+        terminal::json(&check::as_json(&findings))
     } else {
         check::listing(&findings, terminal::text_width())
     };

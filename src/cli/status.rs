@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tokio::net::TcpStream;
 
 use crate::admin::AdminOptions;
+use crate::telemetry::printable;
 
 /// The answer comes from the same host or network and is made from memory: later than this means stuck.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -233,9 +234,8 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// Names of clients are theirs to choose; a terminal must not obey them.
 fn shown(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    printable(text.as_bytes())
 }
 
 #[cfg(test)]
@@ -355,6 +355,6 @@ clients
     #[test]
     fn a_client_cannot_steer_the_terminal_by_its_name() {
         let text = listing(&json!({"clients": [{"name": "\u{1b}[2Jx\n"}]}));
-        assert!(!text.contains('\u{1b}') && text.contains("\\u{1b}[2Jx\\n"), "{text}");
+        assert!(!text.contains('\u{1b}') && text.contains("\\u{1b}[2Jx\\u{a}"), "{text}");
     }
 }

@@ -1,8 +1,12 @@
 //! How wide a listing may be.
 
+use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
+use serde_json::Value;
 use textwrap::{Options, WordSplitter};
+
+use crate::telemetry::is_obeyed;
 
 /// Narrower than this no listing is readable, and wider than this no sentence.
 const READABLE: RangeInclusive<usize> = 40..=100;
@@ -20,4 +24,32 @@ pub(super) fn text_width() -> usize {
 /// Lines of at most `width` columns, broken between words only: flags and names can be copied.
 pub(super) fn lines<'a>(width: usize) -> Options<'a> {
     Options::new(width).word_splitter(WordSplitter::NoHyphenation)
+}
+
+/// JSON for people and scripts. Of what a terminal obeys the library escapes the first 32 signs only.
+pub(super) fn json(value: &Value) -> String {
+    let mut out = String::new();
+    for sign in format!("{value:#}").chars() {
+        // Nothing of the kind stands outside of strings, but for line ends. All of them are below U+10000.
+        if sign != '\n' && is_obeyed(sign) {
+            let _ = write!(out, "\\u{:04x}", u32::from(sign));
+        } else {
+            out.push(sign);
+        }
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_for_a_terminal_says_the_same_without_a_sign_that_it_obeys() {
+        let value = serde_json::json!({ "a\u{9b}": ["\u{1b}\u{7f}\u{202e}", "ö"] });
+        let shown = json(&value);
+        assert!(!shown.chars().any(|sign| sign != '\n' && is_obeyed(sign)), "{shown:?}");
+        assert_eq!(serde_json::from_str::<Value>(&shown).ok(), Some(value));
+    }
 }

@@ -14,6 +14,7 @@ use super::error::{ConfigError, Origin};
 use super::key::Key;
 use super::keys::KEYS;
 use super::value::Given;
+use crate::telemetry::printable;
 
 /// Every variable of ours begins with this.
 const PREFIX: &str = "REDBOUNCER_";
@@ -75,11 +76,7 @@ impl Layers {
                 (None, DeValue::Table(inner)) if is_section(&path) => self.table(&path, inner, at),
                 (None, DeValue::Table(_)) => {
                     let nearest = nearest(KEYS.iter().map(Key::section), &path);
-                    self.errors.push(ConfigError::UnknownSection {
-                        section: printable(&path),
-                        nearest,
-                        origin,
-                    });
+                    self.errors.push(ConfigError::UnknownSection { section: shown(&path), nearest, origin });
                 }
                 (None, _) => self.unknown(&path, origin),
             }
@@ -107,7 +104,7 @@ impl Layers {
                 (None, _) => {
                     let names = known.iter().map(|(variable, _)| variable.as_str()).chain([CONFIG_VARIABLE]);
                     let nearest = nearest(names, name).to_owned();
-                    self.errors.push(ConfigError::UnknownVariable { name: printable(name), nearest });
+                    self.errors.push(ConfigError::UnknownVariable { name: shown(name), nearest });
                 }
             }
         }
@@ -136,7 +133,7 @@ impl Layers {
                 continue;
             };
             let path = path.trim();
-            let origin = Origin::Flag(format!("--set {}", printable(path)));
+            let origin = Origin::Flag(format!("--set {}", shown(path)));
             match find(path) {
                 Some(key) => self.put(key.path, Given::from_text(text), origin),
                 None if is_path(path) => self.unknown(path, Origin::Flag("--set".to_owned())),
@@ -159,7 +156,7 @@ impl Layers {
 
     fn unknown(&mut self, path: &str, origin: Origin) {
         let nearest = nearest(KEYS.iter().map(|key| key.path), path);
-        self.errors.push(ConfigError::UnknownKey { key: printable(path), nearest, origin });
+        self.errors.push(ConfigError::UnknownKey { key: shown(path), nearest, origin });
     }
 }
 
@@ -176,8 +173,8 @@ fn is_path(text: &str) -> bool {
 }
 
 /// A name somebody else wrote, shortened and without signs that would disturb a terminal or a log line.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().take(80).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+pub(super) fn shown(text: &str) -> String {
+    printable(text.as_bytes()).chars().take(80).collect()
 }
 
 /// The parser's words without what it quotes, which may be part of a value.

@@ -9,7 +9,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::choose;
-use super::source::{nearest, printable, syntax};
+use super::source::{nearest, shown, syntax};
 use super::value::{Given, Wrong};
 use crate::downstream::{PasswordHash, StaticUser};
 use crate::session::{Right, Rights};
@@ -58,7 +58,7 @@ fn parse(file: &str, text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
             }
             _ => wrong.push((at, "expected a section for each user, such as [app]".to_owned())),
         }
-        let name = printable(name);
+        let name = shown(name);
         let named = wrong.into_iter().map(|(line, text)| (line, format!("user \"{name}\": {text}")));
         errors.extend(named);
     }
@@ -107,7 +107,7 @@ fn user(
             _ => Err(format!("not known; the nearest known key is \"{}\"", nearest(KEYS.into_iter(), key))),
         };
         if let Err(wrong) = done {
-            complain(at, format!("\"{}\": {wrong}", printable(key)));
+            complain(at, format!("\"{}\": {wrong}", shown(key)));
         }
     }
     if user.hashes.is_empty() && !section.iter().any(|(key, _)| key.get_ref() == "password") {

@@ -9,7 +9,7 @@ use super::client::Client;
 use crate::command::{Aftermath, classify};
 use crate::resp::{self, Request, encode};
 use crate::session::ALWAYS_TAKEN;
-use crate::session::answers::{not_in_subscription, printable, wrong_arity};
+use crate::session::answers::{not_in_subscription, one_line, wrong_arity};
 use crate::telemetry::ClientClose;
 
 /// As much of a name as an error repeats.
@@ -53,7 +53,7 @@ impl Client {
 
 /// A name as an error repeats it.
 fn shown(name: &[u8]) -> String {
-    printable(&name[..name.len().min(SHOWN)]).to_ascii_lowercase()
+    one_line(&name[..name.len().min(SHOWN)]).to_ascii_lowercase()
 }
 
 /// The error for `request`, of whose name (and subcommand) COMMAND INFO says this. `None`: the server does not know it.
@@ -69,7 +69,7 @@ fn refusal(answer: &[u8], request: &Request<'_>) -> Option<String> {
     // Before 7.0 a subcommand is an argument like another: nothing is described behind the sixth field.
     let has_subcommands = command.get(9).is_some();
     let command = if rows.len() > 1 && has_subcommands { fields(last)? } else { command };
-    let known = command.first().and_then(|name| resp::bulk(name)).map(printable);
+    let known = command.first().and_then(|name| resp::bulk(name)).map(one_line);
     let (Some(known), Some(arity)) = (known, command.get(1).and_then(|arity| resp::integer(arity))) else {
         return Some(unnamed());
     };

@@ -31,7 +31,7 @@ impl Client {
             b"upstreams" => self.upstreams(),
             b"clients" => self.clients().await,
             _ => {
-                let word = crate::session::answers::printable(&sub);
+                let word = crate::session::answers::one_line(&sub);
                 encode::error(&mut out, &format!("ERR unknown subcommand '{word}'. Try PROXY HELP."));
                 return out.freeze();
             }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::pool::{LaneKey, Pool};
 use crate::resp;
+use crate::telemetry::printable;
 use crate::upstream::Identity;
 
 /// Puts elements back where they came from.
@@ -86,7 +87,7 @@ impl GiveBack {
 /// The first word of an error (WRONGTYPE, NOPERM …): the rest may hold a key.
 fn code_of(text: &[u8]) -> String {
     let word = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-    String::from_utf8_lossy(word).into_owned()
+    printable(word)
 }
 
 /// Counts what became of an element whose client was gone.

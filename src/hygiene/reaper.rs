@@ -17,7 +17,7 @@ use super::{HygieneOptions, Orphan, Own, orphans};
 use crate::pool::{Control, Kind, Phase, Pool, Unavailable};
 use crate::resp::{self, Protocol, encode};
 use crate::session::Listed;
-use crate::telemetry::{Reap, UpstreamClose};
+use crate::telemetry::{Reap, UpstreamClose, printable};
 use crate::upstream::{Backoff, Identity, Instance};
 
 /// A server that does not answer a PING within this time has not read the others' either: everyone looks idle.
@@ -360,7 +360,7 @@ impl Reaper {
 
     /// What an error in reply to LIST or KILL means; a refusal is logged once.
     fn refusal(&self, obstacle: Obstacle, answer: &[u8]) -> Obstacle {
-        let text = resp::error_text(answer).map(String::from_utf8_lossy).unwrap_or_default();
+        let text = resp::error_text(answer).map(printable).unwrap_or_default();
         // A script that runs for too long, a server that loads: it allows later what it does not allow now.
         if text.starts_with("BUSY ") || text.starts_with("LOADING ") {
             return self.stall();

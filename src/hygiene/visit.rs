@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::resp::{self, Protocol, encode};
 use crate::session::Listed;
-use crate::session::answers::printable;
+use crate::telemetry::printable;
 use crate::upstream::{
     Connector, DialError, Identity, Login, ServerInfo, TlsSetupError, UpstreamOptions, UpstreamStream,
 };

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Permit;
 use crate::resp::{self, ReplyKind, ReplyScanner, encode};
-use crate::telemetry::{CommandSeconds, UpstreamClose};
+use crate::telemetry::{CommandSeconds, UpstreamClose, printable};
 use crate::upstream::UpstreamStream;
 
 /// What keeps lanes apart: nothing of one key is ever seen under another.
@@ -670,7 +670,7 @@ impl Carrier {
         if !may_invent && error.starts_with(b"-READONLY ") {
             self.lane.was_refused_a_write.set(true);
         } else if !may_invent && error.starts_with(b"-MOVED ") {
-            self.lane.redirection.replace(Some(String::from_utf8_lossy(&error[1..]).into_owned()));
+            self.lane.redirection.replace(Some(printable(error[1..].trim_ascii_end())));
         }
         // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
         self.in_multi = is_exec && is_unknown_exec(error);

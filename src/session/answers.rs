@@ -133,14 +133,14 @@ pub fn unknown_subcommand(request: &Request<'_>) -> String {
         || wrong_arity("client"),
         |sub| {
             let shown = &sub[..sub.len().min(128)];
-            format!("ERR unknown subcommand '{}'. Try CLIENT HELP.", printable(shown))
+            format!("ERR unknown subcommand '{}'. Try CLIENT HELP.", one_line(shown))
         },
     )
 }
 
-/// Bytes made fit for one line of an error.
+/// Bytes made fit for one line of an error that a client gets: blanks for what is no sign, as Redis has them for line ends.
 #[must_use]
-pub fn printable(bytes: &[u8]) -> String {
+pub fn one_line(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace(|c: char| c.is_control(), " ")
 }
 
@@ -276,7 +276,7 @@ impl Session {
         } else if option.eq_ignore_ascii_case(b"lib-ver") {
             &mut self.lib_ver
         } else {
-            let text = format!("ERR Unrecognized option '{}'", printable(option));
+            let text = format!("ERR Unrecognized option '{}'", one_line(option));
             return encode::error(out, &text);
         };
         if is_plain_name(value) {
@@ -284,7 +284,7 @@ impl Session {
             encode::simple(out, "OK");
         } else {
             let text =
-                format!("ERR {} cannot contain spaces, newlines or special characters.", printable(option));
+                format!("ERR {} cannot contain spaces, newlines or special characters.", one_line(option));
             encode::error(out, &text);
         }
     }

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::command::Class;
 use crate::resp::{Protocol, Request};
 
-use super::answers::{decimal, is_plain_name, printable};
+use super::answers::{decimal, is_plain_name, one_line};
 use super::{Route, Session};
 
 /// What a client offers as its identity. Never printed, wiped when dropped.
@@ -97,7 +97,7 @@ impl Hello {
 }
 
 fn syntax(option: &[u8]) -> String {
-    format!("ERR Syntax error in HELLO option '{}'", printable(option))
+    format!("ERR Syntax error in HELLO option '{}'", one_line(option))
 }
 
 /// A user name is text in every ACL file; other bytes cannot name a user.

@@ -2,6 +2,7 @@
 
 pub mod logging;
 mod metrics;
+mod printable;
 mod reason;
 
 pub use logging::{Log, LogFormat, LogOptions};
@@ -9,4 +10,5 @@ pub use metrics::{
     CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, release_seconds,
     upstream_closed,
 };
+pub use printable::{is_obeyed, printable};
 pub use reason::{ClientClose, Reap, UpstreamClose};

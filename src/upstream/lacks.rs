@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::error::{code, is_passing};
+use crate::telemetry::printable;
 
 /// How long a refusal is believed before it is asked for again.
 const BELIEVED: Duration = Duration::from_secs(60);
@@ -189,8 +190,8 @@ impl Lacks {
         if is_passing(text) {
             return;
         }
-        let words: String =
-            said_by_the_server(text).chars().filter(|c| !c.is_control()).take(LONGEST_WORDS).collect();
+        let words = printable(said_by_the_server(text).as_bytes());
+        let words: String = words.chars().take(LONGEST_WORDS).collect();
         let by_rights = Refusal::of(text) == Some(Refusal::Rights);
         let whose = by_rights.then(|| Box::from(user));
         let until = Instant::now() + BELIEVED;

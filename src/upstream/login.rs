@@ -16,6 +16,7 @@ use super::error::{DialError, code, is_passing};
 use super::lacks::{Lacking, Refusal};
 use super::server::{Greeting, ServerInfo};
 use crate::resp::{Protocol, ReplyKind, bulk, encode, error_text, integer};
+use crate::telemetry::printable;
 
 /// The user we log in as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -437,18 +438,18 @@ fn readable(error: &[u8], secret: Option<&Secret>) -> String {
     const LONGEST: usize = 256;
     let text = String::from_utf8_lossy(error);
     let text = text.split(", with args beginning with").next().unwrap_or_default();
-    let text: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
-    let Some(password) = secret.map(|secret| String::from_utf8_lossy(secret.expose())) else { return text };
+    let shown: String = printable(text.as_bytes()).chars().take(LONGEST).collect();
+    let Some(password) = secret.map(|secret| String::from_utf8_lossy(secret.expose())) else { return shown };
     // Redis's constant texts repeat nothing, even where a weak password is a word of theirs.
     const CONSTANT: [&str; 3] = [
         "WRONGPASS invalid username-password pair or user is disabled.",
         "NOAUTH Authentication required.",
         "ERR max number of clients reached",
     ];
-    if password.is_empty() || !text.contains(password.as_ref()) || CONSTANT.contains(&text.as_str()) {
-        return text;
+    if password.is_empty() || !text.contains(password.as_ref()) || CONSTANT.contains(&text) {
+        return shown;
     }
-    let code = code(&text);
+    let code = code(&shown);
     // A password may even be where the code is expected.
     let code = if code.contains(password.as_ref()) { "ERR" } else { code };
     format!("{code} (text withheld: it contains the password)")

@@ -6,6 +6,7 @@
 use redis_protocol::resp3::types::BytesFrame;
 
 use crate::resp::{Protocol, decode};
+use crate::telemetry::printable;
 
 /// A server, as its login reply described it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +85,7 @@ impl ServerInfo {
         let field = |name: &str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .map(|value| value.trim_end().to_owned())
+                .map(|value| printable(value.trim_end().as_bytes()))
         };
         // Valkey keeps `redis_version` at 7.2.4 for its clients and says its own version beside it.
         let valkey = field("valkey_version");
@@ -141,7 +142,7 @@ fn text(frame: &BytesFrame) -> Option<String> {
     match frame {
         BytesFrame::BlobString { data, .. }
         | BytesFrame::SimpleString { data, .. }
-        | BytesFrame::VerbatimString { data, .. } => Some(String::from_utf8_lossy(data).into_owned()),
+        | BytesFrame::VerbatimString { data, .. } => Some(printable(data)),
         _ => None, // the crate's enum: no other type is a text
     }
 }

@@ -61,6 +61,7 @@ mod reply_modes;
 mod secrets;
 mod seeing;
 mod server_change;
+mod server_words;
 mod sessions;
 mod slow_peers;
 mod stopping;

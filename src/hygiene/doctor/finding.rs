@@ -1,5 +1,7 @@
 //! What was found: a line each, with what to do about it.
 
+use crate::telemetry::printable;
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -78,6 +80,8 @@ impl Findings {
     }
 
     fn add(&mut self, level: Level, subject: &'static str, text: &str, advice: &str) {
-        self.0.push(Finding { level, subject, text: text.to_owned(), advice: advice.to_owned() });
+        // Names, versions and settings in it are the server's words.
+        let text = printable(text.as_bytes());
+        self.0.push(Finding { level, subject, text, advice: printable(advice.as_bytes()) });
     }
 }

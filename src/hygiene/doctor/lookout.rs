@@ -6,6 +6,7 @@ use super::flavour::{Flavour, Program};
 use super::{Findings, Plan};
 use crate::hygiene::{Visit, VisitError, config_value, info_field};
 use crate::resp;
+use crate::telemetry::printable;
 
 /// PINGs for the round-trip time.
 const PINGS: usize = 20;
@@ -19,7 +20,7 @@ pub(super) async fn round_trip(visit: &mut Visit, findings: &mut Findings) -> Re
         let begun = Instant::now();
         let answer = visit.ask(&["PING"]).await?;
         times.push(begun.elapsed());
-        if let Some(text) = resp::error_text(&answer).map(String::from_utf8_lossy)
+        if let Some(text) = resp::error_text(&answer).map(printable)
             && let Some(advice) = passing(&text)
         {
             findings.failure("server", &format!("it serves nobody just now: {text}"), advice);

@@ -3,7 +3,7 @@
 use super::Findings;
 use crate::hygiene::{Visit, VisitError};
 use crate::resp;
-use crate::session::answers::printable;
+use crate::telemetry::printable;
 use crate::upstream::UpstreamOptions;
 
 /// No client has this id: a probe that is allowed finds nobody.
