@@ -285,6 +285,8 @@ impl LeaseState {
         unknown: Placement,
     ) -> Plan {
         match asked.class {
+            // What it may do as a subscriber depends on the protocol, and every answer of ours is written in it.
+            _ if matches!(self.fifo.front(), Some((Expect::Hello(_), _))) => return Plan::AfterReplies,
             _ if session.is_restricted() && !self.is_waiting() => {}
             _ if session.is_restricted() => return Plan::AfterReplies,
             _ if !policy.allows(asked) && self.is_waiting() => return Plan::AfterReplies,

@@ -86,6 +86,29 @@ fn a_subscribed_resp3_client_is_answered_in_the_servers_words() {
     ]);
 }
 
+/// What follows HELLO 2 in one write came before its reply, and ran.
+#[test]
+fn a_subscriber_that_goes_back_to_resp2_may_do_no_more_than_others() {
+    let twins = Twins::start();
+    for first in ["PING", "WATCH s", "CLIENT NO-TOUCH off"] {
+        twins.agree(&[
+            "HELLO 3",
+            first,
+            "PSUBSCRIBE n",
+            "SET x 1",
+            "HELLO 2",
+            "ZADD z 1 a",
+            "GET x",
+            "PUBLISH c x",
+            "PING",
+            "MULTI",
+            "PUNSUBSCRIBE n",
+            "ZADD z 1 a",
+        ]);
+        twins.agree(&["DEL z"]);
+    }
+}
+
 /// The texts of a confirmation or message.
 #[track_caller]
 fn texts(reply: &Reply) -> Vec<String> {
