@@ -67,10 +67,7 @@ impl Pool {
                 Ok(established) => {
                     permit.opened(established.id);
                     let lane = Lane::new(group.key(), permit, Rc::clone(&self.seconds));
-                    if let Some(is_replica) = established.server.is_replica() {
-                        self.is_of_replica.set(is_replica);
-                    }
-                    if self.is_of_replica.get() {
+                    if self.roles.met(established.server.is_replica()) {
                         lane.belongs_to_a_replica();
                     }
                     return Some((lane, established.stream));

@@ -442,9 +442,14 @@ impl Lane {
         self.of_replica.set(true);
     }
 
-    /// Whether a server that was a master has refused a write with READONLY since this was last asked.
-    pub(super) fn suspects_a_demotion(&self) -> bool {
-        self.was_refused_a_write.take() && !self.of_replica.get()
+    /// Whether a write was refused with READONLY since this was last asked.
+    pub(super) fn was_refused_a_write(&self) -> bool {
+        self.was_refused_a_write.take()
+    }
+
+    /// See [`Self::belongs_to_a_replica`].
+    pub(super) fn is_of_replica(&self) -> bool {
+        self.of_replica.get()
     }
 
     pub(super) fn take_permit(&self) -> Option<Permit> {

@@ -16,6 +16,7 @@ mod limits;
 mod options;
 mod pulse;
 mod recall;
+mod roles;
 mod unavailable;
 
 use std::cell::{Cell, RefCell};
@@ -25,11 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use crate::resp::{self, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::{Connector, Identity, Instance, Lacking, UpstreamOptions};
 
@@ -44,6 +43,7 @@ pub use lease::Lease;
 pub use options::PoolOptions;
 pub use pulse::Pulse;
 pub use recall::Blocked;
+use roles::Roles;
 pub use unavailable::Unavailable;
 
 /// Redis's default `proto-max-bulk-len`, taken for granted where the server does not say.
@@ -89,10 +89,7 @@ pub struct Pool {
     seconds: Rc<CommandSeconds>,
     tasks: TaskTracker,
     stopping: Cell<bool>,
-    /// When the server was last asked whether it is still a master.
-    role_asked: Cell<Option<Instant>>,
-    /// The server was a replica when it last told its role.
-    is_of_replica: Cell<bool>,
+    roles: Roles,
     /// A lane was lost, and nobody has asked since.
     lost: Cell<bool>,
 }
@@ -159,8 +156,7 @@ impl Pool {
             seconds: Rc::new(CommandSeconds::default()),
             tasks,
             stopping: Cell::new(false),
-            role_asked: Cell::new(None),
-            is_of_replica: Cell::new(false),
+            roles: Roles::default(),
             lost: Cell::new(false),
         })
     }
@@ -422,49 +418,9 @@ impl Pool {
         if let Some(text) = lane.take_redirection() {
             self.shared.connector.lacks().note(Lacking::WholeKeyspace, "", &text);
         }
-        if lane.suspects_a_demotion() {
-            self.ask_for_the_role(lane, now);
-        }
+        self.tend_role(lane, now);
         if lane.is_usable() && lane.wants_an_echo(self.shared.heartbeat, now) {
             lane.ask_for_an_echo(now);
-        }
-    }
-
-    /// A server that was a master refuses writes: is it one no more? Asked once for all lanes, and not for each reply: in
-    /// front of a replica that clients write to, every reply is a refusal. Lanes to a master that has become a replica
-    /// leave, so that the next ones go where the name points now.
-    fn ask_for_the_role(self: &Rc<Self>, lane: &Rc<Lane>, now: Instant) {
-        const NOT_AGAIN_FOR: Duration = Duration::from_secs(1);
-        if self.role_asked.get().is_some_and(|at| now.saturating_duration_since(at) < NOT_AGAIN_FOR) {
-            return;
-        }
-        self.role_asked.set(Some(now));
-        let mut question = bytes::BytesMut::new();
-        encode::command(&mut question, &[b"ROLE"]);
-        let pool = Rc::downgrade(self);
-        let then = move |answer: Result<Vec<Bytes>, Lost>| {
-            let Some(pool) = pool.upgrade() else { return };
-            // An error: this user may not ask. The refusals of a server that was a master then speak for themselves.
-            let is_master = answer.ok().and_then(|frames| {
-                let role = resp::bulk(resp::elements(frames.first()?)?.next()?)?;
-                Some(role == b"master")
-            });
-            if is_master != Some(true) {
-                pool.has_been_demoted();
-            }
-        };
-        lane.exchange(&question, 1, now, Box::new(then));
-    }
-
-    fn has_been_demoted(&self) {
-        tracing::warn!("the server has become a replica; lanes are made anew where its name points now");
-        self.is_of_replica.set(true);
-        for group in self.groups.borrow().values() {
-            for lane in group.lanes() {
-                // Those whose login did not tell the role would be asked about again and again.
-                lane.belongs_to_a_replica();
-                lane.leave(UpstreamClose::Moved);
-            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Proxy, Server, until};
+use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, until};
 
 /// Connections that the server has accepted since its start.
 fn accepted(server: &Server) -> u64 {
@@ -122,6 +122,38 @@ fn lanes_to_a_master_that_has_become_a_replica_are_made_anew_once() {
     let lines = proxy.log().lines().filter(|line| line.contains("the server has become a replica")).count();
     assert_eq!(lines, 1, "{}", proxy.log());
     drop(Client::connect(proxy.address()));
+}
+
+/// A failover behind an address that stays, as a balancer has it: it points to the new master only after a while, and
+/// nobody closes the connections to the old one.
+#[test]
+fn while_a_demoted_server_refuses_writes_its_name_is_looked_up_again() {
+    let (old, new) = (Server::start(), Server::start());
+    let relay = Relay::to(old.address());
+    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &[]).unwrap();
+    let (mut writer, mut reader) = (proxy.connect(), proxy.connect());
+    assert_eq!(writer.call("SET k v").text(), "OK");
+    old.call("REPLICAOF 127.0.0.1 1");
+    until("the lanes are made anew", PATIENCE, || {
+        assert!(writer.call("SET k v").error().starts_with("READONLY "));
+        assert_eq!(reader.call("GET k").text(), "v");
+        proxy.log().contains("the server has become a replica")
+    });
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(writer.call("SET k v").error().starts_with("READONLY "));
+    relay.point_to(new.address());
+    until("writes reach the new master", Duration::from_secs(10), || {
+        std::thread::sleep(Duration::from_millis(10));
+        let _ = reader.call("GET k");
+        !writer.call("SET k w").is_error()
+    });
+    assert_eq!(new.call("GET k").text(), "w");
+    let before = accepted(&new);
+    for _ in 0..200 {
+        assert_eq!(writer.call("SET k x").text(), "OK");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(accepted(&new), before, "the new master is not left");
 }
 
 #[test]

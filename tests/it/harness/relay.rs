@@ -28,7 +28,7 @@ enum Rule {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     rule: Mutex<Rule>,
     /// Connections of an older generation are to be cut.
     generation: AtomicU64,
@@ -53,7 +53,7 @@ impl Relay {
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = Arc::new(Shared {
-            target,
+            target: Mutex::new(target),
             rule: Mutex::new(Rule::Pass),
             generation: AtomicU64::new(0),
             allowance: AtomicI64::new(-1),
@@ -69,6 +69,11 @@ impl Relay {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// New connections go to `target`; those that are open stay where they are.
+    pub(crate) fn point_to(&self, target: SocketAddr) {
+        *self.shared.target.lock().unwrap() = target;
     }
 
     /// Bytes pass as they come (the state after the start).
@@ -136,7 +141,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             continue;
         };
         shared.accepted.fetch_add(1, SeqCst);
-        let far = TcpStream::connect_timeout(&shared.target, Duration::from_secs(5));
+        let target = *shared.target.lock().unwrap();
+        let far = TcpStream::connect_timeout(&target, Duration::from_secs(5));
         let (false, Ok(far)) = (shared.refuse.load(SeqCst), far) else {
             reset_on_close(&near);
             continue;
