@@ -85,8 +85,7 @@ impl Standing {
             (standing, false) => (standing, Direct::Itself),
             (_, true) if request.is(&["MULTI"]) => (Self::Failed, Direct::FailedMulti),
             (_, true) if request.is(&["WATCH"]) => (Self::Unguarded { knows: is_last }, Direct::Refusal),
-            // With a subcommand that is in no table, nobody knows what it would have changed.
-            (_, true) if request.is(CLOSING) || request.has("NOSUCH") => (Self::Closed, Direct::Farewell),
+            (_, true) if request.is(CLOSING) => (Self::Closed, Direct::Farewell),
             (standing, true) => (standing, Direct::Refusal),
         };
         *self = next;

@@ -146,6 +146,10 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
         }
         paused |= requests.iter().any(|request| request.is(&["CLIENT"]) && request.has("60000"));
         if sequence.trouble == Trouble::Refusal {
+            // Whether it would have changed its connection depends on how the server describes the container.
+            if requests.iter().any(|request| request.has("NOSUCH")) {
+                return false;
+            }
             // A FIN stands for the end of a client that is closed, and would end a call that blocks before it.
             if requests.len() > 1 && requests.iter().any(Request::may_block) {
                 return false;

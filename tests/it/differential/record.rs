@@ -60,7 +60,15 @@ impl World {
         };
         self.act(sequence, number, fates);
         self.rest();
-        if let Step::Write { client, tail: Tail::HalfCloses, .. } | Step::HalfClose(client) = step {
+        let closes = match step {
+            // Also where what befell the write has ended it so.
+            Step::Write { client, .. } => {
+                (fates.write(sequence, number, &|_, _| String::new()).1 == Tail::HalfCloses).then_some(client)
+            }
+            Step::HalfClose(client) => Some(client),
+            _ => None,
+        };
+        if let Some(client) = closes {
             // The server sees a FIN in a turn of its own.
             let start = Instant::now();
             while self.wires[*client].socket.is_some() && start.elapsed() < Duration::from_secs(1) {

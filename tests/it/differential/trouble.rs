@@ -109,16 +109,15 @@ impl Trouble {
         Self::ALL.into_iter().find(|trouble| trouble.name() == name)
     }
 
-    /// How many of a hundred sequences are for it. Of those with none there are some that are not answered alike yet; they
-    /// are played by name.
+    /// How many of a hundred sequences are for it.
     pub(crate) fn weight(self) -> usize {
         match self {
-            Self::None => 14,
+            Self::None => 12,
             Self::HalfClose => 17,
             Self::Leave => 12,
             Self::Slow => 3,
             Self::Pause => 4,
-            Self::Refusal => 0,
+            Self::Refusal => 2,
             Self::Rename => 14,
             Self::Mute => 15,
             Self::Kill => 18,
