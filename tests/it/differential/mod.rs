@@ -78,7 +78,7 @@ impl Pair {
         match setup {
             // Every client of a sequence may hold a lease.
             Setup::Ample | Setup::Renamed | Setup::Fickle => settings.push("pool.max_connections=32"),
-            Setup::Scarce => settings.extend(["pool.max_connections=4", "pool.wait_timeout=150ms"]),
+            Setup::Scarce => settings.extend(["pool.max_connections=4", "pool.wait_timeout=400ms"]),
         }
         let proxy = Proxy::start(&servers[1], &settings);
         let direct = World::direct(&servers[0], setup);
