@@ -11,7 +11,7 @@ use super::super::{Worker, undelivered};
 use super::{State, Waiter};
 use crate::command::Blocking;
 use crate::command::blocking::{self, Call, is_code, is_nothing, is_passing};
-use crate::pool::Lost;
+use crate::pool::{Choice, Lost};
 use crate::resp::{self, Request, encode};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
@@ -135,7 +135,10 @@ impl Waiter {
         if self.is_done() {
             return Ok(true);
         }
-        let Some(lane) = group.lane() else { return Ok(false) };
+        // Behind what is held there it would be held, too.
+        let Some(Choice::Lane(lane)) = worker.pool.lane(&group, || false, Instant::now()) else {
+            return Ok(false);
+        };
         let mut begin = BytesMut::new();
         encode::command(&mut begin, &[b"MULTI"]);
         let mut block = BytesMut::new();
