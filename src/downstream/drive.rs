@@ -394,7 +394,10 @@ impl Client {
                 .clone()
                 .filter(|lane| lane.is_usable() && !self.is_kept_apart(lane, asked))
             {
-                Some(lane) => Some(lane),
+                Some(lane) => {
+                    run.group_is_held = self.group.borrow().as_ref().is_some_and(|group| group.is_held());
+                    Some(lane)
+                }
                 None => return Err((0, Ran::Waiting)),
             }
         } else {

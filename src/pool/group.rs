@@ -128,6 +128,12 @@ impl Group {
         lanes.len() < limit || lanes.len() == limit && lanes.iter().all(|lane| lane.is_held(HELD, now))
     }
 
+    /// Whether all lanes are held, as many as `limit` allows, and not for so long yet that one more may be opened.
+    pub(super) fn may_deserve_another(&self, limit: usize, now: Instant) -> bool {
+        let lanes = self.lanes.borrow();
+        lanes.len() == limit && !lanes.iter().all(|lane| lane.is_held(HELD, now))
+    }
+
     /// Whether `lane` is held.
     #[must_use]
     pub fn holds(&self, lane: &Lane, now: Instant) -> bool {
@@ -140,6 +146,11 @@ impl Group {
         if free && self.has_waiters() {
             self.tell(&Ok(()));
         }
+    }
+
+    /// Those who wait for a lane that is not held take one that is.
+    pub(super) fn give_way(&self) {
+        self.tell(&Ok(()));
     }
 
     /// Whether another lane would help and `limit` allows it.

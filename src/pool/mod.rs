@@ -212,7 +212,20 @@ impl Pool {
             Pick::Another(_) if group.deserves_another(limit, now) && self.open_another(group) => {
                 Some(Choice::Wait)
             }
+            Pick::Another(_) if group.may_deserve_another(limit, now) => Some(Choice::Wait),
             Pick::Another(lane) => Some(Choice::Lane(lane)),
+        }
+    }
+
+    /// Those who wait because every lane is held get another one, or what there is.
+    fn end_the_wait_for_another(self: &Rc<Self>, group: &Rc<Group>, now: Instant) {
+        let limit = self.shared.options.lanes_per_key;
+        let is_stuck = group.has_waiters() && !group.dialling.get() && !group.lanes().is_empty();
+        if is_stuck
+            && !group.may_deserve_another(limit, now)
+            && !(group.deserves_another(limit, now) && self.open_another(group))
+        {
+            group.give_way();
         }
     }
 
@@ -388,6 +401,7 @@ impl Pool {
                 self.shared.pulse.call_relief();
             }
             group.release(now);
+            self.end_the_wait_for_another(&group, now);
             for lane in group.lanes() {
                 self.shared.pulse.beat(lane.progress());
                 self.tend(&lane, now);

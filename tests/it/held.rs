@@ -62,6 +62,30 @@ fn reads_do_not_wait_behind_writes_that_a_pause_holds() {
     assert_eq!(reader.call("GET a").text(), "2");
 }
 
+/// A write behind reads of its own client went with them to the lane that reads had taken to, and held it, too.
+#[test]
+fn a_write_behind_reads_in_one_pipeline_leaves_their_lane_to_others() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &[]);
+    let (mut writer, mut mixed, mut reader) = (proxy.connect(), proxy.connect(), proxy.connect());
+    assert_eq!(writer.call("SET a 1").text(), "OK");
+    server.call("CLIENT PAUSE 5000 WRITE");
+    writer.start("SET a 2");
+    writer.expect_silence(NOTICED);
+    let reads_and_a_write = [encode(&["GET", "a"]), encode(&["GET", "a"]), encode(&["APPEND", "b", "x"])];
+    mixed.send(reads_and_a_write.concat());
+    assert_eq!(mixed.reply().text(), "1");
+    assert_eq!(mixed.reply().text(), "1");
+    // Long enough for a lane to count as held, and too short for one more to be opened for that.
+    mixed.expect_silence(Duration::from_millis(20));
+    let start = Instant::now();
+    assert_eq!(reader.call("GET a").text(), "1");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    server.call("CLIENT UNPAUSE");
+    assert_eq!(writer.reply().text(), "OK");
+    assert_eq!(mixed.reply().int(), 1);
+}
+
 #[test]
 fn behind_a_long_script_others_are_told_that_the_server_is_busy() {
     let server = Server::start_with(&["--busy-reply-threshold", "300"]);
