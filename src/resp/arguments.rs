@@ -3,6 +3,12 @@
 use super::number::header;
 use super::request::{Form, RequestFrame, RequestLimits, RequestScanner, RequestStep};
 
+#[cfg(test)]
+thread_local! {
+    /// Arguments walked over by this thread, for tests of how the cost of a command grows.
+    pub(crate) static WALKED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// A view of one whole canonical request: its bytes, its name, its arguments.
 ///
 /// The name and the first argument are known by position; the others are found by walking the frame.
@@ -98,6 +104,8 @@ impl<'a> Iterator for Args<'a> {
     #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
         self.left = self.left.checked_sub(1)?;
+        #[cfg(test)]
+        WALKED.with(|walked| walked.set(walked.get() + 1));
         let (len, used) = bulk_header(self.rest)?;
         let argument = self.rest.get(used..used + len)?;
         self.rest = self.rest.get(used + len + 2..).unwrap_or_default();

@@ -23,6 +23,8 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use arguments::WALKED;
 pub use arguments::{Args, Request};
 pub use decode::{MAX_DEPTH, decode};
 pub use downgrade::downgrade;

@@ -5,6 +5,8 @@
 //! lane of ours. Whether its words are right is for the server to say, which knows what its version takes
 //! ([`Filter::harmless`]); so what is read here is what any version takes.
 
+use std::collections::HashSet;
+
 use bytes::{Bytes, BytesMut};
 
 use super::Listed;
@@ -33,7 +35,7 @@ struct Condition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Test {
     /// One of these ids.
-    Id(Vec<u64>),
+    Id(HashSet<u64>),
     /// The peer's address.
     Addr(String),
     /// The peer's address without its port.
@@ -92,9 +94,9 @@ impl Filter {
                     continue;
                 }
                 "id" => {
-                    let mut ids = vec![value.parse().ok()?];
+                    let mut ids = HashSet::from([value.parse().ok()?]);
                     while let Some(id) = words.peek().and_then(|word| word.parse().ok()) {
-                        ids.push(id);
+                        ids.insert(id);
                         words.next();
                     }
                     Test::Id(ids)

@@ -59,8 +59,12 @@ impl Call {
         if self.command != Blocking::XRead {
             return Vec::new();
         }
-        let ids = self.keys.iter().map(|key| (*key, key + self.keys.len()));
-        ids.filter(|(_, id)| matches!(request.arg(*id), Some(b"$" | b"+"))).collect()
+        // The ids stand behind the keys, in their order; an argument is found by walking the request, so it is walked once.
+        let first = self.keys.first().map_or(usize::MAX, |key| key + self.keys.len());
+        let ids = self.keys.iter().zip(request.args().skip(first));
+        ids.filter(|(_, id)| matches!(*id, b"$" | b"+"))
+            .map(|(key, _)| (*key, key + self.keys.len()))
+            .collect()
     }
 
     /// The same XREAD with these ids in the places that [`Call::floating`] names; with `all` unset, `+` stays.

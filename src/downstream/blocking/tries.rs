@@ -78,8 +78,9 @@ impl Waiter {
         let Some(request) = Request::parse(&bytes) else { return Ok(true) };
         let mut questions = BytesMut::new();
         let floating = self.call.floating(&request);
+        let words: Vec<&[u8]> = request.args().collect();
         for (key, _) in &floating {
-            blocking::stream_position(request.arg(*key).unwrap_or_default(), &mut questions);
+            blocking::stream_position(words.get(*key).copied().unwrap_or_default(), &mut questions);
         }
         let count = u32::try_from(floating.len()).unwrap_or(u32::MAX);
         let frames = match self.client.exchange(&questions, count).await? {
@@ -136,7 +137,8 @@ impl Waiter {
             return Ok(true);
         }
         // Behind what is held there it would be held, too.
-        let Some(Choice::Lane(lane)) = worker.pool.lane(&group, || false, Instant::now()) else {
+        let only_reads = || self.call.command == Blocking::XRead;
+        let Some(Choice::Lane(lane)) = worker.pool.lane(&group, only_reads, Instant::now()) else {
             return Ok(false);
         };
         let mut begin = BytesMut::new();

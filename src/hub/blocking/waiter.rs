@@ -205,8 +205,9 @@ impl Waiter {
     pub(super) fn form_with_keys(&self) -> Bytes {
         let mut out = BytesMut::from(&self.form()[..]);
         if let Some(request) = Request::parse(&self.request) {
+            let words: Vec<&[u8]> = request.args().collect();
             for key in &self.call.keys {
-                encode::bulk(&mut out, request.arg(*key).unwrap_or_default());
+                encode::bulk(&mut out, words.get(*key).copied().unwrap_or_default());
             }
         }
         out.freeze()

@@ -1,5 +1,6 @@
 //! What the server's answers mean.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -79,6 +80,7 @@ impl Waitlist {
             self.welcome(*at);
         }
         self.end_the_overdue();
+        self.spots.trim();
         Ok(())
     }
 
@@ -204,7 +206,8 @@ impl Waitlist {
         if let (Some(group), true) = (&group, something) {
             spots.iter().for_each(|at| self.next_of_group(*at, group));
         }
-        spots.iter().filter(|at| !cards.contains(at)).for_each(|at| self.pump(*at));
+        let asked: HashSet<usize> = cards.iter().copied().collect();
+        spots.iter().filter(|at| !asked.contains(at)).for_each(|at| self.pump(*at));
     }
 
     /// An XREAD has found nothing: nothing stands behind its ids.
@@ -374,7 +377,8 @@ impl Waitlist {
             let spots = waiter.spots.clone();
             waiter.rewrite(later);
             for ((key, _), id) in floating.iter().zip(&ids) {
-                let at = keys.iter().position(|other| other == key).and_then(|i| spots.get(i));
+                // The keys stand in ascending order.
+                let at = keys.binary_search(key).ok().and_then(|i| spots.get(i));
                 if let Some(spot) = at.and_then(|at| self.spots.at_mut(*at)) {
                     spot.note_position(id);
                 }

@@ -23,6 +23,8 @@ use crate::telemetry::ClientClose;
 const FRESH: Duration = Duration::from_millis(250);
 /// Between two calls that look whether their key may still be used, where their form was seen to be in order.
 const KEYS_PACE: Duration = Duration::from_millis(100);
+/// Bytes of a form, with its keys, that is remembered.
+const LONGEST: usize = 4 << 10;
 /// So many forms of calls are known to be accepted at once, and so many forms with their keys.
 const FORMS: usize = 1_000;
 /// A server that was never seen to accept a write is left for its role this rarely: the name may always point to a
@@ -187,6 +189,10 @@ impl Waitlist {
 
 impl Checks {
     fn note_key(&mut self, keyed: Bytes, now: Instant) {
+        // One that is not remembered is asked about again, at the same pace.
+        if keyed.len() > LONGEST {
+            return;
+        }
         if self.keyed.len() >= FORMS && !self.keyed.contains_key(&keyed) {
             self.keyed.clear();
         }

@@ -151,6 +151,12 @@ impl Pace {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Looks at a spot by this thread, for tests of how the cost of a call grows.
+    pub(super) static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Spots {
@@ -198,10 +204,14 @@ impl Spots {
     }
 
     pub(super) fn at(&self, at: usize) -> Option<&Spot> {
+        #[cfg(test)]
+        LOOKS.with(|looks| looks.set(looks.get() + 1));
         self.spots.get(at)
     }
 
     pub(super) fn at_mut(&mut self, at: usize) -> Option<&mut Spot> {
+        #[cfg(test)]
+        LOOKS.with(|looks| looks.set(looks.get() + 1));
         self.spots.get_mut(at)
     }
 
@@ -224,9 +234,25 @@ impl Spots {
         self.leavings += 1;
         spot.vacated = self.leavings;
         self.vacant.push_back((at, self.leavings));
-        if self.vacant.len() > VACANT {
+        self.trim();
+    }
+
+    /// Forgets the spots that were left first, until no more than [`VACANT`] are kept. One that is being asked about stays
+    /// until its answer has come, and with it those that were left after it.
+    pub(super) fn trim(&mut self) {
+        while self.vacant.len() > VACANT
+            && let Some((oldest, leaving)) = self.vacant.front().copied()
+        {
+            if self.vacated(oldest, leaving).is_some_and(|spot| spot.asking > 0) {
+                return;
+            }
             self.forget_oldest();
         }
+    }
+
+    /// The spot that was left then, unless it has been waited for again since, or stands for another key by now.
+    fn vacated(&self, at: usize, leaving: u64) -> Option<&Spot> {
+        self.spots.get(at).filter(|spot| spot.vacated == leaving && spot.queue.is_empty())
     }
 
     /// Forgets spots that nobody waits for until there are fewer than `limit`, as far as there are such.
@@ -241,9 +267,7 @@ impl Spots {
 
     fn forget_oldest(&mut self) {
         if let Some((oldest, leaving)) = self.vacant.pop_front()
-            // It may have been waited for again since, or stand for another key by now.
-            && let Some(spot) = self.spots.get(oldest).filter(|spot| spot.vacated == leaving)
-            && spot.queue.is_empty()
+            && let Some(spot) = self.vacated(oldest, leaving)
         {
             if spot.asking == 0 {
                 self.forget(oldest);
@@ -271,5 +295,6 @@ impl Spots {
             spot.asking = 0;
             spot.not_before = None;
         }
+        self.trim();
     }
 }

@@ -1,6 +1,6 @@
 //! What is written to the server, and when.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -295,7 +295,8 @@ impl Waitlist {
     fn pump_stream(&mut self, at: usize) {
         let Some(spot) = self.spots.at(at) else { return };
         let mut groups = HashSet::new();
-        let mut tries: Vec<(Bytes, Vec<u64>)> = Vec::new();
+        let mut tries: Vec<Vec<u64>> = Vec::new();
+        let mut readers: HashMap<Bytes, usize> = HashMap::new();
         let mut floating = Vec::new();
         for id in &spot.queue {
             let Some(waiter) = self.waiters.get(id).filter(|waiter| waiter.is_free()) else { continue };
@@ -303,12 +304,13 @@ impl Waitlist {
                 floating.push(*id);
             } else if let Some(group) = &waiter.group {
                 if groups.insert(group.clone()) {
-                    tries.push((waiter.shape.clone(), vec![*id]));
+                    tries.push(vec![*id]);
                 }
             } else {
-                match tries.iter_mut().find(|(shape, _)| *shape == waiter.shape) {
-                    Some((_, waiters)) => waiters.push(*id),
-                    None => tries.push((waiter.shape.clone(), vec![*id])),
+                let at = *readers.entry(waiter.shape.clone()).or_insert(tries.len());
+                match tries.get_mut(at) {
+                    Some(waiters) => waiters.push(*id),
+                    None => tries.push(vec![*id]),
                 }
             }
         }
@@ -317,7 +319,7 @@ impl Waitlist {
             spot.tries = u32::try_from(floating.len() + tries.len()).unwrap_or(u32::MAX);
         }
         floating.into_iter().for_each(|id| self.ask_positions(id));
-        tries.into_iter().for_each(|(_, waiters)| self.send_call(waiters, Ask::All));
+        tries.into_iter().for_each(|waiters| self.send_call(waiters, Ask::All));
     }
 
     /// The next waiter of a group tries: the one before has got something.
@@ -372,8 +374,9 @@ impl Waitlist {
         let Some(request) = Request::parse(&waiter.request) else { return };
         let mut questions = BytesMut::new();
         let floating = waiter.call.floating(&request);
+        let words: Vec<&[u8]> = request.args().collect();
         for (key, _) in &floating {
-            stream_position(request.arg(*key).unwrap_or_default(), &mut questions);
+            stream_position(words.get(*key).copied().unwrap_or_default(), &mut questions);
         }
         waiter.state = State::Trying;
         let (database, spots) = (waiter.key.database, waiter.spots.clone());

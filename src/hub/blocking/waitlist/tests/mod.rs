@@ -9,6 +9,7 @@ use crate::hub::carrier::Desk as _;
 use crate::resp::{Protocol, Request, encode};
 
 mod checks;
+mod growth;
 mod model;
 mod wakes;
 
