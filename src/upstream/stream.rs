@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConnection;
@@ -33,8 +33,8 @@ pub struct UpstreamStream {
     watch: PeerWatch,
     /// Made at the first write that is waited for.
     timer: Option<Pin<Box<Sleep>>>,
-    /// The timer runs.
-    armed: bool,
+    /// The timer runs, and wakes this task.
+    armed: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl UpstreamStream {
     }
 
     fn by(way: Way, patience: Duration) -> Self {
-        Self { way, watch: PeerWatch::new(patience), timer: None, armed: false }
+        Self { way, watch: PeerWatch::new(patience), timer: None, armed: None }
     }
 
     /// The socket underneath, for its addresses and options; not for reading or writing.
@@ -74,12 +74,17 @@ impl UpstreamStream {
             return Poll::Pending;
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
-        if !self.armed {
-            timer.as_mut().reset(tokio::time::Instant::now() + LOOK);
-            self.armed = true;
+        match &self.armed {
+            // Every wait for the socket comes by here, and to poll a timer costs more than to ask whether it has run out.
+            Some(task) if !timer.is_elapsed() && task.will_wake(cx.waker()) => return Poll::Pending,
+            Some(_) => {}
+            None => timer.as_mut().reset(tokio::time::Instant::now() + LOOK),
         }
         loop {
-            ready!(timer.as_mut().poll(cx));
+            if timer.as_mut().poll(cx).is_pending() {
+                self.armed = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
             let tcp = match &self.way {
                 Way::Plain(tcp) => tcp,
                 Way::Tls(tls) => tls.get_ref().0,
@@ -88,7 +93,7 @@ impl UpstreamStream {
                 Peer::Vanished => return Poll::Ready(io::ErrorKind::TimedOut.into()),
                 Peer::Waited => timer.as_mut().reset(tokio::time::Instant::now() + LOOK),
                 Peer::Settled => {
-                    self.armed = false;
+                    self.armed = None;
                     return Poll::Pending;
                 }
             }
