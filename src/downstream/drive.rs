@@ -143,8 +143,9 @@ impl Client {
     /// Reads once behind what is buffered already.
     fn poll_read_behind(&self, cx: &mut Context<'_>, need: usize) -> Poll<()> {
         let mut input = self.input.borrow_mut();
-        // What is announced is not believed: room is made in steps, as the bytes come.
-        input.buffer.reserve(need.clamp(READ, READ_AHEAD));
+        // What is announced is not believed: room is made as the bytes come, as much again as there are.
+        let room = need.min(input.buffer.len()).clamp(READ, READ_AHEAD);
+        input.buffer.reserve(room);
         let result = self.socket.poll_read_buf(cx, &mut input.buffer);
         drop(input);
         match result {

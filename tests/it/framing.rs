@@ -291,6 +291,7 @@ fn announced_lengths_are_not_believed() {
     let mut steady = stage.connect();
     steady.call("PING");
     let mut clients: Vec<Client> = (0..200).map(|_| stage.connect()).collect();
+    let before = stage.proxy().reserved();
     let grown = growth(&stage, || {
         for (number, client) in clients.iter_mut().enumerate() {
             let bytes: &[u8] = match number % 3 {
@@ -305,6 +306,8 @@ fn announced_lengths_are_not_believed() {
         }
     });
     assert!(grown < 16 << 20, "{grown} bytes for 200 announcements");
+    let reserved = stage.proxy().reserved() - before;
+    assert!(reserved < 32 << 20, "{reserved} bytes reserved for 200 announcements");
 }
 
 #[test]

@@ -192,8 +192,17 @@ impl Proxy {
 
     /// Bytes of memory the process holds at the moment (resident set).
     pub(crate) fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// Bytes of memory that it has asked for, used or not.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.memory("VmData:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
