@@ -35,6 +35,9 @@ const READ_AHEAD: usize = 64 << 10;
 /// that closes its side, nobody does.
 pub(super) const FIRST_LOOK: Duration = Duration::from_secs(1);
 
+/// How long a command with a long argument waits for a connection of its own, before it takes a lane like any other: its
+/// server has probably not lowered its limit since it was last asked.
+const FOR_A_LONG_ONE: Duration = Duration::from_millis(250);
 /// How the server tells of an argument that is longer than it takes.
 const PROTOCOL_ERROR: &[u8] = b"-ERR Protocol error";
 /// A server that has told of a protocol error has closed the connection by then.
@@ -100,12 +103,22 @@ impl Client {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let holder = format!("{}, {}", self.called(), pin.label());
         self.place.set("waits for a lease");
-        let deadline = Some(self.lease_deadline());
+        let is_long = pin == Pin::Own
+            && matches!(class, Class::Pass | Class::Publish | Class::Ping)
+            && Request::parse(&taken.request).is_some_and(|request| request.has_bulk_above(ALWAYS_TAKEN));
+        let patience = Instant::now() + FOR_A_LONG_ONE;
+        let deadline = self.lease_deadline();
+        let deadline = Some(if is_long { deadline.min(patience) } else { deadline });
         let found =
             self.patiently(self.worker.pool.lease(key, &identity, Self::claim(pin), &holder, deadline)).await;
         self.place.set("lane");
         let lease = match found? {
             Ok(lease) => lease,
+            Err(_) if is_long => {
+                let counts = class == Class::Publish && !self.worker.pubsub.audience().is_empty();
+                let aftermath = aftermath_of(&taken.request);
+                return self.over_a_lane(Taken { route: Route::Lane, counts, ..taken }, aftermath).await;
+            }
             Err(why) => {
                 // All that a client which has closed its side has sent waits once for a full pool.
                 if self.has_said_all() {

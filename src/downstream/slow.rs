@@ -50,7 +50,11 @@ impl Client {
     }
 
     /// Waits for a lane and sends the command over it, or answers that there is none.
-    async fn over_a_lane(self: &Rc<Self>, taken: Taken, aftermath: Aftermath) -> Result<(), ClientClose> {
+    pub(super) async fn over_a_lane(
+        self: &Rc<Self>,
+        taken: Taken,
+        aftermath: Aftermath,
+    ) -> Result<(), ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let deadline = self.lane_deadline();
         loop {

@@ -170,6 +170,26 @@ fn a_call_that_waits_for_a_key_with_a_long_name_is_served() {
     assert_eq!(waiting.call("PING").text(), "PONG");
 }
 
+/// A full pool is no reason to refuse what went over a lane before.
+#[test]
+fn without_a_lease_a_long_argument_goes_over_a_lane() {
+    let stage = Stage::proxied_with(&["pool.max_connections=4", "pool.wait_timeout=30s"]);
+    let long = vec![b'x'; 2 * MIB];
+    let mut holders: Vec<Client> = (0..3).map(|_| stage.connect()).collect();
+    let (mut client, mut subscriber) = (stage.connect(), stage.connect());
+    assert_eq!(client.call("PING").text(), "PONG");
+    assert!(!subscriber.call("SUBSCRIBE news").is_error());
+    holders[0].start("WATCH w");
+    holders[1].start("WATCH w");
+    holders[2].start("WATCH w");
+    until("the pool is full", PATIENCE, || stage.proxy().status()["waits"]["leases"].as_u64() > Some(0));
+    client.send(encode(&words("SET k LONG", &long)));
+    assert_eq!(client.reply().text(), "OK");
+    client.send(encode(&words("PUBLISH news LONG", &long)));
+    assert_eq!(client.reply().int(), 1);
+    assert_eq!(subscriber.reply().items()[2].text().len(), 2 << 20);
+}
+
 /// The limit that was read at the login was the server's then.
 #[test]
 fn a_limit_that_was_raised_holds_at_once() {
