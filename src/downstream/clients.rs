@@ -11,14 +11,12 @@ use super::client::Client;
 use super::links::Message;
 use crate::pool::Unavailable;
 use crate::resp::{self, Request, encode};
-use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat};
+use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat, unblocking_nobody};
+use crate::telemetry::ClientClose;
 use crate::upstream::{Lacking, Refusal};
 
 /// Killing by anything else than what is ours would close lanes.
 const UNTOLD: &str = "ERR redbouncer: the server tells neither names nor ids of connections, so only redbouncer's clients are killed";
-
-/// An id that no client of any server ever has.
-const NOBODY: &[u8] = b"9223372036854775807";
 
 impl Client {
     /// Sends a request on the control connection, as this client's user, and returns the reply or an error reply. Where
@@ -101,14 +99,19 @@ impl Client {
 
     /// Our sessions as clients, then the server's other rows; our own upstream connections are left out.
     pub(super) async fn client_list(self: &Rc<Self>, request: &Bytes) -> Bytes {
+        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
         let server = self.on_control(request).await;
+        self.client_list_beside(&asked, server).await
+    }
+
+    /// The same where the server has answered already.
+    pub(super) async fn client_list_beside(self: &Rc<Self>, asked: &Request<'_>, server: Bytes) -> Bytes {
         if resp::is_error(&server) && !resp::error_text(&server).is_some_and(is_missing) {
             return server;
         }
         let format = self.row_format().await;
         let mut text = String::new();
-        let asked = Request::parse(request);
-        if let Some(filter) = asked.and_then(|asked| Filter::of_list(&asked)) {
+        if let Some(filter) = Filter::of_list(asked) {
             for row in self.all_rows().await {
                 let line = row.text(&format);
                 if Listed::parse(&line).is_some_and(|listed| filter.matches(&listed, self.id)) {
@@ -134,11 +137,17 @@ impl Client {
         let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
         // The server judges the words, in its version's way: the same filters, for a client that does not exist.
         let verdict = self.on_control(&Filter::harmless(&asked)).await;
+        self.client_kill_as_judged(&asked, verdict).await
+    }
+
+    /// The same where the server has judged the words.
+    pub(super) async fn client_kill_as_judged(self: &Rc<Self>, asked: &Request<'_>, verdict: Bytes) -> Bytes {
         if resp::error_text(&verdict).is_some_and(|text| !is_missing(text)) {
             return verdict;
         }
-        let Some(filter) = Filter::of_kill(&asked) else { return error("ERR syntax error") };
-        let mut killed = self.worker.links.kill(&filter, self.id).await;
+        let Some(filter) = Filter::of_kill(asked) else { return error("ERR syntax error") };
+        let is_meant = self.is_meant(&filter);
+        let mut killed = self.worker.links.kill(&filter.sparing_me(), self.id).await + i64::from(is_meant);
         let only_ours = filter.means_only(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
         if !only_ours {
             match self.kill_on_server(&filter).await {
@@ -147,6 +156,10 @@ impl Client {
                 Err(_) => {}
             }
         }
+        // Last of all, or the answer would not be waited for.
+        if is_meant {
+            self.doom(ClientClose::Killed);
+        }
         let mut out = BytesMut::new();
         match (filter.old_form, killed) {
             (true, 0) => encode::error(&mut out, "ERR No such client"),
@@ -154,6 +167,12 @@ impl Client {
             (false, count) => encode::integer(&mut out, count),
         }
         out.freeze()
+    }
+
+    /// Whether `filter` means this client itself.
+    fn is_meant(&self, filter: &Filter) -> bool {
+        let row = Listed::parse(&self.row(Instant::now()).text(&RowFormat::default()));
+        row.is_some_and(|row| filter.matches(&row, self.id))
     }
 
     async fn kill_on_server(self: &Rc<Self>, filter: &Filter) -> Result<i64, Bytes> {
@@ -187,11 +206,13 @@ impl Client {
     pub(super) async fn client_unblock(self: &Rc<Self>, request: &Bytes) -> Bytes {
         let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
         // As with KILL the server judges the words, about a client that does not exist.
-        let mut words: Vec<&[u8]> = asked.args().collect();
-        if let Some(id) = words.get_mut(2).filter(|id| id.iter().all(u8::is_ascii_digit) && !id.is_empty()) {
-            *id = NOBODY;
-        }
-        let verdict = self.on_control(&command(&words)).await;
+        let verdict = self.on_control(&unblocking_nobody(&asked)).await;
+        self.client_unblock_as_judged(request, verdict).await
+    }
+
+    /// The same where the server has judged the words.
+    pub(super) async fn client_unblock_as_judged(self: &Rc<Self>, request: &Bytes, verdict: Bytes) -> Bytes {
+        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
         if resp::error_text(&verdict).is_some_and(|text| !is_missing(text)) {
             return verdict;
         }

@@ -13,7 +13,7 @@ use super::Listed;
 use crate::resp::{Request, encode};
 
 /// An id that no client of any server ever has.
-const NOBODY: &[u8] = b"9223372036854775807";
+pub(super) const NOBODY: &[u8] = b"9223372036854775807";
 
 /// Which clients a CLIENT KILL or CLIENT LIST means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +153,12 @@ impl Filter {
         out.freeze()
     }
 
+    /// The same for everybody but the asking client.
+    #[must_use]
+    pub fn sparing_me(&self) -> Self {
+        Self { skip_me: true, ..self.clone() }
+    }
+
     /// Whether it names ids, all of which are such.
     pub fn means_only(&self, such: impl Fn(u64) -> bool) -> bool {
         self.conditions.iter().any(|condition| match &condition.test {
@@ -167,6 +173,18 @@ impl Filter {
         !(self.skip_me && row.id == me)
             && self.conditions.iter().all(|condition| condition.test.is_met(row) != condition.negated)
     }
+}
+
+/// The same CLIENT UNBLOCK for a client that does not exist: the server's verdict on its words.
+#[must_use]
+pub fn unblocking_nobody(request: &Request<'_>) -> Bytes {
+    let mut words: Vec<&[u8]> = request.args().collect();
+    if let Some(id) = words.get_mut(2).filter(|id| id.iter().all(u8::is_ascii_digit) && !id.is_empty()) {
+        *id = NOBODY;
+    }
+    let mut out = BytesMut::new();
+    encode::command(&mut out, &words);
+    out.freeze()
 }
 
 impl Test {

@@ -30,7 +30,7 @@ pub use block::{Block, find_block};
 pub use endpoint::Endpoint;
 pub use failed::{ABORTED, Failed, UNGUARDED};
 pub use hello::{Credentials, Hello};
-pub use kill::Filter;
+pub use kill::{Filter, unblocking_nobody};
 pub use lease::{Beside, Expect, LeaseState, Plan, Received};
 pub use listed::Listed;
 pub use listen::{Listen, Subscriptions};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Client, PATIENCE, Reply, Server, Stage, Version, until};
+use crate::harness::{Client, Ended, PATIENCE, Reply, Server, Stage, Version, until};
 
 /// A proxied stage before every server at hand.
 fn on_each(scenario: impl Fn(&Stage, &Version)) {
@@ -130,6 +130,30 @@ fn a_kill_by_filter_spares_the_killer_and_the_proxys_own_connections() {
         assert!(killer.call("CLIENT KILL USER nosuch").error().contains("No such user 'nosuch'"));
         assert!(killer.call("CLIENT KILL FOO x").is_error());
         assert_eq!(killer.call("CLIENT KILL SKIPME no ID 1").int(), 0);
+    });
+}
+
+/// With every filter, whether or not others of the server's have to be looked at too.
+#[test]
+fn who_means_itself_as_well_is_answered_before_it_is_closed() {
+    on_each(|stage, version| {
+        for line in ["ID {id} SKIPME no", "LADDR {laddr} TYPE normal SKIPME no", "{addr}"] {
+            let (mut killer, mut other) = (stage.connect(), stage.connect());
+            let id = killer.call("CLIENT ID").int();
+            let meant =
+                line.replace("{id}", &id.to_string()).replace("{laddr}", &stage.address().to_string());
+            let meant = meant.replace("{addr}", &killer.local_address().to_string());
+            other.call("PING");
+            killer.start(&format!("CLIENT KILL {meant}"));
+            let (bytes, ended) = killer.read_to_end(PATIENCE);
+            assert_ne!(ended, Ended::Late, "{line} on {}", version.name);
+            let expected = match line {
+                "{addr}" => "+OK\r\n",
+                line if line.contains("LADDR") => ":2\r\n",
+                _ => ":1\r\n",
+            };
+            assert_eq!(bytes, expected.as_bytes(), "{line} on {}", version.name);
+        }
     });
 }
 
