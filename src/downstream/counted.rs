@@ -63,7 +63,7 @@ impl Client {
             let worker = &*client.worker;
             let corrected = match block {
                 None => worker.counted(&request, &reply),
-                Some(block) => block.executed(&reply, &mut client.session.borrow_mut(), worker),
+                Some(block) => block.executed(&reply, worker),
             };
             corrected.unwrap_or(reply)
         };

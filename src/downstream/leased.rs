@@ -54,6 +54,10 @@ struct Held {
     unflushed: bool,
     /// A reply that must be whole before it can be judged.
     partial: BytesMut,
+    /// A member of the transaction that is to be answered before anything else is delivered.
+    member: Option<Waiting>,
+    /// The client has killed itself: it hears nothing more.
+    is_cut: bool,
     /// When the last reply came, or the first command after it was sent.
     since: Instant,
     /// What lies next in the input is no command; its error must wait for earlier replies.
@@ -72,6 +76,15 @@ struct Held {
 
 type Pinned<T> = std::pin::Pin<Box<T>>;
 
+/// A member of a transaction that is answered beside the connection.
+struct Waiting {
+    request: Bytes,
+    /// What the server has answered its stand-in.
+    verdict: Bytes,
+    /// What has arrived behind it.
+    behind: Bytes,
+}
+
 /// Why the loop over a held connection stops.
 enum Event {
     /// Nothing holds the connection any more.
@@ -84,6 +97,8 @@ enum Event {
     AskForLimit,
     /// A call that blocks beside the connection.
     Wait(Blocking, Bytes, bool),
+    /// A member of the transaction to be answered beside the connection.
+    Member,
     /// RESET or QUIT, and whether its reply is not wanted.
     End(Class, Bytes, bool),
     /// The client has left.
@@ -147,6 +162,8 @@ impl Client {
             written: BytesMut::new(),
             unflushed: false,
             partial: BytesMut::new(),
+            member: None,
+            is_cut: false,
             since: Instant::now(),
             garbled: false,
             hangup: None,
@@ -193,6 +210,7 @@ impl Held {
                 Event::Unknown(name) => self.ask_about(name).await.map_err(Event::Gone),
                 Event::AskForLimit => client.ask_for_limit().await.map_err(Event::Gone),
                 Event::Wait(command, request, muted) => self.wait_beside((request, command), muted).await,
+                Event::Member => self.answer_members().await,
                 ended @ (Event::Over | Event::End(..) | Event::Gone(_) | Event::Lost(_)) => Err(ended),
             };
             if let Err(event) = ended {
@@ -212,6 +230,42 @@ impl Held {
         }
     }
 
+    /// Answers members of the transaction beside the connection, and delivers what has arrived behind each.
+    async fn answer_members(&mut self) -> Result<(), Event> {
+        let client = Rc::clone(&self.client);
+        while let Some(Waiting { request, verdict, behind }) = self.member.take() {
+            client.flags.set(self.state.flags());
+            let answer = client.answer_queued(&request, verdict);
+            let reply = match self.is_cut {
+                false => client.patiently(answer).await.map_err(Event::Gone)?,
+                true => answer.await,
+            };
+            let doomed = client.doomed.get();
+            // Whoever is closed for want of an answer gets none.
+            if let Some(reason) = doomed.filter(|reason| *reason != ClientClose::Killed) {
+                return Err(Event::Gone(reason));
+            }
+            if !self.state.mutes_next(client.session.borrow().replies) {
+                self.give(&reply);
+            }
+            // The server answers CLIENT KILL of oneself, runs what is queued behind it, and drops those replies
+            // (`CLIENT_CLOSE_AFTER_REPLY` in redis `networking.c`).
+            self.is_cut = doomed.is_some();
+            self.state.has_answered();
+            self.since = Instant::now();
+            self.deliver(&behind).map_err(Event::Lost)?;
+            while self.is_cut && self.member.is_none() && self.state.is_executing() {
+                let patience = client.worker.pool.shared.upstream.stall_timeout;
+                let next = poll_fn(|cx| self.poll_upstream(cx));
+                match tokio::time::timeout(patience, next).await {
+                    Ok(next) => next.map_err(Event::Lost)?,
+                    Err(_) => return Err(Event::Gone(ClientClose::Killed)),
+                }
+            }
+        }
+        if self.is_cut { Err(Event::Gone(ClientClose::Killed)) } else { Ok(()) }
+    }
+
     fn can_time_out(&self) -> bool {
         self.state.is_waiting() && !self.state.is_blocked()
     }
@@ -221,7 +275,12 @@ impl Held {
         let client = Rc::clone(&self.client);
         let pool = &client.worker.pool;
         match event {
-            Event::Over | Event::Aside(..) | Event::Unknown(_) | Event::AskForLimit | Event::Wait(..) => {
+            Event::Over
+            | Event::Aside(..)
+            | Event::Unknown(_)
+            | Event::AskForLimit
+            | Event::Wait(..)
+            | Event::Member => {
                 let clean = self.state.is_clean() && !self.stumbled_there;
                 let ended = self.stumbled_there && self.ends_there().await;
                 pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
@@ -282,7 +341,9 @@ impl Held {
             // A server that says nothing for so long is not going to.
             while self.state.is_waiting() {
                 let next = poll_fn(|cx| self.poll_upstream(cx));
-                if !matches!(tokio::time::timeout(patience, next).await, Ok(Ok(()))) {
+                if !matches!(tokio::time::timeout(patience, next).await, Ok(Ok(())))
+                    || self.answer_members().await.is_err()
+                {
                     break;
                 }
             }
@@ -308,6 +369,7 @@ impl Held {
             let held_back = self.client.is_backpressured();
             if !held_back {
                 match self.poll_upstream(cx) {
+                    Poll::Ready(Ok(())) if self.member.is_some() => return Poll::Ready(Event::Member),
                     Poll::Ready(Ok(())) => continue,
                     Poll::Ready(Err(reason)) => return Poll::Ready(Event::Lost(reason)),
                     Poll::Pending => {}
@@ -368,11 +430,21 @@ impl Held {
         Poll::Ready(self.deliver(buffer.filled()))
     }
 
-    /// Gives replies to the client: contiguous ones in one write.
+    fn give(&self, bytes: &[u8]) {
+        if !self.is_cut {
+            self.client.send(bytes);
+        }
+    }
+
+    /// Gives replies to the client: contiguous ones in one write. Stops at a member of the transaction that is to be
+    /// answered first.
     fn deliver(&mut self, data: &[u8]) -> Result<(), UpstreamClose> {
         let mut at = 0;
         let mut forward = 0;
-        while at < data.len() {
+        while at < data.len() && self.member.is_none() {
+            if !self.scanner.in_frame() {
+                self.scanner.open_arrays(self.state.opens_array());
+            }
             let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
             let part = &data[at..at + step.consumed];
             let kind = step.complete.or_else(|| self.scanner.kind());
@@ -382,7 +454,7 @@ impl Held {
             let muted =
                 self.state.mutes_next(self.client.session.borrow().replies) && kind != Some(ReplyKind::Push);
             if whole || muted {
-                self.client.send(&data[forward..at]);
+                self.give(&data[forward..at]);
                 if whole {
                     self.partial.extend_from_slice(part);
                 }
@@ -396,15 +468,25 @@ impl Held {
                     let begins = if frame.is_empty() { part } else { &frame };
                     self.stumbled_there |= !begins.starts_with(b"-") || begins.starts_with(PROTOCOL_ERROR);
                 }
-                let verdict = self.judge(kind, &frame);
+                let verdict = match self.scanner.opened() {
+                    Some(len) => {
+                        self.state.array_begins(len);
+                        Received::Forward
+                    }
+                    None => self.judge(kind, &frame),
+                };
                 match verdict {
                     Received::Desync => return Err(UpstreamClose::Desync),
                     // Always whole here: pushes are, and so is all that may be one in RESP2.
-                    Received::Message => self.client.send(&frame),
+                    Received::Message => self.give(&frame),
+                    Received::Beside(request) => {
+                        let behind = Bytes::copy_from_slice(&data[at..]);
+                        self.member = Some(Waiting { request, verdict: frame, behind });
+                    }
                     _ if muted => {}
                     Received::Swallow => {}
-                    Received::Instead(reply) => self.client.send(&reply),
-                    Received::Forward if whole => self.client.send(&frame),
+                    Received::Instead(reply) => self.give(&reply),
+                    Received::Forward if whole => self.give(&frame),
                     Received::Forward => continue,
                 }
             }
@@ -412,8 +494,8 @@ impl Held {
                 forward = at;
             }
         }
-        self.client.send(&data[forward..at]);
-        self.client.set_mid_reply(forward < at && self.scanner.in_frame());
+        self.give(&data[forward..at]);
+        self.client.set_mid_reply(forward < at && self.scanner.in_frame() || self.state.is_executing());
         Ok(())
     }
 
@@ -624,6 +706,7 @@ impl Held {
                 | Plan::ForwardWait
                 | Plan::Hello(_)
                 | Plan::RefuseInMulti(_)
+                | Plan::Queue(..)
                 | Plan::Refuse(_)
                 | Plan::Aside(_)
                 | Plan::AfterReplies => session.mutes_this(),
@@ -688,6 +771,10 @@ impl Held {
                 let mut reply = BytesMut::new();
                 encode::error(&mut reply, &text);
                 self.state.sent(Expect::Instead(reply.freeze()), &asked, muted);
+            }
+            Plan::Queue(stand_in, member) => {
+                self.written.extend_from_slice(&stand_in);
+                self.state.sent(Expect::Queued(member), &asked, muted);
             }
             Plan::Refuse(text) => {
                 self.client.error(&text, muted);

@@ -24,6 +24,7 @@ mod options;
 mod out;
 mod places;
 mod proxy_commands;
+mod queued;
 mod recheck;
 mod rights;
 mod secured;

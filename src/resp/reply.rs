@@ -96,6 +96,10 @@ pub struct ReplyScanner {
     /// The frame being read is the reply's outermost.
     top: bool,
     kind: Option<ReplyKind>,
+    /// An array ends with its header: what it holds comes as replies of their own.
+    opens_arrays: bool,
+    /// How many elements the array has whose header has just ended.
+    opened: Option<u64>,
 }
 
 impl ReplyScanner {
@@ -193,6 +197,17 @@ impl ReplyScanner {
     /// What the reply in progress is, as soon as known; a RESP2 null first shows as what it is the null of.
     pub fn kind(&self) -> Option<ReplyKind> {
         self.kind
+    }
+
+    /// From the next reply on, an array that is a whole reply ends with its header, so that its elements come as replies
+    /// of their own: [`Self::opened`] then says how many there are. Between replies only.
+    pub fn open_arrays(&mut self, open: bool) {
+        self.opens_arrays = open;
+    }
+
+    /// The number of elements behind the header that was the last reply, if it was one. Told once.
+    pub fn opened(&mut self) -> Option<u64> {
+        self.opened.take()
     }
 
     /// Whether a reply has begun and not ended.
@@ -307,6 +322,10 @@ impl ReplyScanner {
             return Ok(self.end_frame());
         }
         match self.marker {
+            b'*' if self.opens_arrays && self.top => {
+                self.opened = Some(value);
+                Ok(self.end_frame())
+            }
             b'*' | b'~' | b'>' => {
                 self.expect_more(Some(value))?;
                 Ok(self.end_frame())

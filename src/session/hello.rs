@@ -62,7 +62,7 @@ impl Hello {
         Ok(Self { is_hello: false, protocol: None, credentials: Some(credentials), name: None })
     }
 
-    fn of_hello(request: &Request<'_>) -> Result<Self, String> {
+    pub(super) fn of_hello(request: &Request<'_>) -> Result<Self, String> {
         let mut hello = Self { is_hello: true, protocol: None, credentials: None, name: None };
         let mut args = request.args().skip(1);
         if let Some(version) = args.next() {

@@ -12,7 +12,8 @@ use bytes::{Bytes, BytesMut};
 use crate::command::{Asked, Blocking, Class};
 use crate::resp::{self, Protocol, ReplyKind, Request, encode};
 
-use super::transaction::{Member, Transaction};
+use super::queued::{self, Member, Sent};
+use super::transaction::Transaction;
 use super::{Flags, Hello, Listen, Pin, Placement, Policy, ReplyMode, Route, Session, answers};
 
 /// What a command that was sent on the lease is answered by.
@@ -54,6 +55,8 @@ pub enum Expect {
     Hello(Hello),
     /// The server's refusal of a command made to be refused: this is sent instead.
     Instead(Bytes),
+    /// +QUEUED, or a refusal, of what this is in the open transaction.
+    Queued(Member),
 }
 
 impl Expect {
@@ -75,6 +78,9 @@ pub enum Received {
     Swallow,
     /// The client gets this instead.
     Instead(Bytes),
+    /// The client gets the reply to this request instead, which is made beside the connection; then
+    /// [`LeaseState::has_answered`] is to be called.
+    Beside(Bytes),
     /// Nothing waits for it: the connection cannot be trusted any more.
     Desync,
 }
@@ -94,6 +100,8 @@ pub enum Plan {
     Refuse(String),
     /// Refused here, and the transaction on the server must fail with it.
     RefuseInMulti(String),
+    /// Send this in its place; the server queues it.
+    Queue(Bytes, Member),
     /// Send HELLO with this protocol.
     Hello(Hello),
     /// A call that may block, on this connection.
@@ -124,8 +132,6 @@ pub struct LeaseState {
     monitor: bool,
     /// State that is not modelled: until the client leaves or resets.
     for_good: bool,
-    /// The open transaction has a member that will leave such state.
-    state_is_queued: bool,
     clean: bool,
     failed_publish: Option<Bytes>,
 }
@@ -161,7 +167,6 @@ impl LeaseState {
             caching: false,
             monitor: false,
             for_good: false,
-            state_is_queued: false,
             clean: true,
             failed_publish: None,
         }
@@ -286,7 +291,7 @@ impl LeaseState {
     ) -> Plan {
         match asked.class {
             // What it may do as a subscriber depends on the protocol, and every answer of ours is written in it.
-            _ if matches!(self.fifo.front(), Some((Expect::Hello(_), _))) => return Plan::AfterReplies,
+            _ if self.protocol_is_about_to_change() => return Plan::AfterReplies,
             _ if session.is_restricted() && !self.is_waiting() => {}
             _ if session.is_restricted() => return Plan::AfterReplies,
             _ if !policy.allows(asked) && self.is_waiting() => return Plan::AfterReplies,
@@ -306,10 +311,15 @@ impl LeaseState {
             _ if self.is_waiting() => return Plan::AfterReplies,
             _ => {}
         }
-        let route = session.route(asked, request, policy);
         if self.multi.is_some() {
-            return self.plan_in_multi(route, asked, request, unknown);
+            return match queued::sent(session, asked, request, policy, unknown) {
+                Sent::Itself(member) => Plan::Forward(member.map_or(Expect::Reply, Expect::Queued)),
+                Sent::StandIn(frame, member) => Plan::Queue(frame, member),
+                Sent::Refused(text) => Plan::RefuseInMulti(text),
+                Sent::Nothing => Plan::End(asked.class),
+            };
         }
+        let route = session.route(asked, request, policy);
         if self.is_subscribed() && session.protocol == Protocol::Resp2 {
             return self.plan_while_subscribed(&route, asked, request, unknown);
         }
@@ -339,6 +349,19 @@ impl LeaseState {
             | Route::Listen(..)
             | Route::PubSub
             | Route::Misplaced => Plan::Aside(route),
+        }
+    }
+
+    /// Whether a HELLO is outstanding, or an EXEC with one in its transaction.
+    fn protocol_is_about_to_change(&self) -> bool {
+        let is_queueing = |(expect, _): &(Expect, bool)| matches!(expect, Expect::Queued(Member::Hello(_)));
+        match self.fifo.back() {
+            Some((Expect::Hello(_), _)) => true,
+            Some((Expect::Exec, _)) => {
+                self.multi.as_ref().is_some_and(Transaction::switches_protocol)
+                    || self.fifo.iter().any(is_queueing)
+            }
+            Some(_) | None => false,
         }
     }
 
@@ -378,41 +401,6 @@ impl LeaseState {
         }
     }
 
-    fn plan_in_multi(&self, route: Route, asked: &Asked, request: &Request<'_>, unknown: Placement) -> Plan {
-        match route {
-            Route::Lane | Route::Transaction | Route::Blocking(_) => Plan::Forward(Expect::Reply),
-            // Nothing blocks there.
-            Route::Ask if unknown == Placement::MayBlock => Plan::Forward(Expect::Reply),
-            Route::Ask => Plan::Forward(unknown.expected()),
-            Route::PubSub => Plan::Forward(Expect::Counted(Bytes::copy_from_slice(request.bytes()))),
-            Route::Select(index) => Plan::Forward(Expect::Select(index)),
-            Route::Local(Class::Select) => {
-                let same =
-                    request.arg(1).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
-                Plan::Forward(Expect::Select(same.unwrap_or(0)))
-            }
-            // A database that there is not is EXEC's matter; a wrong number of words is the server's at once.
-            Route::Refuse(_) if asked.class == Class::Select => Plan::Forward(Expect::Reply),
-            Route::Local(Class::Quit | Class::Reset) => Plan::End(asked.class),
-            Route::Refuse(text) => Plan::RefuseInMulti(text),
-            Route::Lease(pin @ (Pin::Wait | Pin::Own | Pin::Blocked)) => match (pin, asked.class) {
-                (Pin::Own, Class::PubSub) => self.plan_pin(pin, asked, request),
-                _ => Plan::Forward(Expect::Reply),
-            },
-            Route::Local(_)
-            | Route::Login(_)
-            | Route::Lease(_)
-            | Route::Control
-            | Route::Clients(_)
-            | Route::Listen(..)
-            | Route::Misplaced
-            | Route::Proxy => {
-                let name = asked.row.map_or("this command", |row| row.name);
-                Plan::RefuseInMulti(format!("ERR redbouncer: '{name}' is not possible inside MULTI"))
-            }
-        }
-    }
-
     /// A RESP2 subscriber may do little else (`processCommand` in redis `server.c`); the server says so for what
     /// reaches it, this for what would not.
     fn plan_while_subscribed(
@@ -445,7 +433,10 @@ impl LeaseState {
             asked.class,
             Class::Pass | Class::Publish | Class::PubSub | Class::Ping | Class::Blocking(_) | Class::Unwatch
         ) || matches!(asked.class, Class::Multi | Class::Exec | Class::Discard | Class::Watch);
-        self.clean &= known;
+        self.clean &= match &expect {
+            Expect::Queued(member) => member.leaves_nothing(),
+            _ => known, // the command itself was sent
+        };
         self.caching = asked.class == Class::ClientCaching;
         self.unsettling += usize::from(expect.is_unsettling());
         self.fifo.push_back((expect, muted));
@@ -459,17 +450,54 @@ impl LeaseState {
             _ if kind == ReplyKind::Push => true,
             Some(Expect::Confirm(..)) => true,
             _ if self.is_subscribed() && protocol == Protocol::Resp2 => true,
-            Some(Expect::Exec) => {
-                kind == ReplyKind::Error || self.multi.as_ref().is_some_and(Transaction::is_read_whole)
+            Some(Expect::Exec) if self.is_executing() => {
+                self.multi.as_ref().is_some_and(Transaction::awaits_member)
             }
+            Some(Expect::Exec) => kind == ReplyKind::Error,
             Some(
                 Expect::WaitPublish
                 | Expect::Wait
                 | Expect::Hello(_)
                 | Expect::Instead(_)
+                | Expect::Queued(_)
                 | Expect::Counted(_),
             ) => true,
             Some(_) | None => false,
+        }
+    }
+
+    /// Whether an array that begins now is EXEC's, to be read reply by reply.
+    #[must_use]
+    pub fn opens_array(&self) -> bool {
+        matches!(self.fifo.front(), Some((Expect::Exec, _)))
+            && self.multi.as_ref().is_some_and(|multi| multi.has_members() && !multi.is_executing())
+    }
+
+    /// The header of that array has arrived: so many replies follow, each of them for [`Self::received`].
+    pub fn array_begins(&mut self, len: u64) {
+        if let Some(multi) = &mut self.multi {
+            multi.array_begins(len);
+        }
+        self.end_array();
+    }
+
+    /// Whether such an array has begun and not ended.
+    #[must_use]
+    pub fn is_executing(&self) -> bool {
+        self.multi.as_ref().is_some_and(Transaction::is_executing)
+    }
+
+    /// The reply that [`Received::Beside`] asked for has been made.
+    pub fn has_answered(&mut self) {
+        self.end_array();
+    }
+
+    /// Ends the transaction with the last reply of EXEC's array.
+    fn end_array(&mut self) {
+        if self.multi.as_ref().is_some_and(Transaction::is_executed) {
+            let _ = self.next_expected();
+            self.multi = None;
+            self.watching = false;
         }
     }
 
@@ -500,6 +528,7 @@ impl LeaseState {
     ) -> Received {
         let may_be_message = kind == ReplyKind::Push
             || (kind == ReplyKind::Array
+                && !self.is_executing()
                 && session.protocol == Protocol::Resp2
                 && (self.is_subscribed() || matches!(self.fifo.front(), Some((Expect::Confirm(..), _)))));
         if may_be_message && let Some(handled) = self.received_message(frame) {
@@ -507,6 +536,9 @@ impl LeaseState {
         }
         if kind == ReplyKind::Push {
             return Received::Forward;
+        }
+        if self.is_executing() {
+            return self.executed_one(frame, session, beside);
         }
         let Some(expect) = self.next_expected() else {
             return if self.monitor { Received::Forward } else { Received::Desync };
@@ -534,20 +566,17 @@ impl LeaseState {
             && !failed
             && !matches!(expect, Expect::Exec | Expect::Discard)
         {
-            self.state_is_queued |= expect == Expect::State;
             multi.queue(match expect {
-                Expect::Select(index) => Some(Member::Select(index)),
+                Expect::Queued(member) => Some(member),
                 Expect::Counted(request) => Some(Member::Counted(request)),
                 _ => None, // the server's reply stands, and changes nothing here
             });
             return Received::Forward;
         }
         match expect {
-            Expect::Exec => {
-                if let Some(array) = self.executed(kind, frame, session, beside) {
-                    return Received::Instead(array);
-                }
-            }
+            // With an array to be read reply by reply it does not come to this.
+            Expect::Exec => self.executed(kind, frame),
+            Expect::Queued(Member::Unknown(name)) => return Received::Instead(Member::named(&name, frame)),
             Expect::Counted(request) => {
                 if let Some(reply) = beside.counted(&request, frame) {
                     return Received::Instead(reply);
@@ -570,10 +599,7 @@ impl LeaseState {
             }
             _ if failed => {}
             Expect::State => self.for_good = true,
-            Expect::Multi => {
-                self.multi = Some(Transaction::default());
-                self.state_is_queued = false;
-            }
+            Expect::Multi => self.multi = Some(Transaction::default()),
             Expect::Discard => {
                 self.multi = None;
                 self.watching = false;
@@ -590,27 +616,64 @@ impl LeaseState {
                 answers::hello(session, &beside.facts(), &mut out);
                 return Received::Instead(out.freeze());
             }
-            Expect::Reply | Expect::Blocking | Expect::Confirm(..) => {}
+            Expect::Reply | Expect::Queued(_) | Expect::Blocking | Expect::Confirm(..) => {}
         }
         Received::Forward
     }
 
     /// EXEC: an array or nil ends transaction and watch, EXECABORT too; any other error leaves both on.
-    fn executed(
-        &mut self,
-        kind: ReplyKind,
-        frame: &[u8],
-        session: &mut Session,
-        beside: &dyn Beside,
-    ) -> Option<Bytes> {
+    fn executed(&mut self, kind: ReplyKind, frame: &[u8]) {
         let aborted = frame.starts_with(b"-EXECABORT");
-        if matches!(kind, ReplyKind::Error | ReplyKind::BlobError) && !aborted {
-            return None;
+        if !matches!(kind, ReplyKind::Error | ReplyKind::BlobError) || aborted {
+            self.watching = false;
+            self.multi = None;
         }
-        self.watching = false;
-        let multi = self.multi.take().filter(|_| kind == ReplyKind::Array)?;
-        self.for_good |= self.state_is_queued;
-        multi.executed(frame, session, beside)
+    }
+
+    /// The next reply of EXEC's array.
+    fn executed_one(&mut self, frame: &[u8], session: &mut Session, beside: &dyn Beside) -> Received {
+        let member = self.multi.as_mut().and_then(Transaction::next_member);
+        let received = member.map_or(Received::Forward, |member| self.done(member, frame, session, beside));
+        if !matches!(received, Received::Beside(_)) {
+            self.end_array();
+        }
+        received
+    }
+
+    /// A member has run, and the server has answered it, or its stand-in, with `frame`.
+    fn done(&mut self, member: Member, frame: &[u8], session: &mut Session, beside: &dyn Beside) -> Received {
+        if member.is_refused_by(frame) {
+            return Received::Forward;
+        }
+        let instead = |out: BytesMut| Received::Instead(out.freeze());
+        match member {
+            Member::Select(database) => session.database = database,
+            Member::State => self.for_good = true,
+            Member::Tracking(on) => self.tracking = on,
+            Member::NoTouch(on) => self.no_touch = on,
+            Member::Monitor => self.monitor = true,
+            Member::ReadOnly(on) => session.readonly = on,
+            Member::Counted(request) => {
+                return beside.counted(&request, frame).map_or(Received::Forward, Received::Instead);
+            }
+            Member::Hello(hello) => {
+                hello.apply(session);
+                let mut out = BytesMut::new();
+                answers::hello(session, &beside.facts(), &mut out);
+                return instead(out);
+            }
+            Member::Local(class, request) => {
+                let mut out = BytesMut::new();
+                if let Some(request) = Request::parse(&request) {
+                    let _ = session.answer(class, &request, &mut out);
+                }
+                return instead(out);
+            }
+            Member::Beside(request) => return Received::Beside(request),
+            Member::Fixed(reply) => return Received::Instead(reply),
+            Member::Unknown(name) => return Received::Instead(Member::named(&name, frame)),
+        }
+        Received::Forward
     }
 
     /// A published message (`None` where it is an ordinary reply after all), or a confirmation.

@@ -276,16 +276,14 @@ fn before_a_login_an_unknown_command_is_not_called_unknown() {
 fn inside_multi_the_proxys_own_commands_abort_it() {
     let refused = [
         "AUTH x",
-        "HELLO 3",
-        "CLIENT ID",
-        "CLIENT SETNAME a",
+        "AUTH default x",
+        "HELLO 3 AUTH default x",
         "SUBSCRIBE c",
         "PSUBSCRIBE c*",
-        "MONITOR",
-        "SCRIPT KILL",
-        "FUNCTION KILL",
-        "FUNCTION STATS",
-        "PROXY POOLS",
+        "SSUBSCRIBE c",
+        "UNSUBSCRIBE",
+        "CLIENT REPLY OFF",
+        "CLIENT REPLY SKIP",
     ];
     let stage = Stage::proxied();
     for line in refused {
@@ -299,9 +297,39 @@ fn inside_multi_the_proxys_own_commands_abort_it() {
         assert!(replies[3].error().starts_with("EXECABORT"), "{line}: {:?}", replies[3]);
         assert_eq!(replies[4].int(), 0);
     }
+    // While replies are off, CLIENT REPLY ON is refused too, and nobody hears of it.
+    let mut client = stage.connect();
+    for line in ["CLIENT REPLY OFF", "MULTI", "CLIENT REPLY ON", "SET aborted 1", "EXEC"] {
+        client.start(line);
+    }
+    assert_eq!(client.call("CLIENT REPLY ON").text(), "OK");
+    assert_eq!(client.call("EXISTS aborted").int(), 0);
     let direct = Stage::direct();
     let mut client = direct.connect();
-    assert_eq!(asked(&mut client, &["MULTI", "CLIENT ID"])[1].text(), "QUEUED");
+    for line in refused {
+        assert_eq!(asked(&mut client, &["MULTI", line])[1].text(), "QUEUED", "{line}");
+        client.call("DISCARD");
+    }
+}
+
+#[test]
+fn inside_multi_the_servers_version_and_acl_decide_what_is_answered() {
+    // 7.0 has no CLIENT SETINFO; outside it is answered all the same.
+    for stage in both() {
+        if is_before(&stage, (7, 2)) {
+            let mut client = stage.connect();
+            assert_eq!(client.call("CLIENT SETINFO LIB-NAME x").is_error(), !stage.is_proxied());
+            let replies = asked(&mut client, &["MULTI", "CLIENT SETINFO LIB-NAME x", "EXEC"]);
+            assert_eq!(replies[1].error(), "ERR unknown subcommand 'SETINFO'. Try CLIENT HELP.");
+            assert!(replies[2].error().starts_with("EXECABORT"), "{:?}", replies[2]);
+        }
+        stage.server.call("ACL SETUSER default -client|getname");
+        let mut client = stage.connect();
+        assert_eq!(client.call("CLIENT GETNAME").is_error(), !stage.is_proxied());
+        let replies = asked(&mut client, &["MULTI", "CLIENT GETNAME", "EXEC"]);
+        assert!(replies[1].error().starts_with("NOPERM"), "{:?}", replies[1]);
+        assert!(replies[2].error().starts_with("EXECABORT"), "{:?}", replies[2]);
+    }
 }
 
 #[test]

@@ -52,6 +52,7 @@ mod providers;
 mod pubsub;
 mod pubsub_counts;
 mod pubsub_hub;
+mod queued;
 mod reasons;
 mod refused;
 mod regressions;

@@ -153,3 +153,43 @@ fn nesting_of_any_depth_is_scanned() {
     maps.extend_from_slice(b"|1\r\n+a\r\n+b\r\n_\r\n");
     assert_eq!(kinds(&maps, 7), Ok(vec![ReplyKind::Map]));
 }
+
+#[test]
+fn an_array_that_is_opened_ends_with_its_header_and_its_elements_follow() {
+    let bytes =
+        b"|1\r\n+k\r\n*1\r\n:1\r\n*3\r\n*2\r\n:1\r\n:2\r\n|1\r\n+a\r\n+b\r\n$2\r\nab\r\n%1\r\n+k\r\n*0\r\n";
+    for size in 1..=bytes.len() {
+        let mut scanner = ReplyScanner::default();
+        let (mut found, mut opened, mut opens) = (Vec::new(), Vec::new(), true);
+        for mut chunk in bytes.chunks(size) {
+            while !chunk.is_empty() {
+                if !scanner.in_frame() {
+                    scanner.open_arrays(opens);
+                }
+                let step = scanner.step(chunk).unwrap();
+                chunk = &chunk[step.consumed..];
+                found.extend(step.complete);
+                if let Some(len) = scanner.opened() {
+                    opened.push(len);
+                    // Those among the elements are whole replies.
+                    opens = false;
+                }
+            }
+        }
+        assert_eq!(opened, [3], "by {size}");
+        let expected = [ReplyKind::Array, ReplyKind::Array, ReplyKind::Bulk, ReplyKind::Map];
+        assert_eq!(found, expected, "by {size}");
+    }
+    for (bytes, opened, kind) in [
+        (&b"*0\r\n"[..], Some(0), ReplyKind::Array),
+        (b"*-1\r\n", None, ReplyKind::Null),
+        (b"_\r\n", None, ReplyKind::Null),
+        (b">1\r\n:1\r\n", None, ReplyKind::Push),
+        (b"-EXECABORT x\r\n", None, ReplyKind::Error),
+    ] {
+        let mut scanner = ReplyScanner::default();
+        scanner.open_arrays(true);
+        let step = scanner.step(bytes).unwrap();
+        assert_eq!((step.complete, scanner.opened(), scanner.opened()), (Some(kind), opened, None));
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use redbouncer::resp::ReplyScanner;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned};
 use socket2::{Domain, Socket, Type};
@@ -191,6 +192,21 @@ impl Client {
                 self.worth_parsing = self.expected_len();
             }
             self.fill(deadline)?;
+        }
+    }
+
+    /// The bytes of the next frame as they come: an array may hold both protocols' types, when HELLO ran in the middle of it.
+    #[track_caller]
+    pub(crate) fn frame(&mut self, within: Duration) -> Bytes {
+        let deadline = Instant::now() + within;
+        loop {
+            let step = ReplyScanner::default().step(&self.buffer).expect("RESP");
+            if step.complete.is_some() {
+                return self.buffer.split_to(step.consumed).freeze();
+            }
+            if let Err(ended) = self.fill(deadline) {
+                panic!("no frame within {within:?}: {ended:?}");
+            }
         }
     }
 
