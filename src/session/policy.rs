@@ -160,22 +160,25 @@ impl Policy {
 
     /// The error (no leading `-`) for a command that may not go on; for a right that is missing in Redis's own words
     /// (`ACL_DENIED_CMD` in redis `acl.c`), which client libraries know.
+    #[inline]
     pub(super) fn refusal(&self, asked: &Asked, session: &Session) -> Option<String> {
-        if self.allows(asked) {
-            return None;
-        }
+        (!self.allows(asked)).then(|| self.words(asked, session))
+    }
+
+    #[cold]
+    fn words(&self, asked: &Asked, session: &Session) -> String {
         let user = session.user.as_ref().map_or("default", |user| &user.name);
         let Some(row) = asked.row else {
             // Its name is the client's text, so the right is named instead.
-            return Some(format!(
+            return format!(
                 "NOPERM User {user} has no permissions to run commands unknown to redbouncer (\"other\")"
-            ));
+            );
         };
         let name = row.name;
         if asked.policy && self.refuse_admin {
-            return Some(format!("ERR redbouncer: '{name}' is refused by auth.admin_commands"));
+            return format!("ERR redbouncer: '{name}' is refused by auth.admin_commands");
         }
-        Some(format!("NOPERM User {user} has no permissions to run the '{name}' command"))
+        format!("NOPERM User {user} has no permissions to run the '{name}' command")
     }
 }
 

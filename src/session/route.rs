@@ -135,10 +135,13 @@ impl Session {
     /// Decides where `request` goes. Nothing changes until it has succeeded there.
     #[must_use]
     pub fn route(&self, asked: &Asked, request: &Request<'_>, policy: Policy) -> Route {
-        let route = self.shared_route(asked, request, policy);
-        if request.has_bulk_above(ALWAYS_TAKEN) { route.alone() } else { route }
+        if request.has_bulk_above(ALWAYS_TAKEN) {
+            return self.shared_route(asked, request, policy).alone();
+        }
+        self.shared_route(asked, request, policy)
     }
 
+    #[inline]
     fn shared_route(&self, asked: &Asked, request: &Request<'_>, policy: Policy) -> Route {
         if self.user.is_none() {
             return self.route_before_login(asked, request);
