@@ -25,7 +25,7 @@ use crate::session::{
     ALWAYS_TAKEN, Expect, Failed, LeaseState, Pin, Placement, Plan, Received, Route, UNGUARDED,
 };
 use crate::telemetry::{ClientClose, UpstreamClose};
-use crate::upstream::Lacking;
+use crate::upstream::{Lacking, UpstreamStream};
 
 /// Commands of one client waiting to be written to its own connection, in bytes; beyond it nothing more is read.
 const WRITE_AHEAD: usize = 1 << 20;
@@ -52,6 +52,9 @@ struct Held {
     written: BytesMut,
     /// Something was written since the last flush that succeeded.
     unflushed: bool,
+    /// A write has found the connection closed. What the server has said before, for instance of an argument that is too
+    /// long, is still read.
+    severed: bool,
     /// A reply that must be whole before it can be judged.
     partial: BytesMut,
     /// A member of the transaction that is to be answered before anything else is delivered.
@@ -161,6 +164,7 @@ impl Client {
             scanner: ReplyScanner::default(),
             written: BytesMut::new(),
             unflushed: false,
+            severed: false,
             partial: BytesMut::new(),
             member: None,
             is_cut: false,
@@ -355,10 +359,19 @@ impl Held {
     /// Moves bytes both ways until something happens.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
-            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
-                // What the server has said before it closed, of an argument that is too long, is still to be read.
-                while let Poll::Ready(Ok(())) = self.poll_upstream(cx) {}
-                return Poll::Ready(Event::Lost(UpstreamClose::Lost));
+            if !self.severed
+                && let Poll::Ready(Err(error)) = self.poll_write(cx)
+            {
+                if !UpstreamStream::is_to_be_read_out(&error) {
+                    return Poll::Ready(Event::Lost(UpstreamClose::Lost));
+                }
+                self.severed = true;
+            }
+            if self.severed {
+                match ready!(self.poll_upstream(cx)) {
+                    Ok(()) => continue,
+                    Err(reason) => return Poll::Ready(Event::Lost(reason)),
+                }
             }
             self.client.flags.set(self.state.flags());
             self.client.busy.set(self.state.is_waiting() && !self.state.is_blocked());

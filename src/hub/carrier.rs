@@ -81,6 +81,8 @@ pub(super) struct Carrier {
     clock: Clock,
     /// Something was written since the last flush that succeeded.
     unflushed: bool,
+    /// A write has found the connection closed; what was sent before, perhaps an element, is still read.
+    severed: bool,
 }
 
 impl Carrier {
@@ -91,6 +93,7 @@ impl Carrier {
             partial: BytesMut::new(),
             clock: Clock::default(),
             unflushed: false,
+            severed: false,
         }
     }
 
@@ -105,24 +108,40 @@ impl Carrier {
     ) -> Poll<Over> {
         loop {
             self.clock.poll(cx, desk);
-            if let Poll::Ready(Err(_)) = self.poll_write(cx, desk) {
-                return Poll::Ready(Over::Lost(UpstreamClose::Lost));
+            if !self.severed
+                && let Poll::Ready(Err(error)) = self.poll_write(cx, desk)
+            {
+                if !UpstreamStream::is_to_be_read_out(&error) {
+                    return Poll::Ready(Over::Lost(UpstreamClose::Lost));
+                }
+                self.severed = true;
             }
             if let Some(over) = leaving() {
                 return Poll::Ready(over);
             }
-            let mut scratch = pool.scratch().borrow_mut();
-            let mut buffer = ReadBuf::new(&mut scratch);
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
-            if read.is_err() || buffer.filled().is_empty() {
-                return Poll::Ready(Over::Lost(UpstreamClose::Lost));
-            }
-            let now = Instant::now();
-            heard.set(now);
-            if let Err(reason) = self.receive(buffer.filled(), desk, now) {
+            if let Err(reason) = ready!(self.poll_read(cx, pool, desk, heard)) {
                 return Poll::Ready(Over::Lost(reason));
             }
         }
+    }
+
+    /// Reads once.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        pool: &Pool,
+        desk: &RefCell<impl Desk>,
+        heard: &Cell<Instant>,
+    ) -> Poll<Result<(), UpstreamClose>> {
+        let mut scratch = pool.scratch().borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+        if read.is_err() || buffer.filled().is_empty() {
+            return Poll::Ready(Err(UpstreamClose::Lost));
+        }
+        let now = Instant::now();
+        heard.set(now);
+        Poll::Ready(self.receive(buffer.filled(), desk, now))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, desk: &RefCell<impl Desk>) -> Poll<std::io::Result<()>> {

@@ -141,6 +141,8 @@ pub struct Lane {
     waker: RefCell<Option<Waker>>,
     leaving: Cell<Option<UpstreamClose>>,
     closed: Cell<bool>,
+    /// A write has found the connection closed; what was answered before is still read.
+    severed: Cell<bool>,
     /// Part of the oldest reply has been delivered.
     mid_reply: Cell<bool>,
     /// When an echo was last asked for, and how many commands were carried since.
@@ -171,6 +173,7 @@ impl Lane {
             waker: RefCell::new(None),
             leaving: Cell::new(None),
             closed: Cell::new(false),
+            severed: Cell::new(false),
             mid_reply: Cell::new(false),
             echo_asked: Cell::new(now),
             since_echo: Cell::new(0),
@@ -208,7 +211,7 @@ impl Lane {
     /// Whether it takes commands.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.leaving.get().is_none() && !self.closed.get()
+        self.leaving.get().is_none() && !self.closed.get() && !self.severed.get()
     }
 
     /// Whether so much is unwritten that a session must wait ([`Self::await_room`]).
@@ -552,8 +555,13 @@ impl Carrier {
             if self.lane.closed.get() {
                 return Poll::Ready(UpstreamClose::Stalled);
             }
-            if let Poll::Ready(Err(_)) = self.poll_write(cx) {
-                return Poll::Ready(UpstreamClose::Lost);
+            if !self.lane.severed.get()
+                && let Poll::Ready(Err(error)) = self.poll_write(cx)
+            {
+                if !UpstreamStream::is_to_be_read_out(&error) {
+                    return Poll::Ready(UpstreamClose::Lost);
+                }
+                self.lane.severed.set(true);
             }
             let nothing_left = self.lane.outstanding.get() == 0 && self.lane.written.borrow().is_empty();
             if let Some(reason) = self.lane.leaving.get()

@@ -149,6 +149,12 @@ impl UpstreamStream {
             .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Whether a write that failed with `error` found the connection closed by the server. What the server sent before lies in
+    /// the kernel and is read as always (`tcp_reset` in Linux keeps the receive queue), and then the end.
+    pub fn is_to_be_read_out(error: &io::Error) -> bool {
+        matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    }
+
     /// Makes the coming drop send a reset instead of a FIN: nothing of the connection stays behind here.
     pub fn reset_on_drop(&self) {
         // Refused only for a socket that is gone already.

@@ -297,6 +297,47 @@ fn a_loss_closes_those_who_wait_and_leaves_those_who_do_not() {
     assert_eq!(idle.call("PING").text(), "PONG");
 }
 
+/// `command` takes away what `put` has written, the reply comes, and so does the reset; only then does the proxy read
+/// either, when it has `next` to write, of the same client or of another one.
+fn taken_before_the_end(first: &str, command: &str, put: &str, next: &str, is_of_another: bool) {
+    let (server, relay, proxy) = through_a_relay(&[]);
+    let (mut client, mut other) = (proxy.connect(), proxy.connect());
+    let value = "x".repeat(10_000);
+    let put = || server.call(&format!("{put} {value}"));
+    client.call(first);
+    put();
+    assert!(client.call(command).raw.len() > value.len(), "this opens the connection");
+    relay.delay(Duration::from_secs(1));
+    client.start(command);
+    put();
+    until("the value is taken", PATIENCE, || server.call("EXISTS key").int() == 0);
+    proxy.signal("STOP");
+    let before = relay.replied();
+    (if is_of_another { &mut other } else { &mut client }).start(next);
+    until("the reply is there", PATIENCE, || relay.replied() >= before + value.len());
+    relay.pass();
+    relay.cut();
+    until("the connections are reset", PATIENCE, || relay.open() == 0);
+    proxy.signal("CONT");
+    let bytes = client.read_bytes(value.len(), PATIENCE);
+    assert!(bytes.len() == value.len(), "{bytes:?}");
+}
+
+#[test]
+fn what_was_answered_before_a_reset_is_delivered_when_a_write_finds_the_lane_gone() {
+    taken_before_the_end("PING", "GETDEL key", "SET key", "GET other", false);
+}
+
+#[test]
+fn what_was_answered_before_a_reset_is_delivered_when_a_write_finds_the_lease_gone() {
+    taken_before_the_end("WATCH w", "GETDEL key", "SET key", "GET other", false);
+}
+
+#[test]
+fn an_element_popped_before_a_reset_is_delivered_when_a_write_finds_the_hub_gone() {
+    taken_before_the_end("PING", "BLPOP key 0", "RPUSH key", "BLPOP other 0", true);
+}
+
 #[test]
 fn nothing_that_was_written_is_written_again() {
     let (server, relay, proxy) = through_a_relay(&["upstream.backoff_max=200ms"]);

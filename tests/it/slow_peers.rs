@@ -65,10 +65,12 @@ fn readers_that_pause_get_all_they_asked_for() {
     for (reader, value) in &mut readers {
         reader.start(&format!("GET v{}", value.len()));
     }
-    let before = connected(stage.proxy());
+    // Three values, three readers of each; those who wrote the values are gone.
+    let all = 9.0;
+    until("only the readers are connected", PATIENCE, || connected(stage.proxy()) == all);
     throughout("nobody is closed", pause(), || {
         thread::sleep(Duration::from_millis(100));
-        connected(stage.proxy()) == before
+        connected(stage.proxy()) == all
     });
     for (reader, value) in &mut readers {
         assert!(reader.reply_within(PATIENCE * 2).text() == **value, "{} bytes", value.len());

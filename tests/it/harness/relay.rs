@@ -37,6 +37,8 @@ struct Shared {
     refuse: AtomicBool,
     accepted: AtomicUsize,
     open: AtomicUsize,
+    /// Bytes of replies written.
+    replied: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -60,6 +62,7 @@ impl Relay {
             refuse: AtomicBool::new(false),
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            replied: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -125,6 +128,11 @@ impl Relay {
     /// Connections open now.
     pub(crate) fn open(&self) -> usize {
         self.shared.open.load(SeqCst)
+    }
+
+    /// Bytes of replies passed on since the start.
+    pub(crate) fn replied(&self) -> usize {
+        self.shared.replied.load(SeqCst)
     }
 }
 
@@ -213,6 +221,9 @@ impl Connection {
             let passing = if replies { self.allowed(count) } else { count };
             if rule != Rule::Swallow {
                 self.write(&mut to, &chunk[..passing]);
+                if replies {
+                    self.shared.replied.fetch_add(passing, SeqCst);
+                }
             }
             if passing < count {
                 self.cut.store(true, SeqCst);
