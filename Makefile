@@ -15,7 +15,7 @@ help:
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
-	@echo "make outages  BullMQ, ioredis, node-redis, redis-py through outages of the server, directly and through redbouncer"
+	@echo "make outages  BullMQ, Celery, Sidekiq and others through outages of the server, directly and through redbouncer"
 	@echo "make prove-hygiene  hosts cut off and replaced: what is left on the server, and for how long"
 
 demo:
@@ -60,16 +60,13 @@ bench:
 
 # The long forms, with a release build: what the short forms in `make test` check is measured here.
 bench-hubs:
-	@deploy/install.sh build redis node servers
+	@deploy/install.sh build redis node python servers
 	cargo build --release --quiet
 	for part in hub_load pubsub_hub::thousands hub_model; do
 	  REDBOUNCER_LONG=1 cargo test --release --quiet --test it "$$part" -- --nocapture --test-threads 1
 	done
+	tests/clients/install
 	cd tests/clients
-	if [ package-lock.json -nt node_modules/.package-lock.json ]; then
-	  npm install --no-save --silent --no-audit --no-fund
-	  touch node_modules/.package-lock.json
-	fi
 	node bench/workers.mjs --proxy "$(abspath $(TARGET))/release/redbouncer"
 
 # The long forms of the tests about hosts and networks that are cut off: 20 backends, 10 proxies, every state of a peer.
@@ -81,7 +78,7 @@ prove-hygiene:
 	done
 
 outages:
-	@deploy/install.sh build redis node python
+	@deploy/install.sh build redis node python sidekiq
 	cargo build
 	tests/clients/install
 	tests/clients/outage/run --proxy "$(TARGET)/debug/redbouncer"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [servers] [twemproxy] [envoy]
-# Without arguments: all of them but envoy (37 MB), which a benchmark compares with. With sudo when the user is not root.
+# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [twemproxy] [envoy]
+# Without arguments: all of them but envoy (37 MB), which a benchmark compares with, and sidekiq (Ruby), which `make outages`
+# runs. With sudo when the user is not root.
 # Services that packages bring are not started.
 set -euo pipefail
 
@@ -38,6 +39,7 @@ for part in "$@"; do
     network) have ip iptables strace || packages+=(iproute2 iptables strace) ;;
     node) want_node=true; have node npm || packages+=(nodejs npm) ;;
     python) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
+    sidekiq) have sidekiq || packages+=(ruby-sidekiq) ;;
     servers)
       want_servers=true
       python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)

@@ -1,49 +1,65 @@
-"""Celery with its own settings: a worker process, and a sender that looks for the stored result of every task."""
+"""Celery: a worker, beat, and a sender that looks for the stored result of every task."""
 
-import atexit
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import redis
 
-from common import URL, Tally, ready, stopped
+from common import FOLDER, URL, Tally, ready, stopped
 
-PREFIX = "outage:celery:"
-os.environ["CELERY_PREFIX"] = PREFIX
-APPLICATION = Path(__file__).resolve().parent.parent / "python"
-sys.path.insert(0, str(APPLICATION))
+journal = FOLDER / "celery.journal"
+os.environ["OUTAGE_JOURNAL"] = str(journal)
 
-from celery_app import add, app  # noqa: E402
+from celery_tasks import add, app  # noqa: E402
 
-worker = subprocess.Popen(
-    [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "--pool", "solo", "--loglevel", "WARNING"],
-    cwd=APPLICATION, env={**os.environ, "C_FORCE_ROOT": "1"}, stdin=subprocess.DEVNULL, stdout=sys.stderr)
-atexit.register(worker.kill)
-if add.delay(1, 1).get(timeout=30) != 2:
-    raise SystemExit("a wrong result")
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "celery_tasks", *words, "--loglevel", "WARNING"],
+        env={**os.environ, "C_FORCE_ROOT": "1"}, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+
+def noted(what):
+    return [line.split()[1] for line in journal.read_text().splitlines() if line.startswith(what)]
+
+
+services = {"worker": start("worker", "--pool", "solo"),
+            "beat": start("beat", "--schedule", str(FOLDER / "celery.schedule"), "--pidfile=")}
+if add.delay(-1, 0).get(timeout=40) != -1:
+    raise SystemExit("error: a wrong result")
+while not noted("tick"):
+    time.sleep(0.1)
 ready()
 tally = Tally()
-tasks = {}
+ids = {}
 while not stopped.is_set():
     number, tally.sent = tally.sent, tally.sent + 1
     try:
-        tasks[number] = f"{PREFIX}{app.backend.task_keyprefix.decode().removeprefix(PREFIX)}{add.delay(number, 0).id}"
+        ids[number] = add.delay(number, 0).id
         tally.acknowledged.append(number)
     except (add.OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
         tally.failed(error)
     time.sleep(0.05)
 
-results = redis.Redis.from_url(URL)
-deadline = time.monotonic() + 15
-done = []
-while len(done) < len(tasks) and time.monotonic() < deadline:
-    done = [number for number, key in tasks.items() if results.exists(key)]
+server = redis.Redis.from_url(URL)
+prefix = app.backend.task_keyprefix
+deadline = time.monotonic() + 30
+missing = ids
+ticks = len(noted("tick"))
+# Celery connects again after 2, 4, 6, … seconds.
+while time.monotonic() < deadline and (missing or len(noted("tick")) == ticks):
+    missing = {number: id for number, id in missing.items() if not server.exists(prefix + id.encode())}
     time.sleep(0.2)
-is_dead = worker.poll() is not None
-worker.kill()
-if is_dead:
-    raise SystemExit("error: the worker has ended")
-tally.report(done, deaf=not done or done[-1] < tally.sent - 5)
+ended = [name for name, service in services.items() if service.poll() is not None]
+for service in services.values():
+    service.kill()
+if ended:
+    raise SystemExit(f"error: {' and '.join(ended)} ended")
+came = set(noted("came"))
+run = noted("done")
+dropped = [number for number, id in missing.items() if id in came and str(number) not in run]
+ran = [int(number) for number in run if int(number) >= 0]
+there = [number for number in ran if number not in missing]
+tally.report(there, deaf=len(noted("tick")) == ticks, dropped=dropped)

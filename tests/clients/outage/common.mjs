@@ -35,8 +35,16 @@ export function compare(acknowledged, found) {
   return { doubled: found.length - there.size, lost: acknowledged.filter((number) => !there.has(number)).length };
 }
 
+// Waits until every job of `acknowledged` is among the `done` (a map of how often), at most so long as a job takes that is
+// found stalled twice.
+export async function finish(acknowledged, done) {
+  const missing = () => acknowledged.filter((job) => !done.has(job));
+  for (let tries = 0; missing().length && tries < 200; tries += 1) await sleep(100);
+  return { doubled: [...done.values()].filter((times) => times > 1).length, lost: missing().length, missing: missing() };
+}
+
 export function report(result) {
   const { acknowledged, ...rest } = result;
-  console.log(JSON.stringify({ ...rest, done: acknowledged.length }));
+  console.log(JSON.stringify({ ...rest, acknowledged: acknowledged.length }));
   process.exit(0);
 }

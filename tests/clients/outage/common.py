@@ -5,8 +5,10 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 URL = os.environ["REDIS_URL"]
+FOLDER = Path(os.environ["OUTAGE_FOLDER"])  # for files of the program's own
 stopped = threading.Event()
 
 
@@ -20,24 +22,23 @@ def ready():
 
 
 class Tally:
+    """What was sent, what was acknowledged, and what failed."""
+
     def __init__(self):
         self.sent, self.acknowledged, self.errors, self.last_error = 0, [], {}, 0.0
-        self.first_failed = None
 
     def failed(self, error):
         text = f"{type(error).__name__}: {error}"[:100]
         self.errors[text] = self.errors.get(text, 0) + 1
         self.last_error = time.monotonic()
-        if self.first_failed is None:
-            self.first_failed = self.sent - 1
 
-    def report(self, found, deaf=False):
+    def report(self, found, deaf=False, dropped=(), **more):
+        """`found`: what is there, or was done, with repetitions; `dropped`: what the library itself took and did not do."""
         there = set(found)
-        missing = sorted(set(self.acknowledged) - there)
+        missing = set(self.acknowledged) - there - set(dropped)
         print(json.dumps({
-            "sent": self.sent, "done": len(self.acknowledged), "errors": self.errors,
+            "sent": self.sent, "acknowledged": len(self.acknowledged), "errors": self.errors,
             "quiet": time.monotonic() - self.last_error, "doubled": len(found) - len(there),
-            "lost": len(missing), "deaf": deaf,
-            "missing": missing[:5], "first_failed": self.first_failed,
+            "lost": len(missing), "deaf": deaf, "dropped": len(dropped), **more,
         }), flush=True)
         os._exit(0)
