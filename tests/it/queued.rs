@@ -151,6 +151,18 @@ const SCRIPTS: &[&[&str]] = &[
     ],
     &["HELLO 3", "SUBSCRIBE c", "MULTI", "HELLO 2", "GET none", "EXEC", "PING", "UNSUBSCRIBE c"],
     &["HELLO 3", "SUBSCRIBE c", "MULTI", "HELLO 2", "EXEC", "RESET", "GET none"],
+    // Attributes belong to the reply behind them; a push in the middle of the array (until 7.0) is none of its replies.
+    &[
+        "HELLO 3",
+        "MULTI",
+        "DEBUG PROTOCOL attrib",
+        "CLIENT GETNAME",
+        "DEBUG PROTOCOL map",
+        "EXEC",
+        "GET none",
+    ],
+    &["HELLO 3", "MULTI", "DEBUG PROTOCOL push", "CLIENT GETNAME", "DEBUG PROTOCOL set", "EXEC", "GET none"],
+    &["HELLO 3", "CLIENT TRACKING on", "GET k", "MULTI", "SET k v", "CLIENT GETNAME", "SET k w", "EXEC"],
     // What speaks of the connection, or of the server.
     &["MULTI", "READONLY", "READWRITE", "ASKING", "EXEC", "GET none"],
     &["MULTI", "CLIENT TRACKINGINFO", "CLIENT GETREDIR", "CLIENT CACHING yes", "EXEC"],
@@ -512,4 +524,15 @@ fn who_has_said_farewell_gets_the_whole_array() {
         assert!(row.contains(&format!("id={id} ")) && row.contains(" name=a "), "{row}");
         vec![(before.to_owned(), after.to_owned(), ended)]
     });
+}
+
+/// Until 7.0 the server writes it in the middle of the array, whose length does not count it.
+#[test]
+fn an_own_message_in_the_middle_of_an_array_is_none_of_its_replies() {
+    let lines = ["HELLO 3", "SUBSCRIBE c", "MULTI", "PUBLISH c x", "GET none", "EXEC", "GET none"];
+    for version in Version::all() {
+        let direct = Stage::before_none(Server::start_version(&version, &[]));
+        let proxied = Stage::before(Server::start_version(&version, &[]), &["pubsub.hub=false"]);
+        assert_eq!(said_at_once(&direct, &lines), said_at_once(&proxied, &lines), "{}", version.name);
+    }
 }

@@ -60,33 +60,18 @@ pub(crate) fn sequence(seed: u64, trouble: Trouble, abilities: &Abilities) -> Se
     let mut generator = Generator { random, abilities, trouble, lasts: false, clients, number: 0 };
     loop {
         let sequence = generator.make();
-        if is_comparable(&sequence) {
+        if is_comparable(&sequence, abilities) {
             return sequence;
         }
     }
 }
 
-/// Whether nothing in it is refused by design: inside MULTI what speaks of the own connection, a login on a lease.
-pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
+/// Whether nothing in it is refused by design: inside MULTI a login and subscriptions, a login on a lease.
+pub(crate) fn is_comparable(sequence: &Sequence, abilities: &Abilities) -> bool {
     const BEGIN: &[&str] = &["MULTI"];
     const END: &[&str] = &["EXEC", "DISCARD", "RESET"];
-    const REFUSED: &[&str] = &[
-        "CLIENT",
-        "HELLO",
-        "AUTH",
-        "SUBSCRIBE",
-        "UNSUBSCRIBE",
-        "PSUBSCRIBE",
-        "PUNSUBSCRIBE",
-        "SSUBSCRIBE",
-        "SUNSUBSCRIBE",
-        "MONITOR",
-        "SCRIPT",
-        "FUNCTION",
-        "READONLY",
-        "READWRITE",
-        "ASKING",
-    ];
+    const REFUSED: &[&str] =
+        &["AUTH", "SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "SSUBSCRIBE", "SUNSUBSCRIBE"];
     const HOLD: &[&str] = &["MULTI", "WATCH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "CLIENT"];
     const SUBSCRIBE: &[&str] = &["SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"];
     const CHANGE: &[&str] = &[
@@ -103,7 +88,8 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
     let nobody = vec![false; sequence.clients.len()];
     let (mut in_multi, mut holds, mut mutes) = (nobody.clone(), nobody.clone(), nobody.clone());
     let (mut tracks, mut loops, mut subscribes) = (nobody.clone(), nobody.clone(), nobody.clone());
-    let mut deaf = nobody;
+    let (mut deaf, mut silenced) = (nobody.clone(), nobody.clone());
+    let (mut listens, mut queues) = (nobody.clone(), nobody);
     let (mut waits, mut paused) = (false, false);
     let (muted, demoted) = (sequence.trouble == Trouble::Mute, sequence.trouble == Trouble::Demotion);
     let slow = sequence.trouble == Trouble::Slow;
@@ -261,7 +247,22 @@ pub(crate) fn is_comparable(sequence: &Sequence) -> bool {
                 *held |= request.is(HOLD);
                 // Redis 6.2 has commands of these names, which MULTI queues.
                 let is_http = request.is_http();
-                !(*open && request.is(REFUSED)) && !(*held && (logs_in || is_http))
+                // Refused there only where replies are off, or would be.
+                let mode = |word: &str| request.is(&["CLIENT"]) && request.has("REPLY") && request.has(word);
+                silenced[*client] |= mode("OFF") || mode("SKIP");
+                let is_refused = request.is(REFUSED) || logs_in || silenced[*client] && request.has("REPLY");
+                // Outside of MULTI the proxy answers it on every server, and refuses it to a subscriber by its own table.
+                listens[*client] |= request.is(SUBSCRIBE);
+                let begins = request.is(BEGIN) && request.argc() == 1 && !renames && !listens[*client];
+                let ends = request.is(&["EXEC"]) || request.is(END) && request.argc() == 1;
+                queues[*client] = (queues[*client] || begins) && !ends;
+                let is_ours = request.is(&["CLIENT"])
+                    && (request.has("SETINFO") && !abilities.set_info
+                        || request.has("NO-EVICT") && !abilities.no_evict
+                        || request.has("NO-TOUCH") && !abilities.no_touch
+                        || request.has("CAPA")
+                        || request.has("IMPORT-SOURCE"));
+                !(*open && is_refused) && (!is_ours || queues[*client]) && !(*held && (logs_in || is_http))
             })
     })
 }
@@ -419,7 +420,6 @@ impl Generator<'_> {
                 && !(row.class == Class::Pass
                     && self.abilities.commands.contains(row.name)
                     && !row.name.ends_with("rank"))
-            || self.clients[client].in_multi && (beyond || local || row.name.contains("|"))
         {
             return None;
         }
@@ -452,7 +452,8 @@ impl Generator<'_> {
             self.clients[client].in_multi = true;
         }
         for _ in 0..self.random.usize(0..5) {
-            let member = match self.random.usize(0..24) {
+            let member = match self.random.usize(0..30) {
+                24..=29 => self.queued(client),
                 0 => Request::words("MULTI"),
                 1 => Request::words("WATCH s1"),
                 2 => Request::words(self.pick(&["SELECT 1", "SELECT 0", "SELECT 99", "SELECT", "SELECT x"])),
@@ -477,9 +478,33 @@ impl Generator<'_> {
         requests
     }
 
+    /// A command that means something here, for inside MULTI.
+    fn queued(&mut self, client: usize) -> Request {
+        if self.clients[client].listens {
+            return self.data(client);
+        }
+        let own = format!("CLIENT LIST ID {{id:{client}}}");
+        let line = match self.random.usize(0..20) {
+            0..=3 => self.pick(words::HELLO),
+            // To Redis 6.2 the id 0 means everybody.
+            4..=9 => match self.pick(words::CLIENT) {
+                "CLIENT KILL ID 0" if !self.abilities.no_evict => "CLIENT GETNAME",
+                line => line,
+            },
+            10 => self.pick(words::SET_INFO),
+            11 => self.pick(words::NO_TOUCH),
+            12 | 13 => self.pick(words::TRACKING),
+            14 => "CLIENT ID",
+            15 => "CLIENT INFO",
+            16 => &own,
+            _ => self.pick(words::QUEUED),
+        };
+        Request::words(line)
+    }
+
     pub(super) fn publishing(&mut self, client: usize) -> Vec<Request> {
         if self.clients[client].in_multi {
-            // SUBSCRIBE is refused there, and PUBLISH counts as the server does.
+            // SUBSCRIBE is refused there.
             return vec![self.data(client)];
         }
         let mut templates: Vec<&'static str> = vec![
@@ -550,7 +575,7 @@ impl Generator<'_> {
 
     pub(super) fn session(&mut self, client: usize) -> Vec<Request> {
         if self.clients[client].in_multi {
-            return vec![self.data(client)];
+            return vec![self.queued(client)];
         }
         let other = self.random.usize(0..self.clients.len());
         let mut requests = Vec::new();
@@ -637,9 +662,6 @@ impl Generator<'_> {
     }
 
     fn tracking(&mut self, client: usize) -> Vec<Request> {
-        if self.clients[client].in_multi {
-            return vec![self.data(client)];
-        }
         self.clients[client].holds = true;
         let line = self.pick(words::TRACKING);
         let mut requests = vec![Request::words(line)];

@@ -14,7 +14,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 
-use redbouncer::resp::ReplyScanner;
+use redbouncer::resp::{ReplyScanner, elements};
 
 use super::fate::{REFUSED, is_refusal};
 
@@ -107,10 +107,8 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) 
             text.split(", with").next().unwrap_or_default().trim_end().to_owned()
         } else if !mask.exact && frame[0] == b'-' {
             String::from_utf8_lossy(frame.split(|byte| *byte == b' ').next().unwrap_or_default()).into_owned()
-        } else if std::mem::replace(&mut announced, frame == b"$9\r\nclient-id\r\n") {
-            with_id(frame, clients)
         } else {
-            one(frame, clients)
+            one(frame, clients, &mut announced)
         };
         let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage", b"$10\r\ninvalidate"];
         let is_message = frame[0] == b'>' && heads.iter().any(|head| frame[4..].starts_with(head));
@@ -157,7 +155,20 @@ fn with_id(frame: &[u8], clients: &[Identity]) -> String {
     text.strip_prefix(':').map_or_else(|| text.escape_debug().to_string(), |id| owner(id.trim_end(), clients))
 }
 
-fn one(frame: &[u8], clients: &[Identity]) -> String {
+/// `announced` by an ECHO before it: it is an id.
+fn one(frame: &[u8], clients: &[Identity], announced: &mut bool) -> String {
+    if std::mem::replace(announced, frame == b"$9\r\nclient-id\r\n") {
+        return with_id(frame, clients);
+    }
+    // What EXEC answers has the same in it. The map of HELLO is an array in RESP2.
+    if frame[0] == b'*'
+        && !frame.starts_with(b"*14\r\n$6\r\nserver\r\n")
+        && let Some(elements) = elements(frame)
+    {
+        let mut announced = false;
+        let shown: Vec<_> = elements.map(|element| one(element, clients, &mut announced)).collect();
+        return format!("*{}\\r\\n{}", shown.len(), shown.concat());
+    }
     if frame.len() > 16_384 {
         // A value, too long for anything that is masked in it.
         let mut hasher = DefaultHasher::new();

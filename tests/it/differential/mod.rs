@@ -131,7 +131,9 @@ impl Pair {
     fn shrink(&mut self, mut sequence: Sequence, mut what: String) -> (Sequence, String) {
         let start = Instant::now();
         loop {
-            let found = smaller(&sequence).into_iter().filter(is_comparable).find_map(|candidate| {
+            let mut candidates = smaller(&sequence);
+            candidates.retain(|candidate| is_comparable(candidate, &self.abilities));
+            let found = candidates.into_iter().find_map(|candidate| {
                 (start.elapsed() < SHRINKING)
                     .then(|| self.difference(&candidate, IMPATIENT))
                     .flatten()

@@ -438,6 +438,23 @@ pub(crate) const SERVER: &[&str] = &[
     "XINFO",
     "SLOWLOG NOSUCH",
 ];
+/// What MULTI queues and a proxy must know of, beside the words of HELLO, CLIENT and CLIENT TRACKING.
+pub(crate) const QUEUED: &[&str] = &[
+    "READONLY",
+    "READWRITE",
+    "ASKING",
+    "MONITOR",
+    "SCRIPT KILL",
+    "FUNCTION KILL",
+    "FUNCTION STATS",
+    "CLIENT CAPA redirect",
+    "CLIENT CAPA",
+    "CLIENT IMPORT-SOURCE on",
+    "CLIENT TRACKING on REDIRECT 99999999999",
+    "CLIENT LIST TYPE pubsub",
+    "RESET x",
+    "MONITOR x",
+];
 /// Without BCAST: what is invalidated in one turn of the server comes in one push, so that chance decides how many there are.
 pub(crate) const TRACKING: &[&str] = &[
     "CLIENT TRACKING on",
