@@ -39,6 +39,7 @@ test:
 	  cargo test
 	fi
 	tests/run-clients "$(TARGET)/debug/redbouncer"
+	tests/clients/outage/run --quick --proxy "$(TARGET)/debug/redbouncer"
 	benches/run --quick --only complete --proxy "$(TARGET)/debug/redbouncer"
 
 lint:
@@ -77,6 +78,7 @@ prove-hygiene:
 	  REDBOUNCER_LONG=1 cargo test --test it "$$part" -- --nocapture --test-threads 2
 	done
 
+# The long form of what `make test` does with --quick.
 outages:
 	@deploy/install.sh build redis node python sidekiq
 	cargo build

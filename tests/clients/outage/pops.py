@@ -41,7 +41,7 @@ def work(port, step):
 
 
 def count(side, kills):
-    """Elements acknowledged, and those of them that are neither taken nor in the list."""
+    """How many were acknowledged, how many of them are neither taken nor in the list, and how many of those were not kept."""
     acknowledged, taken, numbers = [], set(), iter(range(10**9))
 
     def push(client):
@@ -73,7 +73,17 @@ def count(side, kills):
     for thread in threads:
         thread.join()
     left = {int(number) for number in redis.Redis(port=side.server_port).lrange(KEY, 0, -1)}
-    return len(acknowledged), len(set(acknowledged) - taken - left)
+    missing = set(acknowledged) - taken - left
+    return len(acknowledged), len(missing), len(missing - pushed(side))
+
+
+def pushed(side):
+    """The elements whose push is in the append-only file."""
+    numbers = set()
+    for file in side.folder.glob("appendonlydir/*.incr.aof"):
+        words = file.read_bytes().split(b"\r\n")
+        numbers |= {int(words[at + 4]) for at, word in enumerate(words[:-4]) if word.upper() == b"RPUSH"}
+    return numbers
 
 
 def main():
@@ -87,11 +97,12 @@ def main():
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
         side = outage.Side(Path(folder) / "side", options.proxy, options.appendfsync, options.set)
         try:
-            acknowledged, lost = count(side, options.kills)
+            acknowledged, missing, unwritten = count(side, options.kills)
         finally:
             stopped.set()
             side.stop()
-    print(f"{options.kills} kills, {acknowledged} elements acknowledged, {lost} popped and not delivered")
+    print(f"{options.kills} kills, {acknowledged} elements acknowledged, {missing - unwritten} popped and not delivered, "
+          f"{unwritten} not in the append-only file")
 
 
 main()
