@@ -121,8 +121,10 @@ impl Client {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let holder = format!("{}, {}", self.called(), pin.label());
         self.place.set("waits for a lease");
+        let is_of_a_lane =
+            taken.route == Route::Lane || matches!(class, Class::Pass | Class::Publish | Class::Ping);
         let is_long = pin == Pin::Own
-            && matches!(class, Class::Pass | Class::Publish | Class::Ping)
+            && is_of_a_lane
             && Request::parse(&taken.request).is_some_and(|request| request.has_bulk_above(ALWAYS_TAKEN));
         let patience = Instant::now() + FOR_A_LONG_ONE;
         let deadline = self.lease_deadline();

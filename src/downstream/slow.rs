@@ -158,10 +158,14 @@ impl Client {
             },
         };
         match placement {
-            Placement::Lane if request.has_bulk_above(ALWAYS_TAKEN) => self.leased(taken, Pin::Own).await,
             Placement::Lane => {
+                let is_long = request.has_bulk_above(ALWAYS_TAKEN);
                 taken.route = Route::Lane;
-                self.over_a_lane(taken, Aftermath::Nothing).await
+                if is_long {
+                    self.leased(taken, Pin::Own).await
+                } else {
+                    self.over_a_lane(taken, Aftermath::Nothing).await
+                }
             }
             Placement::Once | Placement::MayBlock => self.leased(taken, Pin::Own).await,
             Placement::Lasting => self.leased(taken, Pin::State).await,

@@ -190,6 +190,21 @@ fn without_a_lease_a_long_argument_goes_over_a_lane() {
     assert_eq!(subscriber.reply().items()[2].text().len(), 2 << 20);
 }
 
+/// The same for a command that our table does not have, as those of modules.
+#[test]
+fn without_a_lease_a_long_argument_of_an_unknown_command_goes_over_a_lane() {
+    let server = Server::start_with(&["--rename-command", "SET", "XSET"]);
+    let stage = Stage::before(server, &["pool.max_connections=4", "pool.wait_timeout=1s"]);
+    let long = vec![b'x'; 2 * MIB];
+    let mut client = stage.connect();
+    assert_eq!(client.call("XSET k v").text(), "OK");
+    let mut holders: Vec<Client> = (0..3).map(|_| stage.connect()).collect();
+    holders.iter_mut().for_each(|holder| holder.start("WATCH w"));
+    until("the pool is full", PATIENCE, || stage.proxy().status()["waits"]["leases"].as_u64() > Some(0));
+    client.send(encode(&words("XSET k LONG", &long)));
+    assert_eq!(client.reply().text(), "OK");
+}
+
 /// The limit that was read at the login was the server's then.
 #[test]
 fn a_limit_that_was_raised_holds_at_once() {
