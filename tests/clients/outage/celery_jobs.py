@@ -33,15 +33,8 @@ while not noted("tick"):
     time.sleep(0.1)
 ready()
 tally = Tally()
-ids = {}
-while not stopped.is_set():
-    number, tally.sent = tally.sent, tally.sent + 1
-    try:
-        ids[number] = add.delay(number, 0).id
-        tally.acknowledged.append(number)
-    except (add.OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
-        tally.failed(error)
-    time.sleep(0.05)
+ids = tally.send_until_stopped(lambda number: add.delay(number, 0).id,
+                               (add.OperationalError, redis.ConnectionError, redis.TimeoutError))
 
 server = redis.Redis.from_url(URL)
 prefix = app.backend.task_keyprefix

@@ -32,6 +32,20 @@ class Tally:
         self.errors[text] = self.errors.get(text, 0) + 1
         self.last_error = time.monotonic()
 
+    def send_until_stopped(self, send, failures):
+        """Sends numbered jobs, `send(number)` being the id of each, until it is stopped. Returns the ids of those that were
+        acknowledged, by their numbers; `failures` are counted."""
+        ids = {}
+        while not stopped.is_set():
+            number, self.sent = self.sent, self.sent + 1
+            try:
+                ids[number] = send(number)
+                self.acknowledged.append(number)
+            except failures as error:
+                self.failed(error)
+            time.sleep(0.05)
+        return ids
+
     def report(self, found, deaf=False, dropped=(), **more):
         """`found`: what is there, or was done, with repetitions; `dropped`: what the library itself took and did not do."""
         there = set(found)

@@ -49,15 +49,8 @@ while not run():
     time.sleep(0.1)
 ready()
 tally = Tally()
-ids = {}
-while not stopped.is_set():
-    number, tally.sent = tally.sent, tally.sent + 1
-    try:
-        ids[number] = queue.enqueue("rq_tasks.note", number, result_ttl=0).id
-        tally.acknowledged.append(number)
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        tally.failed(error)
-    time.sleep(0.05)
+ids = tally.send_until_stopped(lambda number: queue.enqueue("rq_tasks.note", number, result_ttl=0).id,
+                               (redis.ConnectionError, redis.TimeoutError))
 
 # RQ connects again after 1, 2, 4, 8, 16 seconds.
 deadline = time.monotonic() + 30
