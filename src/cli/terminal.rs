@@ -1,4 +1,4 @@
-//! How wide a listing may be.
+//! What is fit for a terminal: how wide a listing may be, and JSON that it does not obey.
 
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;

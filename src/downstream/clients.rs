@@ -36,7 +36,7 @@ impl Client {
                     if let Some(reason) = self.ends_for(&why) {
                         self.doom(reason);
                     }
-                    return error(&why.to_string());
+                    return encode::one_error(&why.to_string());
                 }
             }
         }
@@ -86,8 +86,8 @@ impl Client {
             return format.clone();
         }
         // 6.2 is the first to have CLIENT INFO; a listing shows the connection that asks everywhere.
-        let listing = self.ask_control(command(&[b"CLIENT", b"LIST"])).await;
-        let listing = listing.unwrap_or_else(|why| error(&why.to_string()));
+        let listing = self.ask_control(encode::one_command(&[b"CLIENT", b"LIST"])).await;
+        let listing = listing.unwrap_or_else(|why| encode::one_error(&why.to_string()));
         let rows = String::from_utf8_lossy(resp::bulk(&listing).unwrap_or_default()).into_owned();
         let format = rows.lines().find_map(RowFormat::of).unwrap_or_default();
         // A server that cannot be asked now is asked again.
@@ -99,7 +99,7 @@ impl Client {
 
     /// Our sessions as clients, then the server's other rows; our own upstream connections are left out.
     pub(super) async fn client_list(self: &Rc<Self>, request: &Bytes) -> Bytes {
-        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        let Some(asked) = Request::parse(request) else { return encode::one_error("ERR syntax error") };
         let server = self.on_control(request).await;
         self.client_list_beside(&asked, server).await
     }
@@ -134,7 +134,7 @@ impl Client {
 
     /// Kills ours here and others by their id on the server; never one of our own upstream connections.
     pub(super) async fn client_kill(self: &Rc<Self>, request: &Bytes) -> Bytes {
-        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        let Some(asked) = Request::parse(request) else { return encode::one_error("ERR syntax error") };
         // The server judges the words, in its version's way: the same filters, for a client that does not exist.
         let verdict = self.on_control(&Filter::harmless(&asked)).await;
         self.client_kill_as_judged(&asked, verdict).await
@@ -145,7 +145,7 @@ impl Client {
         if resp::error_text(&verdict).is_some_and(|text| !is_missing(text)) {
             return verdict;
         }
-        let Some(filter) = Filter::of_kill(asked) else { return error("ERR syntax error") };
+        let Some(filter) = Filter::of_kill(asked) else { return encode::one_error("ERR syntax error") };
         let is_meant = self.is_meant(&filter);
         let mut killed = self.worker.links.kill(&filter.sparing_me(), self.id).await + i64::from(is_meant);
         let only_ours = filter.means_only(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
@@ -176,14 +176,14 @@ impl Client {
     }
 
     async fn kill_on_server(self: &Rc<Self>, filter: &Filter) -> Result<i64, Bytes> {
-        let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
+        let listing = self.on_control(&encode::one_command(&[b"CLIENT", b"LIST"])).await;
         let Some(text) = resp::bulk(&listing) else {
             // The provider lets nobody see or kill others: there are only ours.
             return if resp::error_text(&listing).is_some_and(is_missing) { Ok(0) } else { Err(listing) };
         };
         let own = self.own_connections();
         if !own.are_known() {
-            return Err(error(UNTOLD));
+            return Err(encode::one_error(UNTOLD));
         }
         let ids: Vec<_> = Listed::parse_all(text)
             .into_iter()
@@ -192,7 +192,8 @@ impl Client {
             .collect();
         let mut killed = 0;
         for id in ids {
-            let reply = self.on_control(&command(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()])).await;
+            let reply =
+                self.on_control(&encode::one_command(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()])).await;
             if resp::is_error(&reply) {
                 return Err(reply);
             }
@@ -204,7 +205,7 @@ impl Client {
     /// Unblocks one of ours here. Others on the server, but never a connection of ours: a call held by CLIENT PAUSE
     /// would abort the server.
     pub(super) async fn client_unblock(self: &Rc<Self>, request: &Bytes) -> Bytes {
-        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        let Some(asked) = Request::parse(request) else { return encode::one_error("ERR syntax error") };
         // As with KILL the server judges the words, about a client that does not exist.
         let verdict = self.on_control(&unblocking_nobody(&asked)).await;
         self.client_unblock_as_judged(request, verdict).await
@@ -212,20 +213,20 @@ impl Client {
 
     /// The same where the server has judged the words.
     pub(super) async fn client_unblock_as_judged(self: &Rc<Self>, request: &Bytes, verdict: Bytes) -> Bytes {
-        let Some(asked) = Request::parse(request) else { return error("ERR syntax error") };
+        let Some(asked) = Request::parse(request) else { return encode::one_error("ERR syntax error") };
         if resp::error_text(&verdict).is_some_and(|text| !is_missing(text)) {
             return verdict;
         }
         let id =
             asked.arg(2).and_then(|id| std::str::from_utf8(id).ok()).and_then(|id| id.parse::<i64>().ok());
-        let Some(id) = id else { return error("ERR value is not an integer or out of range") };
+        let Some(id) = id else { return encode::one_error("ERR value is not an integer or out of range") };
         let with_error = match asked.arg(3).filter(|_| asked.argc() == 4) {
             // Valkey passes over what is too many.
             None => false,
             Some(mode) if mode.eq_ignore_ascii_case(b"timeout") => false,
             Some(mode) if mode.eq_ignore_ascii_case(b"error") => true,
             Some(_) => {
-                return error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR");
+                return encode::one_error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR");
             }
         };
         let mut out = BytesMut::new();
@@ -234,7 +235,7 @@ impl Client {
             encode::integer(&mut out, i64::from(self.worker.links.unblock(id, with_error).await));
             return out.freeze();
         }
-        let listing = self.on_control(&command(&[b"CLIENT", b"LIST"])).await;
+        let listing = self.on_control(&encode::one_command(&[b"CLIENT", b"LIST"])).await;
         let own = self.own_connections();
         let is_own = own.ids.as_ref().is_some_and(|ids| ids.contains(&id))
             || resp::bulk(&listing).is_some_and(|text| {
@@ -275,16 +276,4 @@ fn is_missing(text: &[u8]) -> bool {
 /// What the server refuses once it refuses always.
 fn is_for_good(text: &[u8]) -> bool {
     is_missing(text) || text.starts_with(b"NOPERM")
-}
-
-fn command(words: &[&[u8]]) -> Bytes {
-    let mut out = BytesMut::new();
-    encode::command(&mut out, words);
-    out.freeze()
-}
-
-fn error(text: &str) -> Bytes {
-    let mut out = BytesMut::new();
-    encode::error(&mut out, text);
-    out.freeze()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{Group, Lane, Lost, Pool};
 use crate::resp::{self, encode};
@@ -18,9 +18,7 @@ impl Pool {
         if self.shared.connector.lacks().has(Lacking::Config, identity.name()) {
             return None;
         }
-        let mut question = BytesMut::new();
-        encode::command(&mut question, &[b"CONFIG", b"GET", b"proto-max-bulk-len"]);
-        Some(question.freeze())
+        Some(encode::one_command(&[b"CONFIG", b"GET", b"proto-max-bulk-len"]))
     }
 
     /// Notes the answer.

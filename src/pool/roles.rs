@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{Lane, Lost, Pool};
 use crate::resp::{self, encode};
@@ -84,8 +84,7 @@ impl Pool {
             return;
         }
         self.roles.asked.set(Some(now));
-        let mut question = BytesMut::new();
-        encode::command(&mut question, &[b"ROLE"]);
+        let question = encode::one_command(&[b"ROLE"]);
         let pool = Rc::downgrade(self);
         let then = move |answer: Result<Vec<Bytes>, Lost>| {
             let Some(pool) = pool.upgrade() else { return };

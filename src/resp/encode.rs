@@ -3,7 +3,7 @@
 //! Everything appends to a buffer and cannot fail. Replies differ by protocol only where RESP3 has a type of its own;
 //! maps are written header by header, because their order is part of what clients see and a decoded map has lost it.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::Protocol;
 
@@ -93,6 +93,22 @@ pub fn command(out: &mut BytesMut, arguments: &[&[u8]]) {
     for argument in arguments {
         bulk(out, argument);
     }
+}
+
+/// A whole command by itself ([`command`]).
+#[must_use]
+pub fn one_command(arguments: &[&[u8]]) -> Bytes {
+    let mut out = BytesMut::new();
+    command(&mut out, arguments);
+    out.freeze()
+}
+
+/// A whole error reply by itself ([`error`]).
+#[must_use]
+pub fn one_error(text: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    error(&mut out, text);
+    out.freeze()
 }
 
 fn header(out: &mut BytesMut, marker: u8, number: usize) {

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::Listed;
 use crate::resp::{Request, encode};
@@ -130,11 +130,9 @@ impl Filter {
     #[must_use]
     pub fn harmless(request: &Request<'_>) -> Bytes {
         let mut words: Vec<&[u8]> = request.args().collect();
-        let mut out = BytesMut::new();
         if words.len() == 3 {
             // The old form has no words that could be wrong, only rights.
-            encode::command(&mut out, &[b"CLIENT", b"KILL", b"ID", NOBODY]);
-            return out.freeze();
+            return encode::one_command(&[b"CLIENT", b"KILL", b"ID", NOBODY]);
         }
         let mut in_ids = false;
         for word in words.iter_mut().skip(2) {
@@ -149,8 +147,7 @@ impl Filter {
         if words.len().is_multiple_of(2) && !words.contains(&NOBODY) {
             words.extend([&b"ID"[..], NOBODY]);
         }
-        encode::command(&mut out, &words);
-        out.freeze()
+        encode::one_command(&words)
     }
 
     /// The same for everybody but the asking client.
@@ -182,9 +179,7 @@ pub fn unblocking_nobody(request: &Request<'_>) -> Bytes {
     if let Some(id) = words.get_mut(2).filter(|id| id.iter().all(u8::is_ascii_digit) && !id.is_empty()) {
         *id = NOBODY;
     }
-    let mut out = BytesMut::new();
-    encode::command(&mut out, &words);
-    out.freeze()
+    encode::one_command(&words)
 }
 
 impl Test {
@@ -225,9 +220,7 @@ mod tests {
     use super::*;
 
     fn asked(line: &str) -> Vec<u8> {
-        let mut out = BytesMut::new();
-        encode::command(&mut out, &line.split(' ').map(str::as_bytes).collect::<Vec<_>>());
-        out.to_vec()
+        encode::one_command(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>()).to_vec()
     }
 
     fn row() -> Listed {

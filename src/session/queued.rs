@@ -7,7 +7,7 @@
 //! words, a subcommand that its version does not have) is what the client hears, and makes EXEC abort. The stand-in's
 //! place in EXEC's array is then our reply's.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::answers::{self, is_plain_name, one_line};
 use super::kill::{NOBODY, unblocking_nobody};
@@ -136,7 +136,7 @@ pub(super) fn sent(
         Class::ClientList | Class::ClientKill | Class::ClientUnblock
             if request.has_bulk_above(ALWAYS_TAKEN) =>
         {
-            stand_in(&NO_EFFECT, Member::Fixed(error("ERR syntax error")))
+            stand_in(&NO_EFFECT, Member::Fixed(encode::one_error("ERR syntax error")))
         }
         Class::ClientInfo | Class::ClientList => itself(Member::Beside(whole())),
         Class::ClientKill => Sent::StandIn(Filter::harmless(request), Member::Beside(whole())),
@@ -159,7 +159,7 @@ pub(super) fn sent(
                 };
                 stand_in(version, Member::Hello(hello))
             }
-            Err(text) => stand_in(&NO_EFFECT, Member::Fixed(error(&text))),
+            Err(text) => stand_in(&NO_EFFECT, Member::Fixed(encode::one_error(&text))),
         },
         Class::Auth
         | Class::Subscribe
@@ -220,7 +220,7 @@ impl Member {
     pub(super) fn named(name: &[u8], reply: &[u8]) -> Bytes {
         let Some(text) = error_text(reply) else { return Bytes::copy_from_slice(reply) };
         let unheard_of = String::from_utf8_lossy(UNHEARD_OF);
-        error(&String::from_utf8_lossy(text).replace(&*unheard_of, &one_line(name)))
+        encode::one_error(&String::from_utf8_lossy(text).replace(&*unheard_of, &one_line(name)))
     }
 }
 
@@ -230,7 +230,7 @@ fn refused(asked: &Asked) -> Sent {
 }
 
 fn stand_in(words: &[&[u8]], member: Member) -> Sent {
-    Sent::StandIn(command(words), member)
+    Sent::StandIn(encode::one_command(words), member)
 }
 
 /// As much of the subcommand's name as the server shows.
@@ -247,23 +247,11 @@ fn redirecting_to_nobody(request: &Request<'_>) -> Bytes {
             words[at + 1] = NOBODY;
         }
     }
-    command(&words)
+    encode::one_command(&words)
 }
 
 fn is_number(word: &[u8]) -> bool {
     !word.is_empty() && word.iter().all(u8::is_ascii_digit)
-}
-
-fn command(words: &[&[u8]]) -> Bytes {
-    let mut out = BytesMut::new();
-    encode::command(&mut out, words);
-    out.freeze()
-}
-
-fn error(text: &str) -> Bytes {
-    let mut out = BytesMut::new();
-    encode::error(&mut out, text);
-    out.freeze()
 }
 
 #[cfg(test)]
@@ -279,7 +267,7 @@ mod tests {
 
     fn sent_for(words: &str, policy: Policy) -> Sent {
         let words: Vec<_> = words.split(' ').map(str::as_bytes).collect();
-        let frame = command(&words);
+        let frame = encode::one_command(&words);
         let request = Request::parse(&frame).unwrap();
         sent(&session(), &classify(&request), &request, policy, Placement::Lane)
     }
@@ -375,7 +363,7 @@ mod tests {
         let long = "x".repeat(ALWAYS_TAKEN + 1);
         for asked in [format!("CLIENT KILL {long}"), format!("CLIENT UNBLOCK 1 ERROR {long}")] {
             let Sent::StandIn(_, member) = sent_for(&asked, Policy::default()) else { panic!("no stand-in") };
-            assert_eq!(member, Member::Fixed(error("ERR syntax error")));
+            assert_eq!(member, Member::Fixed(encode::one_error("ERR syntax error")));
         }
     }
 

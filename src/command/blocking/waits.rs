@@ -78,9 +78,7 @@ impl Call {
                 *word = id;
             }
         }
-        let mut out = BytesMut::new();
-        encode::command(&mut out, &words);
-        out.freeze()
+        encode::one_command(&words)
     }
 
     /// Which of the keys the argument at `at` is. They stand in ascending order, and there may be a hundred thousand.

@@ -232,7 +232,5 @@ fn shape(call: &Call, request: &Request<'_>) -> Bytes {
     if let Some(word) = words.get_mut(call.timeout_arg) {
         *word = b"";
     }
-    let mut out = BytesMut::new();
-    encode::command(&mut out, &words);
-    out.freeze()
+    encode::one_command(&words)
 }
