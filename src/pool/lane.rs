@@ -5,22 +5,27 @@
 //! their commands leave together. Replies are matched first in, first out, and go from the read buffer straight to
 //! their receivers: a run of replies for one client is one call.
 
+mod carrier;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::future::poll_fn;
 use std::hash::BuildHasher;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Bytes, BytesMut};
+
+use carrier::Carrier;
 
 use super::Permit;
-use crate::resp::{self, ReplyKind, ReplyScanner, encode};
-use crate::telemetry::{CommandSeconds, UpstreamClose, printable};
+use crate::resp::encode;
+use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::UpstreamStream;
 
 /// What keeps lanes apart: nothing of one key is ever seen under another.
@@ -466,20 +471,13 @@ impl Lane {
         stream: UpstreamStream,
         scratch: &RefCell<Vec<u8>>,
     ) -> (UpstreamClose, Option<UpstreamStream>) {
-        let mut carrier = Carrier {
-            lane: Rc::clone(self),
-            stream,
-            scanner: ReplyScanner::default(),
-            unflushed: false,
-            begun_error: Vec::new(),
-            in_multi: false,
-        };
+        let mut carrier = Carrier::new(Rc::clone(self), stream);
         let reason = poll_fn(|cx| carrier.poll(cx, scratch)).await;
         self.closed.set(true);
         self.waker.borrow_mut().take();
-        self.lose_the_rest(carrier.scanner.in_frame());
+        self.lose_the_rest(carrier.is_mid_reply());
         let orderly = self.leaving.get() == Some(reason);
-        (reason, orderly.then_some(carrier.stream))
+        (reason, orderly.then(|| carrier.into_stream()))
     }
 
     fn lose_the_rest(&self, mut partial: bool) {
@@ -515,355 +513,5 @@ impl Lane {
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lane").field("key", &self.key).field("outstanding", &self.outstanding).finish()
-    }
-}
-
-/// The part of a lane that only its task touches.
-struct Carrier {
-    lane: Rc<Lane>,
-    stream: UpstreamStream,
-    scanner: ReplyScanner,
-    /// Something was written since the last flush that succeeded.
-    unflushed: bool,
-    /// The beginning of an error that is not whole yet.
-    begun_error: Vec<u8>,
-    /// A client's MULTI was not ended by its EXEC.
-    in_multi: bool,
-}
-
-/// Whether `frame` may be the answer to PING with `nonce`. A refusal, and the answer to a PING without a word, which some
-/// proxies give to all, prove nothing either way.
-fn may_echo(frame: &[u8], nonce: &[u8]) -> bool {
-    resp::error_text(frame).is_some() || frame == b"+PONG\r\n" || resp::bulk(frame) == Some(nonce)
-}
-
-/// What of an error tells what it means for the lane.
-const TELLING: usize = 64;
-
-/// Whether the server does not know EXEC (`rename-command`). A refusal by rights ends the transaction, this does not.
-fn is_unknown_exec(error: &[u8]) -> bool {
-    const UNKNOWN: &[u8] = b"-ERR unknown command ";
-    // Quoted by 'these' or by `those`, depending on the version.
-    let name = error.strip_prefix(UNKNOWN).and_then(|rest| rest.get(1..5));
-    name.is_some_and(|name| name.eq_ignore_ascii_case(b"exec"))
-}
-
-impl Carrier {
-    fn poll(&mut self, cx: &mut Context<'_>, scratch: &RefCell<Vec<u8>>) -> Poll<UpstreamClose> {
-        self.remember_waker(cx);
-        loop {
-            if self.lane.closed.get() {
-                return Poll::Ready(UpstreamClose::Stalled);
-            }
-            if !self.lane.severed.get()
-                && let Poll::Ready(Err(error)) = self.poll_write(cx)
-            {
-                if !UpstreamStream::is_to_be_read_out(&error) {
-                    return Poll::Ready(UpstreamClose::Lost);
-                }
-                self.lane.severed.set(true);
-            }
-            let nothing_left = self.lane.outstanding.get() == 0 && self.lane.written.borrow().is_empty();
-            if let Some(reason) = self.lane.leaving.get()
-                && nothing_left
-            {
-                return Poll::Ready(reason);
-            }
-            if let Err(reason) = ready!(self.poll_read(cx, scratch)) {
-                return Poll::Ready(reason);
-            }
-        }
-    }
-
-    fn remember_waker(&self, cx: &Context<'_>) {
-        let mut waker = self.lane.waker.borrow_mut();
-        match &mut *waker {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-    }
-
-    /// Writes what has been gathered. Pending also means: nothing to write.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let mut written = self.lane.written.borrow_mut();
-        let was_full = written.len() > FULL;
-        let had = !written.is_empty();
-        self.unflushed |= had;
-        while !written.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, &written) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => written.advance(sent),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => break,
-            }
-        }
-        if written.is_empty() && had {
-            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
-            if written.capacity() > KEEP {
-                *written = BytesMut::new();
-            } else {
-                written.clear();
-            }
-        }
-        let has_room = written.len() <= FULL / 2;
-        drop(written);
-        if has_room && (was_full || !self.lane.blocked.borrow().is_empty()) {
-            self.lane.resume_the_blocked();
-        }
-        // Over TLS what was written may lie in rustls until a flush is ready, however many turns that takes.
-        if self.unflushed && self.stream.is_buffered() {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        }
-        self.unflushed = false;
-        Poll::Pending
-    }
-
-    /// Reads once and gives every reply to whom it belongs.
-    fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &RefCell<Vec<u8>>,
-    ) -> Poll<Result<(), UpstreamClose>> {
-        let mut finished = Vec::new();
-        let result = {
-            let mut scratch = scratch.borrow_mut();
-            let mut buffer = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
-                Err(_) => Err(UpstreamClose::Lost),
-                Ok(()) if buffer.filled().is_empty() => Err(UpstreamClose::Lost),
-                Ok(()) => {
-                    let now = Instant::now();
-                    self.lane.progress.set(now);
-                    self.distribute(buffer.filled(), now, &mut finished)
-                }
-            }
-        };
-        for (then, frames) in finished {
-            then(Ok(frames));
-        }
-        Poll::Ready(result)
-    }
-
-    fn distribute(
-        &mut self,
-        data: &[u8],
-        now: Instant,
-        finished: &mut Vec<(Then, Vec<Bytes>)>,
-    ) -> Result<(), UpstreamClose> {
-        let lane = Rc::clone(&self.lane);
-        let mut fifo = lane.fifo.borrow_mut();
-        let mut rest = data;
-        while !rest.is_empty() {
-            let Some(slot) = fifo.front_mut() else { return Err(UpstreamClose::Desync) };
-            let (taken, ended) = self.fill(slot, rest)?;
-            rest = &rest[taken..];
-            lane.outstanding.set(lane.outstanding.get() - ended as usize);
-            if self.in_multi {
-                return Err(UpstreamClose::Unfit);
-            }
-            if slot.left() == 0 {
-                lane.seconds.record(now.saturating_duration_since(slot.since()));
-                if let Some(Slot::Whole { then: Some(then), frames, .. }) = fifo.pop_front() {
-                    finished.push((then, frames));
-                }
-            }
-        }
-        lane.mid_reply.set(self.scanner.in_frame());
-        Ok(())
-    }
-
-    /// What an error says about the server, besides being the client's; `left` replies of its slot were owed with it.
-    /// `true`: the lane is of no further use. A text that a script could have made up says nothing.
-    fn heed(&mut self, error: &[u8], slot: &Slot, left: u32) -> bool {
-        let (may_invent, is_exec) = match slot {
-            Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1),
-            Slot::Changed { is_exec, .. } => (false, *is_exec),
-            Slot::Whole { .. } => (false, false),
-        };
-        if !may_invent && error.starts_with(b"-READONLY ") {
-            self.lane.was_refused_a_write.set(true);
-        } else if !may_invent && error.starts_with(b"-MOVED ") {
-            self.lane.redirection.replace(Some(printable(error[1..].trim_ascii_end())));
-        }
-        // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
-        self.in_multi = is_exec && is_unknown_exec(error);
-        self.in_multi
-    }
-
-    /// Feeds one slot from `data`: as many of its replies as are there. Returns the bytes taken and the replies ended.
-    fn fill(&mut self, slot: &mut Slot, data: &[u8]) -> Result<(usize, u32), UpstreamClose> {
-        let mut at = 0;
-        let mut ended = 0;
-        while at < data.len() && slot.left() > ended {
-            let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
-            let kind = step.complete.or_else(|| self.scanner.kind());
-            // A push belongs to one client's tracking or subscription, and neither is ever on a lane.
-            if kind == Some(ReplyKind::Push) || step.consumed == 0 && step.complete.is_none() {
-                return Err(UpstreamClose::Desync);
-            }
-            match slot {
-                Slot::Whole { frames, partial, nonce, .. } => {
-                    partial.extend_from_slice(&data[at..at + step.consumed]);
-                    if step.complete.is_some() {
-                        let frame = partial.split().freeze();
-                        // Some other command's reply: nobody knows any more whose is whose.
-                        if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
-                            return Err(UpstreamClose::Desync);
-                        }
-                        frames.push(frame);
-                    }
-                }
-                Slot::Changed { partial, .. } => partial.extend_from_slice(&data[at..at + step.consumed]),
-                Slot::Replies { .. } => {}
-            }
-            let is_error = step.complete == Some(ReplyKind::Error);
-            let reply = &data[at..at + step.consumed];
-            at += step.consumed;
-            ended += u32::from(step.complete.is_some());
-            if is_error {
-                let left = slot.left() - (ended - 1);
-                let ruined = if self.begun_error.is_empty() {
-                    self.heed(reply, slot, left)
-                } else {
-                    let mut whole = std::mem::take(&mut self.begun_error);
-                    whole.extend_from_slice(&reply[..reply.len().min(TELLING)]);
-                    self.heed(&whole, slot, left)
-                };
-                if ruined {
-                    break;
-                }
-            } else if kind == Some(ReplyKind::Error) && self.begun_error.len() < TELLING {
-                self.begun_error.extend_from_slice(&reply[..reply.len().min(TELLING)]);
-            }
-        }
-        match slot {
-            Slot::Replies { to, count, muted, .. } => {
-                *count -= ended;
-                let begun = !*muted && self.scanner.in_frame();
-                to.replies(if *muted { &[] } else { &data[..at] }, ended, begun);
-            }
-            Slot::Changed { to, left, partial, change, .. } => {
-                *left -= ended;
-                if ended > 0 {
-                    let reply = partial.split().freeze();
-                    let reply = change.take().map(|change| change(reply)).unwrap_or_default();
-                    to.replies(&reply, ended, false);
-                }
-            }
-            Slot::Whole { left, .. } => *left -= ended,
-        }
-        Ok((at, ended))
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::pool::{Budget, Kind};
-    use crate::resp::Protocol;
-
-    #[derive(Default)]
-    struct Listener {
-        heard: RefCell<Vec<u8>>,
-        owed: Cell<u32>,
-    }
-
-    impl Receiver for Listener {
-        fn replies(&self, bytes: &[u8], _ended: u32, _begun: bool) {
-            self.heard.borrow_mut().extend_from_slice(bytes);
-        }
-
-        fn lost(&self, unanswered: u32, muted: bool, _partial: bool) {
-            self.owed.set(self.owed.get() + if muted { 0 } else { unanswered });
-        }
-
-        fn resume(&self) {}
-    }
-
-    fn lane() -> Rc<Lane> {
-        let key = LaneKey { user: 1, database: 0, protocol: Protocol::Resp2, readonly: false };
-        let permit = Budget::new(8, 1, crate::pool::Hubs::default()).try_acquire(Kind::Lane, "test").unwrap();
-        Lane::new(key, permit, Rc::default())
-    }
-
-    const LIMIT: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn commands_that_follow_an_old_one_are_not_timed_out_with_it() {
-        let (lane, listener) = (lane(), Rc::new(Listener::default()));
-        let to = Rc::clone(&listener) as Rc<dyn Receiver>;
-        let start = Instant::now();
-        lane.push(b"a", 1, &to, Nature::default(), start);
-        lane.push(b"b", 1, &to, Nature::default(), start + Duration::from_millis(900));
-        lane.time_out(LIMIT, start + LIMIT, "ERR late");
-        assert_eq!(&*listener.heard.borrow(), b"-ERR late\r\n");
-    }
-
-    #[test]
-    fn no_time_out_is_told_inside_a_reply_that_has_begun() {
-        let (lane, listener, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
-        let (to, between) = (Rc::clone(&listener) as Rc<dyn Receiver>, Rc::clone(&other) as Rc<dyn Receiver>);
-        let start = Instant::now();
-        lane.push(b"a", 1, &to, Nature::default(), start);
-        lane.push(b"b", 1, &between, Nature::default(), start);
-        lane.push(b"c", 1, &to, Nature::default(), start);
-        lane.mid_reply.set(true);
-        lane.time_out(LIMIT, start + LIMIT, "ERR late");
-        assert!(listener.heard.borrow().is_empty());
-        assert_eq!(&*other.heard.borrow(), b"-ERR late\r\n");
-    }
-
-    #[test]
-    fn what_a_time_out_has_answered_is_not_owed_again_when_the_lane_is_lost() {
-        let (lane, listener) = (lane(), Rc::new(Listener::default()));
-        let to = Rc::clone(&listener) as Rc<dyn Receiver>;
-        let start = Instant::now();
-        lane.push(b"a", 1, &to, Nature::default(), start);
-        lane.time_out(LIMIT, start + LIMIT, "ERR late");
-        lane.push(b"b", 1, &to, Nature::default(), start + LIMIT);
-        lane.lose_the_rest(false);
-        assert_eq!(listener.owed.get(), 1);
-    }
-
-    /// What `first` and then `second` from the server do to a lane with a client's transaction and another's command.
-    async fn after(first: &[u8], second: &[u8]) -> (Result<(), UpstreamClose>, Vec<u8>, Vec<u8>) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (lane, own, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
-        let now = Instant::now();
-        let block = Nature { is_block: true, ..Nature::default() };
-        lane.push(b"MULTI GET EXEC", 3, &(Rc::clone(&own) as Rc<dyn Receiver>), block, now);
-        lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), Nature::default(), now);
-        let mut carrier = Carrier {
-            lane,
-            stream: UpstreamStream::plain(tcp, Duration::from_secs(12)),
-            scanner: ReplyScanner::default(),
-            unflushed: false,
-            begun_error: Vec::new(),
-            in_multi: false,
-        };
-        let mut finished = Vec::new();
-        let mut end = Ok(());
-        for data in [first, second] {
-            end = end.and_then(|()| carrier.distribute(data, now, &mut finished));
-        }
-        (end, own.heard.take(), other.heard.take())
-    }
-
-    #[tokio::test]
-    async fn behind_an_exec_that_the_server_does_not_know_nobody_hears_more() {
-        let error = b"-ERR unknown command 'EXEC', with args beginning with: \r\n";
-        let replies = [&b"+OK\r\n+QUEUED\r\n"[..], error, b"+QUEUED\r\n"].concat();
-        for cut in 0..replies.len() - 9 {
-            let (first, second) = replies.split_at(cut);
-            let (end, own, other) = after(first, second).await;
-            assert_eq!((end, other), (Err(UpstreamClose::Unfit), Vec::new()), "cut at {cut}");
-            assert!(own.ends_with(error), "the error is the client's: {cut}");
-        }
-        let refused = b"-NOPERM User x has no permissions to run the 'exec' command\r\n";
-        let replies = [&b"+OK\r\n+QUEUED\r\n"[..], refused, b"$1\r\nv\r\n"].concat();
-        let (end, _, other) = after(&replies, b"").await;
-        assert_eq!((end, &other[..]), (Ok(()), &b"$1\r\nv\r\n"[..]), "this ends the transaction");
     }
 }

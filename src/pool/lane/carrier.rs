@@ -1,0 +1,275 @@
+//! The task of a lane: it owns the socket, writes what sessions have appended, and hands out the replies, first in, first
+//! out.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{FULL, KEEP, Lane, Slot, Then};
+use crate::resp::{self, ReplyKind, ReplyScanner};
+use crate::telemetry::{UpstreamClose, printable};
+use crate::upstream::UpstreamStream;
+
+/// The part of a lane that only its task touches.
+pub(super) struct Carrier {
+    lane: Rc<Lane>,
+    stream: UpstreamStream,
+    scanner: ReplyScanner,
+    /// Something was written since the last flush that succeeded.
+    unflushed: bool,
+    /// The beginning of an error that is not whole yet.
+    begun_error: Vec<u8>,
+    /// A client's MULTI was not ended by its EXEC.
+    in_multi: bool,
+}
+
+/// Whether `frame` may be the answer to PING with `nonce`. A refusal, and the answer to a PING without a word, which some
+/// proxies give to all, prove nothing either way.
+fn may_echo(frame: &[u8], nonce: &[u8]) -> bool {
+    resp::error_text(frame).is_some() || frame == b"+PONG\r\n" || resp::bulk(frame) == Some(nonce)
+}
+
+/// What of an error tells what it means for the lane.
+const TELLING: usize = 64;
+
+/// Whether the server does not know EXEC (`rename-command`). A refusal by rights ends the transaction, this does not.
+fn is_unknown_exec(error: &[u8]) -> bool {
+    const UNKNOWN: &[u8] = b"-ERR unknown command ";
+    // Quoted by 'these' or by `those`, depending on the version.
+    let name = error.strip_prefix(UNKNOWN).and_then(|rest| rest.get(1..5));
+    name.is_some_and(|name| name.eq_ignore_ascii_case(b"exec"))
+}
+
+impl Carrier {
+    pub(super) fn new(lane: Rc<Lane>, stream: UpstreamStream) -> Self {
+        Self {
+            lane,
+            stream,
+            scanner: ReplyScanner::default(),
+            unflushed: false,
+            begun_error: Vec::new(),
+            in_multi: false,
+        }
+    }
+
+    /// Whether part of a reply has been read, and not all of it.
+    pub(super) fn is_mid_reply(&self) -> bool {
+        self.scanner.in_frame()
+    }
+
+    pub(super) fn into_stream(self) -> UpstreamStream {
+        self.stream
+    }
+
+    /// Ready when the lane has ended, with the reason.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, scratch: &RefCell<Vec<u8>>) -> Poll<UpstreamClose> {
+        self.remember_waker(cx);
+        loop {
+            if self.lane.closed.get() {
+                return Poll::Ready(UpstreamClose::Stalled);
+            }
+            if !self.lane.severed.get()
+                && let Poll::Ready(Err(error)) = self.poll_write(cx)
+            {
+                if !UpstreamStream::is_to_be_read_out(&error) {
+                    return Poll::Ready(UpstreamClose::Lost);
+                }
+                self.lane.severed.set(true);
+            }
+            let nothing_left = self.lane.outstanding.get() == 0 && self.lane.written.borrow().is_empty();
+            if let Some(reason) = self.lane.leaving.get()
+                && nothing_left
+            {
+                return Poll::Ready(reason);
+            }
+            if let Err(reason) = ready!(self.poll_read(cx, scratch)) {
+                return Poll::Ready(reason);
+            }
+        }
+    }
+
+    fn remember_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.lane.waker.borrow_mut();
+        match &mut *waker {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Writes what has been gathered. Pending also means: nothing to write.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let mut written = self.lane.written.borrow_mut();
+        let was_full = written.len() > FULL;
+        let had = !written.is_empty();
+        self.unflushed |= had;
+        while !written.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &written) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(sent)) => written.advance(sent),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
+            }
+        }
+        if written.is_empty() && had {
+            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
+            if written.capacity() > KEEP {
+                *written = BytesMut::new();
+            } else {
+                written.clear();
+            }
+        }
+        let has_room = written.len() <= FULL / 2;
+        drop(written);
+        if has_room && (was_full || !self.lane.blocked.borrow().is_empty()) {
+            self.lane.resume_the_blocked();
+        }
+        // Over TLS what was written may lie in rustls until a flush is ready, however many turns that takes.
+        if self.unflushed && self.stream.is_buffered() {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Pending
+    }
+
+    /// Reads once and gives every reply to whom it belongs.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &RefCell<Vec<u8>>,
+    ) -> Poll<Result<(), UpstreamClose>> {
+        let mut finished = Vec::new();
+        let result = {
+            let mut scratch = scratch.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Err(_) => Err(UpstreamClose::Lost),
+                Ok(()) if buffer.filled().is_empty() => Err(UpstreamClose::Lost),
+                Ok(()) => {
+                    let now = Instant::now();
+                    self.lane.progress.set(now);
+                    self.distribute(buffer.filled(), now, &mut finished)
+                }
+            }
+        };
+        for (then, frames) in finished {
+            then(Ok(frames));
+        }
+        Poll::Ready(result)
+    }
+
+    pub(super) fn distribute(
+        &mut self,
+        data: &[u8],
+        now: Instant,
+        finished: &mut Vec<(Then, Vec<Bytes>)>,
+    ) -> Result<(), UpstreamClose> {
+        let lane = Rc::clone(&self.lane);
+        let mut fifo = lane.fifo.borrow_mut();
+        let mut rest = data;
+        while !rest.is_empty() {
+            let Some(slot) = fifo.front_mut() else { return Err(UpstreamClose::Desync) };
+            let (taken, ended) = self.fill(slot, rest)?;
+            rest = &rest[taken..];
+            lane.outstanding.set(lane.outstanding.get() - ended as usize);
+            if self.in_multi {
+                return Err(UpstreamClose::Unfit);
+            }
+            if slot.left() == 0 {
+                lane.seconds.record(now.saturating_duration_since(slot.since()));
+                if let Some(Slot::Whole { then: Some(then), frames, .. }) = fifo.pop_front() {
+                    finished.push((then, frames));
+                }
+            }
+        }
+        lane.mid_reply.set(self.scanner.in_frame());
+        Ok(())
+    }
+
+    /// What an error says about the server, besides being the client's; `left` replies of its slot were owed with it.
+    /// `true`: the lane is of no further use. A text that a script could have made up says nothing.
+    fn heed(&mut self, error: &[u8], slot: &Slot, left: u32) -> bool {
+        let (may_invent, is_exec) = match slot {
+            Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1),
+            Slot::Changed { is_exec, .. } => (false, *is_exec),
+            Slot::Whole { .. } => (false, false),
+        };
+        if !may_invent && error.starts_with(b"-READONLY ") {
+            self.lane.was_refused_a_write.set(true);
+        } else if !may_invent && error.starts_with(b"-MOVED ") {
+            self.lane.redirection.replace(Some(printable(error[1..].trim_ascii_end())));
+        }
+        // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
+        self.in_multi = is_exec && is_unknown_exec(error);
+        self.in_multi
+    }
+
+    /// Feeds one slot from `data`: as many of its replies as are there. Returns the bytes taken and the replies ended.
+    fn fill(&mut self, slot: &mut Slot, data: &[u8]) -> Result<(usize, u32), UpstreamClose> {
+        let mut at = 0;
+        let mut ended = 0;
+        while at < data.len() && slot.left() > ended {
+            let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
+            let kind = step.complete.or_else(|| self.scanner.kind());
+            // A push belongs to one client's tracking or subscription, and neither is ever on a lane.
+            if kind == Some(ReplyKind::Push) || step.consumed == 0 && step.complete.is_none() {
+                return Err(UpstreamClose::Desync);
+            }
+            match slot {
+                Slot::Whole { frames, partial, nonce, .. } => {
+                    partial.extend_from_slice(&data[at..at + step.consumed]);
+                    if step.complete.is_some() {
+                        let frame = partial.split().freeze();
+                        // Some other command's reply: nobody knows any more whose is whose.
+                        if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
+                            return Err(UpstreamClose::Desync);
+                        }
+                        frames.push(frame);
+                    }
+                }
+                Slot::Changed { partial, .. } => partial.extend_from_slice(&data[at..at + step.consumed]),
+                Slot::Replies { .. } => {}
+            }
+            let is_error = step.complete == Some(ReplyKind::Error);
+            let reply = &data[at..at + step.consumed];
+            at += step.consumed;
+            ended += u32::from(step.complete.is_some());
+            if is_error {
+                let left = slot.left() - (ended - 1);
+                let ruined = if self.begun_error.is_empty() {
+                    self.heed(reply, slot, left)
+                } else {
+                    let mut whole = std::mem::take(&mut self.begun_error);
+                    whole.extend_from_slice(&reply[..reply.len().min(TELLING)]);
+                    self.heed(&whole, slot, left)
+                };
+                if ruined {
+                    break;
+                }
+            } else if kind == Some(ReplyKind::Error) && self.begun_error.len() < TELLING {
+                self.begun_error.extend_from_slice(&reply[..reply.len().min(TELLING)]);
+            }
+        }
+        match slot {
+            Slot::Replies { to, count, muted, .. } => {
+                *count -= ended;
+                let begun = !*muted && self.scanner.in_frame();
+                to.replies(if *muted { &[] } else { &data[..at] }, ended, begun);
+            }
+            Slot::Changed { to, left, partial, change, .. } => {
+                *left -= ended;
+                if ended > 0 {
+                    let reply = partial.split().freeze();
+                    let reply = change.take().map(|change| change(reply)).unwrap_or_default();
+                    to.replies(&reply, ended, false);
+                }
+            }
+            Slot::Whole { left, .. } => *left -= ended,
+        }
+        Ok((at, ended))
+    }
+}

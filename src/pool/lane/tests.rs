@@ -1,0 +1,100 @@
+use super::*;
+use crate::pool::{Budget, Kind};
+use crate::resp::Protocol;
+
+#[derive(Default)]
+struct Listener {
+    heard: RefCell<Vec<u8>>,
+    owed: Cell<u32>,
+}
+
+impl Receiver for Listener {
+    fn replies(&self, bytes: &[u8], _ended: u32, _begun: bool) {
+        self.heard.borrow_mut().extend_from_slice(bytes);
+    }
+
+    fn lost(&self, unanswered: u32, muted: bool, _partial: bool) {
+        self.owed.set(self.owed.get() + if muted { 0 } else { unanswered });
+    }
+
+    fn resume(&self) {}
+}
+
+fn lane() -> Rc<Lane> {
+    let key = LaneKey { user: 1, database: 0, protocol: Protocol::Resp2, readonly: false };
+    let permit = Budget::new(8, 1, crate::pool::Hubs::default()).try_acquire(Kind::Lane, "test").unwrap();
+    Lane::new(key, permit, Rc::default())
+}
+
+const LIMIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn commands_that_follow_an_old_one_are_not_timed_out_with_it() {
+    let (lane, listener) = (lane(), Rc::new(Listener::default()));
+    let to = Rc::clone(&listener) as Rc<dyn Receiver>;
+    let start = Instant::now();
+    lane.push(b"a", 1, &to, Nature::default(), start);
+    lane.push(b"b", 1, &to, Nature::default(), start + Duration::from_millis(900));
+    lane.time_out(LIMIT, start + LIMIT, "ERR late");
+    assert_eq!(&*listener.heard.borrow(), b"-ERR late\r\n");
+}
+
+#[test]
+fn no_time_out_is_told_inside_a_reply_that_has_begun() {
+    let (lane, listener, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
+    let (to, between) = (Rc::clone(&listener) as Rc<dyn Receiver>, Rc::clone(&other) as Rc<dyn Receiver>);
+    let start = Instant::now();
+    lane.push(b"a", 1, &to, Nature::default(), start);
+    lane.push(b"b", 1, &between, Nature::default(), start);
+    lane.push(b"c", 1, &to, Nature::default(), start);
+    lane.mid_reply.set(true);
+    lane.time_out(LIMIT, start + LIMIT, "ERR late");
+    assert!(listener.heard.borrow().is_empty());
+    assert_eq!(&*other.heard.borrow(), b"-ERR late\r\n");
+}
+
+#[test]
+fn what_a_time_out_has_answered_is_not_owed_again_when_the_lane_is_lost() {
+    let (lane, listener) = (lane(), Rc::new(Listener::default()));
+    let to = Rc::clone(&listener) as Rc<dyn Receiver>;
+    let start = Instant::now();
+    lane.push(b"a", 1, &to, Nature::default(), start);
+    lane.time_out(LIMIT, start + LIMIT, "ERR late");
+    lane.push(b"b", 1, &to, Nature::default(), start + LIMIT);
+    lane.lose_the_rest(false);
+    assert_eq!(listener.owed.get(), 1);
+}
+
+/// What `first` and then `second` from the server do to a lane with a client's transaction and another's command.
+async fn after(first: &[u8], second: &[u8]) -> (Result<(), UpstreamClose>, Vec<u8>, Vec<u8>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (lane, own, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
+    let now = Instant::now();
+    let block = Nature { is_block: true, ..Nature::default() };
+    lane.push(b"MULTI GET EXEC", 3, &(Rc::clone(&own) as Rc<dyn Receiver>), block, now);
+    lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), Nature::default(), now);
+    let mut carrier = Carrier::new(lane, UpstreamStream::plain(tcp, Duration::from_secs(12)));
+    let mut finished = Vec::new();
+    let mut end = Ok(());
+    for data in [first, second] {
+        end = end.and_then(|()| carrier.distribute(data, now, &mut finished));
+    }
+    (end, own.heard.take(), other.heard.take())
+}
+
+#[tokio::test]
+async fn behind_an_exec_that_the_server_does_not_know_nobody_hears_more() {
+    let error = b"-ERR unknown command 'EXEC', with args beginning with: \r\n";
+    let replies = [&b"+OK\r\n+QUEUED\r\n"[..], error, b"+QUEUED\r\n"].concat();
+    for cut in 0..replies.len() - 9 {
+        let (first, second) = replies.split_at(cut);
+        let (end, own, other) = after(first, second).await;
+        assert_eq!((end, other), (Err(UpstreamClose::Unfit), Vec::new()), "cut at {cut}");
+        assert!(own.ends_with(error), "the error is the client's: {cut}");
+    }
+    let refused = b"-NOPERM User x has no permissions to run the 'exec' command\r\n";
+    let replies = [&b"+OK\r\n+QUEUED\r\n"[..], refused, b"$1\r\nv\r\n"].concat();
+    let (end, _, other) = after(&replies, b"").await;
+    assert_eq!((end, &other[..]), (Ok(()), &b"$1\r\nv\r\n"[..]), "this ends the transaction");
+}
