@@ -44,7 +44,7 @@ use world::World;
 use crate::harness::{Client, Proxy, Server, Version, long};
 
 /// How long a reply may stay out before it is missing.
-const PATIENT: Patience = Patience(Duration::from_secs(5));
+const PATIENT: Patience = Patience(Duration::from_secs(20));
 /// The same while a sequence that has failed already is cut down.
 const IMPATIENT: Patience = Patience(Duration::from_millis(400));
 /// Differences after which a run stops.

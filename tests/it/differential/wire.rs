@@ -12,7 +12,7 @@ use super::sequence::Tail;
 use crate::harness::encode;
 
 /// How long a wait for the server or the proxy itself may take; for what a sequence waits for see [`super::comparison::Patience`].
-pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Wire {
     pub(crate) socket: Option<TcpStream>,
