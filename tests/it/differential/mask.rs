@@ -1,5 +1,6 @@
 //! What may differ between the worlds, and nothing else:
 //!
+//! - what is left of a time to live of 100 s (integers from 90 to 100): a client that stops reading makes a sequence last;
 //! - ids and addresses of clients, each where it stands for a certain client: `HELLO`'s `id`, `CLIENT ID` (which the
 //!   generator announces by an `ECHO client-id`), the rows of `CLIENT LIST` and `CLIENT INFO`;
 //! - in those rows, what depends on time, sizes and file descriptors (the names of the fields and their order must agree);
@@ -174,6 +175,9 @@ fn one(frame: &[u8], clients: &[Identity], announced: &mut bool) -> String {
         let mut hasher = DefaultHasher::new();
         frame.hash(&mut hasher);
         return format!("{}… ({} bytes, {:x})", frame[..32].escape_ascii(), frame.len(), hasher.finish());
+    }
+    if redbouncer::resp::integer(frame).is_some_and(|number| (90..=100).contains(&number)) {
+        return ":<90 to 100>".to_owned();
     }
     let text = frame.escape_ascii().to_string();
     if let Some((before, after)) = text.split_once("$2\\r\\nid\\r\\n:")
