@@ -438,12 +438,12 @@ pub(crate) const SERVER: &[&str] = &[
     "XINFO",
     "SLOWLOG NOSUCH",
 ];
-/// What MULTI queues and a proxy must know of, beside the words of HELLO, CLIENT and CLIENT TRACKING.
+/// What MULTI queues and a proxy must know of, beside the words of HELLO, CLIENT and CLIENT TRACKING. Not MONITOR: where the
+/// MULTI before it was refused it is carried out, and its client is shown the comparison's own questions without an end.
 pub(crate) const QUEUED: &[&str] = &[
     "READONLY",
     "READWRITE",
     "ASKING",
-    "MONITOR",
     "SCRIPT KILL",
     "FUNCTION KILL",
     "FUNCTION STATS",

@@ -16,6 +16,9 @@ use super::trouble::{Kind, Setup, Trouble};
 use super::wire::{LIMIT, Wire};
 use crate::harness::{Client, Proxy, Row, Server, rows_of};
 
+/// What is said after so long is said for ever.
+const NEVER_SILENT: Duration = Duration::from_secs(60);
+
 /// What a listing tells of a client: its state, and its last command.
 #[derive(Debug, PartialEq)]
 pub(super) struct Listed {
@@ -169,7 +172,9 @@ impl World {
     pub(super) fn rest(&mut self) {
         // The first PONG may overtake what is written in the same turn.
         let mut left = 1 + (self.written >> 13);
+        let start = Instant::now();
         loop {
+            assert!(start.elapsed() < NEVER_SILENT, "a client is told something without an end");
             let before: usize = self.heard();
             self.server.call("PING");
             self.wires.iter_mut().for_each(Wire::read);
