@@ -248,11 +248,11 @@ impl Client {
         let identity = account.identity_of(offered);
         let database = self.session.borrow().database;
         let key = LaneKey { user: account.user.id, database, protocol, readonly: false };
-        let group = pool.group(key, &identity);
         // A lane that is there proves nothing about now.
-        let answer = if group.lane().is_some() {
+        let answer = if pool.has_lanes_of(key) {
             pool.check_login(key, &identity, pool.wait_deadline()).await
         } else {
+            let group = pool.group(key, &identity);
             group.join();
             let ready = pool.lane_ready(&group, pool.wait_deadline()).await;
             group.part(Instant::now());

@@ -36,7 +36,7 @@ impl Pool {
                 if pool.stopping.get() {
                     lane.leave(UpstreamClose::Shutdown);
                 }
-                pool.carry(&group, &lane, stream).await;
+                pool.carry(&lane, stream).await;
             }
         });
     }
@@ -103,9 +103,11 @@ impl Pool {
         }
     }
 
-    async fn carry(self: &Rc<Self>, group: &Rc<Group>, lane: &Rc<Lane>, stream: UpstreamStream) {
-        let (reason, stream) = lane.carry(stream, &self.scratch).await;
-        group.closed(lane);
+    async fn carry(self: &Rc<Self>, lane: &Rc<Lane>, stream: UpstreamStream) {
+        let (reason, stream) = lane.carry(stream, &self.scratch, || self.lane_is_idle(lane)).await;
+        if let Some(group) = self.known_group(lane) {
+            group.closed(lane);
+        }
         let Some(permit) = lane.take_permit() else { return };
         if let Some(stream) = stream {
             self.close(stream, permit, reason, None);

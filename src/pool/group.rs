@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::rotation::Turn;
 use super::{Lane, LaneKey, PoolOptions, Stage, Unavailable};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::Identity;
@@ -31,6 +32,8 @@ pub struct Group {
     waiters: RefCell<Vec<oneshot::Sender<Result<(), Unavailable>>>>,
     /// Why the last dial failed, for those whose patience ends before the next.
     last_failure: RefCell<Option<Unavailable>>,
+    /// Whether it waits for a lane of another key.
+    pub(super) turn: Cell<Turn>,
     /// How far its dial has come.
     pub(super) stage: Cell<Stage>,
     /// A login with this key has succeeded.
@@ -59,6 +62,7 @@ impl Group {
             dialling: Cell::new(false),
             waiters: RefCell::new(Vec::new()),
             last_failure: RefCell::new(None),
+            turn: Cell::new(Turn::None),
             stage: Cell::new(Stage::Queued),
             verified: Cell::new(false),
             held: Cell::new(false),
@@ -190,6 +194,7 @@ impl Group {
     pub(super) fn is_forgettable(&self, linger: Duration, now: Instant) -> bool {
         self.lanes.borrow().is_empty()
             && !self.dialling.get()
+            && self.turn.get() == Turn::None
             && self.empty_since.get().is_some_and(|since| now.saturating_duration_since(since) > linger)
     }
 
@@ -207,7 +212,22 @@ impl Group {
     }
 
     pub(super) fn opened(&self, lane: Rc<Lane>) {
+        self.is_given(lane);
+        self.has_a_lane();
+    }
+
+    /// A lane of another key is on its way to this one.
+    pub(super) fn is_given(&self, lane: Rc<Lane>) {
         self.lanes.borrow_mut().push(lane);
+    }
+
+    /// Whether there is a lane that will take commands, now or when it has run empty.
+    pub(super) fn has_lanes_to_stay(&self) -> bool {
+        self.lanes.borrow().iter().any(|lane| !lane.is_leaving())
+    }
+
+    /// A lane takes commands of this key: the server has accepted its user and database.
+    pub(super) fn has_a_lane(&self) {
         self.verified.set(true);
         self.last_failure.replace(None);
         self.tell(&Ok(()));
@@ -260,7 +280,7 @@ impl Group {
             if may_leave {
                 lane.leave(reason);
             } else {
-                held_up |= lane.is_usable();
+                held_up |= !lane.is_leaving();
             }
         }
         held_up

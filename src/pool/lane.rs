@@ -133,10 +133,24 @@ const MERGE: Duration = Duration::from_millis(10);
 /// A drained write buffer larger than this is given back.
 const KEEP: usize = 64 << 10;
 
+/// Why a lane that is well takes no commands for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// It takes commands.
+    None,
+    /// Its turn is over: it is to run empty, for another key.
+    Yields,
+    /// The server has not confirmed its new key yet.
+    Moving,
+}
+
 /// One lane. Cheap to share inside its worker.
 pub struct Lane {
-    key: LaneKey,
+    key: Cell<LaneKey>,
     opened: Instant,
+    /// Since when it has had its key.
+    serves_since: Cell<Instant>,
+    hold: Cell<Hold>,
     used: Cell<Instant>,
     progress: Cell<Instant>,
     written: RefCell<BytesMut>,
@@ -167,8 +181,10 @@ impl Lane {
     pub(super) fn new(key: LaneKey, permit: Permit, seconds: Rc<CommandSeconds>) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
-            key,
+            key: Cell::new(key),
             opened: now,
+            serves_since: Cell::new(now),
+            hold: Cell::new(Hold::None),
             used: Cell::new(now),
             progress: Cell::new(now),
             written: RefCell::new(BytesMut::new()),
@@ -190,10 +206,52 @@ impl Lane {
         })
     }
 
-    /// The key it was opened for.
+    /// The key whose commands it carries.
     #[must_use]
     pub fn key(&self) -> LaneKey {
-        self.key
+        self.key.get()
+    }
+
+    /// Since when it has had its key.
+    pub(super) fn serves_since(&self) -> Instant {
+        self.serves_since.get()
+    }
+
+    pub(super) fn hold(&self) -> Hold {
+        self.hold.get()
+    }
+
+    pub(super) fn set_hold(&self, hold: Hold) {
+        self.hold.set(hold);
+    }
+
+    /// Begins to serve another key: nothing is outstanding, and what follows first tells the server.
+    pub(super) fn begin_turn(&self, key: LaneKey, holder: &str, now: Instant) {
+        self.key.set(key);
+        self.serves_since.set(now);
+        self.hold.set(Hold::Moving);
+        if let Some(permit) = &*self.permit.borrow() {
+            permit.describe(holder);
+        }
+    }
+
+    /// Whether it may get another key now: it has nothing to do, and has served its own key or was not used for `unused`.
+    pub(super) fn is_free(&self, unused: Duration, now: Instant) -> bool {
+        let since = self.serves_since.get();
+        let has_served = || self.used.get() > since || now.saturating_duration_since(since) >= unused;
+        self.outstanding.get() == 0
+            && self.written.borrow().is_empty()
+            && !self.is_leaving()
+            && match self.hold.get() {
+                Hold::None => has_served(),
+                Hold::Yields => true,
+                Hold::Moving => false,
+            }
+    }
+
+    /// Whether it will never take a command again.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.get().is_some() || self.closed.get() || self.severed.get()
     }
 
     /// When it was opened.
@@ -216,7 +274,7 @@ impl Lane {
     /// Whether it takes commands.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.leaving.get().is_none() && !self.closed.get() && !self.severed.get()
+        self.hold.get() == Hold::None && !self.is_leaving()
     }
 
     /// Whether so much is unwritten that a session must wait ([`Self::await_room`]).
@@ -464,15 +522,17 @@ impl Lane {
         self.permit.borrow_mut().take()
     }
 
-    /// Carries commands and replies until the lane leaves or is lost. Returns why, with the stream where it is still
+    /// Carries commands and replies until the lane leaves or is lost; calls `idle` when all that was read has left no reply
+    /// outstanding. Returns why, with the stream where it is still
     /// fit to be closed in order.
     pub(super) async fn carry(
         self: &Rc<Self>,
         stream: UpstreamStream,
         scratch: &RefCell<Vec<u8>>,
+        idle: impl Fn(),
     ) -> (UpstreamClose, Option<UpstreamStream>) {
         let mut carrier = Carrier::new(Rc::clone(self), stream);
-        let reason = poll_fn(|cx| carrier.poll(cx, scratch)).await;
+        let reason = poll_fn(|cx| carrier.poll(cx, scratch, &idle)).await;
         self.closed.set(true);
         self.waker.borrow_mut().take();
         self.lose_the_rest(carrier.is_mid_reply());

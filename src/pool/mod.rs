@@ -17,6 +17,7 @@ mod options;
 mod pulse;
 mod recall;
 mod roles;
+mod rotation;
 mod unavailable;
 
 use std::cell::{Cell, RefCell};
@@ -44,6 +45,7 @@ pub use options::PoolOptions;
 pub use pulse::Pulse;
 pub use recall::Blocked;
 use roles::Roles;
+use rotation::Rotation;
 pub use unavailable::Unavailable;
 
 /// Redis's default `proto-max-bulk-len`, taken for granted where the server does not say.
@@ -90,6 +92,7 @@ pub struct Pool {
     tasks: TaskTracker,
     stopping: Cell<bool>,
     roles: Roles,
+    rotation: Rotation,
     /// A lane was lost, and nobody has asked since.
     lost: Cell<bool>,
 }
@@ -157,6 +160,7 @@ impl Pool {
             tasks,
             stopping: Cell::new(false),
             roles: Roles::default(),
+            rotation: Rotation::default(),
             lost: Cell::new(false),
         })
     }
@@ -256,9 +260,7 @@ impl Pool {
                 return Ok(());
             }
             let waiter = group.wait();
-            if !group.dialling.get() {
-                self.open_lane(group, None);
-            }
+            self.want_lane(group);
             match tokio::time::timeout_at(deadline.into(), waiter).await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(why))) => return Err(why),
@@ -442,9 +444,9 @@ impl Pool {
     /// empties its FIFO and closes. Each has had at least `pool.min_turn`.
     fn give_a_turn(self: &Rc<Self>, waiting: usize, now: Instant) {
         let mut lanes: Vec<_> = self.groups.borrow().values().flat_map(|group| group.lanes()).collect();
-        let leaving = lanes.iter().filter(|lane| !lane.is_usable()).count();
+        let leaving = lanes.iter().filter(|lane| lane.is_leaving()).count();
         lanes.retain(|lane| {
-            lane.is_usable() && now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn
+            !lane.is_leaving() && now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn
         });
         lanes.sort_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
         for lane in lanes.into_iter().take(waiting.saturating_sub(leaving)) {
@@ -484,7 +486,7 @@ impl Pool {
         }
         drop(parked);
         let mut lanes: Vec<_> = self.lanes_of(user).collect();
-        if lanes.iter().any(|lane| !lane.is_usable()) {
+        if lanes.iter().any(|lane| lane.is_leaving()) {
             return; // one is on its way out
         }
         lanes.retain(|lane| now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn);

@@ -188,6 +188,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "user",
         "How many there may be, where the users file says so.",
     ),
+    (
+        "redbouncer_lane_turns_total",
+        "counter",
+        "",
+        "Lanes that changed their database or protocol, because others had none. Often: more of these than lanes, enlarge the pool.",
+    ),
     ("redbouncer_leases_total", "counter", "pin", "Leases taken, by the reason for them."),
     ("redbouncer_blocking_waiters", "gauge", "", "Blocked clients that wait in a blocking hub."),
     ("redbouncer_blocking_keys", "gauge", "", "Keys that blocking hubs watch."),

@@ -59,6 +59,7 @@ mod regressions;
 mod release;
 mod renamed;
 mod reply_modes;
+mod rotation;
 mod secrets;
 mod seeing;
 mod server_change;

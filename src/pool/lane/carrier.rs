@@ -67,7 +67,12 @@ impl Carrier {
     }
 
     /// Ready when the lane has ended, with the reason.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, scratch: &RefCell<Vec<u8>>) -> Poll<UpstreamClose> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &RefCell<Vec<u8>>,
+        idle: &impl Fn(),
+    ) -> Poll<UpstreamClose> {
         self.remember_waker(cx);
         loop {
             if self.lane.closed.get() {
@@ -89,6 +94,9 @@ impl Carrier {
             }
             if let Err(reason) = ready!(self.poll_read(cx, scratch)) {
                 return Poll::Ready(reason);
+            }
+            if self.lane.outstanding.get() == 0 {
+                idle();
             }
         }
     }

@@ -1,0 +1,261 @@
+//! Lanes that change their key: where a user's sessions use more databases and protocols than there are lanes, the lanes
+//! serve the keys in turn, by `SELECT` and `HELLO` on the connection that is there.
+//!
+//! A key that has no lane and gets no permit is queued here. The next lane of the same user that has no reply
+//! outstanding is moved to it; a lane that never comes to that takes no more commands once it has served its key for a
+//! turn. A move is one round trip: commands of the new key are sent when the server has confirmed it, because behind a
+//! refused SELECT they would run in the database of others.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::lane::Hold;
+use super::{Group, Lane, LaneKey, Lost, Pool, holder_of};
+use crate::resp::{self, encode};
+use crate::telemetry::{UpstreamClose, printable};
+
+/// In this time every key that waits gets a lane, where lanes never run empty: turns are shorter where many wait.
+const ROUND: Duration = Duration::from_millis(100);
+/// The shortest turn of a lane that never runs empty: several round trips.
+const SHORTEST: Duration = Duration::from_millis(2);
+/// A lane that was moved for sessions which do not use it is free again after this time.
+const UNUSED: Duration = Duration::from_millis(5);
+
+/// Whether a group waits for a lane of another key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It has lanes, or a dial is to bring one.
+    #[default]
+    None,
+    /// It is in the queue.
+    Queued,
+    /// A lane is being moved to it.
+    Coming,
+}
+
+/// The groups that wait for a lane of another key, first come, first served.
+#[derive(Debug, Default)]
+pub(super) struct Rotation {
+    queue: RefCell<VecDeque<Rc<Group>>>,
+    /// A task ends the turns of lanes that never run empty.
+    watched: Cell<bool>,
+}
+
+impl Rotation {
+    fn is_empty(&self) -> bool {
+        self.queue.borrow().is_empty()
+    }
+
+    /// Takes out the first group that a lane of `user` can serve. Those for whom nobody waits any more are forgotten.
+    fn next(&self, user: u64, readonly: bool) -> Option<Rc<Group>> {
+        let mut queue = self.queue.borrow_mut();
+        queue.retain(|group| {
+            let is_wanted = group.has_waiters();
+            if !is_wanted {
+                group.turn.set(Turn::None);
+            }
+            is_wanted
+        });
+        let serves = |group: &Rc<Group>| group.key().user == user && group.key().readonly == readonly;
+        let group = queue.iter().position(serves).and_then(|at| queue.remove(at))?;
+        group.turn.set(Turn::None);
+        Some(group)
+    }
+
+    /// How many groups of `user` wait.
+    fn waiting(&self, user: u64) -> usize {
+        self.queue.borrow().iter().filter(|group| group.key().user == user).count()
+    }
+
+    fn users(&self) -> Vec<u64> {
+        let mut users: Vec<_> = self.queue.borrow().iter().map(|group| group.key().user).collect();
+        users.sort_unstable();
+        users.dedup();
+        users
+    }
+}
+
+impl Pool {
+    /// Sees to it that `group`, for which somebody waits, gets a lane: by a dial where there is a permit, else by a lane
+    /// of the same user, else by the next permit.
+    pub(super) fn want_lane(self: &Rc<Self>, group: &Rc<Group>) {
+        if group.dialling.get() || group.turn.get() != Turn::None || self.stopping.get() {
+            return;
+        }
+        if self.open_another(group) {
+            return;
+        }
+        let (user, readonly) = (group.key().user, group.key().readonly);
+        if !self.has_lanes_for(user, readonly) {
+            return self.open_lane(group, None);
+        }
+        group.turn.set(Turn::Queued);
+        self.rotation.queue.borrow_mut().push_back(Rc::clone(group));
+        self.rotate(user, Instant::now());
+        if !self.rotation.is_empty() && !self.rotation.watched.replace(true) {
+            let pool = Rc::clone(self);
+            self.tasks.spawn_local(async move {
+                pool.watch_turns().await;
+                pool.rotation.watched.set(false);
+            });
+        }
+    }
+
+    /// Whether a lane for `key` may be had without a login.
+    #[must_use]
+    pub fn has_lanes_of(&self, key: LaneKey) -> bool {
+        self.has_lanes_for(key.user, key.readonly)
+    }
+
+    /// Whether this worker has a lane that can be moved to keys of `user`, now or later, or is about to have one.
+    fn has_lanes_for(&self, user: u64, readonly: bool) -> bool {
+        let groups = self.groups.borrow();
+        let mut own =
+            groups.values().filter(|group| group.key().user == user && group.key().readonly == readonly);
+        own.any(|group| group.dialling.get() || group.has_lanes_to_stay())
+    }
+
+    /// Moves lanes that are free to the groups that wait for one.
+    fn rotate(self: &Rc<Self>, user: u64, now: Instant) {
+        let mut free: Vec<_> = self.lanes_of(user).filter(|lane| lane.is_free(UNUSED, now)).collect();
+        free.sort_by_key(|lane| lane.used());
+        for lane in free {
+            self.pass_on(&lane);
+        }
+    }
+
+    /// Called by a lane's task when no reply is outstanding.
+    pub(super) fn lane_is_idle(self: &Rc<Self>, lane: &Rc<Lane>) {
+        if !self.rotation.is_empty() && lane.is_free(UNUSED, Instant::now()) {
+            self.pass_on(lane);
+        }
+    }
+
+    /// Gives `lane`, which has nothing to do, to the next group, or back to its own.
+    fn pass_on(self: &Rc<Self>, lane: &Rc<Lane>) {
+        let key = lane.key();
+        match self.rotation.next(key.user, key.readonly) {
+            Some(next) if next.key() != key => self.move_lane(lane, &next),
+            Some(_) | None => {
+                self.keep_serving(lane);
+            }
+        }
+    }
+
+    /// `lane` takes commands of its key again.
+    fn keep_serving(&self, lane: &Lane) {
+        if lane.hold() == Hold::Yields {
+            lane.set_hold(Hold::None);
+        }
+        if let Some(own) = self.known_group(lane) {
+            own.give_way();
+        }
+    }
+
+    pub(super) fn known_group(&self, lane: &Lane) -> Option<Rc<Group>> {
+        self.groups.borrow().get(&lane.key()).cloned()
+    }
+
+    fn move_lane(self: &Rc<Self>, lane: &Rc<Lane>, to: &Rc<Group>) {
+        let now = Instant::now();
+        let (old, new) = (lane.key(), to.key());
+        let from = self.known_group(lane);
+        if let Some(from) = &from {
+            from.closed(lane);
+        }
+        lane.begin_turn(new, &holder_of(new), now);
+        to.turn.set(Turn::Coming);
+        to.is_given(Rc::clone(lane));
+        let (mut commands, mut replies) = (BytesMut::new(), 0);
+        if old.protocol != new.protocol {
+            encode::command(&mut commands, &[b"HELLO", new.protocol.number().to_string().as_bytes()]);
+            replies += 1;
+        }
+        if old.database != new.database {
+            encode::command(&mut commands, &[b"SELECT", new.database.to_string().as_bytes()]);
+            replies += 1;
+        }
+        metrics::counter!("redbouncer_lane_turns_total").increment(1);
+        let (pool, group, moved) = (Rc::downgrade(self), Rc::clone(to), Rc::clone(lane));
+        let then = move |answer: Result<Vec<Bytes>, Lost>| {
+            group.turn.set(Turn::None);
+            moved.set_hold(Hold::None);
+            let Some(pool) = pool.upgrade() else { return };
+            let is_done =
+                answer.as_ref().is_ok_and(|frames| !frames.iter().any(|reply| resp::is_error(reply)));
+            if is_done && moved.is_usable() {
+                group.has_a_lane();
+                return;
+            }
+            if let Ok(frames) = &answer
+                && !is_done
+            {
+                let error = frames.iter().find_map(|reply| resp::error_text(reply)).map(printable);
+                tracing::debug!(error, database = group.key().database, "a lane could not change its key");
+                // What it is set to now is not certain; a dial brings the server's own words to those who wait.
+                moved.leave(UpstreamClose::Turn);
+                if group.has_waiters() {
+                    pool.open_lane(&group, None);
+                }
+                return;
+            }
+            if group.has_waiters() {
+                pool.want_lane(&group);
+            }
+        };
+        lane.exchange(&commands, replies, now, Box::new(then));
+        // Behind a held lane they wait for any that is not.
+        if let Some(from) = from.filter(|from| from.has_waiters()) {
+            self.want_lane(&from);
+        }
+    }
+
+    /// Ends the turns of lanes that never run empty, until no group waits.
+    async fn watch_turns(self: &Rc<Self>) {
+        while !self.rotation.is_empty() && !self.stopping.get() {
+            tokio::time::sleep(SHORTEST).await;
+            let now = Instant::now();
+            for user in self.rotation.users() {
+                self.rotate(user, now);
+                self.end_turns(user, now);
+                self.dial_for_the_first(user);
+            }
+        }
+        let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        for lane in groups.iter().flat_map(|group| group.lanes()) {
+            if lane.hold() == Hold::Yields {
+                self.keep_serving(&lane);
+            }
+        }
+    }
+
+    /// As many lanes of `user` as groups wait take no more commands, those first that have served longest.
+    fn end_turns(&self, user: u64, now: Instant) {
+        let mut lanes: Vec<_> = self.lanes_of(user).filter(|lane| !lane.is_leaving()).collect();
+        let waiting = self.rotation.waiting(user);
+        let on_their_way = lanes.iter().filter(|lane| !lane.is_usable()).count();
+        let share = ROUND.mul_f64(lanes.len() as f64 / (waiting + lanes.len()) as f64);
+        let turn = share.min(self.shared.options.min_turn).max(SHORTEST);
+        lanes.retain(|lane| lane.is_usable() && now.saturating_duration_since(lane.serves_since()) >= turn);
+        lanes.sort_by_key(|lane| lane.serves_since());
+        for lane in lanes.into_iter().take(waiting.saturating_sub(on_their_way)) {
+            lane.set_hold(Hold::Yields);
+        }
+    }
+
+    /// A group that waits for a lane of `user` has to dial where there is none any more.
+    fn dial_for_the_first(self: &Rc<Self>, user: u64) {
+        let waits = |group: &&Rc<Group>| group.key().user == user && group.has_waiters();
+        let first = self.rotation.queue.borrow().iter().find(waits).cloned();
+        let Some(first) = first.filter(|first| !self.has_lanes_for(user, first.key().readonly)) else {
+            return;
+        };
+        self.rotation.queue.borrow_mut().retain(|group| !Rc::ptr_eq(group, &first));
+        first.turn.set(Turn::None);
+        self.open_lane(&first, None);
+    }
+}

@@ -1,0 +1,180 @@
+//! Where a user's sessions use more databases and protocols than there are lanes, the lanes change their database and protocol.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Client, PATIENCE, Stage, encode};
+
+/// Two lanes and no more: one control connection, two lanes, one hub each.
+const TWO_LANES: &[&str] = &["pool.max_connections=5", "listen.workers=1"];
+const PAIRS: usize = 30;
+
+/// A client of a pair: databases 0 to 14, RESP2 and RESP3.
+fn member(stage: &Stage, pair: usize) -> Client {
+    try_member(stage, pair).unwrap()
+}
+
+fn try_member(stage: &Stage, pair: usize) -> Option<Client> {
+    let mut client = stage.connect();
+    if pair % 2 == 1 {
+        client.start("HELLO 3");
+        client.try_reply(PATIENCE).ok()?;
+    }
+    client.start(&format!("SELECT {}", pair / 2));
+    let reply = client.try_reply(PATIENCE).ok()?;
+    (reply.raw == "+OK\r\n").then_some(client)
+}
+
+/// Rounds of one command and 20 ms of thought for `span`: how many, and the longest wait for a reply.
+fn rounds(client: &mut Client, pair: usize, span: Duration) -> (u32, Duration) {
+    let (start, mut count, mut longest) = (Instant::now(), 0, Duration::ZERO);
+    while start.elapsed() < span {
+        let asked = Instant::now();
+        client.call(&format!("INCR pair:{pair}"));
+        longest = longest.max(asked.elapsed());
+        count += 1;
+        thread::sleep(Duration::from_millis(20));
+    }
+    (count, longest)
+}
+
+/// How many connections the server has accepted so far.
+fn accepted(stage: &Stage) -> u64 {
+    let info = stage.server.call("INFO stats").text();
+    let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// Each of these databases has the keys of its own two pairs.
+fn assert_own_keys(stage: &Stage, databases: usize) {
+    let mut server = Client::connect(stage.server.address());
+    for database in 0..databases {
+        server.call(&format!("SELECT {database}"));
+        let mut keys: Vec<_> = server.call("KEYS *").items().iter().map(|key| key.text()).collect();
+        keys.sort();
+        let mut own = vec![format!("pair:{}", 2 * database), format!("pair:{}", 2 * database + 1)];
+        own.sort();
+        assert_eq!(keys, own);
+    }
+}
+
+#[test]
+fn thirty_pairs_share_two_lanes_evenly_without_a_dial() {
+    let stage = Stage::proxied_with(TWO_LANES);
+    let span = Duration::from_secs(3);
+    let (alone, _) = rounds(&mut member(&stage, 0), 0, span);
+    let clients: Vec<_> = (0..PAIRS).map(|pair| member(&stage, pair)).collect();
+    let before = accepted(&stage);
+    let barrier = Barrier::new(PAIRS);
+    let results: Vec<_> = thread::scope(|scope| {
+        let play = |(pair, mut client)| {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                rounds(&mut client, pair, span)
+            })
+        };
+        let threads: Vec<_> = clients.into_iter().enumerate().map(play).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    println!("alone: {alone}; together: {results:?}");
+    for (pair, (count, longest)) in results.iter().enumerate() {
+        assert!(*count * 2 >= alone, "pair {pair}: {count} rounds, {alone} alone");
+        assert!(*longest <= Duration::from_millis(300), "pair {pair}: {longest:?}");
+    }
+    assert_eq!(accepted(&stage), before, "a turn is no dial");
+    assert_own_keys(&stage, PAIRS / 2);
+}
+
+/// A lane that never runs empty ends its turn, too.
+#[test]
+fn a_busy_database_leaves_others_their_turns() {
+    let stage = Stage::proxied_with(TWO_LANES);
+    let span = Duration::from_secs(2);
+    let others: Vec<_> = (2..6).map(|pair| member(&stage, pair)).collect();
+    let before = accepted(&stage);
+    let longest = thread::scope(|scope| {
+        for _ in 0..8 {
+            let mut busy = stage.connect();
+            scope.spawn(move || {
+                let start = Instant::now();
+                let command = encode(&["INCR", "busy"]);
+                // Always two pipelines on their way.
+                busy.send(command.repeat(50));
+                while start.elapsed() < span {
+                    busy.send(command.repeat(50));
+                    (0..50).for_each(|_| drop(busy.reply()));
+                }
+                (0..50).for_each(|_| drop(busy.reply()));
+            });
+        }
+        let play = |(number, mut client)| scope.spawn(move || rounds(&mut client, number, span).1);
+        let threads: Vec<_> = others.into_iter().enumerate().map(play).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
+    });
+    assert!(longest <= Duration::from_millis(300), "{longest:?}");
+    assert_eq!(accepted(&stage), before, "a turn is no dial");
+}
+
+/// What a client counts in its own database is there and nowhere else, whatever ends the lanes meanwhile.
+#[test]
+fn no_key_lands_in_another_database_while_lanes_are_killed() {
+    let stage = Stage::proxied_with(TWO_LANES);
+    let end = Instant::now() + Duration::from_secs(3);
+    thread::scope(|scope| {
+        for pair in 0..12 {
+            let stage = &stage;
+            scope.spawn(move || {
+                while Instant::now() < end {
+                    let Some(mut client) = try_member(stage, pair) else { continue };
+                    for round in 0.. {
+                        client.send(encode(&["INCR", &format!("pair:{pair}")]).repeat(1 + round % 3));
+                        let replies = (0..=round % 3).map(|_| client.try_reply(PATIENCE));
+                        let are_numbers = replies.fold(true, |all, reply| {
+                            all & reply.is_ok_and(|reply| reply.raw.starts_with(b":"))
+                        });
+                        if !are_numbers || Instant::now() > end {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        while Instant::now() < end {
+            stage.server.call("CLIENT KILL TYPE normal SKIPME yes");
+            thread::sleep(Duration::from_millis(60));
+        }
+    });
+    assert_own_keys(&stage, 6);
+}
+
+/// A SELECT that is refused when a lane comes to change its database: those who wait hear the server's words, and none of
+/// their commands runs in the database that the lane has.
+#[test]
+fn behind_a_refused_select_no_command_runs() {
+    let stage = Stage::proxied_with(TWO_LANES);
+    stage.server.call("ACL SETUSER limited on >secret ~* +@all");
+    let login = |database: &str| {
+        let mut client = stage.connect();
+        assert_eq!(client.call("AUTH limited secret").text(), "OK");
+        assert_eq!(client.call(&format!("SELECT {database}")).text(), "OK");
+        assert_eq!(client.call(&format!("SET in {database}")).text(), "OK");
+        client
+    };
+    let mut clients: Vec<_> = ["0", "1", "2", "3"].iter().map(|database| login(database)).collect();
+    stage.server.call("ACL SETUSER limited -select");
+    for client in &mut clients[1..] {
+        for _ in 0..3 {
+            client.send(encode(&["SET", "stray", "here"]));
+            // A lane that has the database may be left: its clients are served.
+            match client.try_reply(PATIENCE) {
+                Ok(reply) if reply.is_error() => assert!(reply.error().contains("NOPERM"), "{reply:?}"),
+                Ok(reply) => assert_eq!(reply.text(), "OK"),
+                Err(_) => break,
+            }
+        }
+    }
+    let mut server = Client::connect(stage.server.address());
+    assert_eq!(server.call("EXISTS stray").int(), 0, "nothing lands in database 0");
+}
