@@ -24,7 +24,7 @@ use bytes::{Bytes, BytesMut};
 use carrier::Carrier;
 
 use super::Permit;
-use crate::resp::encode;
+use crate::resp::{self, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::UpstreamStream;
 
@@ -167,6 +167,8 @@ pub struct Lane {
     /// When an echo was last asked for, and how many commands were carried since.
     echo_asked: Cell<Instant>,
     since_echo: Cell<u32>,
+    /// The word whose echo is outstanding.
+    echo: RefCell<Option<Bytes>>,
     /// The last MOVED that came by.
     redirection: RefCell<Option<String>>,
     /// The server was a replica when the lane logged in, so that a refused write says nothing new.
@@ -198,6 +200,7 @@ impl Lane {
             mid_reply: Cell::new(false),
             echo_asked: Cell::new(now),
             since_echo: Cell::new(0),
+            echo: RefCell::new(None),
             redirection: RefCell::new(None),
             of_replica: Cell::new(false),
             was_refused_a_write: Cell::new(false),
@@ -387,6 +390,7 @@ impl Lane {
         self.append(&ping, 1, now);
         self.echo_asked.set(now);
         self.since_echo.set(0);
+        self.echo.replace(Some(nonce.clone()));
         self.fifo.borrow_mut().push_back(Slot::Whole {
             left: 1,
             frames: Vec::new(),
@@ -395,6 +399,14 @@ impl Lane {
             then: None,
             nonce: Some(nonce),
         });
+    }
+
+    /// Whether `reply`, which is for another slot, is the echo that is outstanding.
+    fn is_echo(&self, reply: &[u8], slot: &Slot) -> bool {
+        let echo = self.echo.borrow();
+        echo.as_ref().is_some_and(|word| {
+            resp::bulk(reply) == Some(word) && !matches!(slot, Slot::Whole { nonce: Some(_), .. })
+        })
     }
 
     /// Whether the next echo is due: the lane has been silent for `limit`, or has carried commands for as long, or very

@@ -8,28 +8,33 @@ use crate::harness::{Fake, PATIENCE, Proxy, bulk, until};
 /// A server that keeps each GET's reply until the next command comes, so that its lane is never quiet, and that miscounts
 /// for the key `wrong`: `wrong` is its reply.
 fn miscounting(wrong: &'static str) -> Fake {
-    let kept = Mutex::new(String::new());
-    Fake::server(move |words| {
-        let mut kept = kept.lock().unwrap();
-        let before = std::mem::take(&mut *kept);
-        let answer = match words {
-            ["HELLO", ..] => "-ERR unknown command 'HELLO'\r\n".to_owned(),
-            ["PING", word] => bulk(word),
-            ["PING"] => "+PONG\r\n".to_owned(),
-            ["GET", "wrong"] => {
-                *kept = wrong.to_owned();
-                String::new()
-            }
-            ["GET", key] => {
-                *kept = bulk(key);
-                String::new()
-            }
-            ["INFO", ..] => bulk("redis_version:7.0.15\r\n"),
-            ["CLIENT", "ID"] => ":1\r\n".to_owned(),
-            _ => "+OK\r\n".to_owned(),
-        };
-        before + &answer
+    Fake::server_of_connections(move || {
+        let kept = Mutex::new(String::new());
+        move |words: &[&str]| keep(&kept, words, wrong)
     })
+}
+
+/// What is said to `words`: first what was kept.
+fn keep(kept: &Mutex<String>, words: &[&str], wrong: &str) -> String {
+    let mut kept = kept.lock().unwrap();
+    let before = std::mem::take(&mut *kept);
+    let answer = match words {
+        ["HELLO", ..] => "-ERR unknown command 'HELLO'\r\n".to_owned(),
+        ["PING", word] => bulk(word),
+        ["PING"] => "+PONG\r\n".to_owned(),
+        ["GET", "wrong"] => {
+            *kept = wrong.to_owned();
+            String::new()
+        }
+        ["GET", key] => {
+            *kept = bulk(key);
+            String::new()
+        }
+        ["INFO", ..] => bulk("redis_version:7.0.15\r\n"),
+        ["CLIENT", "ID"] => ":1\r\n".to_owned(),
+        _ => "+OK\r\n".to_owned(),
+    };
+    before + &answer
 }
 
 #[test]

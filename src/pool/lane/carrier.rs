@@ -236,6 +236,7 @@ impl Carrier {
                         if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
                             return Err(UpstreamClose::Desync);
                         }
+                        self.lane.echo.borrow_mut().take_if(|echo| nonce.as_ref() == Some(echo));
                         frames.push(frame);
                     }
                 }
@@ -244,6 +245,10 @@ impl Carrier {
             }
             let is_error = step.complete == Some(ReplyKind::Error);
             let reply = &data[at..at + step.consumed];
+            // Our own echo in a client's place: a reply is missing before it.
+            if kind == Some(ReplyKind::Bulk) && self.lane.is_echo(reply, slot) {
+                return Err(UpstreamClose::Desync);
+            }
             at += step.consumed;
             ended += u32::from(step.complete.is_some());
             if is_error {

@@ -98,3 +98,28 @@ async fn behind_an_exec_that_the_server_does_not_know_nobody_hears_more() {
     let (end, _, other) = after(&replies, b"").await;
     assert_eq!((end, &other[..]), (Ok(()), &b"$1\r\nv\r\n"[..]), "this ends the transaction");
 }
+
+/// A reply is missing: our own echo arrives where the client's was due.
+#[tokio::test]
+async fn our_echo_in_a_client_s_place_ends_the_lane_before_the_client_hears_it() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (lane, own, now) = (lane(), Rc::new(Listener::default()), Instant::now());
+    lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
+    lane.ask_for_an_echo(now);
+    let word = lane.echo.borrow().clone().unwrap();
+    let echo = [b"$27\r\n", &word[..], b"\r\n"].concat();
+    let mut carrier = Carrier::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
+    // In its own place it ends nothing.
+    let in_order = [&b"$1\r\nv\r\n"[..], &echo].concat();
+    assert_eq!(carrier.distribute(&in_order, now, &mut Vec::new()), Ok(()));
+    lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
+    assert_eq!(carrier.distribute(&echo, now, &mut Vec::new()), Ok(()), "any client may have this value");
+    own.heard.take();
+    lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
+    lane.ask_for_an_echo(now);
+    let word = lane.echo.borrow().clone().unwrap();
+    let echo = [b"$27\r\n", &word[..], b"\r\n"].concat();
+    assert_eq!(carrier.distribute(&echo, now, &mut Vec::new()), Err(UpstreamClose::Desync));
+    assert!(own.heard.borrow().is_empty());
+}

@@ -26,6 +26,13 @@ impl Fake {
         Self::listen(move |stream| serve(stream, &*answer))
     }
 
+    /// The same where each connection has an `answer` with a state of its own.
+    pub(crate) fn server_of_connections<A: Fn(&[&str]) -> String + Send + Sync + 'static>(
+        answer: impl Fn() -> A + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(move |stream| serve(stream, &answer()))
+    }
+
     /// Something that answers the first bytes it gets with `answer`, whatever they are, and hangs up.
     pub(crate) fn saying(answer: &'static str) -> Self {
         Self::listen(move |mut stream| {
