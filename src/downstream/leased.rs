@@ -16,7 +16,7 @@ use super::drive::Taken;
 use super::unserved::aftermath_of;
 use super::wire::Hangup;
 use crate::command::{Aftermath, Asked, Blocking, Class, classify};
-use crate::pool::Lease;
+use crate::pool::{Holder, Lease};
 use crate::resp::{
     self, Form, Protocol, ReplyKind, ReplyScanner, Request, RequestError, RequestStep, encode, normalise,
 };
@@ -119,7 +119,8 @@ impl Client {
             return Err(ClientClose::StateRefused);
         }
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
-        let holder = format!("{}, {}", self.called(), pin.label());
+        let what = format!("{}, {}", self.called(), pin.label());
+        let holder = Holder { user: key.user, address: self.peer.host(), what: &what };
         self.place.set("waits for a lease");
         let is_of_a_lane =
             taken.route == Route::Lane || matches!(class, Class::Pass | Class::Publish | Class::Ping);
@@ -130,7 +131,7 @@ impl Client {
         let deadline = self.lease_deadline();
         let deadline = Some(if is_long { deadline.min(patience) } else { deadline });
         let found =
-            self.patiently(self.worker.pool.lease(key, &identity, Self::claim(pin), &holder, deadline)).await;
+            self.patiently(self.worker.pool.lease(key, &identity, Self::claim(pin), holder, deadline)).await;
         self.place.set("lane");
         let lease = match found? {
             Ok(lease) => lease,

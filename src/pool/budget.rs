@@ -4,13 +4,18 @@
 //! when it is dropped, so no error path can leak one. Workers share the budget and nothing else of the pool, and only
 //! when a connection is made or ends: it is never touched by a command that goes over a lane.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod queue;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
+
+use queue::{Queue, Waiting};
 
 use crate::telemetry::{UpstreamClose, upstream_closed};
 
@@ -72,7 +77,8 @@ impl Phase {
     }
 }
 
-/// Who waits for a permit. Each has its own queue, first in, first out; the queues are served in turn.
+/// What somebody waits for with a permit. Each has its own queue, in which users and addresses come in turn; the queues are
+/// served in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// A lane that sessions need now.
@@ -90,6 +96,8 @@ pub enum Claim {
 pub struct Holder<'a> {
     /// The user it is logged in as, as a number; [`Holder::NOBODY`] where no user's cap applies.
     pub user: u64,
+    /// The host of the client that it is for; `None` for what many clients use, and for Unix sockets.
+    pub address: Option<IpAddr>,
     /// What listings show.
     pub what: &'a str,
 }
@@ -101,7 +109,7 @@ impl Holder<'_> {
 
 impl<'a> From<&'a str> for Holder<'a> {
     fn from(what: &'a str) -> Self {
-        Self { user: Holder::NOBODY, what }
+        Self { user: Holder::NOBODY, address: None, what }
     }
 }
 
@@ -188,10 +196,10 @@ struct State {
     held: [usize; Kind::ALL.len()],
     /// The users that have a cap of their own.
     users: HashMap<u64, Share>,
-    lanes: VecDeque<Waiting>,
-    leases: VecDeque<Waiting>,
-    hubs: VecDeque<Waiting>,
-    blocking: VecDeque<Waiting>,
+    lanes: Queue,
+    leases: Queue,
+    hubs: Queue,
+    blocking: Queue,
     next: u64,
     /// The claim that got the last open permit: the others come first now.
     last: Option<Claim>,
@@ -204,18 +212,12 @@ struct Share {
     limit: usize,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    ticket: u64,
-    user: u64,
-    holder: String,
-    grant: oneshot::Sender<Permit>,
-}
-
 /// A place in a queue of the budget. Dropping it leaves the queue; a permit granted meanwhile goes to the next.
 #[derive(Debug)]
 pub struct Place {
     ticket: u64,
+    user: u64,
+    address: Option<IpAddr>,
     claim: Claim,
     granted: oneshot::Receiver<Permit>,
     budget: Arc<Budget>,
@@ -298,25 +300,24 @@ impl Budget {
         let mut state = self.state.lock();
         state.next += 1;
         let ticket = state.next;
-        state.queue(claim).push_back(Waiting {
+        state.queue(claim).push(Waiting {
             ticket,
             user: holder.user,
+            address: holder.address,
             holder: holder.what.to_owned(),
             grant,
         });
         self.serve(&mut state);
         drop(state);
-        Place { ticket, claim, granted, budget: Arc::clone(self) }
+        Place { ticket, user: holder.user, address: holder.address, claim, granted, budget: Arc::clone(self) }
     }
 
     /// Whether `place` is the one that the next open permit of its kind goes to.
     #[must_use]
     pub fn is_next(&self, place: u64) -> bool {
         let state = self.state.lock();
-        let first = state.leases.front().or_else(|| state.blocking.front());
-        state.first(Claim::Lane).is_none()
-            && state.first(Claim::PubSub).is_none()
-            && first.is_some_and(|waiting| waiting.ticket == place)
+        let first = state.first(Claim::Lease).or_else(|| state.first(Claim::BlockingLease));
+        state.first(Claim::Lane).is_none() && state.first(Claim::PubSub).is_none() && first == Some(place)
     }
 
     /// Bounds what `user` may hold at the same time; `None` leaves it to the cap. What it holds already it keeps.
@@ -337,9 +338,9 @@ impl Budget {
         if state.users.is_empty() {
             return Vec::new();
         }
-        let waiting = state.queues().into_iter().flatten().filter(|waiting| !waiting.grant.is_closed());
+        let waiting = state.queues().into_iter().flat_map(Queue::users);
         let mut users: Vec<_> =
-            waiting.map(|waiting| waiting.user).filter(|user| !state.has_share(*user)).collect();
+            waiting.map(|(user, _)| user).filter(|user| !state.has_share(*user)).collect();
         users.sort_unstable();
         users.dedup();
         users
@@ -497,15 +498,12 @@ impl Budget {
 
     /// Grants what can be granted: first what lies within a floor, which nobody else can use; then the queues in turn.
     fn serve(self: &Arc<Self>, state: &mut State) {
-        loop {
-            state.forget_the_gone();
-            let Some(claim) = self.next_claim(state) else { break };
+        while let Some(claim) = self.next_claim(state) {
             let kind = claim.kind();
             if !self.is_within_floor(state, kind) {
                 state.last = Some(claim);
             }
-            let next = state.first(claim);
-            let Some(waiting) = next.and_then(|at| state.queue(claim).remove(at)) else { break };
+            let Some(waiting) = state.pop(claim) else { break };
             let permit = self.grant(state, kind, waiting.user, waiting.holder);
             if let Err(mut unwanted) = waiting.grant.send(permit) {
                 unwanted.budget = None;
@@ -513,8 +511,9 @@ impl Budget {
             }
         }
         // Who waits for its own user's share is not helped by what others give up.
-        let count =
-            |queue: &VecDeque<Waiting>| queue.iter().filter(|waiting| state.has_share(waiting.user)).count();
+        let count = |queue: &Queue| {
+            queue.users().filter(|(user, _)| state.has_share(*user)).map(|(_, count)| count).sum()
+        };
         let now = Pressure {
             lanes: count(&state.lanes),
             leases: count(&state.leases),
@@ -547,8 +546,13 @@ impl Claim {
     }
 }
 
+/// Whether `user` may hold one more, among the `users` that have a cap of their own.
+fn has_share(users: &HashMap<u64, Share>, user: u64) -> bool {
+    users.get(&user).is_none_or(|share| share.held < share.limit)
+}
+
 impl State {
-    fn queue(&mut self, claim: Claim) -> &mut VecDeque<Waiting> {
+    fn queue(&mut self, claim: Claim) -> &mut Queue {
         match claim {
             Claim::Lane => &mut self.lanes,
             Claim::Lease => &mut self.leases,
@@ -557,36 +561,36 @@ impl State {
         }
     }
 
-    fn queues(&self) -> [&VecDeque<Waiting>; 4] {
+    fn queues(&self) -> [&Queue; 4] {
         [&self.lanes, &self.leases, &self.hubs, &self.blocking]
     }
 
     /// Whether `user` may hold one more.
     fn has_share(&self, user: u64) -> bool {
-        self.users.get(&user).is_none_or(|share| share.held < share.limit)
+        has_share(&self.users, user)
     }
 
-    /// Who comes first in a queue: those whose user holds all it may are passed over.
-    fn first(&self, claim: Claim) -> Option<usize> {
+    /// The ticket of who comes first in a queue: those whose user holds all it may are passed over.
+    fn first(&self, claim: Claim) -> Option<u64> {
         let queue = match claim {
             Claim::Lane => &self.lanes,
             Claim::Lease => &self.leases,
             Claim::PubSub => &self.hubs,
             Claim::BlockingLease => &self.blocking,
         };
-        queue.iter().position(|waiting| self.has_share(waiting.user))
+        queue.first(|user| has_share(&self.users, user))
+    }
+
+    /// Takes the first one out of its queue.
+    fn pop(&mut self, claim: Claim) -> Option<Waiting> {
+        let users = std::mem::take(&mut self.users);
+        let waiting = self.queue(claim).pop(|user| has_share(&users, user));
+        self.users = users;
+        waiting
     }
 
     fn anybody_waits(&self) -> bool {
-        self.queues().into_iter().flatten().any(|waiting| self.has_share(waiting.user))
-    }
-
-    fn forget_the_gone(&mut self) {
-        for queue in [&mut self.lanes, &mut self.leases, &mut self.hubs, &mut self.blocking] {
-            while queue.front().is_some_and(|waiting| waiting.grant.is_closed()) {
-                queue.pop_front();
-            }
-        }
+        self.queues().into_iter().flat_map(Queue::users).any(|(user, _)| self.has_share(user))
     }
 
     /// Returns what was held.
@@ -617,10 +621,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.granted.close();
         let mut state = self.budget.state.lock();
-        let queue = state.queue(self.claim);
-        if let Some(at) = queue.iter().position(|waiting| waiting.ticket == self.ticket) {
-            queue.remove(at);
-        }
+        state.queue(self.claim).remove(self.ticket, self.user, self.address);
         self.budget.serve(&mut state);
         drop(state);
         // A permit that was granted but never taken is dropped here, after the lock: it gives itself back.

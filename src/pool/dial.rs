@@ -91,7 +91,7 @@ impl Pool {
     /// A permit for a lane, or `None` when nobody waits for it any more.
     async fn lane_permit(&self, group: &Group) -> Option<Permit> {
         let what = holder_of(group.key());
-        let holder = Holder { user: group.key().user, what: &what };
+        let holder = Holder { user: group.key().user, address: None, what: &what };
         let mut place = self.shared.budget.queue(Claim::Lane, holder);
         loop {
             let wait = tokio::time::timeout(self.deadline(), place.granted()).await;
@@ -135,11 +135,11 @@ impl Pool {
         key: LaneKey,
         identity: &Arc<Identity>,
         claim: Claim,
-        holder: &str,
+        holder: Holder<'_>,
         deadline: Option<Instant>,
     ) -> Result<Lease, Unavailable> {
         if let Some(lease) = self.parked_lease(key) {
-            lease.permit.describe(holder);
+            lease.permit.describe(holder.what);
             return Ok(lease);
         }
         let login = self.login(key, identity, Kind::Lease);
@@ -185,11 +185,10 @@ impl Pool {
         waiters.push(waiter);
     }
 
-    async fn lease_permit(&self, key: LaneKey, claim: Claim, holder: &str) -> Found {
+    async fn lease_permit(&self, key: LaneKey, claim: Claim, holder: Holder<'_>) -> Found {
         if self.stopping.get() {
             return Found::Nothing;
         }
-        let holder = Holder { user: key.user, what: holder };
         let mut place: Place = self.shared.budget.queue(claim, holder);
         let (hand, handed) = oneshot::channel();
         self.enlist(LeaseWaiter { ticket: place.ticket(), key, hand });
@@ -309,7 +308,7 @@ impl Pool {
         deadline: Instant,
     ) -> Result<(), Unavailable> {
         let what = format!("login of user '{}', to be checked", identity.name());
-        let holder = Holder { user: key.user, what: &what };
+        let holder = Holder { user: key.user, address: None, what: &what };
         let budget = &self.shared.budget;
         let permit = match budget.try_acquire(Kind::Lane, holder) {
             Some(permit) => Some(permit),

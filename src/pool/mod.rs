@@ -234,7 +234,7 @@ impl Pool {
     }
 
     fn open_another(self: &Rc<Self>, group: &Rc<Group>) -> bool {
-        let holder = Holder { user: group.key().user, what: &holder_of(group.key()) };
+        let holder = Holder { user: group.key().user, address: None, what: &holder_of(group.key()) };
         let permit = self.shared.budget.try_acquire(Kind::Lane, holder);
         let is_free = permit.is_some();
         if is_free {

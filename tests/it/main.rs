@@ -26,6 +26,7 @@ mod cut_off;
 mod differential;
 mod docs;
 mod doors;
+mod fairness;
 mod framing;
 mod grounds;
 mod half_close;

@@ -26,7 +26,7 @@ use super::leased::{FIRST_LOOK, sleep_until};
 use crate::command::blocking::{self, Call, DEMOTED, Timeout, is_code};
 use crate::command::{Aftermath, Blocking};
 use crate::hub::Unblock;
-use crate::pool::{Claim, LaneKey, Unavailable};
+use crate::pool::{Claim, Holder, LaneKey, Unavailable};
 use crate::resp::Request;
 use crate::session::Pin;
 use crate::telemetry::{ClientClose, UpstreamClose};
@@ -266,9 +266,10 @@ impl Waiter {
             }
         };
         let mut pause = worker.blocking.retry_min;
-        let holder = format!("{}, {}", self.client.called(), Pin::Blocked.label());
+        let what = format!("{}, {}", self.client.called(), Pin::Blocked.label());
+        let holder = Holder { user: self.key.user, address: self.client.peer.host(), what: &what };
         'search: loop {
-            let lease = worker.pool.lease(self.key, &self.identity, Claim::BlockingLease, &holder, None);
+            let lease = worker.pool.lease(self.key, &self.identity, Claim::BlockingLease, holder, None);
             tokio::pin!(lease);
             loop {
                 if self.is_done() {

@@ -222,7 +222,7 @@ impl Hub {
         let mut backoff = self.pool.backoff();
         'permit: loop {
             let what = format!("blocking hub of user '{}'", self.identity.name());
-            let holder = Holder { user: self.user, what: &what };
+            let holder = Holder { user: self.user, address: None, what: &what };
             let permit = self.pool.shared.budget.try_acquire(Kind::Blocking, holder);
             let Some(permit) = permit else { return Ended::NoPermit };
             loop {

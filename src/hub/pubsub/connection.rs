@@ -208,7 +208,7 @@ impl Hub {
     /// A place under the cap: at once within the floor, else in turn with leases while anybody waits.
     async fn permit(&self) -> Option<Permit> {
         let what = format!("pub/sub hub of user '{}'", self.identity.name());
-        let holder = Holder { user: self.user, what: &what };
+        let holder = Holder { user: self.user, address: None, what: &what };
         let budget = &self.pool.shared.budget;
         if let Some(permit) = budget.try_acquire(Kind::PubSub, holder) {
             return Some(permit);

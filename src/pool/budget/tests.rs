@@ -201,7 +201,7 @@ fn lanes_stay_until_the_control_connection_shows_others_that_we_live() {
 async fn a_user_at_its_own_cap_holds_up_nobody_else() {
     let budget = Budget::new(8, 1, Hubs::default());
     budget.limit_user(7, Some(1));
-    let mine = |what| Holder { user: 7, what };
+    let mine = |what| Holder { user: 7, address: None, what };
     let first = budget.try_acquire(Kind::Lane, mine("lane")).unwrap();
     assert!(budget.try_acquire(Kind::Lane, mine("another")).is_none());
     let mut lease = budget.queue(Claim::Lease, mine("lease"));
