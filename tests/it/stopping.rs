@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Ended, PATIENCE, Stage, encode, until};
+use crate::harness::{Client, Ended, PATIENCE, Proxy, Relay, Server, Stage, encode, until};
 
 /// A script that keeps the server busy for that many milliseconds and then answers 42.
 fn busy(milliseconds: u32) -> Vec<u8> {
@@ -63,6 +63,30 @@ fn a_proxy_that_nobody_used_ends_with_zero() {
     let last = exit.stderr.lines().last().unwrap_or_default();
     assert!(last.contains("all upstream connections closed"), "{exit:#?}");
     assert_eq!(server.clients(), 0);
+}
+
+/// A hub that was told to leave while it was being dialled forgot it once the connection was there: the drain waited for it
+/// until it gave up. The same held for a user that is not let in any more.
+#[test]
+fn a_hub_that_is_being_dialled_is_closed_too() {
+    for call in ["BLPOP none 0", "SUBSCRIBE c"] {
+        let server = Server::start();
+        let relay = Relay::to(server.address());
+        let url = format!("redis://{}", relay.address());
+        let proxy =
+            Proxy::launch(&url, &["upstream.connect_timeout=20s", "upstream.close_timeout=10s"]).unwrap();
+        let mut client = proxy.connect();
+        assert_eq!(client.call("PING").text(), "PONG");
+        relay.delay(Duration::from_millis(500));
+        let before = relay.accepted();
+        client.start(call);
+        until("the hub is dialled", PATIENCE, || relay.accepted() > before);
+        proxy.signal("TERM");
+        let exit = proxy.wait(Duration::from_secs(30));
+        assert!(exit.took < Duration::from_secs(9), "{call}: {exit:#?}");
+        let last = exit.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains("all upstream connections closed"), "{call}: {exit:#?}");
+    }
 }
 
 #[test]

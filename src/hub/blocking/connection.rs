@@ -164,7 +164,7 @@ impl Hub {
 
     /// The connection is closed when what is in flight has been answered.
     pub(super) fn leave(&self, reason: UpstreamClose) {
-        if self.leaving.get().is_none() {
+        if self.leaving.get().is_none() || reason == UpstreamClose::Shutdown {
             self.leaving.set(Some(reason));
             self.bell.ring();
         }
@@ -342,7 +342,6 @@ impl Hub {
         self.away_since.set(None);
         self.heard.set(now);
         self.swept.set(now);
-        self.leaving.set(None);
         self.waitlist.borrow_mut().connected(database);
         let mut carrier = Carrier::new(stream);
         let over = poll_fn(|cx| {
@@ -351,6 +350,10 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
+        // What it was left for is done. Before that a reason stands, also one from the time in which it was dialled.
+        if self.leaving.get() != Some(UpstreamClose::Shutdown) {
+            self.leaving.set(None);
+        }
         self.away_since.set(Some(Instant::now()));
         self.waitlist.borrow_mut().disconnected();
         (over, carrier.stream)

@@ -118,7 +118,7 @@ impl Hub {
     }
 
     pub(super) fn leave(&self, reason: UpstreamClose) {
-        if self.leaving.get().is_none() {
+        if self.leaving.get().is_none() || reason == UpstreamClose::Shutdown {
             self.leaving.set(Some(reason));
             self.bell.ring();
         }
@@ -246,7 +246,6 @@ impl Hub {
         self.opened.set(Some(now));
         self.heard.set(now);
         self.pinged.set(now);
-        self.leaving.set(None);
         self.last_failure.replace(None);
         self.topics.borrow_mut().connected();
         let mut carrier = Carrier::new(stream);
@@ -256,6 +255,10 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
+        // What it was left for is done. Before that a reason stands, also one from the time in which it was dialled.
+        if self.leaving.get() != Some(UpstreamClose::Shutdown) {
+            self.leaving.set(None);
+        }
         self.topics.borrow_mut().disconnected(self.resubscribe == Resubscribe::Silent);
         (over, carrier.stream)
     }
