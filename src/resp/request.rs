@@ -148,6 +148,10 @@ impl RequestScanner {
                     None => return Ok(RequestStep::Incomplete { need: 1 }),
                     Some(b'*') => self.stage = Stage::Count,
                     Some(_) if buf.starts_with(&TLS_HANDSHAKE) => return Err(RequestError::Tls),
+                    // The second byte tells, whenever it comes.
+                    Some(_) if TLS_HANDSHAKE.starts_with(buf) => {
+                        return Ok(RequestStep::Incomplete { need: 1 });
+                    }
                     Some(_) => self.stage = Stage::Inline,
                 },
                 Stage::Count => {
@@ -388,6 +392,20 @@ mod tests {
         // Besides its own bytes a call can see those of one unfinished argument.
         assert!(looked_at <= whole.len() + calls * 16, "{looked_at} bytes looked at for {}", whole.len());
         assert_eq!(calls, whole.len().div_ceil(PIECE));
+    }
+
+    /// The first byte alone was taken for the beginning of a line, in which the second one said nothing any more.
+    #[test]
+    fn tls_is_known_in_single_bytes() {
+        let mut scanner = RequestScanner::default();
+        let limits = RequestLimits::default();
+        assert_eq!(scanner.step(b"\x16", &limits), Ok(RequestStep::Incomplete { need: 1 }));
+        assert_eq!(scanner.step(b"\x16\x03\x01", &limits), Err(RequestError::Tls));
+        let mut scanner = RequestScanner::default();
+        assert_eq!(scanner.step(b"\x16", &limits), Ok(RequestStep::Incomplete { need: 1 }));
+        assert!(
+            matches!(scanner.step(b"\x16x\n", &limits), Ok(RequestStep::Request(frame)) if frame.len == 3)
+        );
     }
 
     #[test]
