@@ -30,6 +30,7 @@ pub enum Keys {
 /// As with the server's own `COMMAND GETKEYS`, patterns (SORT … BY and GET) are not keys.
 pub fn key_positions(row: &Row, request: &Request<'_>) -> Vec<usize> {
     match row.keys {
+        _ if !row.accepts(request.argc()) => Vec::new(),
         Keys::None => Vec::new(),
         Keys::Range { first, last, step } => in_range(request.argc(), first, last, step),
         Keys::Special => special(row.name, request).unwrap_or_default(),
@@ -153,5 +154,8 @@ mod tests {
         assert!(keys("ZUNION 3 a").is_empty());
         assert!(keys("XREAD COUNT 2").is_empty());
         assert!(keys("MIGRATE h").is_empty());
+        for line in ["SORT", "SORT_RO", "ZUNIONSTORE d", "GEORADIUS"] {
+            assert!(keys(line).is_empty(), "{line}");
+        }
     }
 }
