@@ -3,6 +3,7 @@
 use super::Config;
 use super::error::ConfigError;
 use super::source::Layers;
+use super::users;
 use super::value::show_duration;
 use crate::downstream::{AuthMode, ClientAuth};
 
@@ -14,7 +15,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     probes(config, layers);
     credentials(config, layers);
     tls(config, layers);
-    users(config, layers);
+    listed_users(config, layers);
     listen(config, layers);
 }
 
@@ -123,7 +124,7 @@ fn credentials(config: &Config, layers: &mut Layers) {
 }
 
 /// Users that are listed and not used would be taken for a lock that is not there.
-fn users(config: &Config, layers: &mut Layers) {
+fn listed_users(config: &Config, layers: &mut Layers) {
     let (is_static, listed) = (config.auth.mode == AuthMode::Static, config.auth.users_file.is_some());
     if is_static != listed {
         let wrong = if is_static {
@@ -132,6 +133,9 @@ fn users(config: &Config, layers: &mut Layers) {
             "users are listed but not used: that takes auth.mode = \"static\""
         };
         conflict(layers, ("auth.mode", "auth.users_file"), wrong.to_owned());
+    }
+    if let Some(wrong) = users::outlasting(&config.auth.users, config.client.login_timeout) {
+        conflict(layers, ("auth.users_file", "client.login_timeout"), wrong);
     }
 }
 

@@ -24,7 +24,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
-pub use users::read_users;
+pub use users::{outlasting, read_users};
 pub use value::parse_duration as duration;
 
 use crate::admin::AdminOptions;

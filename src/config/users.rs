@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
 use super::keys::choose;
 use super::source::{nearest, shown, syntax};
-use super::value::{Given, Wrong};
-use crate::downstream::{PasswordHash, StaticUser};
+use super::value::{Given, Wrong, show_duration};
+use crate::downstream::{Cost, PasswordHash, StaticUser, toll};
 use crate::session::{Right, Rights};
 use crate::upstream::{Identity, Secret};
 
@@ -35,6 +36,27 @@ const KEYS: [&str; 8] = [
 pub fn read_users(path: &Path) -> Result<Vec<StaticUser>, Vec<String>> {
     let text = fs::read_to_string(path).map_err(|wrong| vec![format!("the file cannot be read: {wrong}")])?;
     parse(&path.display().to_string(), &text)
+}
+
+/// KiB that Argon2 passes over in a second on a slow machine; one of our day does several times as many.
+const KIB_PER_SECOND: u64 = 256 << 10;
+
+/// Why a login that fails could outlast `login_timeout`, if it could: all hashes that it is held against may take half of
+/// that, the other half being for the one in front of it.
+#[must_use]
+pub fn outlasting(users: &[StaticUser], login_timeout: Duration) -> Option<String> {
+    let passed: u64 = toll(users).into_iter().map(Cost::kib_passed).sum();
+    let takes = Duration::from_millis(passed.saturating_mul(1000) / KIB_PER_SECOND);
+    (takes > login_timeout / 2).then(|| {
+        let most = u64::try_from(login_timeout.as_millis() / 2).unwrap_or(u64::MAX) * KIB_PER_SECOND / 1000;
+        format!(
+            "a login may take {} with these Argon2 hashes, where half of client.login_timeout is {} (m × t is {passed} for \
+             one of each kind, at {KIB_PER_SECOND} a second on a slow machine): use smaller parameters, m × t of {most} at \
+             the most in all, or raise client.login_timeout",
+            show_duration(takes),
+            show_duration(login_timeout / 2)
+        )
+    })
 }
 
 fn parse(file: &str, text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
@@ -236,6 +258,32 @@ mod tests {
         assert!(!all.contains("hunter2"), "{all}");
         let line = |error: &String| error.split(':').nth(1).unwrap().parse::<usize>().unwrap();
         assert!(errors.is_sorted_by_key(line), "{all}");
+    }
+
+    #[test]
+    fn hashes_that_could_outlast_a_login_are_told_with_the_figure() {
+        let hash = |m: u32, t: u32| {
+            format!(
+                "\"$argon2id$v=19$m={m},t={t},p=1$c2FsdHNhbHRzYWx0$/R9hXoGbAiwKP+ntM3ojEFnB6i6+iZ89I2MLejgbnBI\""
+            )
+        };
+        let users = |sections: &[String]| {
+            let text: String = sections
+                .iter()
+                .enumerate()
+                .map(|(number, hash)| format!("[u{number}]\npassword = {hash}\n"))
+                .collect();
+            parse("users.toml", &text, &secret_in).unwrap()
+        };
+        let ten = Duration::from_secs(10);
+        // A hundred users with equal hashes cost one.
+        assert_eq!(outlasting(&users(&vec![hash(262_144, 5); 100]), ten), None);
+        let wrong = outlasting(&users(&[hash(262_144, 64)]), ten).unwrap();
+        assert!(wrong.contains("may take 64s") && wrong.contains("1310720"), "{wrong}");
+        assert_eq!(outlasting(&users(&[hash(262_144, 64)]), Duration::from_secs(128)), None);
+        // Each kind costs everybody, and so does each hash of one user.
+        assert!(outlasting(&users(&[hash(262_144, 3), hash(262_143, 3)]), ten).is_some());
+        assert!(outlasting(&users(&[format!("[{0}, {0}]", hash(262_144, 3))]), ten).is_some());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use super::client::Client;
-use super::identity::{Membership, Offer, Remembered};
+use super::identity::{Membership, Offer, Remembered, look};
 use super::options::AuthMode;
 use crate::command::Aftermath;
 use crate::pool::{LaneKey, Short, Unavailable};
@@ -242,9 +242,17 @@ impl Client {
     ) -> Result<Membership, Failure> {
         let (directory, pool) = (&self.worker.directory, &self.worker.pool);
         let Some(account) = &offer.account else { return Err(wrong_password()) };
-        let _one = self.in_time(deadline, directory.asking.acquire()).await?;
-        self.refuse_after_failures(self.place())?;
-        self.in_time(deadline, directory.gate.lane()).await?;
+        let address = self.place();
+        let blame = directory.failures.blame(address, Instant::now());
+        if blame > 0 {
+            // Not with the turn in hand: others would wait for it.
+            self.in_time(deadline, directory.gate.lane_behind()).await?;
+        }
+        let _one = self.in_time(deadline, directory.asking.turn(blame)).await?;
+        self.refuse_after_failures(address)?;
+        if blame == 0 {
+            self.in_time(deadline, directory.gate.lane()).await?;
+        }
         let identity = account.identity_of(offered);
         let database = self.session.borrow().database;
         let key = LaneKey { user: account.user.id, database, protocol, readonly: false };
@@ -270,7 +278,8 @@ impl Client {
         }
     }
 
-    /// Holds the secret against the hashes of the users file, where that takes long in a thread of its own.
+    /// Holds the secret against the hashes of the users file, where that takes long in a thread of its own. What fails costs
+    /// the same for every name, one that does not exist included.
     async fn ask_users_file(
         &self,
         offer: &Offer,
@@ -278,25 +287,26 @@ impl Client {
         deadline: Instant,
     ) -> Result<Membership, Failure> {
         let directory = &self.worker.directory;
-        let Some(known) = directory.user_named(offered) else { return Err(wrong_password()) };
-        let slow = known.hashes().iter().any(super::PasswordHash::is_slow);
-        let fits = if slow {
-            let turn = Arc::clone(&directory.hashing).acquire_owned();
-            let turn = self.in_time(deadline, turn).await?;
-            let secret = Zeroizing::new(offered.password.to_vec());
+        let known = directory.user_named(offered);
+        let hashes = known.as_ref().map(|known| known.hashes()).unwrap_or_default();
+        let quick = hashes.iter().any(|hash| hash.cost().is_none() && hash.fits(&offered.password));
+        let toll = directory.toll();
+        if !quick && toll.is_empty() {
+            return Err(wrong_password());
+        }
+        if !quick {
+            let blame = directory.failures.blame(self.place(), Instant::now());
+            let turn = self.in_time(deadline, directory.hashing.turn(blame)).await?;
+            let (hashes, secret) = (hashes.to_vec(), Zeroizing::new(offered.password.to_vec()));
             let look = move || {
-                let fits = known.hashes().iter().any(|hash| hash.fits(&secret));
+                let fits = look(&hashes, &toll, &secret, &mut |_| {});
                 // The turn ends with the work, also where the client has gone meanwhile.
                 drop(turn);
                 fits
             };
-            tokio::task::spawn_blocking(look).await.unwrap_or(false)
-        } else {
-            known.hashes().iter().any(|hash| hash.fits(&offered.password))
-        };
-        // Somebody who is not in the file has been compared with somebody else.
-        if !fits || offer.account.is_none() {
-            return Err(wrong_password());
+            if !tokio::task::spawn_blocking(look).await.unwrap_or(false) {
+                return Err(wrong_password());
+            }
         }
         offer.let_in();
         enter(offer, offered)

@@ -40,7 +40,7 @@ mod worker;
 
 pub use accept::Doorkeeper;
 pub use handshake::Handshakes;
-pub use identity::{Account, Directory, PasswordHash, StaticUser};
+pub use identity::{Account, Cost, Directory, PasswordHash, StaticUser, toll};
 pub use links::{Accepted, Incoming, Link, Links, Message};
 pub use listener::{ListenError, Listener, UNIX, listen};
 pub use options::{

@@ -37,6 +37,13 @@ impl DialGate {
         }
     }
 
+    /// As [`Self::lane`], for dials that come after others: a quarter of what may be dialled at once is left to those.
+    pub async fn lane_behind(&self) {
+        while let Some(wait) = self.take_leaving(self.burst / 4, Instant::now()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// Waits until a lease may be dialled, behind those that came before.
     pub async fn lease(&self) {
         let _turn = self.leases.lock().await;
@@ -45,9 +52,14 @@ impl DialGate {
 
     /// Takes a place, or says how long there is none.
     fn take(&self, now: Instant) -> Option<Duration> {
+        self.take_leaving(Duration::ZERO, now)
+    }
+
+    /// The same, where `reserve` of the burst stays behind.
+    fn take_leaving(&self, reserve: Duration, now: Instant) -> Option<Duration> {
         let mut due = self.due.lock();
         let at = (*due).max(now);
-        let wait = at.saturating_duration_since(now).saturating_sub(self.burst);
+        let wait = at.saturating_duration_since(now).saturating_sub(self.burst.saturating_sub(reserve));
         if wait.is_zero() {
             *due = at + self.interval;
             return None;
@@ -69,6 +81,24 @@ mod tests {
         assert!(gate.take(now + Duration::from_millis(51)).is_none());
         assert!(gate.take(now + Duration::from_millis(52)).is_some());
         assert!(gate.take(now + Duration::from_secs(5)).is_none());
+    }
+
+    #[test]
+    fn those_who_come_after_others_leave_them_a_quarter() {
+        let gate = DialGate::new(20);
+        let begin = Instant::now();
+        let reserve = gate.burst / 4;
+        let mut others = 0;
+        for millis in 0..3_000 {
+            let now = begin + Duration::from_millis(millis);
+            while gate.take_leaving(reserve, now).is_none() {}
+            // Every other now and then finds a place at once, however many of the rest wait.
+            if millis % 500 == 499 {
+                assert!((0..4).all(|_| gate.take(now).is_none()), "after {millis} ms");
+                others += 4;
+            }
+        }
+        assert_eq!(others, 24);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,8 +4,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::config::{Config, read_users};
+use crate::config::{Config, outlasting, read_users};
 use crate::downstream::{Directory, Links, StaticUser};
 
 type Outcome = Result<Vec<StaticUser>, Vec<String>>;
@@ -13,6 +14,8 @@ type Outcome = Result<Vec<StaticUser>, Vec<String>>;
 /// The users of the file.
 pub(super) struct Roster {
     path: Option<PathBuf>,
+    /// What a login may take (`client.login_timeout`).
+    login_timeout: Duration,
     last: Outcome,
     directory: Arc<Directory>,
     links: Links,
@@ -21,13 +24,18 @@ pub(super) struct Roster {
 impl Roster {
     pub(super) fn new(config: &Config, directory: Arc<Directory>, links: Links) -> Self {
         let auth = &config.auth;
-        Self { path: auth.users_file.clone(), last: Ok(auth.users.clone()), directory, links }
+        let (path, last) = (auth.users_file.clone(), Ok(auth.users.clone()));
+        Self { path, login_timeout: config.client.login_timeout, last, directory, links }
     }
 
     /// Reads the file again. Away from the thread that accepts clients: it may lie on a network file system that hangs.
     pub(super) async fn renew(&mut self) {
         let Some(path) = self.path.clone() else { return };
-        let Ok(outcome) = tokio::task::spawn_blocking(move || read_users(&path)).await else { return };
+        let Ok(read) = tokio::task::spawn_blocking(move || read_users(&path)).await else { return };
+        let outcome = read.and_then(|users| match outlasting(&users, self.login_timeout) {
+            Some(wrong) => Err(vec![wrong]),
+            None => Ok(users),
+        });
         if outcome == self.last {
             return;
         }

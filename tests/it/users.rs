@@ -1,6 +1,10 @@
 //! `auth.mode = "static"`: the users of a file, who they are upstream, and what each may have.
 
 use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
@@ -14,6 +18,10 @@ const SESAME: &str = "#d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5af
 /// `printf %s barley | argon2 somesaltsomesalt -id -k 19456 -t 2 -p 1 -e`
 const BARLEY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$Q17kF7eSVJzCbIGNOgD03prI2P1giJzeVmaEtpq5t/Y";
+
+/// `printf %s barley | argon2 somesaltsomesalt -id -k 65536 -t 3 -p 1 -e`
+const DEAR: &str =
+    "$argon2id$v=19$m=65536,t=3,p=1$c29tZXNhbHRzb21lc2FsdA$P0YMLOMbMm2nj2GzolxIgMaV8YvbZDWHSCxYnyIsbTk";
 
 fn written(text: &str) -> NamedTempFile {
     let mut file = tempfile::Builder::new().prefix("redbouncer-users").suffix(".toml").tempfile().unwrap();
@@ -237,6 +245,120 @@ fn a_costly_hash_holds_up_nobody() {
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?} for {} logins", begin.elapsed(), many.len());
 }
 
+/// Names of every kind, and one that does not exist, are refused in the same time: else a quick answer would tell which
+/// names exist.
+#[test]
+fn a_name_that_does_not_exist_is_refused_in_the_time_of_one_that_does() {
+    let text = format!(
+        "[argon]\npassword = \"{BARLEY}\"\n[both]\npassword = [\"{SESAME}\", \"{BARLEY}\"]\n\
+         [dear]\npassword = \"{DEAR}\"\n[sha]\npassword = \"{SESAME}\"\n"
+    );
+    let (stage, _file) = stage(&text, &[]);
+    let mut quickest = Vec::new();
+    for (number, name) in (2..).zip(["argon", "both", "dear", "sha", "nobody"]) {
+        let mut client = Client::connect_from([127, 0, 2, number], stage.address());
+        // The quickest of some is what it takes where nobody is in the way.
+        let times = (0..7).map(|guess| {
+            let begin = Instant::now();
+            assert_eq!(client.call(&format!("AUTH {name} guess-{guess}")).error(), WRONG);
+            begin.elapsed()
+        });
+        quickest.push((times.min().unwrap(), name));
+    }
+    quickest.sort();
+    println!("{quickest:?}");
+    let (least, most) = (quickest[0].0, quickest[quickest.len() - 1].0);
+    // Without the looks that are made up for it was a hundred times as long for some as for others.
+    assert!(most < 4 * least, "{quickest:?}");
+}
+
+/// Guesses from 25 addresses, all the time, until dropped.
+struct Guessers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<usize>>,
+}
+
+impl Guessers {
+    fn start(address: SocketAddr, user: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let begun = Arc::new(AtomicUsize::new(0));
+        let guess = |number: u8| {
+            let (stop, begun) = (Arc::clone(&stop), Arc::clone(&begun));
+            thread::spawn(move || {
+                let mut client = Client::connect_from([127, 0, 1, number], address);
+                let mut guesses = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    client.start(&format!("AUTH {user} guess-{number}-{guesses}"));
+                    // The first answers take long where many wait.
+                    if client.try_reply(Duration::from_secs(20)).is_err() {
+                        break;
+                    }
+                    begun.fetch_add(usize::from(guesses == 0), Ordering::Relaxed);
+                    guesses += 1;
+                }
+                guesses
+            })
+        };
+        let threads = (1..=25).map(guess).collect();
+        until("everybody has guessed", 4 * PATIENCE, || begun.load(Ordering::Relaxed) == 25);
+        Self { stop, threads }
+    }
+
+    fn finish(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    }
+}
+
+/// How long a good login takes from an address that nobody has come from before, the middle one of five.
+fn good_logins(address: SocketAddr, from: u8, logins: [&str; 5]) -> Duration {
+    let mut times: Vec<Duration> = (1..)
+        .zip(logins)
+        .map(|(number, login)| {
+            let mut client = Client::connect_from([127, 0, from, number], address);
+            // What was let in before is not remembered any more.
+            thread::sleep(Duration::from_millis(5));
+            let begin = Instant::now();
+            assert_eq!(client.call(login).text(), "OK");
+            begin.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[2]
+}
+
+#[test]
+fn a_good_login_waits_for_one_guess_and_not_for_25() {
+    let text = format!("[app]\npassword = \"{DEAR}\"\n");
+    let settings = ["auth.cache_ttl=1ms", "pool.wait_timeout=20s", "client.login_timeout=2m"];
+    let (stage, _file) = stage(&text, &settings);
+    let good = ["AUTH app barley"; 5];
+    let alone = good_logins(stage.address(), 3, good);
+    let guessers = Guessers::start(stage.address(), "app");
+    let beside = good_logins(stage.address(), 4, good);
+    let guesses = guessers.finish();
+    println!("alone {alone:?}, beside {guesses} guesses {beside:?}");
+    // Its own look, and that of the guess that was being looked at; the rest is for a busy machine.
+    assert!(beside < 8 * alone, "alone {alone:?}, beside 25 who guess {beside:?}");
+}
+
+#[test]
+fn a_good_login_at_the_server_waits_for_no_guesses() {
+    let server = Server::start_with(&["--requirepass", "upstream-secret"]);
+    for number in 0..5 {
+        server.call(&format!("ACL SETUSER u{number} on >secret ~* &* +@all"));
+    }
+    let stage =
+        Stage::before(server, &["auth.mode=passthrough", "pool.wait_timeout=20s", "pool.max_connections=12"]);
+    let guessers = Guessers::start(stage.address(), "u0");
+    let good = ["AUTH u0 secret", "AUTH u1 secret", "AUTH u2 secret", "AUTH u3 secret", "AUTH u4 secret"];
+    let beside = good_logins(stage.address(), 4, good);
+    let guesses = guessers.finish();
+    println!("beside {guesses} guesses {beside:?}");
+    // 25 in front of it, at ten a second, were 2.5 s.
+    assert!(beside < Duration::from_secs(1), "{beside:?}");
+}
+
 /// Logs in as `app` as soon as this address may again.
 fn until_in(stage: &Stage) -> Client {
     let mut client = stage.connect();
@@ -257,6 +379,9 @@ fn a_users_file_that_is_wrong_is_refused_at_the_start() {
     assert!(text.contains(".toml:2: user \"app\": \"password\": expected a hash"), "{text}");
     assert!(!text.contains("in-plain-text"), "{text}");
     assert!(refused("").contains("nobody could log in"));
+    let dearest = BARLEY.replace("m=19456,t=2", "m=262144,t=64");
+    let text = refused(&format!("[app]\npassword = \"{dearest}\"\n"));
+    assert!(text.contains("a login may take 64s") && text.contains("client.login_timeout"), "{text}");
     let (exit, _) = Proxy::run_to_end(&["--set", "auth.mode=static"], &[]);
     assert_eq!(exit.code, Some(64));
     assert!(exit.stderr.contains("auth.users_file"), "{}", exit.stderr);
@@ -276,6 +401,11 @@ fn a_users_file_that_changes_is_read_again() {
     stage.proxy().signal("HUP");
     until("what is wrong is told", PATIENCE, || stage.proxy().log().contains("the former users stay"));
     assert!(!stage.proxy().log().contains("in-plain-text"));
+    assert_eq!(app.call("PING").text(), "PONG");
+    let dearest = BARLEY.replace("m=19456,t=2", "m=262144,t=64");
+    std::fs::write(file.path(), format!("[app]\npassword = \"{dearest}\"\n")).unwrap();
+    stage.proxy().signal("HUP");
+    until("what is too dear is told", PATIENCE, || stage.proxy().log().contains("a login may take 64s"));
     assert_eq!(app.call("PING").text(), "PONG");
     // One is as before, one has changed, one has come.
     std::fs::write(file.path(), [entry("web", 5), entry("app", 9), entry("new", 5)].concat()).unwrap();

@@ -3,6 +3,9 @@
 //! An address may fail [`BURST`] times at once and then once every [`INTERVAL`]; beyond that its logins are refused
 //! without asking anybody, except those that are remembered. The same wrong secret again, which is what a service with
 //! a stale password sends, is answered from memory and is not counted here.
+//!
+//! What an address has failed is remembered for longer, as its *blame*: it keeps nobody out, and says who is looked at
+//! first where several wait.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,6 +19,10 @@ use tokio::sync::Mutex as Turn;
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Failures of one address that are looked at without a pause.
 const BURST: u32 = 20;
+/// One failure is part of an address's blame for so long.
+const BLAMED: Duration = Duration::from_secs(10);
+/// The most blame there is.
+const MOST_BLAME: u32 = 60;
 /// Addresses remembered at the most.
 const MOST: usize = 4096;
 
@@ -27,6 +34,8 @@ pub(in crate::downstream) struct Failures(Mutex<HashMap<IpAddr, Record>>);
 struct Record {
     /// When all its failures will be forgotten (the generic cell rate algorithm).
     due: Instant,
+    /// When it will have no blame any more.
+    clean: Instant,
     /// One login of an address is looked at at a time, so that one that sends many holds up others by one at the most.
     turn: Arc<Turn<()>>,
 }
@@ -42,7 +51,18 @@ impl Failures {
 
     /// A login from `address` was refused.
     pub(in crate::downstream) fn failed(&self, address: IpAddr, now: Instant) {
-        self.with(address, now, |record| record.due = record.due.max(now) + INTERVAL);
+        self.with(address, now, |record| {
+            record.due = record.due.max(now) + INTERVAL;
+            record.clean = (record.clean.max(now) + BLAMED).min(now + BLAMED * MOST_BLAME);
+        });
+    }
+
+    /// How often `address` has failed lately: 0 for one that has not.
+    pub(in crate::downstream) fn blame(&self, address: IpAddr, now: Instant) -> u32 {
+        let records = self.0.lock();
+        let left = records.get(&key(address)).map(|record| record.clean.saturating_duration_since(now));
+        let failures = left.unwrap_or_default().as_millis().div_ceil(BLAMED.as_millis());
+        u32::try_from(failures).unwrap_or(MOST_BLAME)
     }
 
     /// The turn of `address` among its own logins.
@@ -56,18 +76,18 @@ impl Failures {
         if records.len() >= MOST && !records.contains_key(&address) {
             make_room(&mut records, now);
         }
-        then(records.entry(address).or_insert_with(|| Record { due: now, turn: Arc::default() }))
+        then(records.entry(address).or_insert_with(|| Record { due: now, clean: now, turn: Arc::default() }))
     }
 }
 
 /// Forgets what no longer matters, or else the half that has failed least: seldom enough to cost nothing.
 fn make_room(records: &mut HashMap<IpAddr, Record>, now: Instant) {
-    records.retain(|_, record| record.due > now || Arc::strong_count(&record.turn) > 1);
+    records.retain(|_, record| record.clean > now || Arc::strong_count(&record.turn) > 1);
     if records.len() >= MOST {
-        let mut dues: Vec<_> = records.values().map(|record| record.due).collect();
-        let (_, middle, _) = dues.select_nth_unstable(MOST / 2);
+        let mut times: Vec<_> = records.values().map(|record| record.clean).collect();
+        let (_, middle, _) = times.select_nth_unstable(MOST / 2);
         let middle = *middle;
-        records.retain(|_, record| record.due > middle);
+        records.retain(|_, record| record.clean > middle);
     }
 }
 
@@ -99,6 +119,24 @@ mod tests {
         assert_eq!(failures.wait(ONE, now + INTERVAL), None);
         failures.failed(ONE, now + INTERVAL);
         assert!(failures.wait(ONE, now + INTERVAL).is_some());
+    }
+
+    #[test]
+    fn blame_outlasts_the_pause_and_ends() {
+        let (failures, now) = (Failures::default(), Instant::now());
+        assert_eq!(failures.blame(ONE, now), 0);
+        for _ in 0..3 {
+            failures.failed(ONE, now);
+        }
+        assert_eq!((failures.blame(ONE, now), failures.blame(OTHER, now)), (3, 0));
+        // Whoever guesses as slowly as it may be is blamed all the same.
+        assert_eq!(failures.wait(ONE, now + BLAMED), None);
+        assert_eq!(failures.blame(ONE, now + BLAMED), 2);
+        assert_eq!(failures.blame(ONE, now + 3 * BLAMED), 0);
+        for _ in 0..1000 {
+            failures.failed(ONE, now);
+        }
+        assert_eq!(failures.blame(ONE, now), MOST_BLAME);
     }
 
     #[test]

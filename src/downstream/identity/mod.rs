@@ -6,6 +6,7 @@
 mod account;
 mod failures;
 mod offer;
+mod turns;
 mod users;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,14 +16,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
 
 pub use account::Account;
 pub(super) use account::Membership;
 use failures::Failures;
 use offer::{Fingerprint, fingerprint};
 pub(super) use offer::{Offer, Remembered};
-pub use users::{PasswordHash, StaticUser};
+pub(super) use turns::Turns;
+pub(super) use users::look;
+pub use users::{Cost, PasswordHash, StaticUser, toll};
 
 use super::options::{AuthMode, AuthOptions};
 use crate::pool::{Budget, DialGate};
@@ -42,14 +44,16 @@ pub struct Directory {
     own: Arc<Account>,
     /// By name (`auth.mode = "static"`).
     users: Mutex<HashMap<String, Arc<Known>>>,
+    /// What a login costs that fails (`auth.mode = "static"`).
+    toll: Mutex<Arc<[Cost]>>,
     offers: Mutex<HashMap<Fingerprint, Arc<Offer>>>,
     /// The last one that the server let in, besides our own.
     verified: Mutex<Option<(u64, Weak<Identity>)>>,
     pub(super) failures: Failures,
     /// Logins are checked upstream one at a time, so that guesses cannot take the pool.
-    pub(super) asking: Arc<Semaphore>,
+    pub(super) asking: Arc<Turns>,
     /// One Argon2 at a time: it takes a core and some memory.
-    pub(super) hashing: Arc<Semaphore>,
+    pub(super) hashing: Arc<Turns>,
     /// How often a login is checked upstream: guesses must not use up the rate at which others' connections are dialled.
     pub(super) gate: DialGate,
     /// Keys the fingerprints, so that what is kept is not a plain hash of a secret.
@@ -91,11 +95,12 @@ impl Directory {
             ttl: auth.cache_ttl,
             own: Arc::new(Account::kept(User { id: OWN_ID, name }, Arc::new(identity))),
             users: Mutex::default(),
+            toll: Mutex::new(Arc::new([])),
             offers: Mutex::default(),
             verified: Mutex::default(),
             failures: Failures::default(),
-            asking: Arc::new(Semaphore::new(1)),
-            hashing: Arc::new(Semaphore::new(1)),
+            asking: Arc::default(),
+            hashing: Arc::default(),
             gate: DialGate::new(upstream.connect_rate.div_ceil(2)),
             salt,
             last: AtomicU64::new(OWN_ID),
@@ -188,12 +193,14 @@ impl Directory {
         self.last.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// The user of the users file that `offered` names; for a name that is not there another one, whose hash takes as
-    /// long to look at. The secret must be looked at in either case.
+    /// The user of the users file that `offered` names.
     pub(super) fn user_named(&self, offered: &Credentials) -> Option<Arc<Known>> {
-        let users = self.users.lock();
-        let slow = || users.values().find(|known| known.hashes().iter().any(PasswordHash::is_slow));
-        users.get(offered.username.as_deref().unwrap_or("default")).or_else(slow).cloned()
+        self.users.lock().get(offered.username.as_deref().unwrap_or("default")).cloned()
+    }
+
+    /// What every login costs that the users file does not let in.
+    pub(super) fn toll(&self) -> Arc<[Cost]> {
+        Arc::clone(&self.toll.lock())
     }
 
     /// The server has let `account` in.
@@ -247,6 +254,7 @@ impl Directory {
     /// any more, or otherwise: their clients must go.
     pub fn replace_users(&self, entries: Vec<StaticUser>) -> Vec<Arc<Account>> {
         let mut users = self.users.lock();
+        *self.toll.lock() = toll(&entries).into();
         let mut before = std::mem::take(&mut *users);
         for entry in entries {
             let known = match before.remove(&entry.name) {

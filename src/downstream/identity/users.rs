@@ -1,10 +1,11 @@
 //! The users of `auth.users_file`, and how a secret is held against what is written there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc;
-use argon2::{Argon2, Params};
+use argon2::{Algorithm, Argon2, Params, Version};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -78,14 +79,96 @@ impl PasswordHash {
         }
     }
 
-    /// Whether [`Self::fits`] would hold up an event loop.
+    /// What [`Self::fits`] costs, where that would hold up an event loop.
     #[must_use]
-    pub fn is_slow(&self) -> bool {
+    pub fn cost(&self) -> Option<Cost> {
         match self {
-            Self::Sha256(_) => false,
-            Self::Argon2(_) => true,
+            Self::Sha256(_) => None,
+            Self::Argon2(text) => {
+                let parsed = phc::PasswordHash::new(text).ok()?;
+                let algorithm = Algorithm::new(parsed.algorithm.as_str()).ok()?;
+                let params = Params::try_from(&parsed).ok()?;
+                Some(Cost {
+                    algorithm,
+                    memory: params.m_cost(),
+                    passes: params.t_cost(),
+                    lanes: params.p_cost(),
+                })
+            }
         }
     }
+}
+
+/// What one look at an Argon2 hash costs: equal for hashes with equal parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cost {
+    algorithm: Algorithm,
+    /// In KiB.
+    memory: u32,
+    passes: u32,
+    lanes: u32,
+}
+
+impl Cost {
+    /// KiB passed over, by which the time goes.
+    #[must_use]
+    pub fn kib_passed(self) -> u64 {
+        u64::from(self.memory) * u64::from(self.passes)
+    }
+
+    /// Takes the time of a look at a hash, to no other end.
+    fn pay(self, secret: &[u8]) {
+        let Ok(params) = Params::new(self.memory, self.passes, self.lanes, None) else { return };
+        let mut out = [0; Params::DEFAULT_OUTPUT_LEN];
+        let argon = Argon2::new(self.algorithm, Version::default(), params);
+        // It fails where there is no memory, as a look would.
+        let _ = argon.hash_password_into(secret, b"redbouncer: salt", &mut out);
+        std::hint::black_box(out);
+    }
+}
+
+/// What every login that fails costs, whoever it names: of each kind of hash as many looks as the user takes who has most
+/// of it.
+#[must_use]
+pub fn toll(users: &[StaticUser]) -> Vec<Cost> {
+    let mut most: BTreeMap<Cost, usize> = BTreeMap::new();
+    for user in users {
+        let mut own: BTreeMap<Cost, usize> = BTreeMap::new();
+        for cost in user.hashes.iter().filter_map(PasswordHash::cost) {
+            *own.entry(cost).or_default() += 1;
+        }
+        for (cost, count) in own {
+            let most = most.entry(cost).or_default();
+            *most = count.max(*most);
+        }
+    }
+    most.into_iter().flat_map(|(cost, count)| std::iter::repeat_n(cost, count)).collect()
+}
+
+/// Whether `secret` is the password of one of `hashes`. Where it is not, all of `toll` has been paid, whatever the hashes:
+/// looks at them, and then as many as are missing, told to `paid` one by one.
+pub(in crate::downstream) fn look(
+    hashes: &[PasswordHash],
+    toll: &[Cost],
+    secret: &[u8],
+    paid: &mut dyn FnMut(Cost),
+) -> bool {
+    let mut missing = toll.to_vec();
+    for hash in hashes {
+        let Some(cost) = hash.cost() else { continue };
+        if hash.fits(secret) {
+            return true;
+        }
+        paid(cost);
+        if let Some(at) = missing.iter().position(|other| *other == cost) {
+            missing.swap_remove(at);
+        }
+    }
+    for cost in missing {
+        cost.pay(secret);
+        paid(cost);
+    }
+    false
 }
 
 impl fmt::Debug for PasswordHash {
@@ -121,14 +204,54 @@ mod tests {
         let hash = PasswordHash::parse(SHA).unwrap();
         assert!(hash.fits(b"sesame"));
         assert!(!hash.fits(b"open") && !hash.fits(b""));
-        assert!(!hash.is_slow());
+        assert_eq!(hash.cost(), None);
         assert!(PasswordHash::parse(&SHA.to_uppercase()).unwrap().fits(b"sesame"));
     }
 
     #[test]
     fn an_argon2_hash_lets_its_password_in() {
         let hash = PasswordHash::parse(ARGON).unwrap();
-        assert!(hash.fits(b"sesame") && !hash.fits(b"open") && hash.is_slow());
+        assert!(hash.fits(b"sesame") && !hash.fits(b"open"));
+        assert_eq!(hash.cost().map(Cost::kib_passed), Some(64));
+    }
+
+    /// Names that exist, of every kind, and one that does not cost the same looks.
+    #[test]
+    fn a_login_that_fails_costs_the_same_whoever_it_names() {
+        const DEARER: &str =
+            "$argon2i$v=19$m=128,t=2,p=1$c2FsdHNhbHRzYWx0$/R9hXoGbAiwKP+ntM3ojEFnB6i6+iZ89I2MLejgbnBI";
+        let user = |hashes: &[&str]| StaticUser {
+            name: String::new(),
+            hashes: hashes.iter().map(|text| PasswordHash::parse(text).unwrap()).collect(),
+            upstream: None,
+            max_clients: None,
+            max_connections: None,
+            rights: Rights::ALL,
+        };
+        let users = [
+            user(&[SHA]),
+            user(&[ARGON]),
+            user(&[DEARER]),
+            user(&[ARGON, SHA, ARGON]),
+            user(&[DEARER, ARGON]),
+        ];
+        let toll = toll(&users);
+        assert_eq!(toll.iter().map(|cost| cost.kib_passed()).collect::<Vec<_>>(), [256, 64, 64]);
+        let paid = |hashes: &[PasswordHash]| {
+            let mut paid = Vec::new();
+            assert!(!look(hashes, &toll, b"guess", &mut |cost| paid.push(cost)));
+            paid.sort();
+            paid
+        };
+        let nobody = paid(&[]);
+        assert_eq!(nobody.len(), 3);
+        for user in &users {
+            assert_eq!(paid(&user.hashes), nobody);
+        }
+        // Who is let in pays for nobody else.
+        let mut looks = 0;
+        assert!(look(&users[3].hashes, &toll, b"sesame", &mut |_| looks += 1));
+        assert_eq!(looks, 0);
     }
 
     #[test]

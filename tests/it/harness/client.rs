@@ -69,8 +69,14 @@ impl Client {
     /// towards its server, and what kills by address would meet both.
     #[track_caller]
     pub(crate) fn connect_apart(address: SocketAddr) -> Self {
+        Self::connect_from([127, 0, 0, 77], address)
+    }
+
+    /// Connects from the loopback address `from`.
+    #[track_caller]
+    pub(crate) fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from(([127, 0, 0, 77], 0)).into()).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
         socket.connect_timeout(&address.into(), PATIENCE).unwrap();
         socket.set_tcp_nodelay(true).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -1,0 +1,130 @@
+//! Whose login is looked at next: one at a time, and first those from addresses that have failed least.
+//!
+//! A turn that went to whoever came first would go to those who guess, because they always come first: with 25 of them a
+//! good login would wait for 25 bad ones. By blame it waits for the one that is being looked at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// Hands out one turn at a time.
+#[derive(Debug, Default)]
+pub(in crate::downstream) struct Turns(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    taken: bool,
+    /// Who waits, by blame and then by arrival. Whoever has given up is found when it would be its turn.
+    waiting: BTreeMap<(u32, u64), oneshot::Sender<Turn>>,
+    arrivals: u64,
+}
+
+/// The right to have a login looked at, until it is dropped.
+#[derive(Debug)]
+pub(in crate::downstream) struct Turn(Option<Arc<Turns>>);
+
+impl Turns {
+    /// Waits for a turn, behind those with less blame and those with the same who came before.
+    pub(in crate::downstream) async fn turn(self: &Arc<Self>, blame: u32) -> Turn {
+        loop {
+            let granted = {
+                let mut queue = self.0.lock();
+                if !queue.taken {
+                    queue.taken = true;
+                    return Turn(Some(Arc::clone(self)));
+                }
+                let (hand, granted) = oneshot::channel();
+                queue.arrivals += 1;
+                let place = (blame, queue.arrivals);
+                queue.waiting.insert(place, hand);
+                granted
+            };
+            // A turn is handed over or the queue is gone, which it is not while this waits.
+            if let Ok(turn) = granted.await {
+                return turn;
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(turns) = self.0.take() else { return };
+        loop {
+            let next = {
+                let mut queue = turns.0.lock();
+                let next = queue.waiting.pop_first();
+                queue.taken = next.is_some();
+                next
+            };
+            let Some((_, hand)) = next else { return };
+            match hand.send(Self(Some(Arc::clone(&turns)))) {
+                Ok(()) => return,
+                // It has given up: the next one. Not by dropping, which would come back here for each of them.
+                Err(mut unclaimed) => unclaimed.0 = None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The order in which those get a turn who wait while somebody has it; `true`: it gives up before.
+    async fn order(waiting: &[(u32, bool)]) -> Vec<usize> {
+        let turns = Arc::new(Turns::default());
+        let first = turns.turn(0).await;
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for (number, (blame, _)) in waiting.iter().copied().enumerate() {
+            let (turns, served) = (Arc::clone(&turns), Arc::clone(&served));
+            tasks.push(tokio::spawn(async move {
+                let _turn = turns.turn(blame).await;
+                served.lock().push(number);
+            }));
+            tokio::task::yield_now().await;
+        }
+        for (task, (_, leaves)) in tasks.iter().zip(waiting) {
+            if *leaves {
+                task.abort();
+            }
+        }
+        tokio::task::yield_now().await;
+        drop(first);
+        for task in tasks {
+            let done = tokio::time::timeout(Duration::from_secs(5), task).await;
+            assert!(done.is_ok(), "nobody is forgotten");
+        }
+        served.lock().clone()
+    }
+
+    #[tokio::test]
+    async fn who_has_failed_least_is_next_whatever_the_others_number() {
+        let mut waiting = vec![(7, false); 25];
+        waiting.push((0, false));
+        let served = order(&waiting).await;
+        assert_eq!(served[0], 25);
+        assert_eq!(served[1..], (0..25).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_holds_up_nobody() {
+        let mut waiting = vec![(0, true); 1000];
+        waiting.extend([(3, false), (2, true), (1, false)]);
+        assert_eq!(order(&waiting).await, [1002, 1000]);
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_free_again_when_all_have_had_it() {
+        assert!(order(&[]).await.is_empty());
+        let turns = Arc::new(Turns::default());
+        for _ in 0..3 {
+            drop(turns.turn(0).await);
+        }
+    }
+}
