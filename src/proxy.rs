@@ -84,6 +84,9 @@ pub fn run(config: Config) -> ExitCode {
         Err(error) => return complain(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
     };
     warn_of_what_is_retired(&config);
+    for exposure in &config.exposed {
+        tracing::warn!("{exposure}");
+    }
     let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
         let outcome = runtime.block_on(Proxy::assemble_and_serve(config, Rc::clone(&log)));
         // A name lookup that hangs cannot be cancelled; it must not hold up the exit.

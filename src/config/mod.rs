@@ -7,6 +7,7 @@
 mod address;
 mod check;
 mod error;
+mod exposure;
 mod key;
 mod keys;
 mod source;
@@ -24,6 +25,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
+pub use exposure::Exposure;
 pub use users::{outlasting, read_users};
 pub use value::parse_duration as duration;
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub shutdown: ShutdownOptions,
     /// What is logged and how.
     pub log: LogOptions,
+    /// Secrets of it that others on this host can read.
+    pub exposed: Vec<Exposure>,
 }
 
 /// The command line's part, as text. No `Debug`: a URL holds a password.
@@ -136,7 +140,11 @@ impl Config {
         if layers.errors.is_empty() {
             check::check(&config, &mut layers);
         }
-        if layers.errors.is_empty() { Ok(config) } else { Err(layers.errors) }
+        if !layers.errors.is_empty() {
+            return Err(layers.errors);
+        }
+        config.exposed = exposure::found(&config, &layers);
+        Ok(config)
     }
 }
 
@@ -156,6 +164,7 @@ impl Default for Config {
             admin: AdminOptions::default(),
             shutdown: ShutdownOptions::default(),
             log: LogOptions::default(),
+            exposed: Vec::new(),
         }
     }
 }

@@ -363,3 +363,72 @@ fn a_user_timeout_that_would_cut_keepalive_short_is_an_error() {
     }
     set(&["client.user_timeout=6s", "client.keepalive_idle=3s", "client.keepalive_interval=1s"]).unwrap();
 }
+
+/// A file with these permissions.
+fn file_of(mode: u32, text: &str) -> tempfile::NamedTempFile {
+    use std::os::unix::fs::PermissionsExt;
+    let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    file
+}
+
+#[test]
+fn a_password_on_the_command_line_is_exposed_and_one_in_the_environment_is_not() {
+    let exposed =
+        |given: Given<'_>| given.load().unwrap().exposed.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let by_flag = |upstream: &str| Given {
+        flags: Flags { upstream: Some(upstream.to_owned()), ..Flags::default() },
+        ..Given::default()
+    };
+    let told = exposed(by_flag("redis://:hunter2@h"));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("--upstream") && !told[0].contains("hunter2"), "{told:?}");
+    for setting in ["upstream.url=redis://u:hunter2@h", "upstream.password=hunter2"] {
+        let flags = Flags { set: vec![setting.to_owned()], ..Flags::default() };
+        let told = exposed(Given { flags, ..Given::default() });
+        assert!(told.len() == 1 && told[0].contains("--set upstream."), "{told:?}");
+    }
+    assert!(exposed(by_flag("redis://h")).is_empty());
+    for variable in
+        [("REDBOUNCER_UPSTREAM", "redis://:hunter2@h"), ("REDBOUNCER_UPSTREAM__PASSWORD", "hunter2")]
+    {
+        assert!(exposed(Given { environment: &[variable], ..Given::default() }).is_empty(), "{variable:?}");
+    }
+    let secret = file_of(0o600, "hunter2");
+    let environment = [("REDBOUNCER_UPSTREAM__PASSWORD_FILE", secret.path().to_str().unwrap())];
+    assert!(exposed(Given { environment: &environment, ..by_flag("redis://h") }).is_empty());
+}
+
+#[test]
+fn files_with_secrets_that_others_may_read_are_exposed() {
+    let hash = "#d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5afff5d272";
+    for (mode, told) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+        let users = file_of(mode, &format!("[app]\npassword = \"{hash}\"\n"));
+        let secret = file_of(mode, "hunter2");
+        let config = file_of(mode, "[upstream]\nurl = \"redis://:hunter2@h\"\n");
+        let path = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
+        let exposed = |settings: &[String], config: Option<&tempfile::NamedTempFile>| {
+            let flags = Flags {
+                set: settings.to_vec(),
+                config: config.map(|file| file.path().to_owned()),
+                ..Flags::default()
+            };
+            Given { flags, ..Given::default() }.load().unwrap().exposed
+        };
+        let users_file = ["auth.mode=static".to_owned(), format!("auth.users_file={}", path(&users))];
+        let all = [
+            (exposed(&users_file, None), "auth.users_file", &users),
+            (
+                exposed(&[format!("upstream.password_file={}", path(&secret))], None),
+                "upstream.password_file",
+                &secret,
+            ),
+            (exposed(&[], Some(&config)), "upstream.url", &config),
+        ];
+        for (found, key, file) in all {
+            let expected = Exposure::File { key, path: file.path().to_owned() };
+            assert_eq!(found, if told { vec![expected] } else { Vec::new() }, "{key} {mode:o}");
+        }
+    }
+}

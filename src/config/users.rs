@@ -273,7 +273,7 @@ mod tests {
                 .enumerate()
                 .map(|(number, hash)| format!("[u{number}]\npassword = {hash}\n"))
                 .collect();
-            parse("users.toml", &text, &secret_in).unwrap()
+            parse("users.toml", &text).unwrap()
         };
         let ten = Duration::from_secs(10);
         // A hundred users with equal hashes cost one.

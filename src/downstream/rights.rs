@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::client::Client;
+use crate::pool::Unavailable;
 use crate::resp::{self, encode};
 
 /// Users remembered at the most.
@@ -49,18 +50,27 @@ impl Refusals {
 }
 
 impl Client {
-    /// The server's NOPERM where this client's user may not CLIENT LIST. Any other answer forbids nothing: a server
-    /// without the command keeps nobody from looking at us.
+    /// The refusal where this client's user may not CLIENT LIST, and where that is not known: the server is silent, or
+    /// loads its data. A server that does not understand the question keeps nobody from looking at us.
     pub(super) async fn forbidden_to_list(self: &Rc<Self>) -> Option<Bytes> {
-        let (key, _) = self.lane_key()?;
+        let Some((key, _)) = self.lane_key() else {
+            return Some(encode::one_error(&Unavailable::NoAuth.to_string()));
+        };
         if let Some(known) = self.worker.refusals.of(key.user) {
             return known;
         }
-        let mut question = BytesMut::new();
-        encode::command(&mut question, &[b"CLIENT", b"LIST", b"ID", b"1"]);
-        let reply = self.ask_control(question.freeze()).await.ok()?;
-        let noperm = resp::error_text(&reply).is_some_and(|text| text.starts_with(b"NOPERM"));
-        let refusal = noperm.then_some(reply);
+        let question = encode::one_command(&[b"CLIENT", b"LIST", b"ID", b"1"]);
+        let reply = match self.ask_control(question).await {
+            Ok(reply) => reply,
+            Err(why) => return Some(encode::one_error(&why.to_string())),
+        };
+        let refusal = match resp::error_text(&reply) {
+            Some(text) if text.starts_with(b"ERR ") => None,
+            Some(text) if text.starts_with(b"NOPERM") => Some(reply),
+            // It will say later.
+            Some(_) => return Some(reply),
+            None => None,
+        };
         self.worker.refusals.remember(key.user, refusal.clone());
         refusal
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use redbouncer::command::{Class, Keys, READS, Row, classify, find, key_positions, rows};
 use redbouncer::resp::Request;
 
-use crate::harness::{Client, Server, Value, Version, encode};
+use crate::harness::{Client, Server, Stage, Value, Version, encode};
 
 /// Commands of servers without a row, and why.
 const WITHOUT_ROW: &[(&str, &str)] =
@@ -183,6 +183,36 @@ fn every_server_at_hand_agrees_with_the_table() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A script may call what the server does not call `noscript`. Which commands subject to policy these are cannot be told from
+/// a script's text, so the page says it.
+#[test]
+fn what_scripts_reach_past_the_policy_is_documented() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/users.md")).unwrap();
+    let (_, list) = page.split_once("Scripts reach, past `auth.admin_commands`").expect("the list");
+    let list = list.split("\n\n").next().unwrap();
+    let documented: BTreeSet<&str> = list.split('`').skip(1).step_by(2).collect();
+    let mut reached = BTreeSet::new();
+    for version in Version::all() {
+        let server = Server::start_version(&version, &[]);
+        for command in known(&server) {
+            let is_policy = find(&command.name).is_some_and(|row| row.policy);
+            if is_policy && !command.container && !command.has("noscript") {
+                reached.insert(command.name.split('|').next().unwrap().to_ascii_uppercase());
+            }
+        }
+    }
+    for name in &reached {
+        assert!(documented.contains(name.as_str()), "{name}: {reached:?}");
+    }
+    assert!(documented.contains("EVAL") && documented.contains("SLOWLOG"), "{documented:?}");
+    // It is so.
+    let stage = Stage::proxied_with(&["auth.admin_commands=refuse"]);
+    let mut client = stage.connect();
+    assert!(client.call("FLUSHALL").error().contains("refused by auth.admin_commands"));
+    assert_eq!(client.call("EVAL return(redis.call('flushall')) 0").text(), "OK");
+    assert!(client.call("EVAL return(redis.call('config','get','x')) 0").is_error());
 }
 
 /// Whether a server without rows for subcommands speaks of them all in one.

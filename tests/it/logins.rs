@@ -351,6 +351,38 @@ fn what_the_servers_acl_forbids_is_not_answered_here_either() {
     assert_eq!(bob.call(&format!("CLIENT KILL ID {}", alice.call("CLIENT ID").int())).int(), 1);
 }
 
+/// What the server's ACL says of CLIENT LIST decides about PROXY CLIENTS, so without its word nobody sees others.
+#[test]
+fn nobody_is_shown_while_the_server_cannot_be_asked() {
+    let server = secured(&Version::usual());
+    server.call("ACL SETUSER alice -client|list");
+    let relay = Relay::to(server.address());
+    let url = format!("redis://{}", relay.address());
+    let settings =
+        [PASSTHROUGH, "auth.cache_ttl=1s", "upstream.connect_timeout=500ms", "pool.wait_timeout=500ms"];
+    let proxy = crate::harness::Proxy::launch(&url, &settings).unwrap();
+    let [mut alice, mut bob] = ["alice", "bob"].map(|user| {
+        let mut client = proxy.connect();
+        assert_eq!(client.call(&format!("AUTH {user} {user}-secret")).text(), "OK");
+        client
+    });
+    assert!(alice.call("PROXY CLIENTS").error().starts_with("NOPERM"));
+    assert!(bob.call("PROXY CLIENTS").text().contains("user=alice"));
+    relay.refuse();
+    relay.cut();
+    for command in ["PROXY CLIENTS", "PROXY UPSTREAMS"] {
+        for (client, name) in [(&mut alice, "alice"), (&mut bob, "bob")] {
+            until("what was said before is too old", PATIENCE, || client.call(command).is_error());
+            let told = client.call(command).error().to_owned();
+            assert!(told.starts_with("NOPERM") || told.starts_with("ERR redbouncer: no "), "{name}: {told}");
+        }
+    }
+    assert!(!alice.call("PROXY POOLS").is_error(), "it names nobody");
+    relay.pass();
+    until("the server is there again", PATIENCE, || !bob.call("PROXY CLIENTS").is_error());
+    assert!(alice.call("PROXY CLIENTS").error().starts_with("NOPERM"));
+}
+
 #[test]
 fn a_wrong_upstream_password_is_not_believed_because_a_client_offers_it_too() {
     let server = secured(&Version::usual());

@@ -1,0 +1,84 @@
+//! Secrets that others on this host can read. That is allowed, and told at the start: a file may be read by others on purpose,
+//! and a password on a command line is how everybody begins.
+
+use std::fmt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Config;
+use super::error::Origin;
+use super::key::Key;
+use super::keys::KEYS;
+use super::source::Layers;
+
+/// Files that are secrets, or hold some.
+const FILES: [&str; 4] = ["listen.tls.key", "auth.users_file", "upstream.password_file", "upstream.tls.key"];
+
+/// Where others can read a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// On the command line, with this flag.
+    CommandLine(String),
+    /// In a file that every user of this host may read.
+    File {
+        /// The key that names it, or whose value it holds.
+        key: &'static str,
+        /// Where it is.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine(flag) => write!(
+                f,
+                "the password given by {flag} stands in the list of processes, where every user of this host can read it: \
+                 set the environment variable REDBOUNCER_UPSTREAM, or upstream.password_file, instead"
+            ),
+            Self::File { key, path } => write!(
+                f,
+                "{key}: every user of this host may read {}, which holds a secret: chmod o-r",
+                path.display()
+            ),
+        }
+    }
+}
+
+/// What is exposed of a configuration that is right.
+pub(super) fn found(config: &Config, layers: &Layers) -> Vec<Exposure> {
+    let mut found = Vec::new();
+    if config.upstream.password.is_some() {
+        let keys = ["upstream.password", "upstream.url"];
+        let named = keys.into_iter().find(|key| *key == "upstream.url" || is_given(layers, key));
+        // By a file of its own the password stands in neither.
+        let key = named.filter(|_| !is_given(layers, "upstream.password_file"));
+        match key.map(|key| (key, layers.origin(key))) {
+            Some((_, Origin::Flag(flag))) => found.push(Exposure::CommandLine(flag)),
+            Some((key, Origin::File { path, .. })) if others_may_read(&path) => {
+                found.push(Exposure::File { key, path });
+            }
+            Some((_, Origin::File { .. } | Origin::Environment(_) | Origin::Default)) | None => {}
+        }
+    }
+    for key in FILES {
+        if let Some(path) = text(layers, key).map(PathBuf::from).filter(|path| others_may_read(path)) {
+            found.push(Exposure::File { key, path });
+        }
+    }
+    found
+}
+
+/// Whether users of this host who are neither its owner nor of its group may read a file.
+pub(super) fn others_may_read(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o004 != 0)
+}
+
+fn text(layers: &Layers, key: &str) -> Option<String> {
+    let (given, _) = KEYS.iter().find(|known: &&Key| known.path == key).and_then(|key| layers.given(key))?;
+    given.text().ok().filter(|text| !text.is_empty())
+}
+
+fn is_given(layers: &Layers, key: &str) -> bool {
+    text(layers, key).is_some()
+}
