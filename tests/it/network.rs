@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redbouncer::upstream::Keepalive;
 
 use crate::harness::{
-    Client, Crowd, Namespace, Proxy, Server, Stage, State, encode, is_root, long, throughout, until,
+    Client, Crowd, Namespace, PATIENCE, Proxy, Server, Stage, State, encode, is_root, long, throughout, until,
 };
 
 /// The design's promise for a client whose host is gone.
@@ -266,4 +266,47 @@ fn stopped_clients_that_never_read_stay_bounded_and_stop_nobody() {
     assert!(grown < 40 * (5 << 20), "{grown} bytes");
     let address: SocketAddr = stage.address();
     assert_eq!(Client::connect(address).call("PING").text(), "PONG");
+}
+
+/// While a hub waits for a server that is away, the server's name comes to mean another address: the connection that it then
+/// makes is to the right one, and stays.
+#[test]
+fn a_hub_that_reconnects_behind_a_new_address_connects_once() {
+    if !is_root() {
+        return println!("skipped: network namespaces need root");
+    }
+    let host = Namespace::create();
+    let (old, new) = (host.near_address(), host.second_near_address());
+    let addresses = [old, new].map(|address| address.to_string());
+    let options = ["--protected-mode", "no", "--bind", "127.0.0.1", &addresses[0], &addresses[1]];
+    for (call, kind) in [("SUBSCRIBE c", "pubsub"), ("BLPOP l 0", "blocking")] {
+        host.resolves("redis.test", old);
+        let mut server = Server::start_with(&options);
+        let settings = ["upstream.resolve_interval=1s", "pool.wait_timeout=30s", "upstream.on_loss=error"];
+        let proxy = Proxy::start_in_before(&host, "redis.test", &server, &settings);
+        let mut client = proxy.connect();
+        assert_eq!(client.call("PING").text(), "PONG");
+        server.kill();
+        let mut waiting = proxy.connect();
+        waiting.start(call);
+        thread::sleep(Duration::from_millis(300));
+        host.resolves("redis.test", new);
+        until("the new address is known", PATIENCE, || proxy.log().contains("address has changed"));
+        server.restart();
+        let publish = || server.call("PUBLISH c hello").int() + server.call("RPUSH l hello").int() > 1;
+        if kind == "pubsub" {
+            assert!(waiting.reply_within(Duration::from_secs(20)).raw.starts_with(b"*3"), "{call}");
+            throughout("it stays subscribed", Duration::from_secs(1), &publish);
+        } else {
+            until("it waits on the server", Duration::from_secs(20), || server.calls_of("llen") > 0);
+            thread::sleep(Duration::from_secs(1));
+            publish();
+        }
+        assert!(String::from_utf8_lossy(&waiting.reply().raw).contains("hello"), "{call}");
+        let metrics = proxy.metrics();
+        let mut closed = metrics.keys().filter(|name| name.starts_with("redbouncer_upstream_closed_total"));
+        assert!(closed.clone().any(|name| name.contains("lost")), "{metrics:?}");
+        let kind = format!("kind=\"{kind}\"");
+        assert_eq!(closed.find(|name| name.contains(&kind)), None, "{call}");
+    }
 }

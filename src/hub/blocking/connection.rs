@@ -302,6 +302,8 @@ impl Hub {
 
     /// Dials and turns tracking on.
     async fn connect(&self, permit: &Permit) -> Result<Connection, DialError> {
+        // A new connection is what it was to leave for; what it is told during the dial stands, and so does a stop.
+        self.leaving.set(self.leaving.get().filter(|reason| *reason == UpstreamClose::Shutdown));
         let database = self.pool.shared.upstream.database;
         let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
         let mut stream = self.pool.dial_for(permit, key, &self.identity).await?;
@@ -350,10 +352,6 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
-        // What it was left for is done. Before that a reason stands, also one from the time in which it was dialled.
-        if self.leaving.get() != Some(UpstreamClose::Shutdown) {
-            self.leaving.set(None);
-        }
         self.away_since.set(Some(Instant::now()));
         self.waitlist.borrow_mut().disconnected();
         (over, carrier.stream)

@@ -227,6 +227,8 @@ impl Hub {
     }
 
     async fn connect(&self, permit: &Permit) -> Result<UpstreamStream, DialError> {
+        // A new connection is what it was to leave for; what it is told during the dial stands, and so does a stop.
+        self.leaving.set(self.leaving.get().filter(|reason| *reason == UpstreamClose::Shutdown));
         let shared = &self.pool.shared;
         let resp3 = shared.connector.speaks_resp3(self.identity.name());
         let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
@@ -255,10 +257,6 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
-        // What it was left for is done. Before that a reason stands, also one from the time in which it was dialled.
-        if self.leaving.get() != Some(UpstreamClose::Shutdown) {
-            self.leaving.set(None);
-        }
         self.topics.borrow_mut().disconnected(self.resubscribe == Resubscribe::Silent);
         (over, carrier.stream)
     }

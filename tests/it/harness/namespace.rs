@@ -1,6 +1,7 @@
 //! A second host: a network namespace joined to ours by a pair of virtual Ethernet interfaces, which can vanish.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A namespace; deleted, with its interfaces, when dropped.
@@ -50,6 +51,30 @@ impl Namespace {
         IpAddr::V4(self.far)
     }
 
+    /// A second address of ours on the link, to be taken before a server binds it.
+    pub(crate) fn second_near_address(&self) -> IpAddr {
+        let [_, second, third, last] = self.near.octets();
+        let address = Ipv4Addr::new(10, second | 0xc0, third, last);
+        run("ip", &["addr", "add", &format!("{address}/32"), "dev", &self.host]);
+        let route =
+            ["-n", &self.name, "route", "add", &format!("{address}/32"), "via", &self.near.to_string()];
+        run("ip", &route);
+        IpAddr::V4(address)
+    }
+
+    /// What `name` means inside from now on. The first time before the programs that are to see it start: they are given
+    /// this file for /etc/hosts.
+    pub(crate) fn resolves(&self, name: &str, address: IpAddr) {
+        std::fs::create_dir_all(self.files()).unwrap();
+        std::fs::write(self.files().join("hosts"), format!("127.0.0.1 localhost\n{address} {name}\n"))
+            .unwrap();
+    }
+
+    /// See ip-netns(8): the files of a namespace that take the place of those in /etc.
+    fn files(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.name)
+    }
+
     /// The words before a program that make it run inside.
     pub(crate) fn wrapper(&self) -> Vec<String> {
         ["ip", "netns", "exec", &self.name].map(str::to_owned).to_vec()
@@ -78,6 +103,7 @@ impl Drop for Namespace {
         for words in [["netns", "del", &self.name], ["link", "del", &self.host]] {
             let _ = Command::new("ip").args(words).stderr(Stdio::null()).status();
         }
+        let _ = std::fs::remove_dir_all(self.files());
     }
 }
 

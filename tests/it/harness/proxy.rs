@@ -1,6 +1,7 @@
 //! The proxy under test as a process of its own: ready line, log, signals, exit code, admin port.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -54,7 +55,17 @@ impl Proxy {
 
     /// Starts a proxy on another host, before a server that listens on our end of the link as well.
     pub(crate) fn start_in(namespace: &Namespace, server: &Server, settings: &[&str]) -> Self {
-        let upstream = format!("redis://{}:{}", namespace.near_address(), server.address().port());
+        Self::start_in_before(namespace, namespace.near_address(), server, settings)
+    }
+
+    /// The same, where the server is known by another address or a name.
+    pub(crate) fn start_in_before(
+        namespace: &Namespace,
+        host: impl Display,
+        server: &Server,
+        settings: &[&str],
+    ) -> Self {
+        let upstream = format!("redis://{host}:{}", server.address().port());
         let listen = format!("{}:0", namespace.far_address());
         let mut arguments = vec!["--upstream", &upstream, "--listen", &listen, "--admin", &listen];
         let open = ["auth.mode=open", "listen.protected_mode=false"];
