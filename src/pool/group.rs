@@ -13,7 +13,7 @@ use crate::telemetry::UpstreamClose;
 use crate::upstream::Identity;
 
 /// A lane whose oldest command has waited this long is busy: a second one may open.
-const BUSY: Duration = Duration::from_millis(10);
+pub(super) const BUSY: Duration = Duration::from_millis(10);
 
 /// Lanes that have been held this long are worth one more than `pool.lanes_per_key`.
 const HELD: Duration = Duration::from_millis(50);

@@ -45,7 +45,7 @@ pub use options::PoolOptions;
 pub use pulse::Pulse;
 pub use recall::Blocked;
 use roles::Roles;
-use rotation::Rotation;
+use rotation::{Rotation, Turn};
 pub use unavailable::Unavailable;
 
 /// Redis's default `proto-max-bulk-len`, taken for granted where the server does not say.
@@ -212,8 +212,8 @@ impl Pool {
                 }
                 Some(Choice::Lane(lane))
             }
-            Pick::Another(_) if group.dialling.get() => Some(Choice::Wait),
-            Pick::Another(_) if group.deserves_another(limit, now) && self.open_another(group) => {
+            Pick::Another(_) if group.dialling.get() || group.turn.get() != Turn::None => Some(Choice::Wait),
+            Pick::Another(_) if group.deserves_another(limit, now) && self.find_another(group, now) => {
                 Some(Choice::Wait)
             }
             Pick::Another(_) if group.may_deserve_another(limit, now) => Some(Choice::Wait),
@@ -224,13 +224,22 @@ impl Pool {
     /// Those who wait because every lane is held get another one, or what there is.
     fn end_the_wait_for_another(self: &Rc<Self>, group: &Rc<Group>, now: Instant) {
         let limit = self.shared.options.lanes_per_key;
-        let is_stuck = group.has_waiters() && !group.dialling.get() && !group.lanes().is_empty();
+        self.forget_a_vain_turn(group, now);
+        let is_stuck = group.has_waiters()
+            && !group.dialling.get()
+            && group.turn.get() == Turn::None
+            && !group.lanes().is_empty();
         if is_stuck
             && !group.may_deserve_another(limit, now)
-            && !(group.deserves_another(limit, now) && self.open_another(group))
+            && !(group.deserves_another(limit, now) && self.find_another(group, now))
         {
             group.give_way();
         }
+    }
+
+    /// Another lane is on its way to `group`, whose own are held: by a dial, or one of another key.
+    fn find_another(self: &Rc<Self>, group: &Rc<Group>, now: Instant) -> bool {
+        self.open_another(group) || self.take_a_turn(group, now)
     }
 
     fn open_another(self: &Rc<Self>, group: &Rc<Group>) -> bool {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use super::group::BUSY;
 use super::lane::Hold;
 use super::{Group, Lane, LaneKey, Lost, Pool, holder_of};
 use crate::resp::{self, encode};
@@ -93,16 +94,50 @@ impl Pool {
         if !self.has_lanes_for(user, readonly) {
             return self.open_lane(group, None);
         }
+        self.queue_for_a_turn(group);
+        self.rotate(user, Instant::now());
+    }
+
+    fn queue_for_a_turn(self: &Rc<Self>, group: &Rc<Group>) {
         group.turn.set(Turn::Queued);
         self.rotation.queue.borrow_mut().push_back(Rc::clone(group));
-        self.rotate(user, Instant::now());
-        if !self.rotation.is_empty() && !self.rotation.watched.replace(true) {
+        if !self.rotation.watched.replace(true) {
             let pool = Rc::clone(self);
             self.tasks.spawn_local(async move {
                 pool.watch_turns().await;
                 pool.rotation.watched.set(false);
             });
         }
+    }
+
+    /// Queues `group`, whose lanes are all held, for one of another key. `false`: there is none that could come.
+    pub(super) fn take_a_turn(self: &Rc<Self>, group: &Rc<Group>, now: Instant) -> bool {
+        let may_come = self.others_can_come_to(group, now);
+        if may_come {
+            // Who asked begins to wait only when it knows that, so nothing is moved yet.
+            self.queue_for_a_turn(group);
+        }
+        may_come
+    }
+
+    /// Takes `group` out of the queue where no lane of another key can come to it any more.
+    pub(super) fn forget_a_vain_turn(&self, group: &Rc<Group>, now: Instant) {
+        if group.turn.get() == Turn::Queued
+            && group.has_lanes_to_stay()
+            && !self.others_can_come_to(group, now)
+        {
+            self.rotation.queue.borrow_mut().retain(|other| !Rc::ptr_eq(other, group));
+            group.turn.set(Turn::None);
+        }
+    }
+
+    /// Whether the user has lanes of other keys that are not held.
+    fn others_can_come_to(&self, group: &Group, now: Instant) -> bool {
+        let key = group.key();
+        self.lanes_of(key.user).any(|lane| {
+            let other = lane.key();
+            other != key && other.readonly == key.readonly && !lane.is_leaving() && !lane.is_held(BUSY, now)
+        })
     }
 
     /// Whether a lane for `key` may be had without a login.
@@ -233,9 +268,11 @@ impl Pool {
         }
     }
 
-    /// As many lanes of `user` as groups wait take no more commands, those first that have served longest.
+    /// As many lanes of `user` as groups wait take no more commands, those first that have served longest. A lane that the
+    /// server holds would not run empty, whatever it is told.
     fn end_turns(&self, user: u64, now: Instant) {
-        let mut lanes: Vec<_> = self.lanes_of(user).filter(|lane| !lane.is_leaving()).collect();
+        let serves = |lane: &Rc<Lane>| !lane.is_leaving() && !lane.is_held(BUSY, now);
+        let mut lanes: Vec<_> = self.lanes_of(user).filter(serves).collect();
         let waiting = self.rotation.waiting(user);
         let on_their_way = lanes.iter().filter(|lane| !lane.is_usable()).count();
         let share = ROUND.mul_f64(lanes.len() as f64 / (waiting + lanes.len()) as f64);

@@ -117,6 +117,40 @@ fn a_busy_database_leaves_others_their_turns() {
     assert_eq!(accepted(&stage), before, "a turn is no dial");
 }
 
+/// While a pause holds a write on one lane, the other one serves the reads of all databases in turn.
+#[test]
+fn beside_a_lane_that_is_held_the_other_serves_every_database() {
+    let stage = Stage::proxied_with(TWO_LANES);
+    let (pause, bound) = (Duration::from_secs(3), Duration::from_millis(600));
+    let (mut writer, mut other) = (stage.connect(), member(&stage, 2));
+    writer.call("SET k v");
+    let readers: Vec<_> = (0..4).map(|_| stage.connect()).collect();
+    stage.server.call(&format!("CLIENT PAUSE {} WRITE", pause.as_millis()));
+    let start = Instant::now();
+    writer.send(encode(&["SET", "k", "w"]));
+    thread::sleep(Duration::from_millis(100));
+    thread::scope(|scope| {
+        for mut reader in readers {
+            scope.spawn(move || {
+                let command = encode(&["GET", "k"]);
+                while start.elapsed() < pause - bound {
+                    let asked = Instant::now();
+                    reader.send(command.repeat(50));
+                    (0..50).for_each(|_| assert_eq!(reader.reply().text(), "v"));
+                    assert!(asked.elapsed() < bound, "database 0: {:?}", asked.elapsed());
+                }
+            });
+        }
+        while start.elapsed() < pause - bound {
+            let asked = Instant::now();
+            assert!(other.call("GET k").is_nil());
+            assert!(asked.elapsed() < bound, "database 1: {:?}", asked.elapsed());
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    assert_eq!(writer.reply().text(), "OK");
+}
+
 /// What a client counts in its own database is there and nowhere else, whatever ends the lanes meanwhile.
 #[test]
 fn no_key_lands_in_another_database_while_lanes_are_killed() {
