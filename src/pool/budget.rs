@@ -4,180 +4,23 @@
 //! when it is dropped, so no error path can leak one. Workers share the budget and nothing else of the pool, and only
 //! when a connection is made or ends: it is never touched by a command that goes over a lane.
 
+mod kinds;
+mod permit;
 mod queue;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
+pub use kinds::{Claim, Holder, Holding, Hubs, Kind, Phase, Pressure};
+pub use permit::{Permit, Place};
 use queue::{Queue, Waiting};
 
 use crate::telemetry::{UpstreamClose, upstream_closed};
-
-/// What an upstream connection is for. Its permit is counted under this kind from dial to close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Answers what no client command may delay: listings, kills, `SCRIPT KILL`.
-    Control,
-    /// Shared by many sessions.
-    Lane,
-    /// Held by one session alone.
-    Lease,
-    /// A blocking hub: watches the keys that one user's blocked sessions wait for.
-    Blocking,
-    /// A pub/sub hub: subscribed to what one user's sessions listen to.
-    PubSub,
-}
-
-impl Kind {
-    /// All kinds, in the order of listings.
-    pub const ALL: [Self; 5] = [Self::Control, Self::Lane, Self::Lease, Self::Blocking, Self::PubSub];
-
-    /// The word used in metrics, listings and connection names.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Control => "control",
-            Self::Lane => "shared",
-            Self::Lease => "leased",
-            Self::Blocking => "blocking",
-            Self::PubSub => "pubsub",
-        }
-    }
-}
-
-/// Where in its life a connection is. Every connection is in exactly one of these lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// From the decision to dial until the login has succeeded.
-    Dialling,
-    /// In use, or ready to be.
-    Open,
-    /// Shut down for writing, waiting for the server's end of file.
-    Closing,
-}
-
-impl Phase {
-    /// All phases, in the order of listings.
-    pub const ALL: [Self; 3] = [Self::Dialling, Self::Open, Self::Closing];
-
-    /// The word used in metrics and listings.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Dialling => "dialling",
-            Self::Open => "open",
-            Self::Closing => "closing",
-        }
-    }
-}
-
-/// What somebody waits for with a permit. Each has its own queue, in which users and addresses come in turn; the queues are
-/// served in turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// A lane that sessions need now.
-    Lane,
-    /// A lease that a session cannot do without (WATCH, MONITOR …).
-    Lease,
-    /// The pub/sub hub of a further user, whose subscribers wait for it.
-    PubSub,
-    /// A lease for a blocking call, which is served by tries on a lane meanwhile. It waits behind the others.
-    BlockingLease,
-}
-
-/// Who a connection is for, and why, in words for people.
-#[derive(Clone, Copy, Debug)]
-pub struct Holder<'a> {
-    /// The user it is logged in as, as a number; [`Holder::NOBODY`] where no user's cap applies.
-    pub user: u64,
-    /// The host of the client that it is for; `None` for what many clients use, and for Unix sockets.
-    pub address: Option<IpAddr>,
-    /// What listings show.
-    pub what: &'a str,
-}
-
-impl Holder<'_> {
-    /// Counted for no user.
-    pub const NOBODY: u64 = 0;
-}
-
-impl<'a> From<&'a str> for Holder<'a> {
-    fn from(what: &'a str) -> Self {
-        Self { user: Holder::NOBODY, address: None, what }
-    }
-}
-
-/// How many wait in each queue: what tells workers to give something up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressure {
-    /// Waiting lanes.
-    pub lanes: usize,
-    /// Waiting leases that no try can stand in for.
-    pub leases: usize,
-    /// Waiting pub/sub hubs.
-    pub hubs: usize,
-    /// Waiting leases for blocking calls.
-    pub blocking: usize,
-}
-
-impl Pressure {
-    /// Whether anybody waits at all.
-    #[must_use]
-    pub fn any(&self) -> bool {
-        self.lanes + self.leases + self.hubs + self.blocking > 0
-    }
-}
-
-/// One row of the listing of held permits.
-#[derive(Clone, Debug)]
-pub struct Holding {
-    /// Whose it is, as a number; [`Holder::NOBODY`] for what is counted for no user.
-    pub user: u64,
-    /// What the connection is for.
-    pub kind: Kind,
-    /// Where in its life it is.
-    pub phase: Phase,
-    /// When the permit was granted.
-    pub since: Instant,
-    /// Who holds it and why, in words for people.
-    pub holder: String,
-    /// Its client id on the server, from the login on, where the server tells.
-    pub id: Option<u64>,
-    /// The server has it, as far as we know: logged in, and not closed there.
-    pub on_server: bool,
-    /// There is a connection whose end has not been counted.
-    uncounted: bool,
-}
-
-impl Holding {
-    fn new(kind: Kind, user: u64, holder: String) -> Self {
-        Self {
-            user,
-            kind,
-            phase: Phase::Dialling,
-            since: Instant::now(),
-            holder,
-            id: None,
-            on_server: false,
-            uncounted: false,
-        }
-    }
-}
-
-/// Which hubs are in use: each keeps one connection that nothing else may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hubs {
-    /// `blocking.hub`
-    pub blocking: bool,
-    /// `pubsub.hub`
-    pub pubsub: bool,
-}
 
 /// The cap and what is held under it.
 #[derive(Debug)]
@@ -210,25 +53,6 @@ struct State {
 struct Share {
     held: usize,
     limit: usize,
-}
-
-/// A place in a queue of the budget. Dropping it leaves the queue; a permit granted meanwhile goes to the next.
-#[derive(Debug)]
-pub struct Place {
-    ticket: u64,
-    user: u64,
-    address: Option<IpAddr>,
-    claim: Claim,
-    granted: oneshot::Receiver<Permit>,
-    budget: Arc<Budget>,
-}
-
-/// The right to one upstream connection. Held until the socket is closed, given back by dropping.
-#[derive(Debug)]
-pub struct Permit {
-    id: u64,
-    kind: Kind,
-    budget: Option<Arc<Budget>>,
 }
 
 impl Budget {
@@ -536,16 +360,6 @@ impl Budget {
     }
 }
 
-impl Claim {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Lane => Kind::Lane,
-            Self::PubSub => Kind::PubSub,
-            Self::Lease | Self::BlockingLease => Kind::Lease,
-        }
-    }
-}
-
 /// Whether `user` may hold one more, among the `users` that have a cap of their own.
 fn has_share(users: &HashMap<u64, Share>, user: u64) -> bool {
     users.get(&user).is_none_or(|share| share.held < share.limit)
@@ -601,118 +415,6 @@ impl State {
             share.held = share.held.saturating_sub(1);
         }
         Some(row)
-    }
-}
-
-impl Place {
-    /// The number of this place, for [`Budget::is_next`].
-    #[must_use]
-    pub fn ticket(&self) -> u64 {
-        self.ticket
-    }
-
-    /// The permit, when it is this place's turn. The caller sets the deadline.
-    pub async fn granted(&mut self) -> Option<Permit> {
-        (&mut self.granted).await.ok()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.granted.close();
-        let mut state = self.budget.state.lock();
-        state.queue(self.claim).remove(self.ticket, self.user, self.address);
-        self.budget.serve(&mut state);
-        drop(state);
-        // A permit that was granted but never taken is dropped here, after the lock: it gives itself back.
-        drop(self.granted.try_recv());
-    }
-}
-
-impl Permit {
-    /// What the connection is for.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Begins a dial. A new one under the same permit is the end of the connection before.
-    pub fn dials(&self) {
-        let mut before = None;
-        self.change(|row| {
-            before = Some(row.clone());
-            row.phase = Phase::Dialling;
-            (row.on_server, row.uncounted) = (false, false);
-        });
-        if let (Some(budget), Some(before)) = (&self.budget, before) {
-            budget.note_the_end(&before);
-        }
-    }
-
-    /// Its orderly close begins.
-    pub(super) fn closing(&self) {
-        self.change(|row| row.phase = Phase::Closing);
-    }
-
-    /// The connection is given up, for this reason. Counted once for each connection; one that ends without
-    /// a word from whoever had it counts as cut.
-    pub fn closes(&self, reason: UpstreamClose) {
-        let mut first = false;
-        self.change(|row| first = std::mem::take(&mut row.uncounted));
-        if first {
-            upstream_closed(self.kind.label(), reason);
-        }
-    }
-
-    /// The connection is logged in; `id` is its client id on the server, where that tells.
-    pub fn opened(&self, id: Option<u64>) {
-        self.change(|row| {
-            row.phase = Phase::Open;
-            (row.on_server, row.uncounted) = (true, true);
-            row.id = id;
-        });
-    }
-
-    /// The connection's client id on the server, where that tells.
-    #[must_use]
-    pub fn client_id(&self) -> Option<u64> {
-        self.budget.as_ref()?.state.lock().holdings.get(&self.id)?.id
-    }
-
-    /// The server has answered our end of file with its own: nothing is left of the connection there.
-    pub fn ended(&self) {
-        self.change(|row| row.on_server = false);
-    }
-
-    /// Says who holds the connection now, and why: shown in listings and in the full-pool error.
-    pub fn describe(&self, holder: &str) {
-        self.change(|row| {
-            row.holder.clear();
-            row.holder.push_str(holder);
-            row.since = Instant::now();
-        });
-    }
-
-    fn change(&self, how: impl FnOnce(&mut Holding)) {
-        if let Some(budget) = &self.budget
-            && let Some(row) = budget.state.lock().holdings.get_mut(&self.id)
-        {
-            how(row);
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if let Some(budget) = self.budget.take() {
-            let mut state = budget.state.lock();
-            let held = state.give_back(self.id, self.kind);
-            budget.serve(&mut state);
-            drop(state);
-            if let Some(held) = held {
-                budget.note_the_end(&held);
-            }
-        }
     }
 }
 

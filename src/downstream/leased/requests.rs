@@ -1,0 +1,305 @@
+//! The client's side of a lease: its next commands, what each may do now, and its leaving.
+
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{Event, FIRST_LOOK, Held, READ_AHEAD, WRITE_AHEAD};
+use crate::command::{Asked, Class, classify};
+use crate::downstream::wire::Hangup;
+use crate::resp::{Form, Protocol, Request, RequestError, RequestStep, encode, normalise};
+use crate::session::answers::ends_the_session;
+use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan};
+use crate::telemetry::ClientClose;
+
+impl Held {
+    /// Takes the client's next commands, and notices when it leaves.
+    pub(super) fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        loop {
+            let (limit, run_again) = match self.run_input() {
+                Input::Event(event) => return Poll::Ready(Some(event)),
+                Input::Progress => return Poll::Ready(None),
+                _ if self.is_paused() => (0, false),
+                // A command has begun: one more read, however long it is.
+                Input::Hungry => (self.client.read_ahead() + 1, true),
+                Input::Waiting => (READ_AHEAD, false),
+            };
+            if self.client.input.borrow().eof {
+                let none_left = run_again || self.client.read_ahead() == 0;
+                return self.poll_end(cx, none_left);
+            }
+            match self.client.poll_departure(cx, limit) {
+                // What was read before is carried out first.
+                Poll::Ready(Some(ClientClose::ClientEof)) => {}
+                Poll::Ready(Some(reason)) => return Poll::Ready(Some(Event::Gone(reason))),
+                Poll::Ready(None) if run_again => {}
+                Poll::Ready(None) if self.client.has_said_all() => return self.poll_end(cx, false),
+                Poll::Ready(None) => match ready!(self.poll_hangup(cx)) {
+                    Hangup::Farewell => self.client.note_farewell(),
+                    Hangup::Reset => return Poll::Ready(Some(Event::Gone(ClientClose::ClientLost))),
+                },
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.written.len() > WRITE_AHEAD || self.client.is_backpressured()
+    }
+
+    /// Nothing more is read now, so end of file cannot be read either: the kernel still tells.
+    fn poll_hangup(&mut self, cx: &mut Context<'_>) -> Poll<Hangup> {
+        let client = Rc::clone(&self.client);
+        let hangup = self.hangup.get_or_insert_with(|| Box::pin(async move { client.socket.hangup().await }));
+        hangup.as_mut().poll(cx)
+    }
+
+    /// The client has closed its side. Its lease ends when all it has sent is carried out and answered (`none_left`: there
+    /// is nothing more to send), or at a call that blocks.
+    fn poll_end(&mut self, cx: &mut Context<'_>, none_left: bool) -> Poll<Option<Event>> {
+        if let Poll::Ready(reason) = self.client.poll_doomed(cx) {
+            return Poll::Ready(Some(Event::Gone(reason)));
+        }
+        let blocked = self.state.is_blocked();
+        if none_left && (blocked || !self.state.is_waiting()) {
+            return Poll::Ready(Some(Event::Gone(ClientClose::ClientEof)));
+        }
+        // What stands behind the call cannot be sent before its reply; or the server has fallen silent.
+        let patience =
+            if blocked { FIRST_LOOK } else { self.client.worker.pool.shared.upstream.stall_timeout };
+        let at = (self.since + patience).into();
+        let timer = self.last_wait.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        timer.as_mut().reset(at);
+        timer.as_mut().poll(cx).map(|()| Some(Event::Gone(ClientClose::ClientEof)))
+    }
+
+    /// Carries out what is buffered.
+    fn run_input(&mut self) -> Input {
+        let mut progress = false;
+        loop {
+            if self.state.is_over() || self.written.len() > WRITE_AHEAD {
+                return if progress || self.state.is_over() { Input::Progress } else { Input::Waiting };
+            }
+            if self.state.is_ending() || self.state.outstanding() >= self.client.worker.options.pipeline_limit
+            {
+                return if progress { Input::Progress } else { Input::Waiting };
+            }
+            let Some(next) = self.next_frame() else {
+                return match (progress, self.garbled) {
+                    (true, _) => Input::Progress,
+                    // No more bytes make this a command: the error waits for its turn.
+                    (false, true) => Input::Waiting,
+                    (false, false) => Input::Hungry,
+                };
+            };
+            let frame = match next {
+                Ok(frame) => frame,
+                Err(event) => return Input::Event(event),
+            };
+            match self.carry_out_or_wait(&frame) {
+                Some(Some(event)) => return Input::Event(event),
+                Some(None) => progress = true,
+                None => return if progress { Input::Progress } else { Input::Waiting },
+            }
+        }
+    }
+
+    /// The next whole frame, left in the buffer until it is carried out.
+    fn next_frame(&mut self) -> Option<Result<Bytes, Event>> {
+        let limits = self.client.limits();
+        self.garbled = false;
+        loop {
+            let mut input = self.client.input.borrow_mut();
+            let crate::downstream::client::Input { buffer, scanner, .. } = &mut *input;
+            match scanner.step(buffer, &limits) {
+                Ok(RequestStep::Incomplete { .. }) => return None,
+                Ok(RequestStep::Nothing { len }) => buffer.advance(len),
+                Ok(RequestStep::Request(shape)) if shape.form == Form::Canonical => {
+                    return Some(Ok(Bytes::copy_from_slice(&buffer[..shape.len])));
+                }
+                Ok(RequestStep::Request(shape)) => {
+                    // Written anew in its place.
+                    let mut canonical = BytesMut::new();
+                    match normalise(&buffer[..shape.len], &shape, &mut canonical) {
+                        Ok(_) => {
+                            buffer.advance(shape.len);
+                            canonical.extend_from_slice(buffer);
+                            *buffer = canonical;
+                        }
+                        Err(error) => {
+                            drop(input);
+                            return self.stumbled(&error);
+                        }
+                    }
+                }
+                Err(error) => {
+                    *scanner = crate::resp::RequestScanner::default();
+                    drop(input);
+                    return self.stumbled(&error);
+                }
+            }
+        }
+    }
+
+    /// What lies next is no command: its error comes after all earlier replies.
+    fn stumbled(&mut self, error: &RequestError) -> Option<Result<Bytes, Event>> {
+        self.garbled = self.state.is_waiting();
+        if self.garbled {
+            return None;
+        }
+        Some(Err(if self.client.may_have_been_raised(error) {
+            Event::AskForLimit
+        } else {
+            self.broken(error.reply())
+        }))
+    }
+
+    fn broken(&self, reply: Option<String>) -> Event {
+        if let Some(text) = reply.filter(|_| !self.client.session.borrow_mut().mutes_this()) {
+            self.client.send(text.as_bytes());
+        }
+        Event::Gone(self.client.departs(ClientClose::ProtocolError))
+    }
+
+    /// What the server has said of a command that is not in our table. `Err`: nobody has asked yet.
+    fn placement_of(&self, asked: &Asked, request: &Request<'_>) -> Result<Placement, Bytes> {
+        if asked.class != Class::Unknown {
+            return Ok(Placement::Lane);
+        }
+        let name = request.name().to_ascii_lowercase();
+        let just_asked = self.just_asked.as_ref().filter(|(asked, _)| **asked == *name);
+        let known = just_asked.map(|(_, placement)| *placement);
+        known.or_else(|| self.client.worker.placement_of(&name)).ok_or_else(|| name.into())
+    }
+
+    /// Asks the server about a command that is not in our table. Where it cannot be asked, the command may leave state.
+    pub(super) async fn ask_about(&mut self, name: Bytes) -> Result<(), ClientClose> {
+        let client = Rc::clone(&self.client);
+        let placement = client.ask_about(&name).await?.unwrap_or(Placement::Lasting);
+        self.just_asked = Some((name, placement));
+        Ok(())
+    }
+
+    /// `None`: the frame must wait for replies and stays in the buffer.
+    fn carry_out_or_wait(&mut self, frame: &Bytes) -> Option<Option<Event>> {
+        let request = Request::parse(frame)?;
+        let asked = classify(&request);
+        let unknown = match self.placement_of(&asked, &request) {
+            Ok(placement) => placement,
+            Err(_) if self.state.is_waiting() => return None,
+            Err(name) => return Some(Some(Event::Unknown(name))),
+        };
+        let plan = {
+            let session = self.client.session.borrow();
+            self.state.plan(&session, &asked, &request, self.client.policy(), unknown)
+        };
+        if plan == Plan::AfterReplies {
+            return None;
+        }
+        self.client.input.borrow_mut().buffer.advance(frame.len());
+        self.client.worker.count(&self.client, &asked);
+        let muted = {
+            let mut session = self.client.session.borrow_mut();
+            match &plan {
+                Plan::Local(class) | Plan::End(class) => session.mutes_answer(*class),
+                Plan::Forward(_)
+                | Plan::Blocking(_)
+                | Plan::Wait(_)
+                | Plan::ForwardWait
+                | Plan::Hello(_)
+                | Plan::RefuseInMulti(_)
+                | Plan::Queue(..)
+                | Plan::Refuse(_)
+                | Plan::Aside(_)
+                | Plan::AfterReplies => session.mutes_this(),
+            }
+        };
+        Some(self.act(plan, frame, muted))
+    }
+
+    /// Carries out a command that was taken from the input already.
+    pub(super) fn carry_out(&mut self, frame: &Bytes, muted: bool) -> Option<Event> {
+        let Some(request) = Request::parse(frame) else {
+            return Some(Event::Gone(ClientClose::ProtocolError));
+        };
+        let asked = classify(&request);
+        // One of those that nobody has heard of: the server was asked before, if it may be.
+        let unknown = self.placement_of(&asked, &request).unwrap_or(Placement::MayBlock);
+        let plan = {
+            let session = self.client.session.borrow();
+            self.state.plan(&session, &asked, &request, self.client.policy(), unknown)
+        };
+        self.act(plan, frame, muted)
+    }
+
+    fn act(&mut self, plan: Plan, frame: &Bytes, muted: bool) -> Option<Event> {
+        let request = Request::parse(frame)?;
+        let asked = classify(&request);
+        if !self.state.is_waiting() {
+            self.since = Instant::now();
+        }
+        self.has_sent_long |= request.has_bulk_above(ALWAYS_TAKEN);
+        // A blocking call that follows may wait for what this writes.
+        if !matches!(plan, Plan::Wait(_)) {
+            self.client.has_written.set(true);
+        }
+        match plan {
+            Plan::Forward(expect) => {
+                self.written.extend_from_slice(frame);
+                self.state.sent(expect, &asked, muted);
+            }
+            Plan::Blocking(_) => {
+                self.written.extend_from_slice(frame);
+                self.state.sent(Expect::Blocking, &asked, muted);
+            }
+            Plan::Wait(command) => return Some(Event::Wait(command, frame.clone(), muted)),
+            Plan::ForwardWait => {
+                encode::command(&mut self.written, &[b"PUBLISH", b"redbouncer:wait", b""]);
+                self.state.sent(Expect::WaitPublish, &asked, true);
+                self.written.extend_from_slice(frame);
+                self.state.sent(Expect::Wait, &asked, muted);
+            }
+            Plan::Hello(hello) => {
+                let version: &[u8] = match hello.protocol.unwrap_or(self.client.protocol()) {
+                    Protocol::Resp2 => b"2",
+                    Protocol::Resp3 => b"3",
+                };
+                encode::command(&mut self.written, &[b"HELLO", version]);
+                self.state.sent(Expect::Hello(hello), &asked, muted);
+            }
+            Plan::RefuseInMulti(text) => {
+                // A command that the server refuses while queueing, so that its EXEC fails as it must.
+                encode::command(&mut self.written, &[b"CLIENT"]);
+                let mut reply = BytesMut::new();
+                encode::error(&mut reply, &text);
+                self.state.sent(Expect::Instead(reply.freeze()), &asked, muted);
+            }
+            Plan::Queue(stand_in, member) => {
+                self.written.extend_from_slice(&stand_in);
+                self.state.sent(Expect::Queued(member), &asked, muted);
+            }
+            Plan::Refuse(text) => {
+                self.client.error(&text, muted);
+                if ends_the_session(&text) {
+                    return Some(Event::Gone(self.client.departs(ClientClose::StateRefused)));
+                }
+            }
+            Plan::Local(class) => {
+                let _ = self.client.answer(class, &request, muted);
+            }
+            Plan::End(class) => return Some(Event::End(class, frame.clone(), muted)),
+            Plan::Aside(route) => return Some(Event::Aside(route, frame.clone(), muted)),
+            Plan::AfterReplies => {}
+        }
+        None
+    }
+}
+
+enum Input {
+    Event(Event),
+    Progress,
+    Hungry,
+    Waiting,
+}

@@ -1,0 +1,174 @@
+//! What is counted: the kinds of connections and where in their life they are, who holds them, and who waits for what.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+/// What an upstream connection is for. Its permit is counted under this kind from dial to close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Answers what no client command may delay: listings, kills, `SCRIPT KILL`.
+    Control,
+    /// Shared by many sessions.
+    Lane,
+    /// Held by one session alone.
+    Lease,
+    /// A blocking hub: watches the keys that one user's blocked sessions wait for.
+    Blocking,
+    /// A pub/sub hub: subscribed to what one user's sessions listen to.
+    PubSub,
+}
+
+impl Kind {
+    /// All kinds, in the order of listings.
+    pub const ALL: [Self; 5] = [Self::Control, Self::Lane, Self::Lease, Self::Blocking, Self::PubSub];
+
+    /// The word used in metrics, listings and connection names.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Lane => "shared",
+            Self::Lease => "leased",
+            Self::Blocking => "blocking",
+            Self::PubSub => "pubsub",
+        }
+    }
+}
+
+/// Where in its life a connection is. Every connection is in exactly one of these lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// From the decision to dial until the login has succeeded.
+    Dialling,
+    /// In use, or ready to be.
+    Open,
+    /// Shut down for writing, waiting for the server's end of file.
+    Closing,
+}
+
+impl Phase {
+    /// All phases, in the order of listings.
+    pub const ALL: [Self; 3] = [Self::Dialling, Self::Open, Self::Closing];
+
+    /// The word used in metrics and listings.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Dialling => "dialling",
+            Self::Open => "open",
+            Self::Closing => "closing",
+        }
+    }
+}
+
+/// What somebody waits for with a permit. Each has its own queue, in which users and addresses come in turn; the queues are
+/// served in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A lane that sessions need now.
+    Lane,
+    /// A lease that a session cannot do without (WATCH, MONITOR …).
+    Lease,
+    /// The pub/sub hub of a further user, whose subscribers wait for it.
+    PubSub,
+    /// A lease for a blocking call, which is served by tries on a lane meanwhile. It waits behind the others.
+    BlockingLease,
+}
+
+/// Who a connection is for, and why, in words for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder<'a> {
+    /// The user it is logged in as, as a number; [`Holder::NOBODY`] where no user's cap applies.
+    pub user: u64,
+    /// The host of the client that it is for; `None` for what many clients use, and for Unix sockets.
+    pub address: Option<IpAddr>,
+    /// What listings show.
+    pub what: &'a str,
+}
+
+impl Holder<'_> {
+    /// Counted for no user.
+    pub const NOBODY: u64 = 0;
+}
+
+impl<'a> From<&'a str> for Holder<'a> {
+    fn from(what: &'a str) -> Self {
+        Self { user: Holder::NOBODY, address: None, what }
+    }
+}
+
+/// How many wait in each queue: what tells workers to give something up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Waiting lanes.
+    pub lanes: usize,
+    /// Waiting leases that no try can stand in for.
+    pub leases: usize,
+    /// Waiting pub/sub hubs.
+    pub hubs: usize,
+    /// Waiting leases for blocking calls.
+    pub blocking: usize,
+}
+
+impl Pressure {
+    /// Whether anybody waits at all.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.lanes + self.leases + self.hubs + self.blocking > 0
+    }
+}
+
+/// One row of the listing of held permits.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// Whose it is, as a number; [`Holder::NOBODY`] for what is counted for no user.
+    pub user: u64,
+    /// What the connection is for.
+    pub kind: Kind,
+    /// Where in its life it is.
+    pub phase: Phase,
+    /// When the permit was granted.
+    pub since: Instant,
+    /// Who holds it and why, in words for people.
+    pub holder: String,
+    /// Its client id on the server, from the login on, where the server tells.
+    pub id: Option<u64>,
+    /// The server has it, as far as we know: logged in, and not closed there.
+    pub on_server: bool,
+    /// There is a connection whose end has not been counted.
+    pub(super) uncounted: bool,
+}
+
+impl Holding {
+    pub(super) fn new(kind: Kind, user: u64, holder: String) -> Self {
+        Self {
+            user,
+            kind,
+            phase: Phase::Dialling,
+            since: Instant::now(),
+            holder,
+            id: None,
+            on_server: false,
+            uncounted: false,
+        }
+    }
+}
+
+/// Which hubs are in use: each keeps one connection that nothing else may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hubs {
+    /// `blocking.hub`
+    pub blocking: bool,
+    /// `pubsub.hub`
+    pub pubsub: bool,
+}
+
+impl Claim {
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            Self::Lane => Kind::Lane,
+            Self::PubSub => Kind::PubSub,
+            Self::Lease | Self::BlockingLease => Kind::Lease,
+        }
+    }
+}

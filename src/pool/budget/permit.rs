@@ -1,0 +1,141 @@
+//! The right to one upstream connection, and the place of those who wait for it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::{Budget, Claim, Holding, Kind, Phase};
+use crate::telemetry::{UpstreamClose, upstream_closed};
+
+/// A place in a queue of the budget. Dropping it leaves the queue; a permit granted meanwhile goes to the next.
+#[derive(Debug)]
+pub struct Place {
+    pub(super) ticket: u64,
+    pub(super) user: u64,
+    pub(super) address: Option<IpAddr>,
+    pub(super) claim: Claim,
+    pub(super) granted: oneshot::Receiver<Permit>,
+    pub(super) budget: Arc<Budget>,
+}
+
+/// The right to one upstream connection. Held until the socket is closed, given back by dropping.
+#[derive(Debug)]
+pub struct Permit {
+    pub(super) id: u64,
+    pub(super) kind: Kind,
+    pub(super) budget: Option<Arc<Budget>>,
+}
+
+impl Place {
+    /// The number of this place, for [`Budget::is_next`].
+    #[must_use]
+    pub fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    /// The permit, when it is this place's turn. The caller sets the deadline.
+    pub async fn granted(&mut self) -> Option<Permit> {
+        (&mut self.granted).await.ok()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.granted.close();
+        let mut state = self.budget.state.lock();
+        state.queue(self.claim).remove(self.ticket, self.user, self.address);
+        self.budget.serve(&mut state);
+        drop(state);
+        // A permit that was granted but never taken is dropped here, after the lock: it gives itself back.
+        drop(self.granted.try_recv());
+    }
+}
+
+impl Permit {
+    /// What the connection is for.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Begins a dial. A new one under the same permit is the end of the connection before.
+    pub fn dials(&self) {
+        let mut before = None;
+        self.change(|row| {
+            before = Some(row.clone());
+            row.phase = Phase::Dialling;
+            (row.on_server, row.uncounted) = (false, false);
+        });
+        if let (Some(budget), Some(before)) = (&self.budget, before) {
+            budget.note_the_end(&before);
+        }
+    }
+
+    /// Its orderly close begins.
+    pub(in crate::pool) fn closing(&self) {
+        self.change(|row| row.phase = Phase::Closing);
+    }
+
+    /// The connection is given up, for this reason. Counted once for each connection; one that ends without
+    /// a word from whoever had it counts as cut.
+    pub fn closes(&self, reason: UpstreamClose) {
+        let mut first = false;
+        self.change(|row| first = std::mem::take(&mut row.uncounted));
+        if first {
+            upstream_closed(self.kind.label(), reason);
+        }
+    }
+
+    /// The connection is logged in; `id` is its client id on the server, where that tells.
+    pub fn opened(&self, id: Option<u64>) {
+        self.change(|row| {
+            row.phase = Phase::Open;
+            (row.on_server, row.uncounted) = (true, true);
+            row.id = id;
+        });
+    }
+
+    /// The connection's client id on the server, where that tells.
+    #[must_use]
+    pub fn client_id(&self) -> Option<u64> {
+        self.budget.as_ref()?.state.lock().holdings.get(&self.id)?.id
+    }
+
+    /// The server has answered our end of file with its own: nothing is left of the connection there.
+    pub fn ended(&self) {
+        self.change(|row| row.on_server = false);
+    }
+
+    /// Says who holds the connection now, and why: shown in listings and in the full-pool error.
+    pub fn describe(&self, holder: &str) {
+        self.change(|row| {
+            row.holder.clear();
+            row.holder.push_str(holder);
+            row.since = Instant::now();
+        });
+    }
+
+    fn change(&self, how: impl FnOnce(&mut Holding)) {
+        if let Some(budget) = &self.budget
+            && let Some(row) = budget.state.lock().holdings.get_mut(&self.id)
+        {
+            how(row);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(budget) = self.budget.take() {
+            let mut state = budget.state.lock();
+            let held = state.give_back(self.id, self.kind);
+            budget.serve(&mut state);
+            drop(state);
+            if let Some(held) = held {
+                budget.note_the_end(&held);
+            }
+        }
+    }
+}
