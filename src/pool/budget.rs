@@ -20,8 +20,6 @@ pub use kinds::{Claim, Holder, Holding, Hubs, Kind, Phase, Pressure};
 pub use permit::{Permit, Place};
 use queue::{Queue, Waiting};
 
-use crate::telemetry::{UpstreamClose, upstream_closed};
-
 /// The cap and what is held under it.
 #[derive(Debug)]
 pub struct Budget {
@@ -276,16 +274,6 @@ impl Budget {
         }
         text.push(')');
         text
-    }
-
-    /// What was held is no more.
-    fn note_the_end(&self, was: &Holding) {
-        if was.uncounted {
-            upstream_closed(was.kind.label(), UpstreamClose::Cut);
-        }
-        if was.on_server {
-            self.lost.notify_one();
-        }
     }
 
     fn above_floor(&self, state: &State, kind: Kind) -> usize {

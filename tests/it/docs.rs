@@ -119,7 +119,7 @@ fn closes_are_reported_by_those_who_hold_the_connection() {
         let users = sources.filter(|path| fs::read_to_string(path).unwrap().contains(call));
         users.map(|path| path.strip_prefix(root().join("src")).unwrap().display().to_string()).collect()
     };
-    assert_eq!(users("upstream_closed("), ["pool/budget.rs", "telemetry/metrics.rs"]);
+    assert_eq!(users("upstream_closed("), ["pool/budget/permit.rs", "telemetry/metrics.rs"]);
     let clients =
         ["accept", "handshake", "life", "links", "worker"].map(|name| format!("downstream/{name}.rs"));
     assert_eq!(users("client_closed("), [&clients[..], &["telemetry/metrics.rs".to_owned()]].concat());

@@ -139,3 +139,15 @@ impl Drop for Permit {
         }
     }
 }
+
+impl Budget {
+    /// What was held is no more.
+    fn note_the_end(&self, was: &Holding) {
+        if was.uncounted {
+            upstream_closed(was.kind.label(), UpstreamClose::Cut);
+        }
+        if was.on_server {
+            self.lost.notify_one();
+        }
+    }
+}
