@@ -67,6 +67,20 @@ fn a_demotion_that_nobody_else_meets_ends_a_wait_within_a_heartbeat() {
     }
 }
 
+/// It reads, so none of its calls would meet READONLY.
+#[test]
+fn whoever_only_reads_is_told_of_a_demotion_within_a_heartbeat() {
+    let stage = Stage::proxied_with(&["hygiene.heartbeat=1s"]);
+    let mut client = stage.connect();
+    client.start("XREAD BLOCK 0 STREAMS s $");
+    wait_for_blocked(stage.address(), 1);
+    let asked = || stage.server.call("INFO commandstats").text().contains("cmdstat_role:");
+    until("the hub knows that the server is a master", PATIENCE, asked);
+    stage.server.call(NOBODY);
+    assert!(client.reply().error().starts_with("UNBLOCKED force"));
+    client.expect_end(PATIENCE);
+}
+
 /// On a lease the server itself ends the call; the others are tried, with growing pauses, on a lane.
 #[test]
 fn without_a_hub_a_demotion_ends_a_wait_and_its_connection() {

@@ -33,6 +33,10 @@ impl Waitlist {
     pub(super) fn answered(&mut self, sent: &Sent, last: &[u8], now: Instant) -> Result<(), UpstreamClose> {
         match sent.purpose {
             Purpose::Ping => return Ok(()),
+            Purpose::Role => {
+                self.told_role(last);
+                return Ok(());
+            }
             Purpose::Select(database) => {
                 self.selected(database, last);
                 self.end_the_overdue();
@@ -73,7 +77,7 @@ impl Waitlist {
             }
             Purpose::Positions { waiter, .. } => self.positioned(*waiter, executed.then_some(own)),
             Purpose::Look { spots } => self.looked(spots, own.first().copied(), now),
-            Purpose::Select(_) | Purpose::Ping => {}
+            Purpose::Select(_) | Purpose::Ping | Purpose::Role => {}
         }
         for at in &sent.cards {
             self.pump(*at);

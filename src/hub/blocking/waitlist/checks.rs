@@ -17,6 +17,7 @@ use super::super::waiter::{End, Waiter};
 use super::tries::Ask;
 use super::{GiveUp, Waitlist};
 use crate::command::blocking::{DEMOTED, is_code};
+use crate::resp;
 use crate::telemetry::ClientClose;
 
 /// How long an answer is believed for calls that come after it.
@@ -46,8 +47,10 @@ pub(super) struct Checks {
     /// Forms with their keys, and when they were last asked.
     keyed: HashMap<Bytes, Instant>,
     last_key: Option<Instant>,
-    /// This connection's server has run a write.
+    /// This connection's server has run a write, or has said that it is a master.
     wrote: bool,
+    /// The user may not ask for the server's role.
+    role_refused: bool,
     left_for_role: Option<Instant>,
 }
 
@@ -175,14 +178,31 @@ impl Waitlist {
         End::Close(Bytes::from_static(DEMOTED), ClientClose::UpstreamLost)
     }
 
-    /// Runs the longest waiter's call once more, so that those who wait learn of a demotion that nobody else met.
+    /// Lets those who wait learn of a demotion that nobody else met: the longest waiter's call is run once more. Where none
+    /// writes, the server is asked for its role.
     pub(super) fn look_for_demotion(&mut self) {
-        let oldest = self.those_who(|waiter| !waiter.first && waiter.pops()).first().copied();
-        if let (Some(id), true) = (oldest, self.online) {
-            if let Some(waiter) = self.waiters.get_mut(&id) {
-                waiter.probes = true;
+        if !self.online {
+            return;
+        }
+        match self.those_who(|waiter| !waiter.first && waiter.pops()).first().copied() {
+            Some(id) => {
+                if let Some(waiter) = self.waiters.get_mut(&id) {
+                    waiter.probes = true;
+                }
+                self.send_call(vec![id], Ask::All);
             }
-            self.send_call(vec![id], Ask::All);
+            None if self.checks.role_refused || self.waiters.is_empty() => {}
+            None => self.ask_for_role(),
+        }
+    }
+
+    /// ROLE has been answered: an array that begins with `master`, `slave` or `sentinel`.
+    pub(super) fn told_role(&mut self, reply: &[u8]) {
+        match resp::elements(reply).and_then(|mut said| resp::bulk(said.next()?)) {
+            Some(b"master") => self.checks.wrote = true,
+            Some(b"slave") if self.checks.wrote => self.demoted(),
+            Some(_) => {}
+            None => self.checks.role_refused = true,
         }
     }
 }

@@ -46,6 +46,15 @@ pub(super) enum Purpose {
     Select(u32),
     /// That we are alive.
     Ping,
+    /// Whether the server is a master.
+    Role,
+}
+
+impl Purpose {
+    /// It is sent by itself, outside of MULTI, and has one reply.
+    fn is_alone(&self) -> bool {
+        matches!(self, Self::Select(_) | Self::Ping | Self::Role)
+    }
 }
 
 impl Sent {
@@ -66,7 +75,7 @@ impl Sent {
         match &self.purpose {
             Purpose::Call { waiters, .. } => waiters,
             Purpose::Positions { waiter, .. } => std::slice::from_ref(waiter),
-            Purpose::Look { .. } | Purpose::Select(_) | Purpose::Ping => &[],
+            Purpose::Look { .. } | Purpose::Select(_) | Purpose::Ping | Purpose::Role => &[],
         }
     }
 
@@ -80,7 +89,7 @@ impl Sent {
         match self.purpose {
             Purpose::Call { .. } | Purpose::Look { .. } => 1,
             Purpose::Positions { count, .. } => count,
-            Purpose::Select(_) | Purpose::Ping => 0,
+            Purpose::Select(_) | Purpose::Ping | Purpose::Role => 0,
         }
     }
 
@@ -92,7 +101,7 @@ impl Sent {
     pub(super) fn take(&mut self, frame: &[u8]) -> bool {
         let at = self.seen;
         self.seen += 1;
-        if matches!(self.purpose, Purpose::Select(_) | Purpose::Ping) {
+        if self.purpose.is_alone() {
             return true;
         }
         if at > self.members() {
@@ -422,6 +431,12 @@ impl Waitlist {
     pub(super) fn ping(&mut self) {
         encode::command(&mut self.out, &[b"PING"]);
         self.sent.push_back(Sent::new(Purpose::Ping));
+    }
+
+    /// Asks whether it is a master.
+    pub(super) fn ask_for_role(&mut self) {
+        encode::command(&mut self.out, &[b"ROLE"]);
+        self.sent.push_back(Sent::new(Purpose::Role));
     }
 
     /// Writes a transaction for `database`. SELECT is a member of it unless the connection is surely there: were it
