@@ -4,6 +4,7 @@
 //! with a runtime of its own. They share the budget, the links between them, and the metrics.
 
 mod files;
+mod memory;
 mod renewal;
 mod roster;
 
@@ -32,7 +33,9 @@ use crate::downstream::{
     Directory, Doorkeeper, Handshakes, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms,
     Worker, listen,
 };
-use crate::pool::{Budget, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable};
+use crate::pool::{
+    Budget, ClientMemory, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable,
+};
 use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
@@ -161,6 +164,7 @@ impl Proxy {
             heartbeat: config.naming.heartbeat,
             pulse: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
+            memory: ClientMemory::new(memory::bound(&config.client)),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };
         let places = Arc::new(Places::new(config.client.max_per_address));
@@ -212,6 +216,7 @@ impl Proxy {
             admin = admin.map_or_else(|| "off".to_owned(), |server| server.address().to_string()),
             upstream = format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
             max_connections = config.pool.max_connections,
+            client_memory_max = self.shared.memory.bound(),
             workers = config.workers,
             version = env!("CARGO_PKG_VERSION"),
             "ready"
@@ -254,6 +259,9 @@ impl Proxy {
         ] {
             publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
         }
+        let memory = &self.shared.memory;
+        publish_gauge("redbouncer_client_memory_bytes", &[], memory.used());
+        publish_gauge("redbouncer_client_memory_bytes_max", &[], memory.bound().unwrap_or(0));
         self.publish_users();
         self.log.report();
         self.exporter.run_upkeep();
@@ -422,7 +430,7 @@ impl View for Proxy {
         let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
         clients.sort_by_key(|row| row.id);
         let users = self.directory.rows();
-        admin::status(state, &self.listening, &upstream, &self.shared.budget, &lanes, &users, &clients)
+        admin::status(state, &self.listening, &upstream, &self.shared, &lanes, &users, &clients)
     }
 }
 

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::pool::{Budget, LaneRow};
+use crate::pool::{LaneRow, Shared};
 use crate::session::{ClientRow, UserRow};
+
+/// So many of the clients that hold most are shown.
+const LARGEST: usize = 5;
 
 /// The whole picture at one moment. `listening`: the addresses of clients, and whether with TLS.
 #[must_use]
@@ -13,11 +16,12 @@ pub fn status(
     state: &str,
     listening: &[(String, bool)],
     upstream: &Value,
-    budget: &Budget,
+    shared: &Shared,
     lanes: &[LaneRow],
     users: &[UserRow],
     clients: &[ClientRow],
 ) -> Value {
+    let budget = &shared.budget;
     let holdings = budget.holdings();
     let mut counts = BTreeMap::new();
     for row in &holdings {
@@ -46,6 +50,7 @@ pub fn status(
         "upstream": upstream,
         "connections": { "held": holdings.len(), "max": budget.cap() },
         "pools": pools,
+        "memory": memory(shared, clients),
         "waits": { "lanes": waiting.lanes, "leases": waiting.leases, "blocking": waiting.blocking },
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
         "users": users.iter().map(user).collect::<Vec<_>>(),
@@ -61,6 +66,27 @@ fn url((address, tls): &(String, bool)) -> String {
         (false, true) => format!("rediss://{address}"),
         (false, false) => format!("redis://{address}"),
     }
+}
+
+/// The sum, its bound (`null` for none), and who holds most.
+fn memory(shared: &Shared, clients: &[ClientRow]) -> Value {
+    let mut largest: Vec<_> = clients.iter().filter(|row| row.memory > 0).collect();
+    largest.sort_by_key(|row| std::cmp::Reverse(row.memory));
+    let shown = largest.iter().take(LARGEST).map(|row| {
+        json!({
+            "id": row.id,
+            "peer": row.peer.to_string(),
+            "name": row.name,
+            "user": row.user,
+            "command": row.command,
+            "memory": row.memory,
+        })
+    });
+    json!({
+        "clients": shared.memory.used(),
+        "max": shared.memory.bound(),
+        "largest": shown.collect::<Vec<_>>(),
+    })
 }
 
 fn lane(row: &LaneRow) -> Value {
@@ -98,5 +124,6 @@ fn client(row: &ClientRow) -> Value {
         "command": row.command,
         "place": row.place,
         "unsent": row.output,
+        "memory": row.memory,
     })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::key::{Field, Key, store};
 use super::value::{Given, Wrong, show_duration, show_size};
 use super::{Config, url, users};
-use crate::downstream::{AdminCommands, AuthMode, ClientAuth, OutputLimit};
+use crate::downstream::{AdminCommands, AuthMode, ClientAuth, MemoryMax, OutputLimit};
 use crate::hub::Resubscribe;
 use crate::telemetry::logging::{self, LogFormat};
 use crate::upstream::{NameOptions, OnLoss, Secret};
@@ -84,6 +84,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("client.login_timeout", Field::Duration(|c| &mut c.client.login_timeout, TENTH..=HOUR)),
     Key::new("client.half_command_timeout", Field::Duration(|c| &mut c.client.half_command_timeout, TENTH..=HOUR)),
     Key::new("client.request_limit", Field::Size(|c| &mut c.client.request_limit, 64 << 10)),
+    Key::new("client.memory_max", MEMORY_MAX),
     Key::new("client.pipeline_limit", Field::Count(|c| &mut c.client.pipeline_limit, 1..=1_000_000)),
     Key::new("client.output_soft_limit", Field::Size(|c| &mut c.client.output_soft_limit, 16 << 10)),
     Key::new("client.output_hard_limit", Field::Size(|c| &mut c.client.output_hard_limit, 16 << 10)),
@@ -212,6 +213,37 @@ const ON_LOSS: Field = Field::Text {
     form: "\"close\" or \"error\"",
     put: |c, text| store(&mut c.upstream.on_loss, choose(&OnLoss::WORDS, text)),
     show: |c| word(&OnLoss::WORDS, &c.upstream.on_loss),
+};
+
+/// Less would not hold what one read brings of each of a few clients.
+const LEAST_MEMORY: usize = 1 << 20;
+
+const MEMORY_MAX: Field = Field::Text {
+    form: "a share of the memory, \"1%\" to \"100%\", or a size of 1MiB or more, or 0 for none",
+    put: |c, text| {
+        let given = Given::Text(text.to_owned());
+        let memory_max = match text.trim().strip_suffix('%') {
+            Some(number) => {
+                let percent = number.parse().ok().filter(|percent| (1..=100).contains(percent));
+                percent.map(MemoryMax::Percent)
+            }
+            None => {
+                given.size(0).ok().filter(|size| *size == 0 || *size >= LEAST_MEMORY).map(MemoryMax::Size)
+            }
+        };
+        store(
+            &mut c.client.memory_max,
+            memory_max.ok_or_else(|| {
+                format!("expected \"1%\" to \"100%\", 0, or a size of 1MiB or more, {}", given.found())
+            }),
+        )
+    },
+    show: |c| {
+        Some(match c.client.memory_max {
+            MemoryMax::Percent(percent) => format!("{percent}%"),
+            MemoryMax::Size(bytes) => show_size(bytes),
+        })
+    },
 };
 
 const OUTPUT_BUFFER_LIMIT: Field = Field::Text {

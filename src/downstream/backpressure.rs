@@ -74,6 +74,7 @@ impl Client {
         let taken = out.write_by(|bytes| self.socket.write_now(bytes));
         let unsent = out.len();
         drop(out);
+        self.holds_output(unsent);
         let taken = match taken {
             Ok(taken) => taken,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,

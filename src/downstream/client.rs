@@ -16,16 +16,19 @@ use tokio::sync::Notify;
 use super::Worker;
 use super::backpressure::Backpressure;
 use super::identity::{Account, Membership};
-use super::out::Out;
+use super::memory::Held;
 use super::server_change::Learned;
 use super::socket::ClientSocket;
 use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
 use crate::pool::{Group, Lane, LaneKey, Receiver};
-use crate::resp::{Protocol, RequestScanner, encode};
+use crate::resp::{Protocol, RequestScanner, Unsent, encode};
 use crate::session::{ClientRow, Endpoint, Flags, Policy, Rights, Session};
 use crate::telemetry::ClientClose;
 use crate::upstream::{Identity, OnLoss};
+
+/// An emptied buffer of replies larger than this is given back.
+const KEEP: usize = 4 << 10;
 
 /// What has been read and not yet run.
 #[derive(Debug, Default)]
@@ -55,7 +58,9 @@ pub(crate) struct Client {
     /// It came by a listener that only this host can reach.
     pub(super) trusted: bool,
     pub(super) input: RefCell<Input>,
-    pub(super) out: RefCell<Out>,
+    pub(super) out: RefCell<Unsent>,
+    /// How much memory is held for it.
+    pub(super) held: Held,
     /// Replies that lanes still owe.
     pub(super) outstanding: Cell<u32>,
     pub(super) lane: RefCell<Option<Rc<Lane>>>,
@@ -112,6 +117,7 @@ impl Client {
         trusted: bool,
     ) -> Rc<Self> {
         let now = Instant::now();
+        let held = Held::new(worker.pool.shared.memory.open(session.id, worker.index));
         Rc::new(Self {
             id: session.id,
             peer: addresses.0,
@@ -125,6 +131,7 @@ impl Client {
             rights: Cell::default(),
             input: RefCell::default(),
             out: RefCell::default(),
+            held,
             outstanding: Cell::new(0),
             lane: RefCell::new(None),
             group: RefCell::new(None),
@@ -201,6 +208,7 @@ impl Client {
         out.append(rest);
         let unsent = out.len();
         drop(out);
+        self.holds_output(unsent);
         self.check_limits(unsent);
         // The client's own task waits for the socket to take more.
         self.wake();
@@ -232,6 +240,7 @@ impl Client {
         out.share(bytes);
         let unsent = out.len();
         drop(out);
+        self.holds_output(unsent);
         self.check_limits(unsent);
         self.wake();
     }
@@ -267,6 +276,7 @@ impl Client {
                     if self.socket.poll_writable(cx).is_pending() {
                         let unsent = out.len();
                         drop(out);
+                        self.holds_output(unsent);
                         self.check_limits(unsent);
                         return Poll::Pending;
                     }
@@ -274,13 +284,15 @@ impl Client {
                 Err(error) => {
                     out.clear();
                     drop(out);
+                    self.holds_output(0);
                     self.write_failed(&error);
                     return Poll::Ready(());
                 }
             }
         }
-        out.shrink();
+        out.shrink(KEEP);
         drop(out);
+        self.holds_output(0);
         match self.socket.poll_flush(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) => {}
@@ -413,6 +425,7 @@ impl Client {
         row.flags = self.listed_flags();
         row.input = self.input.borrow().buffer.len();
         row.output = self.out.borrow().len();
+        row.memory = self.held.bytes();
         row.command = self.last_command.get();
         row.transport = self.socket.transport();
         row.place = match self.place.get() {
@@ -474,22 +487,35 @@ impl Client {
     }
 }
 
+impl Client {
+    /// So many of its commands have been answered.
+    fn are_answered(&self, ended: u32) {
+        if ended == 0 {
+            return;
+        }
+        let left = self.outstanding.get().saturating_sub(ended);
+        self.outstanding.set(left);
+        let input = self.input.borrow();
+        // The task sleeps until the socket is readable; only what waits for these replies must be woken.
+        if !input.buffer.is_empty() || (left == 0 && input.eof) {
+            drop(input);
+            self.wake();
+        }
+    }
+}
+
 impl Receiver for Client {
     fn replies(&self, bytes: &[u8], ended: u32, begun: bool) {
         self.send(bytes);
         self.set_mid_reply(begun);
-        if ended > 0 {
-            let left = self.outstanding.get().saturating_sub(ended);
-            self.outstanding.set(left);
-            let input = self.input.borrow();
-            // The task sleeps until the socket is readable; only what waits for these replies must be woken.
-            if !input.buffer.is_empty() || (left == 0 && input.eof) {
-                drop(input);
-                self.wake();
-            }
-        }
+        self.are_answered(ended);
     }
 
+    fn whole(&self, replies: Bytes, ended: u32) {
+        self.send_shared(replies);
+        self.set_mid_reply(false);
+        self.are_answered(ended);
+    }
     fn lost(&self, unanswered: u32, muted: bool, partial: bool) {
         self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
         if partial || self.worker.pool.shared.upstream.on_loss == OnLoss::Close {
@@ -508,5 +534,10 @@ impl Receiver for Client {
 
     fn resume(&self) {
         self.wake();
+    }
+
+    fn gathers(&self, bytes: usize) -> bool {
+        self.holds_reply(bytes);
+        !self.closed.get() && !self.deaf.get()
     }
 }

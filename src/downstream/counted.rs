@@ -58,7 +58,8 @@ impl Client {
         let now = Instant::now();
         self.outstanding.set(self.outstanding.get() + 1);
         self.has_written.set(true);
-        let (client, request) = (Rc::clone(self), Bytes::copy_from_slice(&frames[last..]));
+        let counted = self.copied(&frames[last..]);
+        let (client, request) = (Rc::clone(self), counted.clone());
         let change = move |reply: Bytes| {
             let worker = &*client.worker;
             let corrected = match block {
@@ -68,7 +69,7 @@ impl Client {
             corrected.unwrap_or(reply)
         };
         let receiver = Rc::clone(self) as Rc<dyn Receiver>;
-        lane.push_changed(&frames[last..], &receiver, replies > 1, now, Box::new(change));
+        lane.push_changed(counted, &receiver, replies > 1, now, Box::new(change));
         self.lane.replace(Some(Rc::clone(lane)));
     }
 

@@ -10,9 +10,10 @@ use tokio::io::ReadBuf;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
-use crate::pool::{Choice, Lane, Nature, Receiver};
+use crate::pool::{Choice, LONG, Lane, Nature, Receiver};
 use crate::resp::{
-    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, normalise,
+    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, make_room, moves,
+    normalise,
 };
 use crate::session::answers::{After, ends_the_session, is_silent_mode};
 use crate::session::{ReplyMode, Route, find_block};
@@ -70,6 +71,21 @@ pub(super) struct Run {
     nature: Nature,
     /// Reads and writes do not share lanes now.
     group_is_held: bool,
+    /// What the commands are parts of, where it need not be copied.
+    source: Option<Source>,
+}
+
+/// A buffer that whole commands are parts of.
+struct Source {
+    bytes: Bytes,
+    /// It counts until the last part of it is gone: each of them keeps all of it.
+    is_charged: bool,
+}
+
+impl Source {
+    fn new(bytes: Bytes) -> Self {
+        Self { bytes, is_charged: false }
+    }
 }
 
 impl Client {
@@ -95,7 +111,7 @@ impl Client {
                 }
                 return Poll::Pending;
             }
-            if self.is_backpressured() {
+            if self.is_held_back() {
                 return Poll::Pending;
             }
             if self.worker.stopping.get() {
@@ -133,21 +149,38 @@ impl Client {
         let data = buffer.filled();
         self.note_input(data.len());
         let mut scanner = RequestScanner::default();
-        let (used, ran) = self.consume(data, &mut scanner);
+        let (used, ran) = self.consume(data, &mut scanner, None);
         let mut input = self.input.borrow_mut();
         input.scanner = scanner;
         input.buffer.extend_from_slice(&data[used..]);
+        let left = input.buffer.len();
+        drop(input);
+        self.holds_input(left);
         Poll::Ready(ran)
     }
 
     /// Reads once behind what is buffered already.
     fn poll_read_behind(&self, cx: &mut Context<'_>, need: usize) -> Poll<()> {
         let mut input = self.input.borrow_mut();
+        let len = input.buffer.len();
         // What is announced is not believed: room is made as the bytes come, as much again as there are.
-        let room = need.min(input.buffer.len()).clamp(READ, READ_AHEAD);
-        input.buffer.reserve(room);
+        let room = need.min(len).clamp(READ, READ_AHEAD);
+        if moves(&input.buffer, room) {
+            drop(input);
+            // It is there twice while it is moved.
+            self.holds_input(2 * len);
+            if self.doomed.get().is_some() {
+                return Poll::Ready(());
+            }
+            input = self.input.borrow_mut();
+        }
+        // Nobody holds more than all may.
+        let expected = self.worker.pool.shared.memory.bound().map_or(0, |bound| need.min(bound));
+        make_room(&mut input.buffer, room, expected);
         let result = self.socket.poll_read_buf(cx, &mut input.buffer);
+        let len = input.buffer.len();
         drop(input);
+        self.holds_input(len);
         match result {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(came)) => {
@@ -204,11 +237,43 @@ impl Client {
                 ..Input::default()
             }
         };
-        let (used, ran) = self.consume(&buffer, &mut scanner);
-        buffer.advance(used);
+        let ran = if buffer.len() < LONG {
+            let (used, ran) = self.consume(&buffer, &mut scanner, None);
+            buffer.advance(used);
+            ran
+        } else {
+            // What is not whole yet stays where it lies.
+            let before = scanner.clone();
+            match scanner.step(&buffer, &self.limits()) {
+                Ok(RequestStep::Incomplete { need }) => Ran::Hungry(need),
+                Ok(_) | Err(_) => {
+                    scanner = before;
+                    self.consume_long(&mut buffer, &mut scanner)
+                }
+            }
+        };
         let mut input = self.input.borrow_mut();
+        let left = buffer.len();
         input.buffer = buffer;
         input.scanner = scanner;
+        drop(input);
+        self.holds_input(left);
+        ran
+    }
+
+    /// Runs the whole frames of a long buffer; long ones among them are not copied.
+    fn consume_long(self: &Rc<Self>, buffer: &mut BytesMut, scanner: &mut RequestScanner) -> Ran {
+        let data = std::mem::take(buffer).freeze();
+        let (used, ran) = self.consume(&data, scanner, Some(Source::new(data.clone())));
+        // The rest must not keep all of it, where that is on its way, or long and done with.
+        *buffer = match data.try_into_mut() {
+            Ok(mut data) if used < data.len() / 2 => {
+                data.advance(used);
+                data
+            }
+            Ok(data) => BytesMut::from(&data[used..]),
+            Err(data) => BytesMut::from(&data[used..]),
+        };
         ran
     }
 
@@ -222,8 +287,13 @@ impl Client {
     }
 
     /// Runs the whole frames of `data`; returns how many bytes are done with.
-    fn consume(self: &Rc<Self>, data: &[u8], scanner: &mut RequestScanner) -> (usize, Ran) {
-        let mut run = Run::default();
+    fn consume(
+        self: &Rc<Self>,
+        data: &[u8],
+        scanner: &mut RequestScanner,
+        source: Option<Source>,
+    ) -> (usize, Ran) {
+        let mut run = Run { source, ..Run::default() };
         let mut at = 0;
         let ran = loop {
             if at == data.len() {
@@ -273,7 +343,11 @@ impl Client {
         if let Some(lane) = run.lane.take()
             && run.count > 0
         {
-            self.push_on(&lane, &upto[run.start..], run.count, run.nature);
+            let commands = &upto[run.start..];
+            match self.long_part(run, commands) {
+                None => self.push_on(&lane, commands, run.count, run.nature),
+                Some(long) => self.push_long_on(&lane, long, run.count, run.nature),
+            }
         }
         run.start = upto.len();
         run.count = 0;
@@ -281,11 +355,29 @@ impl Client {
     }
 
     pub(super) fn push_on(self: &Rc<Self>, lane: &Rc<Lane>, commands: &[u8], count: u32, nature: Nature) {
+        let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
+        lane.push(commands, count, &receiver, nature, Instant::now());
+        self.is_on(lane, count);
+    }
+
+    /// The same without a copy.
+    pub(super) fn push_long_on(
+        self: &Rc<Self>,
+        lane: &Rc<Lane>,
+        commands: Bytes,
+        count: u32,
+        nature: Nature,
+    ) {
+        let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
+        lane.push_long(commands, count, &receiver, nature, Instant::now());
+        self.is_on(lane, count);
+    }
+
+    /// `count` commands were appended to `lane`.
+    fn is_on(&self, lane: &Rc<Lane>, count: u32) {
         self.outstanding.set(self.outstanding.get() + count);
         self.has_written.set(true);
         self.has_sent();
-        let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
-        lane.push(commands, count, &receiver, nature, Instant::now());
         if self.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
             self.lane.replace(Some(Rc::clone(lane)));
         }
@@ -356,7 +448,10 @@ impl Client {
                         self.worker.count(self, &asked);
                         if let Some(lane) = run.lane.take() {
                             let nature = Nature { muted, may_invent: false, is_block: true };
-                            self.push_on(&lane, frames, block.commands, nature);
+                            match self.long_part(run, frames) {
+                                None => self.push_on(&lane, frames, block.commands, nature),
+                                Some(long) => self.push_long_on(&lane, long, block.commands, nature),
+                            }
                         }
                         run.start = at + block.len;
                         Ok(block.len)
@@ -429,7 +524,7 @@ impl Client {
                 self.worker.count(self, asked);
                 let muted = run.nature.muted && self.session.borrow_mut().mutes_this();
                 let taken = Taken {
-                    request: Bytes::copy_from_slice(frames),
+                    request: self.taken(run, frames),
                     route: Route::Lane,
                     muted,
                     may_invent: asked.may_invent(),
@@ -439,6 +534,21 @@ impl Client {
                 Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
         }
+    }
+
+    /// `frames` for the slow path.
+    fn taken(&self, run: &mut Run, frames: &[u8]) -> Bytes {
+        self.long_part(run, frames).unwrap_or_else(|| self.copied(frames))
+    }
+
+    /// `part` of the run's source, if it is so long that it should not be copied.
+    fn long_part(&self, run: &mut Run, part: &[u8]) -> Option<Bytes> {
+        let source = run.source.as_mut().filter(|_| part.len() >= LONG)?;
+        if !source.is_charged {
+            source.bytes = self.keep_input(source.bytes.clone());
+            source.is_charged = true;
+        }
+        Some(source.bytes.slice_ref(part))
     }
 
     /// Whether a command that is no read must not go over `lane`, because writes are held on another.
@@ -482,7 +592,7 @@ impl Client {
             }
             route => {
                 let muted = self.session.borrow_mut().mutes_this();
-                let request = Bytes::copy_from_slice(frame);
+                let request = self.taken(run, frame);
                 let taken = Taken { request, route, muted, may_invent: true, replies: 1, counts: false };
                 Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
@@ -534,7 +644,9 @@ impl Client {
                 stop => Err((done, stop)),
             },
             Ok(Some(shape)) => {
-                let mut own = Run::default();
+                let canonical = canonical.freeze();
+                let source = (canonical.len() >= LONG).then(|| Source::new(canonical.clone()));
+                let mut own = Run { source, ..Run::default() };
                 let result = self.take(&canonical, &shape, &mut own, &canonical, 0);
                 if result.is_ok() {
                     self.push(&mut own, &canonical);

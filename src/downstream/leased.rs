@@ -19,6 +19,7 @@ use super::unserved::aftermath_of;
 use super::wire::Hangup;
 use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::pool::{Holder, Lease};
+use crate::resp::Unsent;
 use crate::resp::{ReplyScanner, Request};
 use crate::session::{ALWAYS_TAKEN, Failed, LeaseState, Pin, Placement, Route, UNGUARDED};
 use crate::telemetry::{ClientClose, UpstreamClose};
@@ -28,6 +29,8 @@ use crate::upstream::UpstreamStream;
 const WRITE_AHEAD: usize = 1 << 20;
 /// What a client may send ahead while its commands wait for replies.
 const READ_AHEAD: usize = 64 << 10;
+/// A drained write buffer larger than this is given back.
+const KEEP: usize = 64 << 10;
 /// A call that blocks has had its first look at its keys by then, and waits: where nobody could look in time for a client
 /// that closes its side, nobody does.
 pub(super) const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -46,7 +49,7 @@ struct Held {
     lease: Lease,
     state: LeaseState,
     scanner: ReplyScanner,
-    written: BytesMut,
+    written: Unsent,
     /// Something was written since the last flush that succeeded.
     unflushed: bool,
     /// A write has found the connection closed. What the server has said before, for instance of an argument that is too
@@ -162,7 +165,7 @@ impl Client {
             lease,
             state: LeaseState::new(),
             scanner: ReplyScanner::default(),
-            written: BytesMut::new(),
+            written: Unsent::default(),
             unflushed: false,
             severed: false,
             partial: BytesMut::new(),
@@ -178,6 +181,7 @@ impl Client {
         };
         let outcome = held.run(taken).await;
         self.has_sent();
+        self.holds_on_lease(0);
         self.place.set("lane");
         self.flags.set(crate::session::Flags::default());
         // SELECT or HELLO on the lease may have changed the key.
@@ -188,7 +192,10 @@ impl Client {
 
 impl Held {
     async fn run(mut self, first: Taken) -> Result<(), ClientClose> {
-        if let Some(event) = self.carry_out(&first.request, first.muted) {
+        let event = self.carry_out(&first.request, first.muted);
+        // It may be long, and a lease last.
+        drop(first);
+        if let Some(event) = event {
             return self.leave(event).await;
         }
         loop {
@@ -379,7 +386,8 @@ impl Held {
                 return Poll::Ready(Event::Over);
             }
             // A client that does not read is not read for either: the server's own output limit then decides.
-            let held_back = self.client.is_backpressured();
+            self.count();
+            let held_back = self.client.is_held_back();
             if !held_back {
                 match self.poll_upstream(cx) {
                     Poll::Ready(Ok(())) if self.member.is_some() => return Poll::Ready(Event::Member),
@@ -394,10 +402,16 @@ impl Held {
                 Poll::Ready(Some(event)) => return Poll::Ready(event),
                 Poll::Ready(None) => {}
                 // The client has just read: nobody has asked the server's socket to wake us.
-                Poll::Pending if held_back && !self.client.is_backpressured() => {}
+                Poll::Pending if held_back && !self.client.is_held_back() => {}
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// Counts what is held here.
+    fn count(&self) {
+        self.client.holds_on_lease(self.written.copied() + self.partial.len() + self.state.kept());
+        self.client.holds_input(self.client.read_ahead());
     }
 
     /// Reads what comes while no command is outstanding. Ready when the connection is lost.
@@ -406,7 +420,7 @@ impl Held {
             if let Poll::Ready(Err(_)) = self.poll_write(cx) {
                 return Poll::Ready(UpstreamClose::Lost);
             }
-            if self.client.is_backpressured() {
+            if self.client.is_held_back() {
                 return Poll::Pending;
             }
             if let Err(lost) = ready!(self.poll_upstream(cx)) {

@@ -66,6 +66,7 @@ impl Client {
             | ClientClose::TlsTimeout
             | ClientClose::RequestLimit
             | ClientClose::OutputLimit
+            | ClientClose::Memory
             | ClientClose::IdleTimeout
             | ClientClose::LoginTimeout
             | ClientClose::HalfCommand => false,
@@ -78,6 +79,7 @@ impl Client {
         self.leave_group();
         self.leave_subscriptions();
         self.membership.take();
+        self.holds_nothing();
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();
         self.worker.forget(self);

@@ -27,6 +27,8 @@ pub enum Message {
     Lanes(oneshot::Sender<Vec<LaneRow>>),
     /// CLIENT KILL; the answer is how many it closed.
     Kill(Filter, u64, oneshot::Sender<i64>),
+    /// This client holds most of the memory, and all hold too much: it is to be closed.
+    YieldMemory(u64),
     /// CLIENT UNBLOCK; the answer is whether it has ended the client's wait. None means no.
     Unblock(u64, bool, oneshot::Sender<bool>),
     /// A request for the control connection, which the first worker keeps.
@@ -171,6 +173,11 @@ impl Links {
     pub async fn send(&self, worker: usize, message: Message) -> Result<(), ()> {
         let Some(link) = self.0.get(worker) else { return Err(()) };
         link.sender.send(message).await.map_err(|_| ())
+    }
+
+    /// Sends `message` to one worker, if there is room for it now.
+    pub(super) fn try_send(&self, worker: usize, message: Message) -> bool {
+        self.0.get(worker).is_some_and(|link| link.sender.try_send(message).is_ok())
     }
 
     async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Message) -> Vec<T> {

@@ -19,9 +19,9 @@ mod life;
 mod links;
 mod listener;
 mod login;
+mod memory;
 mod misplaced;
 mod options;
-mod out;
 mod places;
 mod proxy_commands;
 mod queued;
@@ -45,6 +45,7 @@ pub use links::{Accepted, Incoming, Link, Links, Message};
 pub use listener::{ListenError, Listener, UNIX, listen};
 pub use options::{
     AdminCommands, AuthMode, AuthOptions, ClientAuth, ClientOptions, ListenOptions, ListenTlsOptions,
+    MemoryMax,
 };
 pub use places::Places;
 pub use subscriptions::OutputLimit;

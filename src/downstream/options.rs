@@ -67,6 +67,15 @@ impl ClientAuth {
         [("off", Self::Off), ("optional", Self::Optional), ("required", Self::Required)];
 }
 
+/// How much memory may be held for all clients together (`client.memory_max`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryMax {
+    /// A share of the memory that there is.
+    Percent(u8),
+    /// Bytes; 0 for no bound.
+    Size(usize),
+}
+
 /// What one client may cost and how long it may be silent (`[client]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
@@ -82,6 +91,8 @@ pub struct ClientOptions {
     pub half_command_timeout: Duration,
     /// The largest request in bytes, as Redis's `client-query-buffer-limit`.
     pub request_limit: usize,
+    /// What all clients may hold together.
+    pub memory_max: MemoryMax,
     /// Commands of one client that may be outstanding before its socket is not read.
     pub pipeline_limit: usize,
     /// Unsent reply bytes above which no more of a client's requests are read.
@@ -107,6 +118,7 @@ impl Default for ClientOptions {
             login_timeout: Duration::from_secs(10),
             half_command_timeout: Duration::from_secs(60),
             request_limit: 1 << 30,
+            memory_max: MemoryMax::Percent(25),
             pipeline_limit: 1024,
             output_soft_limit: 1 << 20,
             output_hard_limit: 512 << 20,

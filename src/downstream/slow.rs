@@ -12,7 +12,7 @@ use super::client::Client;
 use super::drive::Taken;
 use super::unserved::aftermath_of;
 use crate::command::{Aftermath, Class, classify};
-use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Unavailable};
+use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Receiver, Unavailable};
 use crate::resp::{self, Request, RequestError, encode};
 use crate::session::{ALWAYS_TAKEN, Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
@@ -71,9 +71,9 @@ impl Client {
                 if taken.counts && !taken.muted {
                     self.counted_on(&lane, &taken.request, taken.replies);
                 } else {
-                    let Taken { muted, may_invent, replies, .. } = taken;
+                    let Taken { request, muted, may_invent, replies, .. } = taken;
                     let nature = Nature { muted, may_invent, is_block: replies > 1 };
-                    self.push_on(&lane, &taken.request, replies, nature);
+                    self.push_long_on(&lane, request, replies, nature);
                 }
                 return Ok(());
             }
@@ -255,7 +255,8 @@ impl Client {
         };
         let (sender, receiver) = oneshot::channel();
         let then = Box::new(move |frames| drop(sender.send(frames)));
-        lane.exchange(commands, replies, Instant::now(), then);
+        let owner = Rc::clone(self) as Rc<dyn Receiver>;
+        lane.exchange_for(Some(owner), commands, replies, Instant::now(), then);
         match self.patiently(receiver).await? {
             Ok(Ok(frames)) => Ok(Ok(frames)),
             Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),

@@ -12,7 +12,7 @@ use super::leased::sleep_until;
 use crate::command::Aftermath;
 use crate::hub::{Listener, Message, Station};
 use crate::pool::Unavailable;
-use crate::resp::Request;
+use crate::resp::{Request, Unsent};
 use crate::session::{Flags, Listen, Subscriptions};
 use crate::telemetry::ClientClose;
 
@@ -27,7 +27,7 @@ pub(super) struct Subscriber {
     /// Why its request is given up.
     unserved: RefCell<Option<Unavailable>>,
     /// Published messages that wait for the end of a reply which has begun.
-    held: RefCell<Vec<Bytes>>,
+    held: RefCell<Unsent>,
 }
 
 impl Subscriber {
@@ -66,6 +66,7 @@ impl Client {
         self.subscriber.replace(Some(Rc::clone(&subscriber)));
         let listener = Rc::clone(self) as Rc<dyn Listener>;
         subscriber.done.set(false);
+        let _charge = self.charge_for_waiting(request);
         if let Some(asking) = subscriber.station.subscribe(listener, listen, names) {
             let place = self.place.replace("waits for the pub/sub hub");
             let deadline = self.worker.pool.wait_deadline();
@@ -119,6 +120,7 @@ impl Client {
                     }
                 }
                 self.session.borrow_mut().listens = all.len();
+                self.holds_names(all.len(), all.bytes());
             }
         }
         self.send(&out);
@@ -135,6 +137,7 @@ impl Client {
             }
         }
         self.session.borrow_mut().listens = 0;
+        self.holds_names(0, 0);
         self.release_held(&subscriber);
     }
 
@@ -172,17 +175,16 @@ impl Client {
     }
 
     fn release_held(&self, subscriber: &Subscriber) {
-        for frame in subscriber.held.take() {
-            self.send_shared(frame);
+        self.holds_messages(0);
+        let mut held = subscriber.held.take();
+        while let Some(frames) = held.pop() {
+            self.send_shared(frames);
         }
     }
 
     /// How many bytes are held back.
     pub(super) fn held_back(&self) -> usize {
-        self.subscriber
-            .borrow()
-            .as_ref()
-            .map_or(0, |subscriber| subscriber.held.borrow().iter().map(Bytes::len).sum())
+        self.subscriber.borrow().as_ref().map_or(0, |subscriber| subscriber.held.borrow().len())
     }
 
     /// Closes a subscriber that does not read: above the hard limit at once, above the soft limit after its time
@@ -212,8 +214,12 @@ impl Listener for Client {
         if self.mid_reply.get()
             && let Some(subscriber) = &*self.subscriber.borrow()
         {
-            subscriber.held.borrow_mut().push(frame.clone());
-            self.check_subscriber_limits(self.held_back());
+            let mut all = subscriber.held.borrow_mut();
+            all.share(frame.clone());
+            let held = all.len();
+            drop(all);
+            self.holds_messages(held);
+            self.check_subscriber_limits(held);
             return;
         }
         self.send_shared(frame.clone());
@@ -228,7 +234,9 @@ impl Listener for Client {
             all.add(listen, name, protocol, &mut out);
         }
         self.session.borrow_mut().listens = all.len();
+        let (count, bytes) = (all.len(), all.bytes());
         drop(all);
+        self.holds_names(count, bytes);
         self.send(&out);
         subscriber.is_answered();
     }

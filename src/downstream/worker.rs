@@ -26,7 +26,7 @@ use super::wire::Wire;
 use crate::command::{Asked, rows};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
-use crate::pool::{Control, Pool, Pressure, Unavailable};
+use crate::pool::{Control, Pool, Pressure, Unavailable, Victim};
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
 use crate::session::{
     ALWAYS_TAKEN, Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session,
@@ -88,6 +88,10 @@ pub(crate) struct Worker {
     pub(super) clients: RefCell<HashMap<u64, Rc<Client>>>,
     /// Clients that have much unread.
     pub(super) slow_readers: RefCell<HashSet<u64>>,
+    /// Clients that were read no further for the memory they hold.
+    pub(super) paused: RefCell<HashSet<u64>>,
+    /// Which of the workers this is.
+    pub(super) index: usize,
     pub(super) waiters: RefCell<Vec<Rc<Waiter>>>,
     /// Where commands that are in no table may run, as the server said.
     pub(super) asked: RefCell<HashMap<Vec<u8>, Placement>>,
@@ -115,6 +119,7 @@ pub(crate) struct Worker {
     warned_full: Cell<Option<Instant>>,
     warned_outage: Cell<Option<Instant>>,
     warned_failures: Cell<Option<Instant>>,
+    warned_memory: Cell<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -195,6 +200,8 @@ impl Worker {
             scratch: RefCell::new(vec![0; 64 << 10]),
             clients: RefCell::default(),
             slow_readers: RefCell::default(),
+            paused: RefCell::default(),
+            index,
             waiters: RefCell::default(),
             asked: RefCell::default(),
             max_arguments: Cell::new(MAX_ARGUMENTS_OLD),
@@ -211,6 +218,7 @@ impl Worker {
             warned_full: Cell::new(None),
             warned_outage: Cell::new(None),
             warned_failures: Cell::new(None),
+            warned_memory: Cell::new(None),
         })
     }
 
@@ -253,6 +261,12 @@ impl Worker {
             }
             Message::Lanes(reply) => drop(reply.send(self.pool.lane_rows())),
             Message::Kill(filter, me, reply) => drop(reply.send(self.kill(&filter, me))),
+            Message::YieldMemory(id) => {
+                let client = self.clients.borrow().get(&id).cloned();
+                if let Some(client) = client {
+                    client.yields_memory();
+                }
+            }
             Message::Unblock(id, with_error, done) => self.unblock(id, Unblock { with_error, done }),
             Message::Control { user, identity, protocol, request, reply } => {
                 let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
@@ -432,6 +446,24 @@ impl Worker {
         self.pool.shared.health.closes_a_client(text);
     }
 
+    /// Says that a client is closed for its memory; at most once a second.
+    pub(super) fn warn_of_memory(&self, victim: &Victim) {
+        let now = Instant::now();
+        if self.warned_memory.get().is_none_or(|last| now - last >= Duration::from_secs(1)) {
+            self.warned_memory.set(Some(now));
+            let memory = &self.pool.shared.memory;
+            let (reason, used, memory_max) = (ClientClose::Memory.label(), memory.used(), memory.bound());
+            tracing::warn!(
+                reason,
+                client = victim.id,
+                held = victim.bytes,
+                used,
+                memory_max,
+                "clients hold more memory than client.memory_max; the one that holds most is closed"
+            );
+        }
+    }
+
     /// Says that an address fails to log in too often; at most once a second.
     pub(super) fn warn_of_failures(&self, address: std::net::IpAddr) {
         let now = Instant::now();
@@ -486,6 +518,8 @@ impl Worker {
         self.heed_refusals();
         self.heed_changes();
         self.tend_slow_readers();
+        self.tend_paused();
+        self.keep_within_bound();
         for user in self.pool.shared.budget.crowded() {
             self.pool.make_room_within(user, now);
         }

@@ -9,8 +9,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::pool::{Permit, Pool};
-use crate::resp::{ReplyKind, ReplyScanner};
+use crate::pool::{Charge, LONG, Permit, Pool};
+use crate::resp::{ReplyKind, ReplyScanner, append};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::UpstreamStream;
 
@@ -78,6 +78,8 @@ pub(super) struct Carrier {
     pub(super) stream: UpstreamStream,
     scanner: ReplyScanner,
     partial: BytesMut,
+    /// What a long part counts: nobody knows yet for whom it is, so it counts for nobody by name.
+    held: Charge,
     clock: Clock,
     /// Something was written since the last flush that succeeded.
     unflushed: bool,
@@ -86,11 +88,12 @@ pub(super) struct Carrier {
 }
 
 impl Carrier {
-    pub(super) fn new(stream: UpstreamStream) -> Self {
+    pub(super) fn new(stream: UpstreamStream, pool: &Pool) -> Self {
         Self {
             stream,
             scanner: ReplyScanner::default(),
             partial: BytesMut::new(),
+            held: pool.shared.memory.unnamed(),
             clock: Clock::default(),
             unflushed: false,
             severed: false,
@@ -179,11 +182,15 @@ impl Carrier {
             match step.complete {
                 Some(kind) if self.partial.is_empty() => desk.receive(kind, part, now)?,
                 Some(kind) => {
-                    self.partial.extend_from_slice(part);
-                    desk.receive(kind, &self.partial.split(), now)?;
+                    append(&mut self.partial, part);
+                    // Taken with all its memory: a part of it would keep what has been written to the rest.
+                    let frame = std::mem::take(&mut self.partial);
+                    desk.receive(kind, &frame, now)?;
                 }
-                None => self.partial.extend_from_slice(part),
+                None => append(&mut self.partial, part),
             }
+            let len = self.partial.len();
+            self.held.set(if len < LONG { 0 } else { len });
         }
         Ok(())
     }

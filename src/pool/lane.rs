@@ -24,7 +24,7 @@ use bytes::{Bytes, BytesMut};
 use carrier::Carrier;
 
 use super::Permit;
-use crate::resp::{self, encode};
+use crate::resp::{self, Unsent, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::UpstreamStream;
 
@@ -45,11 +45,15 @@ pub struct LaneKey {
 pub trait Receiver {
     /// Bytes of replies, in order; with them `ended` replies are complete, and with `begun` the last one is not.
     fn replies(&self, bytes: &[u8], ended: u32, begun: bool);
+    /// `ended` complete replies, which were held here until they were whole.
+    fn whole(&self, replies: Bytes, ended: u32);
     /// The connection is lost: `unanswered` commands were written and have no reply; `partial` when the first of them
     /// had begun. With `muted` nothing is owed for them: their replies were unwanted, or a time-out was the answer.
     fn lost(&self, unanswered: u32, muted: bool, partial: bool);
     /// The lane takes commands again after [`Lane::is_full`].
     fn resume(&self);
+    /// So many bytes of a reply that must be whole are held here for it. `false`: it is being closed, and they need not be.
+    fn gathers(&self, bytes: usize) -> bool;
 }
 
 /// The connection was lost before the reply.
@@ -99,6 +103,8 @@ enum Slot {
         change: Option<Change>,
     },
     Whole {
+        /// For whom it is made, if it is for one client.
+        owner: Option<Rc<dyn Receiver>>,
         left: u32,
         frames: Vec<Bytes>,
         partial: BytesMut,
@@ -153,7 +159,7 @@ pub struct Lane {
     hold: Cell<Hold>,
     used: Cell<Instant>,
     progress: Cell<Instant>,
-    written: RefCell<BytesMut>,
+    written: RefCell<Unsent>,
     fifo: RefCell<VecDeque<Slot>>,
     outstanding: Cell<usize>,
     blocked: RefCell<Vec<Rc<dyn Receiver>>>,
@@ -189,7 +195,7 @@ impl Lane {
             hold: Cell::new(Hold::None),
             used: Cell::new(now),
             progress: Cell::new(now),
-            written: RefCell::new(BytesMut::new()),
+            written: RefCell::default(),
             fifo: RefCell::new(VecDeque::new()),
             outstanding: Cell::new(0),
             blocked: RefCell::new(Vec::new()),
@@ -319,8 +325,25 @@ impl Lane {
 
     /// Appends `count` whole commands of one session and promises it as many replies.
     pub fn push(&self, commands: &[u8], count: u32, to: &Rc<dyn Receiver>, nature: Nature, now: Instant) {
+        self.append(|written| written.append(commands), count, now);
+        self.promise(count, to, nature, now);
+    }
+
+    /// The same without a copy.
+    pub fn push_long(
+        &self,
+        commands: Bytes,
+        count: u32,
+        to: &Rc<dyn Receiver>,
+        nature: Nature,
+        now: Instant,
+    ) {
+        self.append(|written| written.share(commands), count, now);
+        self.promise(count, to, nature, now);
+    }
+
+    fn promise(&self, count: u32, to: &Rc<dyn Receiver>, nature: Nature, now: Instant) {
         self.used.set(now);
-        self.append(commands, count, now);
         let Nature { muted, may_invent, is_block } = nature;
         let mut fifo = self.fifo.borrow_mut();
         // A transaction has a slot of its own, so that its last reply is known to be EXEC's.
@@ -350,14 +373,14 @@ impl Lane {
     /// Appends one whole command of a session whose reply is changed on its way; `is_exec` where it ends a transaction.
     pub fn push_changed(
         &self,
-        command: &[u8],
+        command: Bytes,
         to: &Rc<dyn Receiver>,
         is_exec: bool,
         now: Instant,
         change: Change,
     ) {
         self.used.set(now);
-        self.append(command, 1, now);
+        self.append(|written| written.share(command), 1, now);
         self.fifo.borrow_mut().push_back(Slot::Changed {
             to: Rc::clone(to),
             left: 1,
@@ -368,10 +391,19 @@ impl Lane {
         });
     }
 
-    /// Sends commands of our own and calls `then` with their `replies` frames, outside of any borrow of the lane.
-    pub fn exchange(&self, commands: &[u8], replies: u32, now: Instant, then: Then) {
-        self.append(commands, replies, now);
+    /// Sends commands of our own and calls `then` with their `replies` frames, outside of any borrow of the lane. What is
+    /// read of them counts for `owner`.
+    pub fn exchange_for(
+        &self,
+        owner: Option<Rc<dyn Receiver>>,
+        commands: &[u8],
+        replies: u32,
+        now: Instant,
+        then: Then,
+    ) {
+        self.append(|written| written.append(commands), replies, now);
         self.fifo.borrow_mut().push_back(Slot::Whole {
+            owner,
             left: replies,
             frames: Vec::new(),
             partial: BytesMut::new(),
@@ -381,17 +413,23 @@ impl Lane {
         });
     }
 
+    /// The same for no client.
+    pub fn exchange(&self, commands: &[u8], replies: u32, now: Instant, then: Then) {
+        self.exchange_for(None, commands, replies, now, then);
+    }
+
     /// Asks for an echo of a word that nobody else asks for, which shows that replies are still counted right.
     pub(super) fn ask_for_an_echo(&self, now: Instant) {
         let number = RandomState::new().hash_one(now);
         let nonce = Bytes::from(format!("redbouncer:{number:016x}"));
         let mut ping = BytesMut::new();
         encode::command(&mut ping, &[b"PING", &nonce]);
-        self.append(&ping, 1, now);
+        self.append(|written| written.append(&ping), 1, now);
         self.echo_asked.set(now);
         self.since_echo.set(0);
         self.echo.replace(Some(nonce.clone()));
         self.fifo.borrow_mut().push_back(Slot::Whole {
+            owner: None,
             left: 1,
             frames: Vec::new(),
             partial: BytesMut::new(),
@@ -422,10 +460,10 @@ impl Lane {
         self.used.set(now);
     }
 
-    fn append(&self, commands: &[u8], count: u32, now: Instant) {
+    fn append(&self, append: impl FnOnce(&mut Unsent), count: u32, now: Instant) {
         let mut written = self.written.borrow_mut();
         let first = written.is_empty();
-        written.extend_from_slice(commands);
+        append(&mut written);
         drop(written);
         if self.outstanding.get() == 0 {
             self.progress.set(now);
@@ -547,6 +585,7 @@ impl Lane {
         let reason = poll_fn(|cx| carrier.poll(cx, scratch, &idle)).await;
         self.closed.set(true);
         self.waker.borrow_mut().take();
+        self.written.borrow_mut().clear();
         self.lose_the_rest(carrier.is_mid_reply());
         let orderly = self.leaving.get() == Some(reason);
         (reason, orderly.then(|| carrier.into_stream()))
@@ -561,10 +600,14 @@ impl Lane {
                 }
                 Slot::Changed { to, change, .. } => {
                     partial = false;
+                    to.gathers(0);
                     to.lost(1, change.is_none(), false);
                 }
-                Slot::Whole { then, .. } => {
+                Slot::Whole { owner, then, .. } => {
                     partial = false;
+                    if let Some(owner) = owner {
+                        owner.gathers(0);
+                    }
                     if let Some(then) = then {
                         then(Err(Lost));
                     }

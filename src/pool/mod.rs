@@ -13,6 +13,7 @@ mod health;
 mod lane;
 mod lease;
 mod limits;
+mod memory;
 mod options;
 mod pulse;
 mod recall;
@@ -41,6 +42,7 @@ use group::Pick;
 pub use health::Health;
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
+pub use memory::{Account, Charge, ClientMemory, LONG, Victim};
 pub use options::PoolOptions;
 pub use pulse::Pulse;
 pub use recall::Blocked;
@@ -73,6 +75,8 @@ pub struct Shared {
     /// The server's `proto-max-bulk-len` in bytes: a longer bulk is refused before it reaches a lane, where the
     /// server's own refusal would end everybody's connection.
     pub max_bulk: Arc<AtomicU64>,
+    /// What is held for clients.
+    pub memory: Arc<ClientMemory>,
     /// Which run of redbouncer this is.
     pub instance: Arc<Instance>,
 }

@@ -19,6 +19,8 @@ mod inline;
 mod number;
 mod reply;
 mod request;
+mod room;
+mod unsent;
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,8 @@ pub use request::{
     Form, MAX_ARGUMENTS, MAX_ARGUMENTS_OLD, MAX_REQUEST, RequestFrame, RequestLimits, RequestScanner,
     RequestStep,
 };
+pub use room::{append, make_room, moves};
+pub use unsent::Unsent;
 
 /// The version of RESP that a connection speaks: what its server answers, never what the client sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -105,7 +105,7 @@ enum Stage {
 }
 
 /// Finds the end of a client's next request; keeps its place while the request is incomplete.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RequestScanner {
     /// First byte not dealt with yet: the start of a line, or of a bulk's payload.
     pos: u32,

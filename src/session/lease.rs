@@ -60,6 +60,30 @@ pub enum Expect {
 }
 
 impl Expect {
+    /// Bytes of requests and replies that are kept for it.
+    fn kept(&self) -> usize {
+        match self {
+            Self::Counted(bytes) | Self::Instead(bytes) => bytes.len(),
+            Self::Queued(member) => member.kept(),
+            Self::Reply
+            | Self::State
+            | Self::Blocking
+            | Self::Multi
+            | Self::Exec
+            | Self::Discard
+            | Self::Watch
+            | Self::Unwatch
+            | Self::Select(_)
+            | Self::Tracking(_)
+            | Self::NoTouch(_)
+            | Self::Monitor
+            | Self::Confirm(..)
+            | Self::WaitPublish
+            | Self::Wait
+            | Self::Hello(_) => 0,
+        }
+    }
+
     /// Whether what follows may mean something else after this reply.
     fn is_unsettling(&self) -> bool {
         matches!(self, Self::Multi | Self::Confirm(..))
@@ -118,6 +142,8 @@ pub enum Plan {
 #[derive(Debug)]
 pub struct LeaseState {
     fifo: VecDeque<(Expect, bool)>,
+    /// Bytes of requests and replies that are kept in it.
+    kept: usize,
     /// How many of them may open a transaction or add subscriptions.
     unsettling: usize,
     channels: HashSet<Bytes>,
@@ -156,6 +182,7 @@ impl LeaseState {
     pub fn new() -> Self {
         Self {
             fifo: VecDeque::new(),
+            kept: 0,
             unsettling: 0,
             channels: HashSet::new(),
             patterns: HashSet::new(),
@@ -216,6 +243,12 @@ impl LeaseState {
     #[must_use]
     pub fn outstanding(&self) -> usize {
         self.fifo.len()
+    }
+
+    /// Bytes of requests and replies that are kept here, for commands under way and for the open transaction.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept + self.multi.as_ref().map_or(0, Transaction::kept)
     }
 
     /// Whether a command means the same now as when the outstanding replies are in, as far as a transaction and
@@ -439,6 +472,7 @@ impl LeaseState {
         };
         self.caching = asked.class == Class::ClientCaching;
         self.unsettling += usize::from(expect.is_unsettling());
+        self.kept += expect.kept();
         self.fifo.push_back((expect, muted));
     }
 
@@ -550,6 +584,7 @@ impl LeaseState {
     fn next_expected(&mut self) -> Option<Expect> {
         let (expect, _) = self.fifo.pop_front()?;
         self.unsettling -= usize::from(expect.is_unsettling());
+        self.kept -= expect.kept();
         Some(expect)
     }
 

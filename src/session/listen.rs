@@ -63,6 +63,8 @@ pub struct Subscriptions {
     channels: BTreeSet<Bytes>,
     patterns: BTreeSet<Bytes>,
     shards: BTreeSet<Bytes>,
+    /// The length of all names together.
+    bytes: usize,
 }
 
 impl Subscriptions {
@@ -90,6 +92,12 @@ impl Subscriptions {
         self.channels.len() + self.patterns.len() + self.shards.len()
     }
 
+    /// The length of their names together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -98,7 +106,9 @@ impl Subscriptions {
 
     /// Adds a subscription and appends its confirmation.
     pub fn add(&mut self, listen: Listen, name: &Bytes, protocol: Protocol, out: &mut BytesMut) {
-        self.of_mut(listen).insert(name.clone());
+        if self.of_mut(listen).insert(name.clone()) {
+            self.bytes += name.len();
+        }
         self.confirm(listen.subscribe(), listen, Some(name), protocol, out);
     }
 
@@ -112,6 +122,9 @@ impl Subscriptions {
         out: &mut BytesMut,
     ) -> bool {
         let was_there = name.is_some_and(|name| self.of_mut(listen).remove(name));
+        if was_there {
+            self.bytes -= name.map_or(0, Bytes::len);
+        }
         self.confirm(listen.unsubscribe(), listen, name, protocol, out);
         was_there
     }

@@ -180,6 +180,24 @@ pub(super) fn sent(
 }
 
 impl Member {
+    /// Bytes of the request or reply that is kept for it.
+    pub(super) fn kept(&self) -> usize {
+        match self {
+            Self::Counted(bytes)
+            | Self::Local(_, bytes)
+            | Self::Beside(bytes)
+            | Self::Fixed(bytes)
+            | Self::Unknown(bytes) => bytes.len(),
+            Self::Select(_)
+            | Self::State
+            | Self::Tracking(_)
+            | Self::NoTouch(_)
+            | Self::Monitor
+            | Self::ReadOnly(_)
+            | Self::Hello(_) => 0,
+        }
+    }
+
     /// Whether the stand-in leaves nothing behind on the connection.
     pub(super) fn leaves_nothing(&self) -> bool {
         match self {

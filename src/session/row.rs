@@ -59,6 +59,8 @@ pub struct ClientRow {
     pub input: usize,
     /// Bytes of output not yet sent.
     pub output: usize,
+    /// Bytes of memory held for it, these included.
+    pub memory: usize,
     /// The last command's name.
     pub command: &'static str,
     /// Who it is.
@@ -106,6 +108,7 @@ impl ClientRow {
             database: session.database,
             input: 0,
             output: 0,
+            memory: 0,
             command: "NULL",
             user: session.user.as_ref().map_or_else(|| "(none)".to_owned(), |user| user.name.to_string()),
             protocol: session.protocol.number(),
@@ -209,7 +212,7 @@ impl ClientRow {
             "watch" => write!(line, "{}", u8::from(flags.watching)),
             "qbuf" => write!(line, "{}", self.input),
             "omem" => write!(line, "{}", self.output),
-            "tot-mem" => write!(line, "{}", self.input + self.output),
+            "tot-mem" => write!(line, "{}", self.memory.max(self.input + self.output)),
             "events" => write!(line, "r"),
             "cmd" if format.names_subcommands() => write!(line, "{}", self.command),
             "cmd" => write!(line, "{}", self.command.split('|').next().unwrap_or_default()),

@@ -20,6 +20,8 @@ pub struct Transaction {
     /// Those whose reply means something here, by their place in EXEC's array.
     members: VecDeque<(usize, Member)>,
     array: Option<Array>,
+    /// What its members keep.
+    kept: usize,
 }
 
 /// How far EXEC's array has arrived.
@@ -57,9 +59,15 @@ impl Transaction {
     /// The server has queued one more command.
     pub(super) fn queue(&mut self, member: Option<Member>) {
         if let Some(member) = member {
+            self.kept += member.kept() + size_of::<Member>();
             self.members.push_back((self.queued, member));
         }
         self.queued += 1;
+    }
+
+    /// Bytes that its members keep.
+    pub(super) fn kept(&self) -> usize {
+        self.kept
     }
 
     /// How many commands are queued.

@@ -141,6 +141,13 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Bytes read from (in) and written to (out) clients.",
     ),
     (
+        "redbouncer_client_memory_bytes",
+        "gauge",
+        "",
+        "Memory held for clients: requests that have begun or wait, unread replies, subscriptions.",
+    ),
+    ("redbouncer_client_memory_bytes_max", "gauge", "", "The bound on it, client.memory_max; 0 for none."),
+    (
         "redbouncer_upstream_connections",
         "gauge",
         "kind, phase",

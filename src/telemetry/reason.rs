@@ -27,6 +27,8 @@ pub enum ClientClose {
     RequestLimit,
     /// Unsent replies exceeded `client.output_hard_limit`.
     OutputLimit,
+    /// All clients held more than `client.memory_max`, and this one the most.
+    Memory,
     /// Nothing was sent for `client.idle_timeout`.
     IdleTimeout,
     /// No login within `client.login_timeout`.
@@ -61,7 +63,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -74,6 +76,7 @@ impl ClientClose {
         Self::TlsTimeout,
         Self::RequestLimit,
         Self::OutputLimit,
+        Self::Memory,
         Self::IdleTimeout,
         Self::LoginTimeout,
         Self::LoginRevoked,
@@ -107,6 +110,7 @@ impl ClientClose {
             Self::TlsTimeout => "tls_timeout",
             Self::RequestLimit => "request_limit",
             Self::OutputLimit => "output_limit",
+            Self::Memory => "memory",
             Self::IdleTimeout => "idle_timeout",
             Self::LoginTimeout => "login_timeout",
             Self::LoginRevoked => "login_revoked",

@@ -45,6 +45,7 @@ mod listings;
 mod logging;
 mod logins;
 mod loss;
+mod memory;
 mod miscounts;
 mod module_commands;
 mod network;

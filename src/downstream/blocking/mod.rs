@@ -178,6 +178,7 @@ impl Client {
             Timeout::After(time) => arrived.checked_add(time),
             Timeout::Forever | Timeout::Unclear => None,
         };
+        let _charge = self.charge_for_waiting(&taken.request);
         let place = self.place.replace(Pin::Blocked.label());
         self.flags.set(crate::session::Flags { blocked: true, ..self.flags.get() });
         self.unblock.set(None);

@@ -11,7 +11,7 @@ use super::super::{Worker, undelivered};
 use super::{State, Waiter};
 use crate::command::blocking::{Call, is_nothing};
 use crate::hub::Unblock;
-use crate::pool::Lease;
+use crate::pool::{LONG, Lease};
 use crate::resp::{self, ReplyScanner, Request};
 use crate::session::Pin;
 use crate::telemetry::{ClientClose, UpstreamClose};
@@ -57,7 +57,7 @@ impl Waiter {
             worker: Rc::clone(worker),
             lease: Some(lease),
             scanner: ReplyScanner::default(),
-            reply: Vec::new(),
+            reply: BytesMut::new(),
         };
         metrics::counter!("redbouncer_leases_total", "pin" => Pin::Blocked.label()).increment(1);
         self.on_lease.set(true);
@@ -151,7 +151,7 @@ struct OnLease {
     worker: Rc<Worker>,
     lease: Option<Lease>,
     scanner: ReplyScanner,
-    reply: Vec<u8>,
+    reply: BytesMut,
 }
 
 impl OnLease {
@@ -168,7 +168,11 @@ impl OnLease {
         loop {
             let Ok(came @ 1..) = lease.stream.read(&mut chunk).await else { return false };
             if let Some(whole) = gather(&mut self.scanner, &mut self.reply, &chunk[..came]) {
+                self.waiter.client.holds_reply(0);
                 return whole;
+            }
+            if self.reply.len() >= LONG {
+                self.waiter.client.holds_reply(self.reply.len());
             }
         }
     }
@@ -252,7 +256,7 @@ impl Drop for OnLease {
 
 /// What is left to do for a call whose lease is being closed.
 struct Salvage {
-    reply: Vec<u8>,
+    reply: BytesMut,
     scanner: ReplyScanner,
     worker: Rc<Worker>,
     waiter: Rc<Waiter>,
@@ -287,13 +291,13 @@ impl Salvage {
 }
 
 /// Appends what came to `reply` until a frame is whole: `Some(true)`. `Some(false)`: not RESP.
-fn gather(scanner: &mut ReplyScanner, reply: &mut Vec<u8>, data: &[u8]) -> Option<bool> {
+fn gather(scanner: &mut ReplyScanner, reply: &mut BytesMut, data: &[u8]) -> Option<bool> {
     if data.is_empty() {
         return None;
     }
     match scanner.step(data) {
         Ok(step) => {
-            reply.extend_from_slice(&data[..step.consumed]);
+            resp::append(reply, &data[..step.consumed]);
             step.complete.is_some().then_some(true)
         }
         Err(_) => Some(false),

@@ -11,7 +11,7 @@ use super::super::{Worker, undelivered};
 use super::{State, Waiter};
 use crate::command::Blocking;
 use crate::command::blocking::{self, Call, is_code, is_nothing, is_passing};
-use crate::pool::{Choice, Lost};
+use crate::pool::{Choice, Lost, Receiver};
 use crate::resp::{self, Request, encode};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
@@ -165,7 +165,9 @@ impl Waiter {
             }
         };
         lane.exchange(&begin, 1, now, Box::new(begun));
-        lane.exchange(&block, 2, now, Box::new(move |frames| waiter.tried(&owner, &request, frames)));
+        let client = Rc::clone(&self.client) as Rc<dyn Receiver>;
+        let then = Box::new(move |frames| waiter.tried(&owner, &request, frames));
+        lane.exchange_for(Some(client), &block, 2, now, then);
         // The answer decides, also after the deadline; but nil wins in the end, except for calls whose element has
         // moved already when its answer is read.
         let moved = Call::moves_before_answering(self.call.command);

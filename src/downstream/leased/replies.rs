@@ -4,10 +4,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Held, PROTOCOL_ERROR, Waiting};
+use super::{Held, KEEP, PROTOCOL_ERROR, Waiting};
 use crate::resp::{self, ReplyKind};
 use crate::session::Received;
 use crate::telemetry::UpstreamClose;
@@ -18,10 +18,13 @@ impl Held {
         let stream = &mut self.lease.stream;
         self.unflushed |= !self.written.is_empty();
         while !self.written.is_empty() {
-            match ready!(std::pin::Pin::new(&mut *stream).poll_write(cx, &self.written))? {
+            match ready!(std::pin::Pin::new(&mut *stream).poll_write(cx, self.written.front()))? {
                 0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
                 sent => self.written.advance(sent),
             }
+        }
+        if self.unflushed {
+            self.written.shrink(KEEP);
         }
         if self.unflushed && stream.is_buffered() {
             ready!(std::pin::Pin::new(stream).poll_flush(cx))?;
@@ -48,6 +51,12 @@ impl Held {
         }
     }
 
+    fn give_whole(&self, reply: Bytes) {
+        if !self.is_cut {
+            self.client.send_shared(reply);
+        }
+    }
+
     /// Gives replies to the client: contiguous ones in one write. Stops at a member of the transaction that is to be
     /// answered first.
     pub(super) fn deliver(&mut self, data: &[u8]) -> Result<(), UpstreamClose> {
@@ -68,13 +77,13 @@ impl Held {
             if whole || muted {
                 self.give(&data[forward..at]);
                 if whole {
-                    self.partial.extend_from_slice(part);
+                    resp::append(&mut self.partial, part);
                 }
             }
             at += step.consumed;
             if let Some(kind) = step.complete {
                 self.since = Instant::now();
-                let frame = self.partial.split().freeze();
+                let frame = std::mem::take(&mut self.partial).freeze();
                 if kind == ReplyKind::Error && self.has_sent_long {
                     // One that came in pieces may be such an error as well.
                     let begins = if frame.is_empty() { part } else { &frame };
@@ -90,15 +99,15 @@ impl Held {
                 match verdict {
                     Received::Desync => return Err(UpstreamClose::Desync),
                     // Always whole here: pushes are, and so is all that may be one in RESP2.
-                    Received::Message => self.give(&frame),
+                    Received::Message => self.give_whole(frame),
                     Received::Beside(request) => {
                         let behind = Bytes::copy_from_slice(&data[at..]);
                         self.member = Some(Waiting { request, verdict: frame, behind });
                     }
                     _ if muted => {}
                     Received::Swallow => {}
-                    Received::Instead(reply) => self.give(&reply),
-                    Received::Forward if whole => self.give(&frame),
+                    Received::Instead(reply) => self.give_whole(reply),
+                    Received::Forward if whole => self.give_whole(frame),
                     Received::Forward => continue,
                 }
             }

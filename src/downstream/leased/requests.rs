@@ -46,7 +46,7 @@ impl Held {
     }
 
     fn is_paused(&self) -> bool {
-        self.written.len() > WRITE_AHEAD || self.client.is_backpressured()
+        self.written.len() > WRITE_AHEAD || self.client.is_held_back()
     }
 
     /// Nothing more is read now, so end of file cannot be read either: the kernel still tells.
@@ -98,7 +98,7 @@ impl Held {
                 Ok(frame) => frame,
                 Err(event) => return Input::Event(event),
             };
-            match self.carry_out_or_wait(&frame) {
+            match self.carry_out_or_wait(frame) {
                 Some(Some(event)) => return Input::Event(event),
                 Some(None) => progress = true,
                 None => return if progress { Input::Progress } else { Input::Waiting },
@@ -106,8 +106,8 @@ impl Held {
         }
     }
 
-    /// The next whole frame, left in the buffer until it is carried out.
-    fn next_frame(&mut self) -> Option<Result<Bytes, Event>> {
+    /// The length of the next whole frame, which is left in the buffer until it is carried out.
+    fn next_frame(&mut self) -> Option<Result<usize, Event>> {
         let limits = self.client.limits();
         self.garbled = false;
         loop {
@@ -117,7 +117,7 @@ impl Held {
                 Ok(RequestStep::Incomplete { .. }) => return None,
                 Ok(RequestStep::Nothing { len }) => buffer.advance(len),
                 Ok(RequestStep::Request(shape)) if shape.form == Form::Canonical => {
-                    return Some(Ok(Bytes::copy_from_slice(&buffer[..shape.len])));
+                    return Some(Ok(shape.len));
                 }
                 Ok(RequestStep::Request(shape)) => {
                     // Written anew in its place.
@@ -144,7 +144,7 @@ impl Held {
     }
 
     /// What lies next is no command: its error comes after all earlier replies.
-    fn stumbled(&mut self, error: &RequestError) -> Option<Result<Bytes, Event>> {
+    fn stumbled(&mut self, error: &RequestError) -> Option<Result<usize, Event>> {
         self.garbled = self.state.is_waiting();
         if self.garbled {
             return None;
@@ -183,8 +183,10 @@ impl Held {
     }
 
     /// `None`: the frame must wait for replies and stays in the buffer.
-    fn carry_out_or_wait(&mut self, frame: &Bytes) -> Option<Option<Event>> {
-        let request = Request::parse(frame)?;
+    fn carry_out_or_wait(&mut self, len: usize) -> Option<Option<Event>> {
+        let client = Rc::clone(&self.client);
+        let input = client.input.borrow();
+        let request = Request::parse(input.buffer.get(..len)?)?;
         let asked = classify(&request);
         let unknown = match self.placement_of(&asked, &request) {
             Ok(placement) => placement,
@@ -198,7 +200,8 @@ impl Held {
         if plan == Plan::AfterReplies {
             return None;
         }
-        self.client.input.borrow_mut().buffer.advance(frame.len());
+        drop(input);
+        let frame = client.take_frame(len);
         self.client.worker.count(&self.client, &asked);
         let muted = {
             let mut session = self.client.session.borrow_mut();
@@ -216,7 +219,7 @@ impl Held {
                 | Plan::AfterReplies => session.mutes_this(),
             }
         };
-        Some(self.act(plan, frame, muted))
+        Some(self.act(plan, &frame, muted))
     }
 
     /// Carries out a command that was taken from the input already.
@@ -234,6 +237,11 @@ impl Held {
         self.act(plan, frame, muted)
     }
 
+    /// Sends a command of our own.
+    fn say(&mut self, words: &[&[u8]]) {
+        self.written.append(&encode::one_command(words));
+    }
+
     fn act(&mut self, plan: Plan, frame: &Bytes, muted: bool) -> Option<Event> {
         let request = Request::parse(frame)?;
         let asked = classify(&request);
@@ -247,18 +255,18 @@ impl Held {
         }
         match plan {
             Plan::Forward(expect) => {
-                self.written.extend_from_slice(frame);
+                self.written.share(frame.clone());
                 self.state.sent(expect, &asked, muted);
             }
             Plan::Blocking(_) => {
-                self.written.extend_from_slice(frame);
+                self.written.share(frame.clone());
                 self.state.sent(Expect::Blocking, &asked, muted);
             }
             Plan::Wait(command) => return Some(Event::Wait(command, frame.clone(), muted)),
             Plan::ForwardWait => {
-                encode::command(&mut self.written, &[b"PUBLISH", b"redbouncer:wait", b""]);
+                self.say(&[b"PUBLISH", b"redbouncer:wait", b""]);
                 self.state.sent(Expect::WaitPublish, &asked, true);
-                self.written.extend_from_slice(frame);
+                self.written.share(frame.clone());
                 self.state.sent(Expect::Wait, &asked, muted);
             }
             Plan::Hello(hello) => {
@@ -266,18 +274,18 @@ impl Held {
                     Protocol::Resp2 => b"2",
                     Protocol::Resp3 => b"3",
                 };
-                encode::command(&mut self.written, &[b"HELLO", version]);
+                self.say(&[b"HELLO", version]);
                 self.state.sent(Expect::Hello(hello), &asked, muted);
             }
             Plan::RefuseInMulti(text) => {
                 // A command that the server refuses while queueing, so that its EXEC fails as it must.
-                encode::command(&mut self.written, &[b"CLIENT"]);
+                self.say(&[b"CLIENT"]);
                 let mut reply = BytesMut::new();
                 encode::error(&mut reply, &text);
                 self.state.sent(Expect::Instead(reply.freeze()), &asked, muted);
             }
             Plan::Queue(stand_in, member) => {
-                self.written.extend_from_slice(&stand_in);
+                self.written.share(stand_in);
                 self.state.sent(Expect::Queued(member), &asked, muted);
             }
             Plan::Refuse(text) => {

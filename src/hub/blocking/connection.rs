@@ -345,7 +345,7 @@ impl Hub {
         self.heard.set(now);
         self.swept.set(now);
         self.waitlist.borrow_mut().connected(database);
-        let mut carrier = Carrier::new(stream);
+        let mut carrier = Carrier::new(stream, &self.pool);
         let over = poll_fn(|cx| {
             self.bell.answer_to(cx);
             carrier.poll(cx, &self.pool, &self.waitlist, &self.heard, || self.leaves())

@@ -250,7 +250,7 @@ impl Hub {
         self.pinged.set(now);
         self.last_failure.replace(None);
         self.topics.borrow_mut().connected();
-        let mut carrier = Carrier::new(stream);
+        let mut carrier = Carrier::new(stream, &self.pool);
         let over = poll_fn(|cx| {
             self.bell.answer_to(cx);
             carrier.poll(cx, &self.pool, &self.topics, &self.heard, || self.leaves())

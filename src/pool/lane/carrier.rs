@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::super::LONG;
 use super::{FULL, KEEP, Lane, Slot, Then};
 use crate::resp::{self, ReplyKind, ReplyScanner};
 use crate::telemetry::{UpstreamClose, printable};
@@ -116,7 +117,7 @@ impl Carrier {
         let had = !written.is_empty();
         self.unflushed |= had;
         while !written.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, &written) {
+            match Pin::new(&mut self.stream).poll_write(cx, written.front()) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(sent)) => written.advance(sent),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -124,12 +125,7 @@ impl Carrier {
             }
         }
         if written.is_empty() && had {
-            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
-            if written.capacity() > KEEP {
-                *written = BytesMut::new();
-            } else {
-                written.clear();
-            }
+            written.shrink(KEEP);
         }
         let has_room = written.len() <= FULL / 2;
         drop(written);
@@ -228,10 +224,14 @@ impl Carrier {
                 return Err(UpstreamClose::Desync);
             }
             match slot {
-                Slot::Whole { frames, partial, nonce, .. } => {
-                    partial.extend_from_slice(&data[at..at + step.consumed]);
+                Slot::Whole { owner, frames, partial, nonce, .. } => {
+                    resp::append(partial, &data[at..at + step.consumed]);
+                    if let Some(owner) = owner.as_ref().filter(|_| partial.len() >= LONG) {
+                        // An element may be in it: it is read to its end even if nobody waits for it any more.
+                        owner.gathers(frames.iter().map(Bytes::len).sum::<usize>() + partial.len());
+                    }
                     if step.complete.is_some() {
-                        let frame = partial.split().freeze();
+                        let frame = std::mem::take(partial).freeze();
                         // Some other command's reply: nobody knows any more whose is whose.
                         if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
                             return Err(UpstreamClose::Desync);
@@ -240,7 +240,13 @@ impl Carrier {
                         frames.push(frame);
                     }
                 }
-                Slot::Changed { partial, .. } => partial.extend_from_slice(&data[at..at + step.consumed]),
+                Slot::Changed { to, partial, change, .. } => {
+                    resp::append(partial, &data[at..at + step.consumed]);
+                    if partial.len() >= LONG && !to.gathers(partial.len()) {
+                        *partial = BytesMut::new();
+                        *change = None;
+                    }
+                }
                 Slot::Replies { .. } => {}
             }
             let is_error = step.complete == Some(ReplyKind::Error);
@@ -276,12 +282,20 @@ impl Carrier {
             Slot::Changed { to, left, partial, change, .. } => {
                 *left -= ended;
                 if ended > 0 {
-                    let reply = partial.split().freeze();
+                    let reply = std::mem::take(partial).freeze();
                     let reply = change.take().map(|change| change(reply)).unwrap_or_default();
-                    to.replies(&reply, ended, false);
+                    to.gathers(0);
+                    to.whole(reply, ended);
                 }
             }
-            Slot::Whole { left, .. } => *left -= ended,
+            Slot::Whole { owner, left, .. } => {
+                *left -= ended;
+                if *left == 0
+                    && let Some(owner) = owner
+                {
+                    owner.gathers(0);
+                }
+            }
         }
         Ok((at, ended))
     }

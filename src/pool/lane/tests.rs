@@ -18,6 +18,14 @@ impl Receiver for Listener {
     }
 
     fn resume(&self) {}
+
+    fn whole(&self, replies: Bytes, ended: u32) {
+        self.replies(&replies, ended, false);
+    }
+
+    fn gathers(&self, _bytes: usize) -> bool {
+        true
+    }
 }
 
 fn lane() -> Rc<Lane> {

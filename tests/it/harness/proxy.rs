@@ -206,6 +206,11 @@ impl Proxy {
         self.memory("VmRSS:")
     }
 
+    /// The most that it has held at any moment.
+    pub(crate) fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
     /// Bytes of memory that it has asked for, used or not.
     pub(crate) fn reserved(&self) -> u64 {
         self.memory("VmData:")
