@@ -3,8 +3,8 @@
 //! Above `client.output_soft_limit` nothing more of its commands is run, so that a client which reads slowly takes
 //! little memory here. But some clients write all their commands before they read the first reply, as every
 //! pipeline of a blocking library does: held back, they would never read, and neither would go on. A server buffers for
-//! them. So the bound is raised for a client that takes nothing at all, step by step up to `client.output_hard_limit`,
-//! and falls back when it has read.
+//! them. So a client that takes nothing at all is held back no longer, up to `client.output_hard_limit` and within the
+//! memory that all clients may hold, until it reads again.
 
 use std::cell::Cell;
 
@@ -12,33 +12,40 @@ use super::Worker;
 use super::client::Client;
 use crate::telemetry::ClientClose;
 
-/// So many ticks of the worker without a byte taken raise the bound.
-const STALLED: u32 = 3;
-/// By how much the bound is raised at a time: few steps from the soft limit to the hard one.
-const STEP: usize = 8;
+/// A client that has taken no byte for so many ticks of the worker is not reading. One tick may have just begun.
+const STALLED: u32 = 2;
 
 /// Where a client stands that is above its soft limit.
 #[derive(Debug, Default)]
 pub(super) struct Backpressure {
-    /// Nothing more is run for it.
-    holds: Cell<bool>,
-    /// Its bound, while it is above the soft limit.
-    bound: Cell<Option<usize>>,
-    /// For how many ticks its socket has taken nothing.
+    /// It is above its soft limit.
+    above: Cell<bool>,
+    /// Its socket has taken something since the last tick.
+    took: Cell<bool>,
+    /// For how many ticks, up to [`STALLED`], it has taken nothing.
     stalled: Cell<u32>,
 }
 
 impl Backpressure {
-    /// Whether the client is above its soft limit.
-    pub(super) fn is_on(&self) -> bool {
-        self.bound.get().is_some()
+    /// Its socket has taken something.
+    pub(super) fn took(&self) {
+        self.took.set(true);
+    }
+
+    pub(super) fn is_above(&self) -> bool {
+        self.above.get()
+    }
+
+    /// Whether nothing more is run for the client: it is above its soft limit and reads.
+    fn holds(&self) -> bool {
+        self.above.get() && self.stalled.get() < STALLED
     }
 }
 
 impl Client {
     /// More is unsent than it may leave unread now: nothing more is read from it or run for it.
     pub(super) fn is_backpressured(&self) -> bool {
-        self.backpressure.holds.get()
+        self.backpressure.holds()
     }
 
     /// Judges how much is unsent, whenever that may have crossed a limit.
@@ -49,25 +56,18 @@ impl Client {
         }
         self.check_subscriber_limits(unsent);
         let pressure = &self.backpressure;
-        if unsent <= options.output_soft_limit {
-            pressure.holds.set(false);
-            pressure.bound.set(None);
-            return;
-        }
-        let bound = pressure.bound.get().unwrap_or_else(|| {
-            pressure.bound.set(Some(options.output_soft_limit));
+        let above = unsent > options.output_soft_limit;
+        if above && !pressure.above.get() {
             pressure.stalled.set(0);
             self.worker.slow_readers.borrow_mut().insert(self.id);
-            options.output_soft_limit
-        });
-        pressure.holds.set(unsent > bound);
+        }
+        pressure.above.set(above);
     }
 
-    /// Every tick while the client is above its soft limit (`false`: no longer). One that takes nothing may leave more
-    /// unread from now on.
+    /// Every tick while the client is above its soft limit (`false`: no longer): whether it reads.
     fn tend_slow_reader(&self) -> bool {
         let pressure = &self.backpressure;
-        if !pressure.is_on() {
+        if !pressure.is_above() {
             return false;
         }
         let mut out = self.out.borrow_mut();
@@ -84,16 +84,10 @@ impl Client {
             }
         };
         self.worker.metrics.bytes_out.add(taken as u64);
-        let stalled = if taken > 0 || !pressure.holds.get() { 0 } else { pressure.stalled.get() + 1 };
-        pressure.stalled.set(stalled % STALLED);
-        if taken > 0 || stalled == STALLED {
-            if stalled == STALLED
-                && let Some(bound) = pressure.bound.get()
-            {
-                let raised = bound.saturating_mul(STEP).min(self.worker.options.output_hard_limit);
-                pressure.bound.set(Some(raised));
-            }
-            self.check_limits(unsent);
+        let (was_held, reads) = (pressure.holds(), pressure.took.take() | (taken > 0));
+        pressure.stalled.set(if reads { 0 } else { STALLED.min(pressure.stalled.get() + 1) });
+        self.check_limits(unsent);
+        if was_held && (reads || !pressure.holds()) {
             // It may be read and run again.
             self.wake();
         }

@@ -271,7 +271,10 @@ impl Client {
         let mut out = self.out.borrow_mut();
         while !out.is_empty() {
             match out.write_by(|bytes| self.socket.try_write(bytes)) {
-                Ok(written) => self.worker.metrics.bytes_out.add(written as u64),
+                Ok(written) => {
+                    self.worker.metrics.bytes_out.add(written as u64);
+                    self.backpressure.took();
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if self.socket.poll_writable(cx).is_pending() {
                         let unsent = out.len();
@@ -301,7 +304,7 @@ impl Client {
                 return Poll::Ready(());
             }
         }
-        if self.backpressure.is_on() || self.over_soft_since.get().is_some() {
+        if self.backpressure.is_above() || self.over_soft_since.get().is_some() {
             self.check_limits(0);
         }
         Poll::Ready(())

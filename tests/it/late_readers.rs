@@ -88,6 +88,25 @@ fn who_reads_slowly_is_held_back() {
     }
 }
 
+/// The bound was raised in steps, each after 0.3 s: what a client sent behind four of them ran 1.2 s late.
+#[test]
+fn commands_of_a_client_that_reads_nothing_are_run_soon() {
+    let stage = Stage::proxied_with(&["client.output_soft_limit=16KiB", "client.pipeline_limit=16"]);
+    stage.server.call(&format!("SET big {}", "x".repeat(100_000)));
+    let mut other = stage.connect();
+    for key in ["first", "second"] {
+        let mut client = stage.connect();
+        client.shrink_receive_buffer();
+        client.send([encode(&["GET", "big"]).repeat(200), encode(&["SET", key, "v"])].concat());
+        let sent = Instant::now();
+        until("it is run", PATIENCE, || other.call(&format!("EXISTS {key}")).int() == 1);
+        assert!(sent.elapsed() < Duration::from_millis(900), "{:?}", sent.elapsed());
+        assert!(unsent(&stage) > 10 << 20);
+        client.reset();
+        until("it is gone", PATIENCE, || unsent(&stage) == 0);
+    }
+}
+
 #[test]
 fn who_never_reads_is_closed_at_the_output_limit_as_by_the_server() {
     let direct = Server::start_with(&["--client-output-buffer-limit", "normal 16mb 16mb 0"]);
