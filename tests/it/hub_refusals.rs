@@ -77,8 +77,12 @@ fn whoever_only_reads_is_told_of_a_demotion_within_a_heartbeat() {
     let asked = || stage.server.call("INFO commandstats").text().contains("cmdstat_role:");
     until("the hub knows that the server is a master", PATIENCE, asked);
     stage.server.call(NOBODY);
+    // One that comes to a replica is served there.
+    let mut late = stage.connect();
+    late.start("XREAD BLOCK 2500 STREAMS s $");
     assert!(client.reply().error().starts_with("UNBLOCKED force"));
     client.expect_end(PATIENCE);
+    assert!(late.reply().is_nil());
 }
 
 /// On a lease the server itself ends the call; the others are tried, with growing pauses, on a lane.

@@ -182,11 +182,13 @@ pub(crate) fn is_comparable(sequence: &Sequence, abilities: &Abilities) -> bool 
                 (renames || slow) && request.is(&["CLIENT"]) && (request.has("LIST") || request.has("INFO"));
             // With more keys than its first table has room for, a walk stops where the hash of the names says.
             let walks = (slow || sequence.trouble == Trouble::Pause) && request.is(&["SCAN"]);
+            // Valkey redirects a client that says it follows redirects; none is followed here.
+            let redirects = demoted && request.is(&["CLIENT"]) && request.has("CAPA");
             // The role is that of the last login.
             let tells_role = demoted && request.is(&["HELLO"]);
             // What a RESP2 subscriber may not send is refused here, by the server with READONLY first.
             let restricts = demoted && request.is(SUBSCRIBE) && (resets || sequence.clients[*client] == 2);
-            !names_itself && !walks && !lists_itself && !tells_role && !restricts
+            !names_itself && !walks && !lists_itself && !redirects && !tells_role && !restricts
         };
         if !requests.iter().all(speaks) {
             return false;

@@ -34,7 +34,7 @@ impl Waitlist {
         match sent.purpose {
             Purpose::Ping => return Ok(()),
             Purpose::Role => {
-                self.told_role(last);
+                self.told_role(last, sent.since);
                 return Ok(());
             }
             Purpose::Select(database) => {

@@ -47,8 +47,10 @@ pub(super) struct Checks {
     /// Forms with their keys, and when they were last asked.
     keyed: HashMap<Bytes, Instant>,
     last_key: Option<Instant>,
-    /// This connection's server has run a write, or has said that it is a master.
+    /// This connection's server has run a write.
     wrote: bool,
+    /// A moment at which it was a master, and none is known to be later.
+    master_at: Option<Instant>,
     /// The user may not ask for the server's role.
     role_refused: bool,
     left_for_role: Option<Instant>,
@@ -97,12 +99,16 @@ impl Waitlist {
     pub(super) fn accepted(&mut self, id: u64) {
         let Some(waiter) = self.waiters.get(&id) else { return };
         let (form, keyed, writes) = (waiter.form(), waiter.form_with_keys(), waiter.writes());
+        let arrived = waiter.arrived;
         if self.checks.forms.len() >= FORMS {
             self.checks.forms.clear();
         }
         self.checks.forms.insert(form, Form { accepted: self.now, asking: false });
         self.checks.note_key(keyed, self.now);
-        self.checks.wrote |= writes;
+        if writes {
+            self.checks.wrote = true;
+            self.checks.was_master(arrived);
+        }
     }
 
     /// The first answer to a call was this error.
@@ -196,11 +202,21 @@ impl Waitlist {
         }
     }
 
-    /// ROLE has been answered: an array that begins with `master`, `slave` or `sentinel`.
-    pub(super) fn told_role(&mut self, reply: &[u8]) {
+    /// ROLE, asked `at` that time, has been answered: an array that begins with `master`, `slave` or `sentinel`. Readers may
+    /// wait before a replica, so only those are told that have waited since before it was one.
+    pub(super) fn told_role(&mut self, reply: &[u8], at: Instant) {
         match resp::elements(reply).and_then(|mut said| resp::bulk(said.next()?)) {
-            Some(b"master") => self.checks.wrote = true,
-            Some(b"slave") if self.checks.wrote => self.demoted(),
+            Some(b"master") => self.checks.was_master(at),
+            Some(b"slave") => {
+                let Some(last) = self.checks.master_at else { return };
+                let older = self.those_who(|waiter| !waiter.first && !waiter.writes() && waiter.arrived < last);
+                if !older.is_empty() {
+                    self.given_up = Some(GiveUp::Moved);
+                }
+                for id in older {
+                    self.finish(id, Self::unblocked_by_demotion());
+                }
+            }
             Some(_) => {}
             None => self.checks.role_refused = true,
         }
@@ -208,6 +224,10 @@ impl Waitlist {
 }
 
 impl Checks {
+    fn was_master(&mut self, at: Instant) {
+        self.master_at = self.master_at.max(Some(at));
+    }
+
     fn note_key(&mut self, keyed: Bytes, now: Instant) {
         // One that is not remembered is asked about again, at the same pace.
         if keyed.len() > LONGEST {
