@@ -13,7 +13,7 @@ use super::client::Client;
 use crate::telemetry::ClientClose;
 
 /// A client that has taken no byte for so many ticks of the worker is not reading. One tick may have just begun.
-const STALLED: u32 = 2;
+const STALLED: u32 = 3;
 
 /// Where a client stands that is above its soft limit.
 #[derive(Debug, Default)]
