@@ -12,7 +12,7 @@ use super::Worker;
 use super::client::Client;
 use crate::telemetry::ClientClose;
 
-/// A client that has taken no byte for so many ticks of the worker is not reading. One tick may have just begun.
+/// A client that has taken no byte for so many ticks of the worker is not reading.
 const STALLED: u32 = 3;
 
 /// Where a client stands that is above its soft limit.
@@ -20,16 +20,18 @@ const STALLED: u32 = 3;
 pub(super) struct Backpressure {
     /// It is above its soft limit.
     above: Cell<bool>,
-    /// Its socket has taken something since the last tick.
-    took: Cell<bool>,
+    /// Bytes that its socket has taken since the last tick.
+    took: Cell<usize>,
+    /// Bytes that its host had acknowledged at the last tick.
+    acknowledged: Cell<Option<u64>>,
     /// For how many ticks, up to [`STALLED`], it has taken nothing.
     stalled: Cell<u32>,
 }
 
 impl Backpressure {
-    /// Its socket has taken something.
-    pub(super) fn took(&self) {
-        self.took.set(true);
+    /// Its socket has taken so many bytes.
+    pub(super) fn took(&self, bytes: usize) {
+        self.took.set(self.took.get() + bytes);
     }
 
     pub(super) fn is_above(&self) -> bool {
@@ -39,6 +41,13 @@ impl Backpressure {
     /// Whether nothing more is run for the client: it is above its soft limit and reads.
     fn holds(&self) -> bool {
         self.above.get() && self.stalled.get() < STALLED
+    }
+
+    /// Judges whether it has taken anything since the last tick.
+    fn judge(&self, acknowledged: Option<u64>) {
+        let (took, before) = (self.took.take(), self.acknowledged.replace(acknowledged));
+        let reads = if acknowledged.is_some() { acknowledged != before } else { took > 0 };
+        self.stalled.set(if reads { 0 } else { STALLED.min(self.stalled.get() + 1) });
     }
 }
 
@@ -84,10 +93,11 @@ impl Client {
             }
         };
         self.worker.metrics.bytes_out.add(taken as u64);
-        let (was_held, reads) = (pressure.holds(), pressure.took.take() | (taken > 0));
-        pressure.stalled.set(if reads { 0 } else { STALLED.min(pressure.stalled.get() + 1) });
+        pressure.took(taken);
+        let was_held = pressure.holds();
+        pressure.judge(self.socket.acknowledged());
         self.check_limits(unsent);
-        if was_held && (reads || !pressure.holds()) {
+        if was_held && (taken > 0 || !pressure.holds()) {
             // It may be read and run again.
             self.wake();
         }

@@ -273,7 +273,7 @@ impl Client {
             match out.write_by(|bytes| self.socket.try_write(bytes)) {
                 Ok(written) => {
                     self.worker.metrics.bytes_out.add(written as u64);
-                    self.backpressure.took();
+                    self.backpressure.took(written);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if self.socket.poll_writable(cx).is_pending() {

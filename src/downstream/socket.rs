@@ -130,6 +130,11 @@ impl ClientSocket {
         }
     }
 
+    /// How many bytes the client's host has acknowledged, where that can be known.
+    pub(super) fn acknowledged(&self) -> Option<u64> {
+        self.wire().acknowledged()
+    }
+
     /// Whether the client's host has vanished with replies under way ([`Wire::has_vanished`]).
     pub(super) fn has_vanished(&self, heard: bool, now: Instant) -> bool {
         self.wire().has_vanished(heard, now)

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_util::io::poll_read_buf;
 
-use crate::upstream::{Peer, PeerWatch};
+use crate::upstream::{Peer, PeerWatch, acknowledged};
 
 /// How a peer was seen to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +156,14 @@ impl Wire {
         }
         // Fails only when the peer has closed already.
         let _ = self.raw().shutdown(std::net::Shutdown::Both);
+    }
+
+    /// How many bytes the client's host has acknowledged, where that can be known.
+    pub(super) fn acknowledged(&self) -> Option<u64> {
+        match self {
+            Self::Tcp { write, .. } => acknowledged(write.as_ref()),
+            Self::Unix { .. } => None,
+        }
     }
 
     /// Whether the client's host has vanished with replies under way; asks the kernel only if there are any. `heard`: bytes

@@ -44,4 +44,5 @@ pub use runs::Change;
 pub use server::{Module, ServerInfo};
 pub use socket::tune;
 pub use stream::UpstreamStream;
+pub use tcp_info::acknowledged;
 pub use tls::TlsFault;

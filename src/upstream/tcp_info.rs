@@ -39,6 +39,8 @@ pub(super) struct TcpInfo {
     pub(super) unacked: u32,
     /// Bytes that were never sent: the peer's window, or the network's, has no room for them.
     pub(super) unsent: u32,
+    /// Bytes that the peer has acknowledged since the connection was made.
+    pub(super) acknowledged: u64,
     /// How long ago data was last sent, for the first time or again.
     pub(super) last_sent: Duration,
     /// How long ago the peer last acknowledged anything: data, a window probe, a keepalive probe.
@@ -67,6 +69,11 @@ impl TcpInfo {
 
     fn read(raw: &[u8; LENGTH]) -> Self {
         let number = |at: usize| u32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+        let long = |at: usize| {
+            let (mut bytes, from) = ([0; 8], &raw[at..at + 8]);
+            bytes.copy_from_slice(from);
+            u64::from_ne_bytes(bytes)
+        };
         let age = |at| Duration::from_millis(number(at).into());
         Self {
             retransmits: raw[2],
@@ -75,8 +82,15 @@ impl TcpInfo {
             last_sent: age(44),
             last_ack: age(56),
             unsent: number(144),
+            acknowledged: long(120),
         }
     }
+}
+
+/// How many bytes the peer's kernel has acknowledged, where this one tells: whether it reads shows there, and not in what
+/// a socket takes, whose own buffer grows.
+pub fn acknowledged(socket: &impl AsFd) -> Option<u64> {
+    TcpInfo::of(socket).ok().map(|info| info.acknowledged)
 }
 
 /// Bounds the pauses between retransmissions, and between window probes. `false`: this kernel cannot.
@@ -139,7 +153,7 @@ mod tests {
         // The window is shut, and a probe has been answered since.
         settled(&|info| info.unacked == 0 && info.unsent > 0 && info.last_sent > info.last_ack);
         far.read_exact(&mut vec![0; sent]).unwrap();
-        settled(&|info| info.unacked == 0 && info.unsent == 0);
+        settled(&|info| info.unacked == 0 && info.unsent == 0 && info.acknowledged >= sent as u64);
         settled(&|info| info.last_ack > Duration::from_millis(50));
     }
 }

@@ -209,7 +209,8 @@ impl Waitlist {
             Some(b"master") => self.checks.was_master(at),
             Some(b"slave") => {
                 let Some(last) = self.checks.master_at else { return };
-                let older = self.those_who(|waiter| !waiter.first && !waiter.writes() && waiter.arrived < last);
+                let older =
+                    self.those_who(|waiter| !waiter.first && !waiter.writes() && waiter.arrived < last);
                 if !older.is_empty() {
                     self.given_up = Some(GiveUp::Moved);
                 }
