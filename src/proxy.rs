@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, AdminError, View};
 use crate::config::Config;
 use crate::downstream::{
-    Directory, Doorkeeper, Handshakes, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms,
+    Directory, Doorkeeper, Limits, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms,
     Worker, listen,
 };
 use crate::pool::{
@@ -140,7 +140,12 @@ struct Proxy {
 impl Proxy {
     async fn assemble_and_serve(config: Config, log: Rc<Log>) -> Result<ExitCode, StartError> {
         let exporter = install_metrics()?;
-        let max_clients = files::clients_that_fit(&config);
+        let limits = Limits {
+            inside: config.client.max,
+            waiting: config.client.max_unauthenticated,
+            together: files::clients_that_fit(&config),
+            per_address: config.client.max_per_address,
+        };
         let connector = Arc::new(Connector::new(&config.upstream)?);
         let tls = ServerTls::new(&config.listen.tls)?;
         let renewal = Renewal::new(Arc::clone(&connector), tls.clone());
@@ -167,7 +172,7 @@ impl Proxy {
             memory: ClientMemory::new(memory::bound(&config.client)),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };
-        let places = Arc::new(Places::new(config.client.max_per_address));
+        let places = Places::new(limits);
         let first_look = CancellationToken::new();
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
         let (links, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
@@ -176,7 +181,7 @@ impl Proxy {
         let proxy = Rc::new(Self { shared, links, directory, shown, exporter, listening, stopping, log });
         let door = Doorkeeper {
             links: proxy.links.clone(),
-            max_clients,
+            max_clients: limits.inside.min(limits.together),
             login_timeout: config.client.login_timeout,
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,
@@ -260,6 +265,7 @@ impl Proxy {
             publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
         }
         let memory = &self.shared.memory;
+        publish_gauge("redbouncer_clients_unauthenticated", &[], self.links.places().waiting());
         publish_gauge("redbouncer_client_memory_bytes", &[], memory.used());
         publish_gauge("redbouncer_client_memory_bytes_max", &[], memory.bound().unwrap_or(0));
         self.publish_users();
@@ -329,10 +335,7 @@ struct Doors {
 impl Doors {
     fn open(listeners: Vec<Listener>, door: &Doorkeeper) -> std::io::Result<Self> {
         let (tls, plain): (Vec<_>, Vec<_>) = listeners.into_iter().partition(Listener::is_tls);
-        let none = Handshakes::new(door.max_clients);
-        let start = |listener| {
-            tokio::task::spawn_local(accept(listener, door.clone(), Rc::clone(&none))).abort_handle()
-        };
+        let start = |listener| tokio::task::spawn_local(accept(listener, door.clone())).abort_handle();
         let plain = plain.into_iter().map(start).collect();
         let closed = CancellationToken::new();
         let serve = (!tls.is_empty()).then(|| {
@@ -343,9 +346,8 @@ impl Doors {
                     Err(error) => return tracing::error!(%error, "no TLS client can be accepted"),
                 };
                 runtime.block_on(async {
-                    let handshakes = Handshakes::new(door.max_clients);
                     for listener in tls {
-                        tokio::task::spawn_local(accept(listener, door.clone(), Rc::clone(&handshakes)));
+                        tokio::task::spawn_local(accept(listener, door.clone()));
                     }
                     // Handshakes under way end with the runtime.
                     closed.cancelled().await;
@@ -368,9 +370,9 @@ impl Doors {
     }
 }
 
-async fn accept(listener: Listener, door: Doorkeeper, handshakes: Rc<Handshakes>) {
+async fn accept(listener: Listener, door: Doorkeeper) {
     let address = listener.address();
-    if let Err(error) = listener.accept(door, handshakes).await {
+    if let Err(error) = listener.accept(door).await {
         tracing::error!(listen = address, %error, "no client can be accepted");
     }
 }
@@ -430,7 +432,10 @@ impl View for Proxy {
         let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
         clients.sort_by_key(|row| row.id);
         let users = self.directory.rows();
-        admin::status(state, &self.listening, &upstream, &self.shared, &lanes, &users, &clients)
+        let mut status =
+            admin::status(state, &self.listening, &upstream, &self.shared, &lanes, &users, &clients);
+        status["unauthenticated"] = json!(self.links.places().waiting());
+        status
     }
 }
 
@@ -456,8 +461,8 @@ fn start_workers(
     places: &Arc<Places>,
     first_look: &CancellationToken,
 ) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
-    let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new(places)).unzip();
-    let links = Links::new(links);
+    let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new()).unzip();
+    let links = Links::new(links, Arc::clone(places));
     let terms = Terms {
         clients: config.client.clone(),
         auth: config.auth.clone(),

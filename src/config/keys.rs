@@ -79,6 +79,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("pool.min_turn", Field::Duration(|c| &mut c.pool.min_turn, MS..=MINUTE)),
     // [client]
     Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)),
+    Key::new("client.max_unauthenticated", Field::Count(|c| &mut c.client.max_unauthenticated, 1..=1_000_000)),
     Key::new("client.max_per_address", Field::Count(|c| &mut c.client.max_per_address, 0..=1_000_000)),
     Key::new("client.idle_timeout", Field::OptionalDuration(|c| &mut c.client.idle_timeout, SECOND..=MONTH)),
     Key::new("client.login_timeout", Field::Duration(|c| &mut c.client.login_timeout, TENTH..=HOUR)),

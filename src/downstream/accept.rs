@@ -2,26 +2,26 @@
 
 use std::future::Future;
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::handshake::Handshakes;
+use super::handshake;
 use super::links::{Accepted, Incoming, Links};
 use super::listener::{ListenSocket, Listener};
 use super::options::AuthMode;
+use super::places::Refused;
 use super::tls::ServerTls;
 use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
 
 /// What Redis answers when its `maxclients` is reached (`acceptCommonHandler` in redis `networking.c`).
-const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+pub(super) const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
 
 /// The same for one address: client libraries know the words.
-const TOO_MANY_HERE: &[u8] = b"-ERR max number of clients reached for this address\r\n";
+pub(super) const TOO_MANY_HERE: &[u8] = b"-ERR max number of clients reached for this address\r\n";
 
 /// What Redis's protected mode answers begins with DENIED, so that client libraries know it.
 const DENIED: &[u8] = b"-DENIED redbouncer is running in protected mode: auth.mode is \"open\" and this listener can be reached from other hosts. Set auth.mode = \"passthrough\" (or leave it unset) so that clients must log in, listen on 127.0.0.1, or set listen.protected_mode = false if the network is trusted.\r\n";
@@ -64,11 +64,11 @@ struct Accepting {
 }
 
 impl Listener {
-    /// Accepts clients until dropped. All listeners of a thread share its `handshakes`.
+    /// Accepts clients until dropped.
     ///
     /// # Errors
     /// The operating system's refusal to have the socket watched.
-    pub async fn accept(self, door: Doorkeeper, handshakes: Rc<Handshakes>) -> io::Result<()> {
+    pub async fn accept(self, door: Doorkeeper) -> io::Result<()> {
         let trusted = self.address.is_local();
         let mut accepting = Accepting { address: self.address, door, warned: None, trusted, known: false };
         match self.socket {
@@ -86,8 +86,7 @@ impl Listener {
                 loop {
                     let (stream, peer) = accepting.next(|| socket.accept()).await;
                     let local = stream.local_addr().map(Endpoint::from);
-                    let how = Some((&tls, &handshakes));
-                    accepting.admit(Arrived::Tls(stream), peer.into(), local, how).await;
+                    accepting.admit(Arrived::Tls(stream), peer.into(), local, Some(&tls)).await;
                 }
             }
             ListenSocket::Unix(socket, _file) => {
@@ -136,7 +135,7 @@ impl Accepting {
         arrived: Arrived,
         peer: Endpoint,
         local: io::Result<Endpoint>,
-        how: Option<(&Arc<ServerTls>, &Rc<Handshakes>)>,
+        tls: Option<&Arc<ServerTls>>,
     ) {
         metrics::counter!("redbouncer_clients_accepted_total").increment(1);
         let door = &self.door;
@@ -150,36 +149,40 @@ impl Accepting {
             refuse(&arrived, DENIED, ClientClose::Denied);
             return;
         }
-        if door.links.clients() >= door.max_clients {
-            if self.may_warn() {
-                let held_by = most_clients(&self.door.links).await;
-                let reason = ClientClose::TooMany.label();
-                tracing::warn!(%peer, reason, max = self.door.max_clients, held_by, "client refused");
+        let must_log_in = door.mode.needs_login(self.trusted);
+        let seat = match door.links.seat(&peer, must_log_in || tls.is_some()) {
+            Ok(seat) => seat,
+            Err(Refused::Full) => {
+                if self.may_warn() {
+                    let held_by = most_clients(&self.door.links).await;
+                    let reason = ClientClose::TooMany.label();
+                    tracing::warn!(%peer, reason, max = self.door.max_clients, held_by, "client refused");
+                }
+                return refuse(&arrived, TOO_MANY, ClientClose::TooMany);
             }
-            refuse(&arrived, TOO_MANY, ClientClose::TooMany);
-            return;
-        }
-        let Some(seat) = door.links.seat(&peer) else {
-            let reason = ClientClose::TooManyFromAddress;
-            if self.may_warn() {
-                tracing::warn!(%peer, reason = reason.label(), "client refused");
+            Err(Refused::FullForAddress) => {
+                let reason = ClientClose::TooManyFromAddress;
+                if self.may_warn() {
+                    tracing::warn!(%peer, reason = reason.label(), "client refused");
+                }
+                return refuse(&arrived, TOO_MANY_HERE, reason);
             }
-            refuse(&arrived, TOO_MANY_HERE, reason);
-            return;
         };
         let Ok(local) = local else { return client_closed(ClientClose::ClientLost) };
         let trusted = self.trusted;
-        let bring = move |stream| Accepted { stream, peer, local, trusted };
+        let bring = move |stream| move |place| Accepted { stream, peer, local, trusted, place };
         let stream = match arrived {
             Arrived::Tls(stream) => {
-                if let Some((tls, handshakes)) = how {
-                    let handshake = handshakes.begin(seat);
-                    let (tls, handshakes) = (Arc::clone(tls), Rc::clone(handshakes));
+                if let Some(tls) = tls {
+                    let tls = Arc::clone(tls);
                     let limit = self.door.login_timeout;
                     tokio::task::spawn_local(async move {
                         // It has its place from the beginning, and goes to its worker when the handshake is done.
-                        let made = handshakes.make(handshake, stream, &tls, limit).await;
+                        let made = handshake::make(seat, stream, &tls, limit).await;
                         let Some((stream, session, seat)) = made else { return };
+                        if !must_log_in && seat.place().is_some_and(|place| place.go_inside().is_err()) {
+                            return client_closed(ClientClose::TooMany);
+                        }
                         match stream.into_std() {
                             Ok(stream) => seat.take(bring(Incoming::Tls(stream, session))).await,
                             Err(_) => client_closed(ClientClose::ClientLost),

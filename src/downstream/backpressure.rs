@@ -12,6 +12,8 @@ use super::Worker;
 use super::client::Client;
 use crate::telemetry::ClientClose;
 
+/// What a peer that has not logged in may leave unread: refusals and greetings.
+const BEFORE_LOGIN: usize = 64 << 10;
 /// A client that has taken no byte for so many ticks of the worker is not reading.
 const STALLED: u32 = 3;
 
@@ -60,7 +62,8 @@ impl Client {
     /// Judges how much is unsent, whenever that may have crossed a limit.
     pub(super) fn check_limits(&self, unsent: usize) {
         let options = &self.worker.options;
-        if unsent > options.output_hard_limit {
+        let is_strange = unsent > BEFORE_LOGIN && self.session.borrow().user.is_none();
+        if unsent > options.output_hard_limit || is_strange {
             self.doom(ClientClose::OutputLimit);
         }
         self.check_subscriber_limits(unsent);

@@ -17,6 +17,7 @@ use super::Worker;
 use super::backpressure::Backpressure;
 use super::identity::{Account, Membership};
 use super::memory::Held;
+use super::places::Place;
 use super::server_change::Learned;
 use super::socket::ClientSocket;
 use super::subscriptions::Subscriber;
@@ -55,6 +56,8 @@ pub(crate) struct Client {
     pub(super) membership: RefCell<Option<Membership>>,
     /// What its user may ask for.
     pub(super) rights: Cell<Rights>,
+    /// Its place among those inside, or those that have not logged in. Given back when it is closed.
+    pub(super) admission: RefCell<Option<Place>>,
     /// It came by a listener that only this host can reach.
     pub(super) trusted: bool,
     pub(super) input: RefCell<Input>,
@@ -115,6 +118,7 @@ impl Client {
         session: Session,
         membership: Option<Membership>,
         trusted: bool,
+        admission: Place,
     ) -> Rc<Self> {
         let now = Instant::now();
         let held = Held::new(worker.pool.shared.memory.open(session.id, worker.index));
@@ -126,6 +130,7 @@ impl Client {
             socket,
             worker,
             trusted,
+            admission: RefCell::new(Some(admission)),
             session: RefCell::new(session),
             membership: RefCell::new(membership),
             rights: Cell::default(),

@@ -1,13 +1,10 @@
 //! TLS handshakes with clients: on a thread of their own, in bounded number and time, each failure named.
 //!
 //! A handshake costs the processor as much as a hundred commands do, and a flood of them comes at the worst moment:
-//! when a whole fleet reconnects. So no worker makes any. Those that do not get on give way: when too many are under
-//! way, the oldest is closed for the newest, so that silent peers cannot keep anybody out.
+//! when a whole fleet reconnects. So no worker makes any. Whoever is in one waits among those that have not logged in, where
+//! the oldest give way ([`super::places`]), so that silent peers cannot keep anybody out.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,18 +13,15 @@ use rustls::{AlertDescription, CertificateError, Error as RustlsError, Handshake
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::links::Seat;
+use super::places::Place;
 use super::tls::ServerTls;
 use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
 
-/// Handshakes under way at the most, and the share of `client.max` that they may take.
-const MOST: usize = 512;
-const SHARE: usize = 4;
 /// A TLS record that begins a handshake.
 const HANDSHAKE_RECORD: u8 = 0x16;
 /// What a plain client gets to read.
@@ -35,29 +29,6 @@ const SPEAK_TLS: &[u8] =
     b"-ERR redbouncer: this port speaks TLS: use rediss://, or a port of listen.addresses\r\n";
 /// How long a plain client may take to read it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// The handshakes under way.
-#[derive(Debug)]
-pub struct Handshakes {
-    limit: usize,
-    next: Cell<u64>,
-    /// By age. Dropping one ends its handshake and frees its place.
-    under_way: RefCell<BTreeMap<u64, UnderWay>>,
-}
-
-#[derive(Debug)]
-struct UnderWay {
-    seat: Seat,
-    _keep: oneshot::Sender<()>,
-}
-
-/// A handshake that has its place and is to be made.
-#[derive(Debug)]
-pub(super) struct Handshake {
-    number: u64,
-    peer: Endpoint,
-    given_up: oneshot::Receiver<()>,
-}
 
 /// Why there is no TLS session.
 #[derive(Debug)]
@@ -72,64 +43,42 @@ impl Failure {
     }
 }
 
-impl Handshakes {
-    /// None under way; at most a quarter of `max_clients` will be.
-    #[must_use]
-    pub fn new(max_clients: usize) -> Rc<Self> {
-        Rc::new(Self {
-            limit: (max_clients / SHARE).clamp(1, MOST),
-            next: Cell::default(),
-            under_way: RefCell::default(),
-        })
-    }
-
-    /// Notes a handshake to be made; the oldest gives way to it, if need be.
-    pub(super) fn begin(&self, seat: Seat) -> Handshake {
-        let number = self.next.replace(self.next.get() + 1);
-        let (keep, given_up) = oneshot::channel();
-        let peer = seat.peer().clone();
-        let mut under_way = self.under_way.borrow_mut();
-        if under_way.len() >= self.limit {
-            under_way.pop_first();
+/// Makes the handshake of the peer that has `seat`, within `limit`. `None`: it failed, was counted and said, and the socket
+/// is closed.
+pub(super) async fn make(
+    seat: Seat,
+    mut stream: TcpStream,
+    tls: &ServerTls,
+    limit: Duration,
+) -> Option<(TcpStream, Box<ServerConnection>, Seat)> {
+    let gives_way = async {
+        match seat.place().and_then(Place::stay) {
+            Some(stay) if stay.is_given_up().await => {}
+            _ => std::future::pending().await,
         }
-        under_way.insert(number, UnderWay { seat, _keep: keep });
-        Handshake { number, peer, given_up }
-    }
-
-    /// Makes the handshake within `limit`. `None`: it failed, was counted and said, and the socket is closed.
-    pub(super) async fn make(
-        &self,
-        handshake: Handshake,
-        mut stream: TcpStream,
-        tls: &ServerTls,
-        limit: Duration,
-    ) -> Option<(TcpStream, Box<ServerConnection>, Seat)> {
-        let Handshake { number, peer, given_up } = handshake;
-        let outcome = tokio::select! {
-            biased;
-            _ = given_up => Err(Failure::new(ClientClose::TlsTimeout, "gave way to newer ones")),
-            outcome = timeout(limit, shake_hands(&mut stream, tls)) => outcome.unwrap_or_else(|_| {
-                Err(Failure::new(ClientClose::TlsTimeout, format!("unfinished after {limit:?}")))
-            }),
-        };
-        let place = self.under_way.borrow_mut().remove(&number);
-        let failure = match (outcome, place) {
-            (Ok(session), Some(UnderWay { seat, .. })) => {
-                let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-                count(if resumed { "resumed" } else { "full" });
-                return Some((stream, session, seat));
-            }
-            (Ok(_), None) => Failure::new(ClientClose::TlsTimeout, "gave way to newer ones"),
-            (Err(failure), _) => failure,
-        };
-        count("failed");
-        client_closed(failure.reason);
-        say(&failure, &peer);
-        if failure.reason == ClientClose::PlainOnTls {
-            explain(stream).await;
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = gives_way => Err(Failure::new(ClientClose::TlsTimeout, "gave way to newer ones")),
+        outcome = timeout(limit, shake_hands(&mut stream, tls)) => outcome.unwrap_or_else(|_| {
+            Err(Failure::new(ClientClose::TlsTimeout, format!("unfinished after {limit:?}")))
+        }),
+    };
+    let failure = match outcome {
+        Ok(session) => {
+            let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+            count(if resumed { "resumed" } else { "full" });
+            return Some((stream, session, seat));
         }
-        None
+        Err(failure) => failure,
+    };
+    count("failed");
+    client_closed(failure.reason);
+    say(&failure, seat.peer());
+    if failure.reason == ClientClose::PlainOnTls {
+        explain(stream).await;
     }
+    None
 }
 
 fn say(failure: &Failure, peer: &Endpoint) {

@@ -69,6 +69,7 @@ impl Client {
             | ClientClose::Memory
             | ClientClose::IdleTimeout
             | ClientClose::LoginTimeout
+            | ClientClose::GaveWay
             | ClientClose::HalfCommand => false,
         };
         if speaks_last && self.has_unsent() {
@@ -79,6 +80,7 @@ impl Client {
         self.leave_group();
         self.leave_subscriptions();
         self.membership.take();
+        self.admission.take();
         self.holds_nothing();
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();

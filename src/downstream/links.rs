@@ -9,7 +9,7 @@ use rustls::ServerConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::identity::{Account, Directory};
-use super::places::Places;
+use super::places::{Place, Places, Refused};
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
@@ -66,6 +66,8 @@ pub struct Accepted {
     pub local: Endpoint,
     /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
+    /// Its place.
+    pub(super) place: Place,
 }
 
 /// A new client's socket.
@@ -84,8 +86,8 @@ pub enum Incoming {
 pub(super) struct Seat {
     link: Link,
     peer: Endpoint,
-    /// Given up by dropping it; whoever takes it over sets this.
-    taken: bool,
+    /// Handed over with the client.
+    place: Option<Place>,
 }
 
 impl Seat {
@@ -93,11 +95,16 @@ impl Seat {
         &self.peer
     }
 
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
     /// Hands the client to its worker, which counts it from now on. Refused only while stopping: then its connection
     /// closes.
-    pub(super) async fn take(mut self, accepted: Accepted) {
-        self.taken = self.link.sender.send(Message::Client(accepted)).await.is_ok();
-        if !self.taken {
+    pub(super) async fn take(mut self, bring: impl FnOnce(Place) -> Accepted) {
+        let Some(place) = self.place.take() else { return };
+        if self.link.sender.send(Message::Client(bring(place))).await.is_err() {
+            self.link.client_left();
             client_closed(ClientClose::Shutdown);
         }
     }
@@ -105,8 +112,8 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if !self.taken {
-            self.link.client_left(&self.peer);
+        if self.place.is_some() {
+            self.link.client_left();
         }
     }
 }
@@ -116,54 +123,64 @@ impl Drop for Seat {
 pub struct Link {
     sender: mpsc::Sender<Message>,
     clients: Arc<AtomicUsize>,
-    places: Arc<Places>,
 }
 
-/// All workers.
+/// All workers, and the places of their clients.
 #[derive(Clone, Debug)]
-pub struct Links(Arc<[Link]>);
+pub struct Links {
+    all: Arc<[Link]>,
+    places: Arc<Places>,
+}
 
 impl Link {
     /// A link and the end that its worker keeps.
     #[must_use]
-    pub fn new(places: &Arc<Places>) -> (Self, mpsc::Receiver<Message>) {
+    pub fn new() -> (Self, mpsc::Receiver<Message>) {
         let (sender, receiver) = mpsc::channel(1024);
-        (Self { sender, clients: Arc::default(), places: Arc::clone(places) }, receiver)
+        (Self { sender, clients: Arc::default() }, receiver)
     }
 
-    /// A client from `peer` that was handed to this worker is gone.
-    pub(super) fn client_left(&self, peer: &Endpoint) {
+    /// A client that was handed to this worker is gone.
+    pub(super) fn client_left(&self) {
         self.clients.fetch_sub(1, Ordering::Relaxed);
-        self.places.leave(peer);
     }
 }
 
 impl Links {
     /// All workers, the first one first.
     #[must_use]
-    pub fn new(links: Vec<Link>) -> Self {
-        Self(links.into())
+    pub fn new(links: Vec<Link>, places: Arc<Places>) -> Self {
+        Self { all: links.into(), places }
+    }
+
+    /// The places of clients.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
     /// The link of one worker.
     pub(super) fn of(&self, worker: usize) -> Option<Link> {
-        self.0.get(worker).cloned()
+        self.all.get(worker).cloned()
     }
 
     /// How many clients are connected, on all workers.
     #[must_use]
     pub fn clients(&self) -> usize {
-        self.0.iter().map(|link| link.clients.load(Ordering::Relaxed)).sum()
+        self.all.iter().map(|link| link.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// A place for a client from `peer`, with the worker that has the fewest. `None`: there are too many from there.
-    pub(super) fn seat(&self, peer: &Endpoint) -> Option<Seat> {
-        let link = self.0.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed))?;
-        if !link.places.enter(peer) {
-            return None;
-        }
+    /// A place for a client from `peer`, with the worker that has the fewest; with `waits` among those that have not logged
+    /// in.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn seat(&self, peer: &Endpoint, waits: bool) -> Result<Seat, Refused> {
+        let fewest = self.all.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed));
+        let link = fewest.ok_or(Refused::Full)?;
+        let place = self.places.enter(peer, waits)?;
         link.clients.fetch_add(1, Ordering::Relaxed);
-        Some(Seat { link: link.clone(), peer: peer.clone(), taken: false })
+        Ok(Seat { link: link.clone(), peer: peer.clone(), place: Some(place) })
     }
 
     /// Sends `message` to one worker.
@@ -171,18 +188,18 @@ impl Links {
     /// # Errors
     /// When that worker is gone.
     pub async fn send(&self, worker: usize, message: Message) -> Result<(), ()> {
-        let Some(link) = self.0.get(worker) else { return Err(()) };
+        let Some(link) = self.all.get(worker) else { return Err(()) };
         link.sender.send(message).await.map_err(|_| ())
     }
 
     /// Sends `message` to one worker, if there is room for it now.
     pub(super) fn try_send(&self, worker: usize, message: Message) -> bool {
-        self.0.get(worker).is_some_and(|link| link.sender.try_send(message).is_ok())
+        self.all.get(worker).is_some_and(|link| link.sender.try_send(message).is_ok())
     }
 
     async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Message) -> Vec<T> {
         let mut answers = Vec::new();
-        for worker in 0..self.0.len() {
+        for worker in 0..self.all.len() {
             let (sender, receiver) = oneshot::channel();
             if self.send(worker, question(sender)).await.is_ok()
                 && let Ok(answer) = receiver.await
@@ -223,7 +240,7 @@ impl Links {
         let (user, clients) = (&account.user.name, account.clients());
         tracing::warn!(%user, clients, reason = "login_revoked", "a user is not let in any more; its clients are closed");
         directory.forget(&account);
-        for worker in 0..self.0.len() {
+        for worker in 0..self.all.len() {
             // A worker that is gone has no clients.
             let _ = self.send(worker, Message::Revoke(Arc::clone(&account))).await;
         }
@@ -231,7 +248,7 @@ impl Links {
 
     /// Tells every worker that the server's address has changed.
     pub async fn address_changed(&self) {
-        for worker in 0..self.0.len() {
+        for worker in 0..self.all.len() {
             // A worker that is gone has no lanes to move.
             let _ = self.send(worker, Message::AddressChanged).await;
         }
@@ -240,7 +257,7 @@ impl Links {
     /// Drains every worker at the same time. Returns how many clients were cut.
     pub async fn drain(&self, deadline: Instant) -> usize {
         let mut answers = Vec::new();
-        for worker in 0..self.0.len() {
+        for worker in 0..self.all.len() {
             let (sender, receiver) = oneshot::channel();
             if self.send(worker, Message::Drain(deadline, sender)).await.is_ok() {
                 answers.push(receiver);

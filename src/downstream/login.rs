@@ -78,7 +78,10 @@ impl Client {
         let mut membership = None;
         if let Some(offered) = &hello.credentials {
             match self.authenticate(offered, hello.protocol).await? {
-                Ok(accepted) => membership = Some(accepted),
+                Ok(accepted) => {
+                    self.comes_in(muted)?;
+                    membership = Some(accepted);
+                }
                 Err(Failure::Refused(text)) => {
                     self.error(&text, muted);
                     return Ok(());

@@ -39,7 +39,6 @@ mod wire;
 mod worker;
 
 pub use accept::Doorkeeper;
-pub use handshake::Handshakes;
 pub use identity::{Account, Cost, Directory, PasswordHash, StaticUser, toll};
 pub use links::{Accepted, Incoming, Link, Links, Message};
 pub use listener::{ListenError, Listener, UNIX, listen};
@@ -47,7 +46,7 @@ pub use options::{
     AdminCommands, AuthMode, AuthOptions, ClientAuth, ClientOptions, ListenOptions, ListenTlsOptions,
     MemoryMax,
 };
-pub use places::Places;
+pub use places::{Limits, Places};
 pub use subscriptions::OutputLimit;
 pub use tls::ServerTls;
 pub use worker::Terms;

@@ -79,8 +79,10 @@ pub enum MemoryMax {
 /// What one client may cost and how long it may be silent (`[client]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Clients connected at the same time.
+    /// Clients at the same time, those that must log in when they have.
     pub max: usize,
+    /// Peers at the same time that have not logged in.
+    pub max_unauthenticated: usize,
     /// Clients from one address at the same time; 0 for as many as `max`.
     pub max_per_address: usize,
     /// A client that sends nothing for this long is closed; `None` leaves it to keepalive.
@@ -113,6 +115,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             max: 10_000,
+            max_unauthenticated: 1_000,
             max_per_address: 0,
             idle_timeout: None,
             login_timeout: Duration::from_secs(10),
@@ -172,6 +175,16 @@ pub enum AuthMode {
 }
 
 impl AuthMode {
+    /// Whether a client has to log in; `trusted`: it came by a listener that only this host can reach.
+    #[must_use]
+    pub fn needs_login(self, trusted: bool) -> bool {
+        match self {
+            Self::Open => false,
+            Self::Unset => !trusted,
+            Self::Passthrough | Self::Static => true,
+        }
+    }
+
     /// The words that stand for the values; none stands for `Unset`.
     pub const WORDS: [(&'static str, Self); 3] =
         [("open", Self::Open), ("passthrough", Self::Passthrough), ("static", Self::Static)];

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
+use super::accept::{TOO_MANY, TOO_MANY_HERE};
 use super::client::Client;
 use super::drive::Taken;
+use super::places::{Place, Refused};
 use super::unserved::aftermath_of;
 use crate::command::{Aftermath, Class, classify};
 use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Receiver, Unavailable};
@@ -35,7 +37,10 @@ impl Client {
             Route::Transaction => self.leased(taken, Pin::Multi).await,
             Route::Lease(pin) => self.leased(taken, pin).await,
             Route::Blocking(command) => self.blocking(taken, command).await,
-            Route::Login(hello) => self.login(hello, taken.muted).await,
+            Route::Login(hello) => {
+                let _checked = self.admission.borrow().as_ref().map(Place::is_checked);
+                self.login(hello, taken.muted).await
+            }
             Route::Select(index) => self.select(index, taken.muted).await,
             Route::Ask => self.ask(taken).await,
             route @ (Route::Control
@@ -47,6 +52,22 @@ impl Client {
             // Answered on the fast path.
             Route::Local(_) | Route::Refuse(_) => Ok(()),
         }
+    }
+
+    /// Its login is good: it takes a place among those inside.
+    ///
+    /// # Errors
+    /// There is none; it has been told.
+    pub(super) fn comes_in(&self, muted: bool) -> Result<(), ClientClose> {
+        let (text, reason) = match self.admission.borrow().as_ref().map_or(Ok(()), Place::go_inside) {
+            Ok(()) => return Ok(()),
+            Err(Refused::Full) => (TOO_MANY, ClientClose::TooMany),
+            Err(Refused::FullForAddress) => (TOO_MANY_HERE, ClientClose::TooManyFromAddress),
+        };
+        if !muted {
+            self.send(text);
+        }
+        Err(reason)
     }
 
     /// Waits for a lane and sends the command over it, or answers that there is none.

@@ -18,6 +18,7 @@ use super::client::Client;
 use super::identity::{Account, Directory};
 use super::links::{Accepted, Incoming, Link, Links, Message};
 use super::options::{AdminCommands, AuthOptions, ClientOptions};
+use super::places::Place;
 use super::recheck::recheck;
 use super::rights::Refusals;
 use super::server_change::Heeded;
@@ -304,7 +305,7 @@ impl Worker {
                 client_closed(reason);
                 tracing::debug!(peer = %accepted.peer, reason = reason.label(), %error, "client closed before it was served");
                 if let Some(link) = &self.link {
-                    link.client_left(&accepted.peer);
+                    link.client_left();
                 }
                 return;
             }
@@ -317,8 +318,20 @@ impl Worker {
             session,
             anonymous,
             accepted.trusted,
+            accepted.place,
         );
         self.clients.borrow_mut().insert(id, Rc::clone(&client));
+        let stay = client.admission.borrow().as_ref().and_then(Place::stay);
+        if let Some(stay) = stay {
+            let client = Rc::downgrade(&client);
+            self.pool.tasks().spawn_local(async move {
+                if stay.is_given_up().await
+                    && let Some(client) = client.upgrade()
+                {
+                    client.doom(ClientClose::GaveWay);
+                }
+            });
+        }
         self.pool.tasks().spawn_local(client.run());
     }
 
@@ -340,7 +353,7 @@ impl Worker {
     pub(super) fn forget(&self, client: &Client) {
         self.clients.borrow_mut().remove(&client.id);
         if let Some(link) = &self.link {
-            link.client_left(&client.peer);
+            link.client_left();
         }
     }
 

@@ -12,18 +12,18 @@ const OWN: usize = 128;
 /// The runtime of one worker: its epoll instance and what wakes it.
 const PER_WORKER: usize = 8;
 
-/// Raises the soft limit of open files to the hard one; returns how many clients fit, at most `client.max`, and says so
-/// where these are fewer.
+/// Raises the soft limit of open files to the hard one; returns for how many clients and peers that have not logged in there
+/// are files, and says so where `client.max` are more.
 pub(super) fn clients_that_fit(config: &Config) -> usize {
     let limit = match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
         Err(error) => {
             tracing::warn!(%error, "the limit of open files cannot be read or raised");
-            return config.client.max;
+            return usize::MAX;
         }
     };
     let reserve = OWN + PER_WORKER * config.workers + config.pool.max_connections;
-    let fit = fitting(config.client.max, reserve, limit);
+    let fit = fitting(reserve, limit);
     if fit < config.client.max {
         tracing::warn!(
             open_files = limit,
@@ -37,8 +37,8 @@ pub(super) fn clients_that_fit(config: &Config) -> usize {
 }
 
 /// At least one client is admitted, however small the limit is.
-fn fitting(most: usize, reserve: usize, limit: usize) -> usize {
-    most.min(limit.saturating_sub(reserve).max(1))
+fn fitting(reserve: usize, limit: usize) -> usize {
+    limit.saturating_sub(reserve).max(1)
 }
 
 #[cfg(test)]
@@ -47,8 +47,7 @@ mod tests {
 
     #[test]
     fn clients_get_what_the_reserve_leaves() {
-        assert_eq!(fitting(10_000, 150, 1_048_576), 10_000);
-        assert_eq!(fitting(10_000, 150, 1024), 874);
-        assert_eq!(fitting(10_000, 150, 100), 1);
+        assert_eq!(fitting(150, 1024), 874);
+        assert_eq!(fitting(150, 100), 1);
     }
 }

@@ -125,6 +125,12 @@ pub fn publish_gauge(name: &'static str, labels: &[(&'static str, &str)], value:
 pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("redbouncer_build_info", "gauge", "version", "1, with the version that runs."),
     ("redbouncer_clients", "gauge", "worker", "Connected clients."),
+    (
+        "redbouncer_clients_unauthenticated",
+        "gauge",
+        "",
+        "Peers that must log in and have not, or are in their TLS handshake.",
+    ),
     ("redbouncer_clients_accepted_total", "counter", "", "Clients accepted since the start."),
     ("redbouncer_clients_closed_total", "counter", "reason", "Client connections closed, by reason."),
     (

@@ -33,6 +33,8 @@ pub enum ClientClose {
     IdleTimeout,
     /// No login within `client.login_timeout`.
     LoginTimeout,
+    /// It had not logged in, and gave way to a newer one: `client.max_unauthenticated`.
+    GaveWay,
     /// The server, or the users file, no longer lets its user in.
     LoginRevoked,
     /// A command begun was not ended within `client.half_command_timeout`.
@@ -63,7 +65,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -79,6 +81,7 @@ impl ClientClose {
         Self::Memory,
         Self::IdleTimeout,
         Self::LoginTimeout,
+        Self::GaveWay,
         Self::LoginRevoked,
         Self::HalfCommand,
         Self::NoUpstream,
@@ -113,6 +116,7 @@ impl ClientClose {
             Self::Memory => "memory",
             Self::IdleTimeout => "idle_timeout",
             Self::LoginTimeout => "login_timeout",
+            Self::GaveWay => "gave_way",
             Self::LoginRevoked => "login_revoked",
             Self::HalfCommand => "half_command",
             Self::NoUpstream => "no_upstream",

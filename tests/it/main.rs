@@ -70,6 +70,7 @@ mod sessions;
 mod slow_peers;
 mod stopping;
 mod storms;
+mod strangers;
 mod structure;
 mod tls;
 mod transactions;

@@ -65,6 +65,16 @@ impl Client {
         Ok(Self::by(Way::Tcp(stream)))
     }
 
+    /// Connects from this address.
+    pub(crate) fn try_connect_from(own: SocketAddr, address: SocketAddr) -> std::io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&own.into())?;
+        socket.connect_timeout(&address.into(), PATIENCE)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self::by(Way::Tcp(socket.into())))
+    }
+
     /// Connects from another loopback address than everybody else: a port alone may be in use twice, towards the proxy and
     /// towards its server, and what kills by address would meet both.
     #[track_caller]
@@ -75,12 +85,7 @@ impl Client {
     /// Connects from the loopback address `from`.
     #[track_caller]
     pub(crate) fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-        socket.connect_timeout(&address.into(), PATIENCE).unwrap();
-        socket.set_tcp_nodelay(true).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self::by(Way::Tcp(socket.into()))
+        Self::try_connect_from(SocketAddr::from((from, 0)), address).unwrap()
     }
 
     /// Connects with a small receive buffer from the beginning, so that no more is on its way at any time.
