@@ -19,10 +19,11 @@ pub fn moves(buffer: &BytesMut, more: usize) -> bool {
     len > SMALL && len > buffer.capacity()
 }
 
-/// Makes room for `more` bytes behind those in `buffer`, of which `expected` are on their way.
+/// Makes room for `more` bytes behind those in `buffer`, and where it is moved for `more` behind `expected` that are on their
+/// way: the last of them must not have it moved again.
 pub fn make_room(buffer: &mut BytesMut, more: usize, expected: usize) {
     if moves(buffer, more) {
-        let all = (buffer.len() + more.max(expected)).max(buffer.len() * 2).max(LONG);
+        let all = (buffer.len() + more.saturating_add(expected)).max(buffer.len() * 2).max(LONG);
         let mut room = Vec::new();
         if room.try_reserve_exact(all).is_ok() {
             room.extend_from_slice(buffer);
@@ -60,9 +61,11 @@ mod tests {
         make_room(&mut buffer, 1, 50 << 20);
         assert!(buffer.capacity() >= SMALL + (50 << 20), "{}", buffer.capacity());
         assert_eq!(buffer, vec![7; SMALL]);
+        buffer.resize(SMALL + (50 << 20), 7);
+        assert!(!moves(&buffer, 1));
         // More than there is.
         make_room(&mut buffer, 60 << 20, usize::MAX / 4);
-        assert!(buffer.capacity() >= SMALL + (60 << 20), "{}", buffer.capacity());
+        assert!(buffer.capacity() >= SMALL + (110 << 20), "{}", buffer.capacity());
     }
 
     #[test]
