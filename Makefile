@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint differential bench bench-hubs prove-hygiene outages
+.PHONY: help demo test lint differential fuzz bench bench-hubs prove-hygiene outages
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -13,6 +13,7 @@ help:
 	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
 	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
+	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 	@echo "make outages  BullMQ, Celery, Sidekiq and others through outages of the server, directly and through redbouncer"
@@ -54,6 +55,12 @@ lint:
 differential:
 	@deploy/install.sh build redis servers
 	REDBOUNCER_LONG=1 cargo test --release --quiet --test it differential::sequences -- --nocapture
+
+# The long form of what `cargo test fuzzing` does for a moment: FUZZ_SECONDS over all targets, or over FUZZ_TARGETS.
+# SANITIZER=none instead of address is faster. The sanitizer and the fuzzer's instrumentation need a nightly toolchain.
+fuzz:
+	@deploy/install.sh build fuzz
+	fuzz/run "$(or $(FUZZ_SECONDS),600)" $(FUZZ_TARGETS)
 
 bench:
 	@deploy/install.sh build redis twemproxy envoy

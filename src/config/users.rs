@@ -35,7 +35,7 @@ const KEYS: [&str; 8] = [
 /// anything, pasted into the wrong place.
 pub fn read_users(path: &Path) -> Result<Vec<StaticUser>, Vec<String>> {
     let text = fs::read_to_string(path).map_err(|wrong| vec![format!("the file cannot be read: {wrong}")])?;
-    parse(&path.display().to_string(), &text)
+    parse(&path.display().to_string(), &text, &secret_in)
 }
 
 /// KiB that Argon2 passes over in a second on a slow machine; one of our day does several times as many.
@@ -59,7 +59,16 @@ pub fn outlasting(users: &[StaticUser], login_timeout: Duration) -> Option<Strin
     })
 }
 
-fn parse(file: &str, text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
+/// How a file that holds a password is read.
+type ReadSecret<'a> = &'a dyn Fn(&Path) -> Result<Secret, Wrong>;
+
+/// Reads `text` as a users file, where no file that it names can be read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse_alone(text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
+    parse("users.toml", text, &|_| Err("the file cannot be read".to_owned()))
+}
+
+fn parse(file: &str, text: &str, read_secret: ReadSecret<'_>) -> Result<Vec<StaticUser>, Vec<String>> {
     let line = |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
     let table = match DeTable::parse(text) {
         Ok(table) => table,
@@ -74,8 +83,8 @@ fn parse(file: &str, text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
         let (name, mut wrong) = (name.get_ref(), Vec::new());
         match value.get_ref() {
             DeValue::Table(section) => {
-                let user =
-                    user(name, section, &mut |offset, text| wrong.push((offset.map_or(at, line), text)));
+                let mut complain = |offset: Option<usize>, text| wrong.push((offset.map_or(at, line), text));
+                let user = user(name, section, read_secret, &mut complain);
                 users.extend(user);
             }
             _ => wrong.push((at, "expected a section for each user, such as [app]".to_owned())),
@@ -99,6 +108,7 @@ fn parse(file: &str, text: &str) -> Result<Vec<StaticUser>, Vec<String>> {
 fn user(
     name: &str,
     section: &DeTable<'_>,
+    read_secret: ReadSecret<'_>,
     complain: &mut dyn FnMut(Option<usize>, Wrong),
 ) -> Option<StaticUser> {
     let mut user = StaticUser {
@@ -118,7 +128,7 @@ fn user(
             "upstream_user" => filled(&given).map(|text| upstream_user = Some(text)),
             "upstream_password" => filled(&given).map(|text| upstream_passwords.push(Secret::new(text))),
             "upstream_password_file" => filled(&given)
-                .and_then(|path| secret_in(Path::new(&path)))
+                .and_then(|path| read_secret(Path::new(&path)))
                 .map(|secret| upstream_passwords.push(secret)),
             "upstream_password_env" => {
                 filled(&given).and_then(|name| secret_of(&name)).map(|secret| upstream_passwords.push(secret))
@@ -212,7 +222,7 @@ mod tests {
     const SHA: &str = "#d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5afff5d272";
 
     fn errors(text: &str) -> Vec<String> {
-        parse("users.toml", text).unwrap_err()
+        parse("users.toml", text, &secret_in).unwrap_err()
     }
 
     #[test]
@@ -224,7 +234,7 @@ mod tests {
              max_clients = 200\nmax_connections = 3\ncommands = [\"data\", \"blocking\"]\n\n[default]\npassword = \"{SHA}\"\n",
             file.path()
         );
-        let users = parse("users.toml", &text).unwrap();
+        let users = parse("users.toml", &text, &secret_in).unwrap();
         let app = users.iter().find(|user| user.name == "app").unwrap();
         assert_eq!(app.hashes.len(), 2);
         let upstream = app.upstream.clone().unwrap();
@@ -273,7 +283,7 @@ mod tests {
                 .enumerate()
                 .map(|(number, hash)| format!("[u{number}]\npassword = {hash}\n"))
                 .collect();
-            parse("users.toml", &text).unwrap()
+            parse("users.toml", &text, &secret_in).unwrap()
         };
         let ten = Duration::from_secs(10);
         // A hundred users with equal hashes cost one.

@@ -183,6 +183,15 @@ impl Links {
         Ok(Seat { link: link.clone(), peer: peer.clone(), place: Some(place) })
     }
 
+    /// Seats a client whose socket came by no listener, inside.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) async fn admit(&self, stream: Incoming, peer: Endpoint, trusted: bool) {
+        if let Ok(seat) = self.seat(&peer, false) {
+            let local = peer.clone();
+            seat.take(|place| Accepted { stream, peer, local, trusted, place }).await;
+        }
+    }
+
     /// Sends `message` to one worker.
     ///
     /// # Errors

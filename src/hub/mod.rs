@@ -9,6 +9,8 @@ mod give_back;
 mod options;
 mod pubsub;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use blocking::waitlist_property;
 pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting};
 pub use give_back::{GiveBack, fate};
 pub use options::{BlockingOptions, PubSubOptions, Resubscribe};

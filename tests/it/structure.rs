@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The reading order, which is the import order.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "telemetry",
     "shutdown",
     "resp",
@@ -21,6 +21,7 @@ const ORDER: [&str; 14] = [
     "config",
     "proxy",
     "cli",
+    "fuzzing",
 ];
 
 fn position(module: &str) -> Option<usize> {

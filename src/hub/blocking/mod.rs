@@ -20,6 +20,8 @@ use crate::telemetry::UpstreamClose;
 
 use connection::Hub;
 pub use waiter::{Arrival, End, Unblock, Waiting};
+#[cfg(any(test, fuzzing))]
+pub(crate) use waitlist::property::holds as waitlist_property;
 
 /// How long a user without a connection for its hub is served otherwise before the next look.
 const NO_PERMIT: Duration = Duration::from_secs(1);

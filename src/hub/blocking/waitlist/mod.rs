@@ -21,8 +21,12 @@
 //! Pure: bytes in, bytes out, the time as an argument; clients are called through [`Waiting`].
 
 mod answers;
+#[cfg(any(test, fuzzing))]
+mod bench;
 mod checks;
 mod endings;
+#[cfg(any(test, fuzzing))]
+pub(in crate::hub) mod property;
 mod spot;
 mod sweep;
 #[cfg(test)]

@@ -89,6 +89,24 @@ fn whoever_waits_is_told_of_a_demotion_as_soon_as_anybody_is() {
     }
 }
 
+#[test]
+fn readers_that_wait_since_before_a_demotion_are_told_and_later_ones_are_not() {
+    let mut bench = Bench::new();
+    let (_, early) = bench.arrive("XREAD BLOCK 0 STREAMS s 5-0", None);
+    bench.settle();
+    bench.waitlist.sweep();
+    bench.settle();
+    bench.model.refusal = Some("READONLY You can't write against a read only replica.");
+    bench.now += FRESH;
+    let (_, late) = bench.arrive("XREAD BLOCK 0 STREAMS other 5-0", None);
+    bench.settle();
+    bench.waitlist.sweep();
+    bench.settle();
+    assert!(error_of(&early).is_some_and(|words| words.starts_with("-UNBLOCKED")));
+    assert_eq!(*late.ended.borrow(), None);
+    assert_eq!(bench.waitlist.given_up(), Some(GiveUp::Moved));
+}
+
 /// The first call of a client on a replica took the connection away from the others each time.
 #[test]
 fn a_server_that_was_a_replica_all_the_time_is_left_once_at_most() {

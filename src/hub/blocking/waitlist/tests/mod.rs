@@ -1,152 +1,15 @@
 //! The waitlist before a small model of a server: lists, streams and tracking, nothing else, so that thousands of schedules run
 //! in a second and every one can be checked against what must always hold.
 
-use std::cell::{Cell, RefCell};
-
+use super::bench::{Bench, Desk, Model, element};
 use super::*;
-use crate::command::{Class, blocking, classify};
+use crate::command::blocking;
 use crate::hub::carrier::Desk as _;
-use crate::resp::{Protocol, Request, encode};
+use crate::resp::{Request, encode};
 
 mod checks;
 mod growth;
-mod model;
 mod wakes;
-
-use model::Model;
-
-/// What a client of the waitlist got.
-#[derive(Default)]
-struct Desk {
-    got: RefCell<Vec<String>>,
-    ended: RefCell<Option<End>>,
-    dead: Cell<bool>,
-}
-
-impl super::super::waiter::Waiting for Desk {
-    fn deliver(&self, reply: &[u8], _has_waited: bool) -> bool {
-        if self.dead.get() {
-            return false;
-        }
-        self.got.borrow_mut().push(String::from_utf8_lossy(reply).into_owned());
-        true
-    }
-
-    fn end(&self, end: End) {
-        self.ended.replace(Some(end));
-    }
-}
-
-struct Bench {
-    waitlist: Waitlist,
-    model: Model,
-    back: Rc<RefCell<Vec<String>>>,
-    now: Instant,
-    /// What the server has said and the waitlist has not read.
-    wire: BytesMut,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let back = Rc::new(RefCell::new(Vec::new()));
-        let kept = Rc::clone(&back);
-        let give_back: GiveBack = Rc::new(move |_, _, request: Option<Bytes>| {
-            let request = request.unwrap();
-            let words: Vec<_> = Request::parse(&request)
-                .unwrap()
-                .args()
-                .map(|word| String::from_utf8_lossy(word).into_owned())
-                .collect();
-            kept.borrow_mut().push(words.join(" "));
-        });
-        let times = Times { grace: Duration::from_millis(200), stall: Duration::from_secs(60) };
-        let mut waitlist = Waitlist::new(times, give_back);
-        waitlist.connected(0);
-        Self { waitlist, model: Model::default(), back, now: Instant::now(), wire: BytesMut::new() }
-    }
-
-    fn arrive(&mut self, words: &str, timeout: Option<Duration>) -> (u64, Rc<Desk>) {
-        self.arrive_in(words, timeout, 0)
-    }
-
-    fn arrive_in(&mut self, words: &str, timeout: Option<Duration>, database: u32) -> (u64, Rc<Desk>) {
-        let mut frame = BytesMut::new();
-        encode::command(&mut frame, &words.split(' ').map(str::as_bytes).collect::<Vec<_>>());
-        let request = Request::parse(&frame).unwrap();
-        let Class::Blocking(command) = classify(&request).class else { panic!("{words}") };
-        let call = blocking::parse(&request, command).unwrap();
-        let desk = Rc::new(Desk::default());
-        let arrival = Arrival {
-            key: LaneKey { user: 1, database, protocol: Protocol::Resp3, readonly: false },
-            identity: Arc::default(),
-            call,
-            request: frame.freeze(),
-            arrived: self.now,
-            deadline: timeout.map(|timeout| self.now + timeout),
-            must_look: false,
-            waiting: Rc::clone(&desk) as Rc<dyn super::super::waiter::Waiting>,
-        };
-        (self.waitlist.arrive(arrival, self.now).unwrap(), desk)
-    }
-
-    /// The server runs what was written; nothing is read yet.
-    fn server_runs(&mut self) {
-        let written = self.waitlist.out().split();
-        let said = self.model.run(&written);
-        self.wire.extend_from_slice(&said);
-    }
-
-    fn push(&mut self, key: &str, values: &[&str]) {
-        let mut told = BytesMut::new();
-        self.model.push(key, values, &mut told);
-        self.wire.extend_from_slice(&told);
-    }
-
-    /// The waitlist reads what the server has said.
-    fn read(&mut self) {
-        let said = self.wire.split();
-        let mut rest = &said[..];
-        while !rest.is_empty() {
-            let step = crate::resp::ReplyScanner::default().step(rest).unwrap();
-            self.waitlist.receive(step.complete.unwrap(), &rest[..step.consumed], self.now).unwrap();
-            rest = &rest[step.consumed..];
-        }
-    }
-
-    /// What came is read and what was written runs, without any time passing.
-    fn exchange(&mut self) {
-        for _ in 0..100 {
-            self.server_runs();
-            if self.wire.is_empty() {
-                return;
-            }
-            self.read();
-        }
-        panic!("it never comes to rest");
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..100 {
-            self.server_runs();
-            if self.wire.is_empty() {
-                match self.waitlist.next_timer().filter(|at| *at <= self.now + Duration::from_millis(150)) {
-                    Some(at) => {
-                        self.now = at;
-                        self.waitlist.expire(at);
-                        continue;
-                    }
-                    None => return,
-                }
-            }
-            self.read();
-        }
-        panic!("it never comes to rest");
-    }
-}
-
-fn element(key: &str, value: &str) -> String {
-    format!("*2\r\n${}\r\n{key}\r\n${}\r\n{value}\r\n", key.len(), value.len())
-}
 
 #[test]
 fn the_longest_waiter_is_served_first_and_the_rest_go_on_waiting() {

@@ -6,28 +6,28 @@ use bytes::BytesMut;
 
 use crate::resp::{Request, RequestLimits, RequestScanner, RequestStep, encode};
 
-#[derive(Default)]
 /// Lists, streams with their groups, and who is told about changes: as redis-server with CLIENT TRACKING ON.
-pub(super) struct Model {
-    pub(super) lists: BTreeMap<String, VecDeque<String>>,
-    pub(super) streams: BTreeMap<String, Stream>,
-    pub(super) strings: BTreeSet<String>,
+#[derive(Default)]
+pub(in super::super) struct Model {
+    pub(in super::super) lists: BTreeMap<String, VecDeque<String>>,
+    pub(in super::super) streams: BTreeMap<String, Stream>,
+    pub(in super::super) strings: BTreeSet<String>,
     armed: BTreeSet<String>,
     queue: Option<Vec<Vec<String>>>,
     /// Own changes are told behind EXEC's reply.
     pending: Vec<String>,
-    pub(super) commands: usize,
+    pub(in super::super) commands: usize,
     /// What the server has against writes; the XREADs run.
-    pub(super) refusal: Option<&'static str>,
+    pub(in super::super) refusal: Option<&'static str>,
     aborted: bool,
 }
 
 /// The entries `n-0`, and of each group the last one that was delivered.
 #[derive(Default)]
-pub(super) struct Stream {
-    pub(super) entries: BTreeSet<u64>,
-    pub(super) last: u64,
-    pub(super) groups: BTreeMap<String, u64>,
+pub(in super::super) struct Stream {
+    pub(in super::super) entries: BTreeSet<u64>,
+    pub(in super::super) last: u64,
+    pub(in super::super) groups: BTreeMap<String, u64>,
 }
 
 impl Stream {
@@ -38,7 +38,7 @@ impl Stream {
 
 impl Model {
     /// XADD, of the next id.
-    pub(super) fn add(&mut self, key: &str, out: &mut BytesMut) -> u64 {
+    pub(in super::super) fn add(&mut self, key: &str, out: &mut BytesMut) -> u64 {
         let stream = self.streams.entry(key.to_owned()).or_default();
         stream.last += 1;
         let id = stream.last;
@@ -48,7 +48,7 @@ impl Model {
     }
 
     /// XTRIM or XDEL of all, or a foreign consumer that took all of a list.
-    pub(super) fn clear(&mut self, key: &str, out: &mut BytesMut) {
+    pub(in super::super) fn clear(&mut self, key: &str, out: &mut BytesMut) {
         if let Some(stream) = self.streams.get_mut(key) {
             stream.entries.clear();
         }
@@ -56,13 +56,13 @@ impl Model {
         self.changed(key, out);
     }
 
-    pub(super) fn push(&mut self, key: &str, values: &[&str], out: &mut BytesMut) {
+    pub(in super::super) fn push(&mut self, key: &str, values: &[&str], out: &mut BytesMut) {
         let list = self.lists.entry(key.to_owned()).or_default();
         list.extend(values.iter().map(|value| (*value).to_owned()));
         self.changed(key, out);
     }
 
-    pub(super) fn changed(&mut self, key: &str, out: &mut BytesMut) {
+    pub(in super::super) fn changed(&mut self, key: &str, out: &mut BytesMut) {
         if self.armed.remove(key) {
             out.extend_from_slice(
                 format!(">2\r\n$10\r\ninvalidate\r\n*1\r\n${}\r\n{key}\r\n", key.len()).as_bytes(),
@@ -70,8 +70,16 @@ impl Model {
         }
     }
 
+    /// The waitlist's connection is gone, and what the server kept for it.
+    pub(in super::super) fn forget_connection(&mut self) {
+        self.armed.clear();
+        self.pending.clear();
+        self.queue = None;
+        self.aborted = false;
+    }
+
     /// Runs what the waitlist has written; its replies and pushes.
-    pub(super) fn run(&mut self, mut written: &[u8]) -> BytesMut {
+    pub(in super::super) fn run(&mut self, mut written: &[u8]) -> BytesMut {
         let mut out = BytesMut::new();
         while !written.is_empty() {
             let limits =
@@ -116,6 +124,11 @@ impl Model {
                 (_, Some(queue)) => {
                     queue.push(words);
                     encode::simple(&mut out, "QUEUED");
+                }
+                ("ROLE", None) => {
+                    let refuses = self.refusal.is_some_and(|words| words.starts_with("READONLY"));
+                    encode::array(&mut out, 1);
+                    encode::bulk(&mut out, if refuses { b"slave" } else { b"master" });
                 }
                 (_, None) => encode::simple(&mut out, "OK"),
             }
