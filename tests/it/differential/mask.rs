@@ -207,8 +207,9 @@ fn rows(body: &str, clients: &[Identity]) -> String {
             "addr" if *value == address => "addr=its own".to_owned(),
             // A command that the server does not know may be known here.
             "cmd" if !value.starts_with("client|") => "cmd".to_owned(),
-            // BCAST, a watched key that has changed: the proxy does not look. RESET ends NO-EVICT on some versions only.
-            "flags" => format!("flags={}", value.replace(['B', 'd', 'e', 'N'], "")),
+            // BCAST, a watched key that has changed: the proxy does not look. RESET ends NO-EVICT on some versions only. Who
+            // has waited for FLUSHALL, which Redis 8.2 does beside, is shown as unblocked until its next turn (`u`).
+            "flags" => format!("flags={}", value.replace(['B', 'd', 'e', 'N', 'u'], "")),
             name if COMPARED.contains(&name) || COMPARED_TOO.contains(&name) => format!("{name}={value}"),
             name => name.to_owned(),
         };
