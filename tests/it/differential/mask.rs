@@ -193,6 +193,9 @@ fn one(frame: &[u8], clients: &[Identity], announced: &mut bool) -> String {
     }
 }
 
+/// Subcommands of CLIENT that some of the servers do not know: their rows say `NULL` then.
+const NEW: [&str; 4] = ["client|setinfo", "client|no-touch", "client|capa", "client|import-source"];
+
 /// The rows of the sequence's own clients, in their order.
 fn rows(body: &str, clients: &[Identity]) -> String {
     let mut shown: Vec<String> = Vec::new();
@@ -206,7 +209,7 @@ fn rows(body: &str, clients: &[Identity]) -> String {
             "id" => format!("id={client}"),
             "addr" if *value == address => "addr=its own".to_owned(),
             // A command that the server does not know may be known here.
-            "cmd" if !value.starts_with("client|") => "cmd".to_owned(),
+            "cmd" if !value.starts_with("client|") || NEW.contains(value) => "cmd".to_owned(),
             // BCAST, a watched key that has changed: the proxy does not look. RESET ends NO-EVICT on some versions only. Who
             // has waited for FLUSHALL, which Redis 8.2 does beside, is shown as unblocked until its next turn (`u`).
             "flags" => format!("flags={}", value.replace(['B', 'd', 'e', 'N', 'u'], "")),
