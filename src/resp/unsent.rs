@@ -11,6 +11,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// The length of a chunk of copied bytes, about.
 const CHUNK: usize = 64 << 10;
+/// Up to this length copied bytes take no whole chunk.
+const GROWS: usize = 4 << 10;
 /// Bytes shorter than this are copied: the entry for a reference would take as much again.
 const SHORT: usize = 1 << 10;
 
@@ -22,6 +24,8 @@ pub struct Unsent {
     len: usize,
     /// How many of them are copies.
     copied: usize,
+    /// A chunk that has been sent, for the next one: to give back its pages and take them again costs more than the copy.
+    spare: Option<BytesMut>,
 }
 
 #[derive(Debug)]
@@ -64,11 +68,15 @@ impl Unsent {
         }
     }
 
-    /// A backlog takes whole chunks: growing by halves would leave a part of each unused.
+    /// What is not short takes a whole chunk: growing step by step gives back a buffer with each.
     fn make_room(&mut self, more: usize) {
         let len = self.tail.len() + more;
-        if len > self.tail.capacity() && (len > CHUNK / 2 || !self.chunks.is_empty()) {
-            let mut chunk = BytesMut::with_capacity(CHUNK);
+        // Room that `advance` has left at the front is taken first.
+        if self.tail.try_reclaim(more) {
+            return;
+        }
+        if len > GROWS || !self.chunks.is_empty() {
+            let mut chunk = self.spare.take().unwrap_or_else(|| BytesMut::with_capacity(CHUNK));
             chunk.extend_from_slice(&self.tail);
             self.tail = chunk;
         }
@@ -105,13 +113,25 @@ impl Unsent {
                 chunk.bytes.advance(sent);
                 self.copied -= if chunk.is_copy { sent } else { 0 };
                 if chunk.bytes.is_empty() {
-                    self.chunks.pop_front();
+                    self.end_front();
                 }
             }
             None => {
                 self.tail.advance(sent);
                 self.copied -= sent;
             }
+        }
+    }
+
+    /// The first chunk has been sent.
+    fn end_front(&mut self) {
+        let Some(Chunk { bytes, is_copy: true }) = self.chunks.pop_front() else { return };
+        if self.spare.is_none()
+            && let Ok(mut chunk) = bytes.try_into_mut()
+        {
+            chunk.clear();
+            // What has been sent counts as room again, where all of it was this chunk's.
+            self.spare = chunk.try_reclaim(CHUNK).then_some(chunk);
         }
     }
 
@@ -144,6 +164,9 @@ impl Unsent {
         }
         if self.chunks.capacity() > 0 {
             self.chunks = VecDeque::new();
+        }
+        if keep < CHUNK {
+            self.spare = None;
         }
     }
 
