@@ -493,9 +493,7 @@ impl Client {
     pub(super) fn is_busy(&self) -> bool {
         !self.flags.get().blocked && (self.outstanding.get() > 0 || self.has_unsent() || self.busy.get())
     }
-}
 
-impl Client {
     /// So many of its commands have been answered.
     fn are_answered(&self, ended: u32) {
         if ended == 0 {
@@ -524,6 +522,7 @@ impl Receiver for Client {
         self.set_mid_reply(false);
         self.are_answered(ended);
     }
+
     fn lost(&self, unanswered: u32, muted: bool, partial: bool) {
         self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
         if partial || self.worker.pool.shared.upstream.on_loss == OnLoss::Close {

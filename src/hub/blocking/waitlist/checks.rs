@@ -47,9 +47,7 @@ pub(super) struct Checks {
     /// Forms with their keys, and when they were last asked.
     keyed: HashMap<Bytes, Instant>,
     last_key: Option<Instant>,
-    /// This connection's server has run a write.
-    wrote: bool,
-    /// A moment at which it was a master, and none is known to be later.
+    /// The last moment at which this connection's server is known to have been a master: it ran a write, or said so.
     master_at: Option<Instant>,
     /// The user may not ask for the server's role.
     role_refused: bool,
@@ -106,7 +104,6 @@ impl Waitlist {
         self.checks.forms.insert(form, Form { accepted: self.now, asking: false });
         self.checks.note_key(keyed, self.now);
         if writes {
-            self.checks.wrote = true;
             self.checks.was_master(arrived);
         }
     }
@@ -164,7 +161,7 @@ impl Waitlist {
     /// The server is a replica. If it was not always one, all who wait are told so, as Redis does it at once; those that
     /// came after the last write that it accepted are told in answer to their own call.
     pub(super) fn demoted(&mut self) {
-        if !self.checks.wrote {
+        if self.checks.master_at.is_none() {
             let rarely =
                 self.checks.left_for_role.is_none_or(|at| self.now.saturating_duration_since(at) >= RARELY);
             if rarely {

@@ -89,6 +89,21 @@ fn whoever_waits_is_told_of_a_demotion_as_soon_as_anybody_is() {
     }
 }
 
+/// ROLE alone had said that the server was a master: the connection was left, and the reader waited on.
+#[test]
+fn a_reader_is_told_of_a_demotion_that_the_first_write_meets() {
+    let mut bench = Bench::new();
+    let (_, reader) = bench.arrive("XREAD BLOCK 0 STREAMS s 5-0", None);
+    bench.settle();
+    bench.waitlist.sweep();
+    bench.settle();
+    bench.model.refusal = Some("READONLY You can't write against a read only replica.");
+    let (_, late) = bench.arrive("BLPOP k 0", None);
+    bench.settle();
+    assert!(error_of(&late).is_some_and(|words| words.starts_with("-READONLY")));
+    assert!(error_of(&reader).is_some_and(|words| words.starts_with("-UNBLOCKED")));
+}
+
 #[test]
 fn readers_that_wait_since_before_a_demotion_are_told_and_later_ones_are_not() {
     let mut bench = Bench::new();
