@@ -240,4 +240,30 @@ mod tests {
         }
         assert!(unsent.chunks.len() <= chunks / 2 + 1, "{}", unsent.chunks.len());
     }
+
+    #[test]
+    fn a_chunk_that_has_been_sent_is_used_again_where_it_may_be_kept() {
+        let mut unsent = Unsent::default();
+        unsent.append(&[0; CHUNK + 1]);
+        let first = unsent.front().as_ptr();
+        unsent.advance(CHUNK);
+        unsent.advance(1);
+        unsent.shrink(CHUNK);
+        unsent.append(&[0; 2 * CHUNK]);
+        unsent.advance(CHUNK);
+        assert_eq!(unsent.front().as_ptr(), first);
+        unsent.advance(CHUNK);
+        unsent.shrink(CHUNK - 1);
+        assert!(unsent.spare.is_none() && unsent.tail.capacity() == 0);
+    }
+
+    #[test]
+    fn room_that_has_been_sent_is_taken_before_a_new_chunk() {
+        let mut unsent = Unsent::default();
+        unsent.append(&[0; CHUNK - 10]);
+        let first = unsent.front().as_ptr();
+        unsent.advance(CHUNK - 20);
+        unsent.append(&[0; CHUNK / 2]);
+        assert_eq!((unsent.front().as_ptr(), unsent.len()), (first, CHUNK / 2 + 10));
+    }
 }
