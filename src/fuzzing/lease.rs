@@ -168,19 +168,10 @@ impl Run<'_> {
         let request = Request::parse(&frame).unwrap();
         let asked = classify(&request);
         let plan = self.state.plan(&self.session, &asked, &request, self.policy, self.unknown);
-        let muted = match &plan {
-            Plan::AfterReplies => return,
-            Plan::Local(class) | Plan::End(class) => self.session.mutes_answer(*class),
-            Plan::Forward(_)
-            | Plan::Blocking(_)
-            | Plan::Wait(_)
-            | Plan::ForwardWait
-            | Plan::Hello(_)
-            | Plan::RefuseInMulti(_)
-            | Plan::Queue(..)
-            | Plan::Refuse(_)
-            | Plan::Aside(_) => self.session.mutes_this(),
-        };
+        if plan == Plan::AfterReplies {
+            return;
+        }
+        let muted = plan.is_muted(&mut self.session);
         match plan {
             Plan::Forward(expect) => {
                 self.state.sent(expect, &asked, muted);

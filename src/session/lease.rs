@@ -138,6 +138,25 @@ pub enum Plan {
     Aside(Route),
 }
 
+impl Plan {
+    /// Whether its reply is dropped, as CLIENT REPLY has it; what counts commands in `session` counts this one.
+    pub fn is_muted(&self, session: &mut Session) -> bool {
+        match self {
+            Self::Local(class) | Self::End(class) => session.mutes_answer(*class),
+            Self::Forward(_)
+            | Self::ForwardWait
+            | Self::AfterReplies
+            | Self::Refuse(_)
+            | Self::RefuseInMulti(_)
+            | Self::Queue(..)
+            | Self::Hello(_)
+            | Self::Blocking(_)
+            | Self::Wait(_)
+            | Self::Aside(_) => session.mutes_this(),
+        }
+    }
+}
+
 /// The state of a leased connection.
 #[derive(Debug)]
 pub struct LeaseState {

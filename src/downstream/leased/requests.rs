@@ -203,22 +203,7 @@ impl Held {
         drop(input);
         let frame = client.take_frame(len);
         self.client.worker.count(&self.client, &asked);
-        let muted = {
-            let mut session = self.client.session.borrow_mut();
-            match &plan {
-                Plan::Local(class) | Plan::End(class) => session.mutes_answer(*class),
-                Plan::Forward(_)
-                | Plan::Blocking(_)
-                | Plan::Wait(_)
-                | Plan::ForwardWait
-                | Plan::Hello(_)
-                | Plan::RefuseInMulti(_)
-                | Plan::Queue(..)
-                | Plan::Refuse(_)
-                | Plan::Aside(_)
-                | Plan::AfterReplies => session.mutes_this(),
-            }
-        };
+        let muted = plan.is_muted(&mut self.client.session.borrow_mut());
         Some(self.act(plan, &frame, muted))
     }
 
