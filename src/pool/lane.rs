@@ -447,6 +447,16 @@ impl Lane {
         })
     }
 
+    /// Whether `reply`, the beginning of a reply that is for another slot, may turn out to be the echo that is outstanding.
+    fn is_begun_echo(&self, reply: &[u8], slot: &Slot) -> bool {
+        let echo = self.echo.borrow();
+        echo.as_ref().is_some_and(|word| {
+            let mut frame = BytesMut::new();
+            encode::bulk(&mut frame, word);
+            frame.starts_with(reply) && !matches!(slot, Slot::Whole { nonce: Some(_), .. })
+        })
+    }
+
     /// Whether the next echo is due: the lane has been silent for `limit`, or has carried commands for as long, or very
     /// many.
     pub(super) fn wants_an_echo(&self, limit: Duration, now: Instant) -> bool {

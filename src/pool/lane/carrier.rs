@@ -27,6 +27,8 @@ pub(super) struct Carrier {
     begun_error: Vec<u8>,
     /// A client's MULTI was not ended by its EXEC.
     in_multi: bool,
+    /// What was read last and may be the beginning of our own echo in another command's place. Nobody has got it.
+    begun_echo: Vec<u8>,
 }
 
 /// Whether `frame` may be the answer to PING with `nonce`. A refusal, and the answer to a PING without a word, which some
@@ -55,6 +57,7 @@ impl Carrier {
             unflushed: false,
             begun_error: Vec::new(),
             in_multi: false,
+            begun_echo: Vec::new(),
         }
     }
 
@@ -174,7 +177,12 @@ impl Carrier {
     ) -> Result<(), UpstreamClose> {
         let lane = Rc::clone(&self.lane);
         let mut fifo = lane.fifo.borrow_mut();
+        let joined: Vec<u8>;
         let mut rest = data;
+        if !self.begun_echo.is_empty() {
+            joined = [&std::mem::take(&mut self.begun_echo), data].concat();
+            rest = &joined;
+        }
         while !rest.is_empty() {
             let Some(slot) = fifo.front_mut() else { return Err(UpstreamClose::Desync) };
             let (taken, ended) = self.fill(slot, rest)?;
@@ -216,8 +224,15 @@ impl Carrier {
     fn fill(&mut self, slot: &mut Slot, data: &[u8]) -> Result<(usize, u32), UpstreamClose> {
         let mut at = 0;
         let mut ended = 0;
+        let mut is_at_start = !self.scanner.in_frame();
         while at < data.len() && slot.left() > ended {
             let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
+            if step.complete.is_none() && is_at_start && self.lane.is_begun_echo(&data[at..], slot) {
+                self.scanner = ReplyScanner::default();
+                self.begun_echo.extend_from_slice(&data[at..]);
+                break;
+            }
+            is_at_start = step.complete.is_some();
             let kind = step.complete.or_else(|| self.scanner.kind());
             // A push belongs to one client's tracking or subscription, and neither is ever on a lane.
             if kind == Some(ReplyKind::Push) || step.consumed == 0 && step.complete.is_none() {
@@ -297,6 +312,6 @@ impl Carrier {
                 }
             }
         }
-        Ok((at, ended))
+        Ok((at + self.begun_echo.len(), ended))
     }
 }

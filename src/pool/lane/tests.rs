@@ -107,27 +107,41 @@ async fn behind_an_exec_that_the_server_does_not_know_nobody_hears_more() {
     assert_eq!((end, &other[..]), (Ok(()), &b"$1\r\nv\r\n"[..]), "this ends the transaction");
 }
 
-/// A reply is missing: our own echo arrives where the client's was due.
+/// A reply is missing: our own echo arrives where the client's was due, in one piece or cut anywhere.
 #[tokio::test]
 async fn our_echo_in_a_client_s_place_ends_the_lane_before_the_client_hears_it() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (lane, own, now) = (lane(), Rc::new(Listener::default()), Instant::now());
-    lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
-    lane.ask_for_an_echo(now);
-    let word = lane.echo.borrow().clone().unwrap();
-    let echo = [b"$27\r\n", &word[..], b"\r\n"].concat();
-    let mut carrier = Carrier::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
-    // In its own place it ends nothing.
-    let in_order = [&b"$1\r\nv\r\n"[..], &echo].concat();
-    assert_eq!(carrier.distribute(&in_order, now, &mut Vec::new()), Ok(()));
-    lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
-    assert_eq!(carrier.distribute(&echo, now, &mut Vec::new()), Ok(()), "any client may have this value");
-    own.heard.take();
-    lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
-    lane.ask_for_an_echo(now);
-    let word = lane.echo.borrow().clone().unwrap();
-    let echo = [b"$27\r\n", &word[..], b"\r\n"].concat();
-    assert_eq!(carrier.distribute(&echo, now, &mut Vec::new()), Err(UpstreamClose::Desync));
-    assert!(own.heard.borrow().is_empty());
+    let now = Instant::now();
+    let word_of = |lane: &Lane| [b"$27\r\n", &lane.echo.borrow().clone().unwrap()[..], b"\r\n"].concat();
+    for cut in 0..35 {
+        let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (lane, own) = (lane(), Rc::new(Listener::default()));
+        lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
+        lane.ask_for_an_echo(now);
+        let echo = word_of(&lane);
+        let mut carrier = Carrier::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
+        // In its own place it ends nothing.
+        let in_order = [&b"$1\r\nv\r\n"[..], &echo].concat();
+        let (first, second) = in_order.split_at(cut);
+        assert_eq!(carrier.distribute(first, now, &mut Vec::new()), Ok(()));
+        assert_eq!(carrier.distribute(second, now, &mut Vec::new()), Ok(()));
+        assert_eq!(&*own.heard.take(), b"$1\r\nv\r\n");
+        lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
+        assert_eq!(carrier.distribute(&echo, now, &mut Vec::new()), Ok(()), "any client may have this value");
+        own.heard.take();
+        lane.push(b"GETGET", 2, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
+        lane.ask_for_an_echo(now);
+        // A value that begins like it is given out when it is seen to be another.
+        let other = [&word_of(&lane)[..31], b"-\r\n"].concat();
+        let (first, second) = other.split_at(cut.min(other.len()));
+        assert_eq!(carrier.distribute(first, now, &mut Vec::new()), Ok(()));
+        assert_eq!(carrier.distribute(second, now, &mut Vec::new()), Ok(()));
+        assert_eq!(own.heard.take(), other);
+        let echo = word_of(&lane);
+        let (first, second) = echo.split_at(cut);
+        let end = carrier.distribute(first, now, &mut Vec::new());
+        let end = end.and_then(|()| carrier.distribute(second, now, &mut Vec::new()));
+        assert_eq!(end, Err(UpstreamClose::Desync), "cut at {cut}");
+        assert!(own.heard.borrow().is_empty(), "cut at {cut}");
+    }
 }
