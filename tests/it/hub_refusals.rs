@@ -107,6 +107,32 @@ fn without_a_hub_a_demotion_ends_a_wait_and_its_connection() {
     }
 }
 
+/// A replica runs what only reads, so no try of it is refused.
+#[test]
+fn without_a_hub_a_reader_is_told_of_a_demotion_within_a_heartbeat() {
+    let stage =
+        Stage::proxied_with(&["blocking.hub=false", "pool.max_connections=4", "hygiene.heartbeat=1s"]);
+    let mut clients: Vec<Client> = (0..8).map(|_| stage.connect()).collect();
+    for client in &mut clients {
+        client.start("XREAD BLOCK 0 STREAMS s $");
+    }
+    wait_for_blocked(stage.address(), 8);
+    let on_leases = || stage.server.rows().iter().filter(|row| row.get("cmd") == "xread").count();
+    until("some wait on leases", PATIENCE, || on_leases() > 0);
+    assert!(on_leases() < 8);
+    let asked = || stage.server.call("INFO commandstats").text().contains("cmdstat_role:calls=4");
+    until("those that are tried know that the server is a master", PATIENCE, asked);
+    stage.server.call(NOBODY);
+    // One that comes to a replica waits there.
+    let mut late = stage.connect();
+    late.start("XREAD BLOCK 0 STREAMS s $");
+    for client in &mut clients {
+        assert!(client.reply().error().starts_with("UNBLOCKED force"));
+        client.expect_end(PATIENCE);
+    }
+    late.expect_silence(Duration::from_millis(2500));
+}
+
 /// Every write that somebody tries on a replica ended the hub's connection.
 #[test]
 fn writes_to_a_replica_disturb_nobody_who_reads_there() {

@@ -8,6 +8,7 @@
 mod beside;
 mod in_hub;
 mod on_lease;
+mod role;
 mod tries;
 
 use std::cell::{Cell, RefCell};
@@ -33,6 +34,7 @@ use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Identity;
 
 use on_lease::Stay;
+use role::RoleSeen;
 use tries::own_answer;
 
 /// Where a waiting call stands.
@@ -67,6 +69,7 @@ pub(super) struct Waiter {
     key_by_key: Cell<bool>,
     /// The server may serve it there at any moment.
     on_lease: Cell<bool>,
+    role: RoleSeen,
     changed: Notify,
 }
 
@@ -204,6 +207,7 @@ impl Client {
             in_vain: Cell::new(false),
             key_by_key: Cell::new(false),
             on_lease: Cell::new(false),
+            role: RoleSeen::default(),
             changed: Notify::new(),
         });
         self.worker.waiters.borrow_mut().push(Rc::clone(&waiter));

@@ -69,6 +69,7 @@ impl Waiter {
             answered = stay.answer() => Ended::Answered(answered),
             () = entry.recalled() => Ended::Recalled,
             kind = self.attention() => kind,
+            never = self.watch_the_role() => match never {},
             () = sleep_until(server_had_its_chance) => Ended::Late,
         };
         drop(entry);

@@ -150,6 +150,7 @@ impl Waiter {
         let now = Instant::now();
         lane.touch(now);
         metrics::counter!("redbouncer_blocking_tries_total", "on" => "lane").increment(1);
+        self.ask_for_the_role(&lane, now);
         let (waiter, owner) = (Rc::clone(self), Rc::clone(worker));
         // Appended one behind the other without an await: MULTI, the call and EXEC stay contiguous.
         let (watched, user, judge) = (Rc::clone(&lane), self.key.user, Rc::clone(worker));
