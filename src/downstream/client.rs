@@ -70,6 +70,8 @@ pub(crate) struct Client {
     pub(super) group: RefCell<Option<Rc<Group>>>,
     /// Its subscriptions, if it has any.
     pub(super) subscriber: RefCell<Option<Rc<Subscriber>>>,
+    /// As a subscriber it has been given all that was published before its last command was read or sent.
+    pub(super) is_caught_up: Cell<bool>,
     /// Part of a reply has been sent.
     pub(super) mid_reply: Cell<bool>,
     /// Since when it has left more unread than subscribers may for long.
@@ -141,6 +143,7 @@ impl Client {
             lane: RefCell::new(None),
             group: RefCell::new(None),
             subscriber: RefCell::new(None),
+            is_caught_up: Cell::new(false),
             mid_reply: Cell::new(false),
             over_soft_since: Cell::new(None),
             doomed: Cell::new(None),

@@ -48,6 +48,8 @@ pub(super) enum Step {
     Slow(Box<Taken>),
     /// It has announced more than the server took when it was last asked ([`Client::ask_for_limit`]).
     AskForLimit,
+    /// A subscriber has closed its side, and what was published before may not have come.
+    CatchUp,
     /// The client is to be closed.
     Close(ClientClose),
 }
@@ -107,6 +109,9 @@ impl Client {
             }
             if self.input.borrow().eof {
                 if self.outstanding.get() == 0 && flushed {
+                    if self.may_hear_more() {
+                        return Poll::Ready(Step::CatchUp);
+                    }
                     return Poll::Ready(Step::Close(self.departs(ClientClose::ClientEof)));
                 }
                 return Poll::Pending;
@@ -202,6 +207,7 @@ impl Client {
         input.waited_in_vain = false;
         drop(input);
         self.last_input.set(now);
+        self.is_caught_up.set(false);
     }
 
     /// Reads ahead while the client waits in the slow path, at most `limit` bytes; ready when it leaves, or closes its
@@ -377,6 +383,7 @@ impl Client {
     fn is_on(&self, lane: &Rc<Lane>, count: u32) {
         self.outstanding.set(self.outstanding.get() + count);
         self.has_written.set(true);
+        self.is_caught_up.set(false);
         self.has_sent();
         if self.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
             self.lane.replace(Some(Rc::clone(lane)));
@@ -575,6 +582,12 @@ impl Client {
         self.worker.count(self, &asked);
         run.start = before.len() + frame.len();
         match route {
+            Route::Local(Class::Quit | Class::Reset | Class::Ping) if self.subscriber.borrow().is_some() => {
+                let request = self.taken(run, frame);
+                let taken =
+                    Taken { request, route, muted: false, may_invent: true, replies: 1, counts: false };
+                Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
+            }
             Route::Local(class) => {
                 let after = self.answer_locally(class, request);
                 match after {

@@ -299,6 +299,7 @@ impl Held {
             }
             Event::End(class, request, muted) => {
                 pool.end_lease(self.lease, false, UpstreamClose::LeaseEnded, None);
+                client.catch_up().await?;
                 let Some(request) = Request::parse(&request) else { return Err(ClientClose::ProtocolError) };
                 match client.answer(class, &request, muted) {
                     crate::session::answers::After::Continue => Ok(()),

@@ -24,6 +24,14 @@ impl Client {
                         break reason;
                     }
                 }
+                Step::CatchUp => {
+                    self.in_slow_path.set(true);
+                    let done = Box::pin(self.catch_up()).await;
+                    self.in_slow_path.set(false);
+                    if let Err(reason) = done {
+                        break reason;
+                    }
+                }
                 Step::Slow(taken) => {
                     self.busy.set(true);
                     self.in_slow_path.set(true);

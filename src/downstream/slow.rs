@@ -16,6 +16,7 @@ use super::unserved::aftermath_of;
 use crate::command::{Aftermath, Class, classify};
 use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Receiver, Unavailable};
 use crate::resp::{self, Request, RequestError, encode};
+use crate::session::answers::After;
 use crate::session::{ALWAYS_TAKEN, Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
@@ -29,6 +30,9 @@ impl Client {
     /// # Errors
     /// Why the client is to be closed.
     pub(super) async fn slow(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+        if !matches!(taken.route, Route::Listen(..) | Route::Local(_)) {
+            self.is_caught_up.set(false);
+        }
         match taken.route.clone() {
             Route::Lane => {
                 let aftermath = aftermath_of(&taken.request);
@@ -49,8 +53,19 @@ impl Client {
             | Route::Listen(..)
             | Route::Misplaced
             | Route::PubSub) => self.aside(route, &taken.request, taken.muted).await,
+            Route::Local(class) => self.answer_a_subscriber(class, &taken.request).await,
             // Answered on the fast path.
-            Route::Local(_) | Route::Refuse(_) => Ok(()),
+            Route::Refuse(_) => Ok(()),
+        }
+    }
+
+    /// What is answered here, to a subscriber: behind the messages that were published before.
+    async fn answer_a_subscriber(self: &Rc<Self>, class: Class, request: &Bytes) -> Result<(), ClientClose> {
+        self.catch_up().await?;
+        let Some(request) = Request::parse(request) else { return Err(ClientClose::ProtocolError) };
+        match self.answer_locally(class, &request) {
+            After::Continue => Ok(()),
+            After::Close => Err(ClientClose::Quit),
         }
     }
 
@@ -294,6 +309,7 @@ impl Client {
         let reply = match route {
             Route::Listen(listen, true) => return self.listen(listen, request, muted).await,
             Route::Listen(listen, false) => {
+                self.catch_up().await?;
                 self.unlisten(listen, request);
                 return Ok(());
             }

@@ -28,6 +28,11 @@ pub(super) struct Subscriber {
     unserved: RefCell<Option<Unavailable>>,
     /// Published messages that wait for the end of a reply which has begun.
     held: RefCell<Unsent>,
+    /// It has been given all that was published before it last asked.
+    is_caught_up: Cell<bool>,
+    caught_up: Notify,
+    /// So it was after its FIN.
+    has_heard_all: Cell<bool>,
 }
 
 impl Subscriber {
@@ -61,13 +66,21 @@ impl Client {
                 answered: Notify::new(),
                 unserved: RefCell::default(),
                 held: RefCell::default(),
+                is_caught_up: Cell::new(false),
+                caught_up: Notify::new(),
+                has_heard_all: Cell::new(false),
             }),
         };
         self.subscriber.replace(Some(Rc::clone(&subscriber)));
+        // What was published before is not for it.
+        if subscriber.station.has_all(listen, &names) {
+            self.catch_up().await?;
+        }
         let listener = Rc::clone(self) as Rc<dyn Listener>;
         subscriber.done.set(false);
         let _charge = self.charge_for_waiting(request);
         if let Some(asking) = subscriber.station.subscribe(listener, listen, names) {
+            self.is_caught_up.set(false);
             let place = self.place.replace("waits for the pub/sub hub");
             let deadline = self.worker.pool.wait_deadline();
             let answered = self
@@ -92,7 +105,46 @@ impl Client {
         Ok(())
     }
 
-    /// UNSUBSCRIBE and its kin: done at once, whatever the server still has to be told.
+    /// Waits until the hub has given out all that was published before: its connection may bring it later than a lane brings
+    /// the reply to PUBLISH, where the server would have written it by now. What begins or ends subscriptions here, or ends
+    /// the client, comes after it.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) async fn catch_up(self: &Rc<Self>) -> Result<(), ClientClose> {
+        let Some(subscriber) = self.subscriber.borrow().clone() else { return Ok(()) };
+        // Several commands one behind the other wait once.
+        if self.is_caught_up.get() {
+            return Ok(());
+        }
+        subscriber.is_caught_up.set(false);
+        if subscriber.station.mark(Rc::clone(self) as Rc<dyn Listener>) {
+            let place = self.place.replace("waits for the pub/sub hub");
+            let deadline = self.worker.pool.wait_deadline();
+            let caught_up = self
+                .patiently(async {
+                    while !subscriber.is_caught_up.get() {
+                        tokio::select! {
+                            () = subscriber.caught_up.notified() => {}
+                            () = sleep_until(Some(deadline)) => break,
+                        }
+                    }
+                })
+                .await;
+            self.place.set(place);
+            caught_up?;
+        }
+        self.is_caught_up.set(true);
+        subscriber.has_heard_all.set(self.has_said_all());
+        Ok(())
+    }
+
+    /// Whether messages may come that were published before the FIN of this client.
+    pub(super) fn may_hear_more(&self) -> bool {
+        self.subscriber.borrow().as_ref().is_some_and(|subscriber| !subscriber.has_heard_all.get())
+    }
+
+    /// UNSUBSCRIBE and its kin, after [`Self::catch_up`]: done here, whatever the server still has to be told.
     pub(super) fn unlisten(&self, listen: Listen, request: &Bytes) {
         let Some(parsed) = Request::parse(request) else { return };
         let named: Vec<Bytes> = parsed.args().skip(1).map(Bytes::copy_from_slice).collect();
@@ -257,6 +309,13 @@ impl Listener for Client {
 
     fn lost(&self) {
         self.doom(ClientClose::SubscriptionLost);
+    }
+
+    fn caught_up(&self) {
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.is_caught_up.set(true);
+            subscriber.caught_up.notify_one();
+        }
     }
 }
 

@@ -421,3 +421,98 @@ fn the_corrected_count_keeps_its_place_among_other_replies() {
         assert!(shown[5].starts_with("-ERR wrong number") && shown[6] == "$1\r\nv\r\n", "{shown:?}");
     }
 }
+
+/// The reply to PUBLISH comes over a lane, and its message over the hub's connection, which may be later.
+#[test]
+fn what_was_published_before_a_subscriber_ends_its_subscription_reaches_it_first() {
+    for (stage, rounds) in [(Stage::direct(), 1), (Stage::proxied(), if long() { 300 } else { 40 })] {
+        let mut publisher = stage.connect();
+        for round in 0..rounds {
+            what_was_published_comes_first(&stage, &mut publisher, &format!("m{round}"));
+        }
+    }
+}
+
+fn what_was_published_comes_first(stage: &Stage, publisher: &mut Client, message: &str) {
+    let subscriber = |protocol: &str| {
+        let mut client = stage.connect();
+        client.call(protocol);
+        client.start("SUBSCRIBE c");
+        assert_eq!(client.reply().items()[0].text(), "subscribe");
+        client
+    };
+    let publish = format!("PUBLISH c {message}");
+    // By somebody else, who knows already that it was published.
+    for (protocol, command, answer) in [
+        ("HELLO 3", "UNSUBSCRIBE c", "unsubscribe"),
+        ("HELLO 2", "UNSUBSCRIBE c", "unsubscribe"),
+        ("HELLO 2", "PING", "pong"),
+        ("HELLO 2", "RESET", "RESET"),
+        ("HELLO 3", "RESET", "RESET"),
+        ("HELLO 2", "QUIT", "OK"),
+    ] {
+        let mut client = subscriber(protocol);
+        publisher.call(&publish);
+        client.start(command);
+        for expected in [message, answer] {
+            let frame = client.frame(PATIENCE);
+            let text = String::from_utf8_lossy(&frame);
+            assert!(text.contains(expected), "{expected} is not first, {protocol}, {command}: {text:?}");
+        }
+    }
+    // By itself, in one pipeline, before it closes its side.
+    for commands in [&[&publish[..]][..], &[&publish, "RESET"], &[&publish, "QUIT"]] {
+        let mut client = subscriber("HELLO 3");
+        let words = commands.iter().map(|command| encode(&command.split(' ').collect::<Vec<_>>()));
+        client.send(words.collect::<Vec<_>>().concat());
+        client.half_close();
+        let (bytes, _) = client.read_to_end(PATIENCE);
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains(&format!("\r\n{message}\r\n")), "{commands:?}: {text:?}");
+    }
+}
+
+#[test]
+fn what_was_published_before_a_subscription_does_not_come_to_it() {
+    let stage = Stage::proxied();
+    let (mut other, mut publisher) = (subscribed(&stage, "c"), stage.connect());
+    for round in 0..if long() { 2000 } else { 200 } {
+        let mut client = stage.connect();
+        client.call("PING");
+        publisher.call("PUBLISH c before");
+        client.start("SUBSCRIBE c");
+        assert_eq!(client.reply().items()[0].text(), "subscribe", "round {round}");
+        publisher.call("PUBLISH c after");
+        assert_eq!(client.reply().items()[2].text(), "after", "round {round}");
+        for expected in ["before", "after"] {
+            assert_eq!(other.reply().items()[2].text(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_pipeline_of_unsubscribes_waits_once() {
+    let stage = Stage::proxied();
+    let mut client = stage.connect();
+    client.call("HELLO 3");
+    let names: Vec<String> = (0..1000).map(|i| format!("c{i}")).collect();
+    client.start(&format!("SUBSCRIBE {}", names.join(" ")));
+    for _ in &names {
+        assert_eq!(client.reply().items()[0].text(), "subscribe");
+    }
+    let pings = || {
+        let stats = stage.server.call("INFO commandstats").text();
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_ping:")).map(str::to_owned);
+        line.map_or(0, |line| {
+            line["cmdstat_ping:calls=".len()..].split(',').next().unwrap().parse::<u64>().unwrap()
+        })
+    };
+    let before = pings();
+    let all: Vec<u8> = names.iter().flat_map(|name| encode(&["UNSUBSCRIBE", name])).collect();
+    client.send(all);
+    for _ in &names {
+        assert_eq!(client.reply().items()[0].text(), "unsubscribe");
+    }
+    // Once for what is read at once.
+    assert!(pings() - before < 50, "{}", pings() - before);
+}

@@ -95,6 +95,16 @@ impl Hub {
         self.bell.ring();
     }
 
+    pub(super) fn has_all(&self, listen: Listen, names: &[Bytes]) -> bool {
+        self.topics.borrow().has_all(listen, names)
+    }
+
+    pub(super) fn mark(&self, listener: Rc<dyn Listener>) -> bool {
+        let is_marked = self.topics.borrow_mut().mark(listener);
+        self.bell.ring();
+        is_marked
+    }
+
     pub(super) fn cancel(&self, request: u64) {
         self.topics.borrow_mut().cancel(request);
         self.bell.ring();

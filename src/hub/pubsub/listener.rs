@@ -50,4 +50,6 @@ pub trait Listener {
     fn unserved(&self, why: &Unavailable);
     /// Its subscriptions are lost: messages may be missing from here on.
     fn lost(&self);
+    /// All that was published before it asked (`Station::mark`) has been given to it, or will not come.
+    fn caught_up(&self);
 }

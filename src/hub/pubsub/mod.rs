@@ -57,9 +57,22 @@ impl Station {
         Some(Asking { hub: Rc::clone(&self.hub), request: Cell::new(Some(request)) })
     }
 
+    /// Whether [`Self::subscribe`] would be done at once.
+    #[must_use]
+    pub fn has_all(&self, listen: Listen, names: &[Bytes]) -> bool {
+        self.hub.has_all(listen, names)
+    }
+
     /// Ends one subscription.
     pub fn unsubscribe(&self, listen: Listen, name: &Bytes) {
         self.hub.unsubscribe(self.who, listen, name);
+    }
+
+    /// Has `listener` told when all that was published before has been given to it. `false`: there is no connection, so
+    /// nothing can come.
+    #[must_use]
+    pub fn mark(&self, listener: Rc<dyn Listener>) -> bool {
+        self.hub.mark(listener)
     }
 
     /// Whether its hub is still in use.

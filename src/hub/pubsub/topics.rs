@@ -78,7 +78,8 @@ enum Sent {
         /// The request it was sent for: an error is its answer.
         by: Option<u64>,
     },
-    Ping,
+    /// The listener that is to know when what was published before has come.
+    Ping(Option<Rc<dyn Listener>>),
 }
 
 /// The listeners of one user on one worker.
@@ -124,7 +125,7 @@ impl Topics {
         names: Vec<Bytes>,
     ) -> Option<u64> {
         let request = Request { who, listener, listen, names, confirmed: 0 };
-        if self.online && request.names.iter().all(|name| self.is_confirmed(listen, name)) {
+        if self.has_all(listen, &request.names) {
             self.join(&request);
             return None;
         }
@@ -138,6 +139,11 @@ impl Topics {
             self.ask_for(self.next);
         }
         Some(self.next)
+    }
+
+    /// Whether the server has confirmed all of `names`.
+    pub(super) fn has_all(&self, listen: Listen, names: &[Bytes]) -> bool {
+        self.online && names.iter().all(|name| self.is_confirmed(listen, name))
     }
 
     /// The client no longer waits for its request.
@@ -199,8 +205,9 @@ impl Topics {
     /// Nothing of what is in flight will be answered.
     fn forget_what_was_sent(&mut self) {
         for sent in self.sent.drain(..) {
-            if let Sent::Names { names, confirmed, .. } = sent {
-                self.audience.settle(names.len() - confirmed);
+            match sent {
+                Sent::Names { names, confirmed, .. } => self.audience.settle(names.len() - confirmed),
+                Sent::Ping(listener) => listener.iter().for_each(|listener| listener.caught_up()),
             }
         }
     }
@@ -240,7 +247,24 @@ impl Topics {
     /// Shows the server that we are alive.
     pub(super) fn ping(&mut self) {
         encode::command(&mut self.out, &[b"PING"]);
-        self.sent.push_back(Sent::Ping);
+        self.sent.push_back(Sent::Ping(None));
+    }
+
+    /// Tells `listener` when it has been given all that was published before this: the server answers what it is asked
+    /// behind the messages that it has written before. `false`: there is no connection, so nothing can come.
+    pub(super) fn mark(&mut self, listener: Rc<dyn Listener>) -> bool {
+        if self.online {
+            encode::command(&mut self.out, &[b"PING"]);
+            self.sent.push_back(Sent::Ping(Some(listener)));
+        }
+        self.online
+    }
+
+    /// The answer to PING.
+    fn answered(&mut self) -> Result<(), UpstreamClose> {
+        let Some(Sent::Ping(listener)) = self.sent.pop_front() else { return Err(UpstreamClose::Desync) };
+        listener.iter().for_each(|listener| listener.caught_up());
+        Ok(())
     }
 
     /// Whether anybody listens or waits to.
@@ -376,12 +400,7 @@ impl Topics {
             b"message" => Listen::Channels,
             b"pmessage" => Listen::Patterns,
             b"smessage" => Listen::Shards,
-            b"pong" => {
-                return match self.sent.pop_front() {
-                    Some(Sent::Ping) => Ok(true),
-                    _ => Err(UpstreamClose::Desync),
-                };
-            }
+            b"pong" => return self.answered().map(|()| true),
             _ => return self.confirmed(word, name),
         };
         self.messages += 1;
@@ -494,10 +513,7 @@ impl Desk for Topics {
             {
                 self.refused(frame)
             }
-            _ => match self.sent.pop_front() {
-                Some(Sent::Ping) => Ok(()),
-                _ => Err(UpstreamClose::Desync),
-            },
+            _ => self.answered(),
         }
     }
 
@@ -549,6 +565,7 @@ mod tests {
         fn lost(&self) {
             self.lost.set(self.lost.get() + 1);
         }
+        fn caught_up(&self) {}
     }
 
     fn names(prefix: &str, count: usize) -> Vec<Bytes> {
