@@ -39,7 +39,7 @@ use crate::pool::{
 use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
-use crate::telemetry::{self, CommandSeconds, Log, publish_gauge};
+use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use renewal::Renewal;
 use roster::Roster;
@@ -268,6 +268,7 @@ impl Proxy {
         publish_gauge("redbouncer_clients_unauthenticated", &[], self.links.places().waiting());
         publish_gauge("redbouncer_client_memory_bytes", &[], memory.used());
         publish_gauge("redbouncer_client_memory_bytes_max", &[], memory.bound().unwrap_or(0));
+        publish_tasks("main");
         self.publish_users();
         self.log.report();
         self.exporter.run_upkeep();

@@ -32,7 +32,7 @@ use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
 use crate::session::{
     ALWAYS_TAKEN, Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session,
 };
-use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge};
+use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge, publish_tasks};
 use crate::upstream::{Lacks, tune};
 
 /// The rhythm of a worker's housekeeping.
@@ -574,6 +574,7 @@ impl Worker {
         publish_gauge("redbouncer_pubsub_names", &[], self.pubsub.names());
         publish_gauge("redbouncer_blocking_keys", &[], self.hubs.watched());
         publish_gauge("redbouncer_clients", &[("worker", &self.metrics.label)], self.clients.borrow().len());
+        publish_tasks(&format!("worker-{}", self.metrics.label));
     }
 
     /// Closes idle and blocked clients at once, the others when their answers are out, and then everything upstream.

@@ -121,6 +121,12 @@ pub fn publish_gauge(name: &'static str, labels: &[(&'static str, &str)], value:
     gauge!(name, labels).set(value as f64);
 }
 
+/// Sets the gauge of the tasks that are alive on this thread, which the metrics call `thread`. Only inside a runtime.
+pub fn publish_tasks(thread: &str) {
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    publish_gauge("redbouncer_tasks", &[("thread", thread)], tasks);
+}
+
 /// Every metric with its type, labels and meaning: what `docs/metrics.md` lists, and what is described to the exporter.
 pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("redbouncer_build_info", "gauge", "version", "1, with the version that runs."),
@@ -241,6 +247,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "counter",
         "outcome",
         "Looks for orphans: judged, or why not (no_login, unavailable, slow, list_refused, kill_refused).",
+    ),
+    (
+        "redbouncer_tasks",
+        "gauge",
+        "thread",
+        "Tasks alive on a thread (main, worker-0 …): those of its clients and upstream connections, and its own.",
     ),
     (
         "redbouncer_log_lines_dropped_total",

@@ -7,7 +7,7 @@ mod reason;
 
 pub use logging::{Log, LogFormat, LogOptions};
 pub use metrics::{
-    CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, release_seconds,
+    CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, publish_tasks, release_seconds,
     upstream_closed,
 };
 pub use printable::{is_obeyed, printable};

@@ -36,6 +36,30 @@ fn without_its_upstream_a_proxy_stays_live() {
 }
 
 #[test]
+fn tasks_come_with_clients_and_go_with_them() {
+    let stage = Stage::proxied();
+    let tasks = || {
+        let metrics = stage.proxy().metrics();
+        assert!(metrics["redbouncer_tasks{thread=\"main\"}"] > 0.0, "{metrics:?}");
+        metrics["redbouncer_tasks{thread=\"worker-0\"}"]
+    };
+    // The first login and the first look for orphans have connections of their own, until they linger no more.
+    until("nothing is connected", PATIENCE, || {
+        let metrics = stage.proxy().metrics();
+        metrics.contains_key("redbouncer_upstream_up")
+            && sum(&metrics, "redbouncer_upstream_connections") == 0.0
+    });
+    let before = tasks();
+    let mut clients: Vec<_> = (0..20).map(|_| stage.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.call("PING").text(), "PONG");
+    }
+    assert!(tasks() >= before + 20.0, "{} before, {} with 20 clients", before, tasks());
+    drop(clients);
+    until("they have gone", PATIENCE, || tasks() == before);
+}
+
+#[test]
 fn every_metric_has_the_prefix_and_a_description() {
     let stage = Stage::proxied();
     let mut client = stage.connect();
