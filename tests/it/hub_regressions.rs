@@ -31,6 +31,29 @@ fn a_call_that_arrives_while_an_idle_hub_is_about_to_close_is_served() {
     assert_eq!(client.reply().items()[1].text(), "x");
 }
 
+/// Calls that were closed because their try was in flight when the connection was lost stayed in the hub: with each its
+/// client's socket, and because of them the hub, for ever.
+#[test]
+fn calls_closed_with_the_connection_of_their_hub_are_forgotten() {
+    let mut server = Server::start();
+    let proxy = Proxy::start(&server, &["pool.linger=100ms"]);
+    let mut clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    assert!(clients[0].call("BLPOP none 0.01").is_nil());
+    server.signal("STOP");
+    for client in &mut clients {
+        client.start("BLPOP k 0");
+    }
+    wait_in_the_hub(&proxy, 3);
+    server.kill();
+    for client in &mut clients {
+        client.expect_end(PATIENCE);
+    }
+    server.restart();
+    wait_in_the_hub(&proxy, 0);
+    drop(clients);
+    until("the hub has left", PATIENCE, || of_kind(&server, "blocking") == 0 && server.clients() == 0);
+}
+
 /// While the hub waited for the server to close its old connection, nobody looked at the clock.
 #[test]
 fn a_nil_is_in_time_while_the_hub_changes_its_connection() {

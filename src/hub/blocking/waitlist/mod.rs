@@ -238,15 +238,14 @@ impl Waitlist {
         for sent in std::mem::take(&mut self.sent) {
             for id in sent.waiters() {
                 let Some(waiter) = self.waiters.get_mut(id) else { continue };
+                // No answer comes any more for which one whose wait has ended would have to stay known.
+                waiter.state = State::Queued;
                 if waiter.gone {
                     self.remove(*id);
                 } else if sent.runs_a_call() {
                     self.finish(*id, End::Close(Bytes::new(), ClientClose::UpstreamLost));
-                } else {
-                    waiter.state = State::Queued;
-                    if let Some(how) = waiter.unblock.take() {
-                        self.end_unblocked(*id, how);
-                    }
+                } else if let Some(how) = waiter.unblock.take() {
+                    self.end_unblocked(*id, how);
                 }
             }
         }

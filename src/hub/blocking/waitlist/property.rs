@@ -205,6 +205,8 @@ impl Run<'_> {
             self.bench.waitlist.connected(0);
         }
         self.bench.settle();
+        let is_kept = self.bench.waitlist.waiters.values().any(|waiter| waiter.gone);
+        assert!(!is_kept, "a call is kept that has ended");
         let mut found: Vec<String> = self
             .desks
             .iter()

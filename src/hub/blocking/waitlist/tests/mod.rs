@@ -156,6 +156,7 @@ fn a_lost_connection_closes_only_those_in_a_try() {
     bench.waitlist.disconnected();
     assert!(matches!(&*tried.ended.borrow(), Some(End::Close(..))));
     assert_eq!(*quiet.ended.borrow(), None);
+    assert_eq!(bench.waitlist.waiting(), 1, "the closed one is forgotten");
     bench.wire.clear();
     bench.model = Model::default();
     bench.push("b", &["y"]);
