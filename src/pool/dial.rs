@@ -19,6 +19,34 @@ use crate::upstream::{Backoff, DialError, Established, Identity, Login, Upstream
 /// The longest pause between two dials while a client waits for a connection.
 const LONGEST_WHILE_AWAITED: Duration = Duration::from_millis(200);
 
+/// A lease on its way to whoever waits for it. One that has arrived and is not taken, because its waiter has been served
+/// otherwise or has left, goes to the next or is closed in order.
+struct Handed {
+    pool: Rc<Pool>,
+    from: oneshot::Receiver<Result<Lease, DialError>>,
+}
+
+impl Handed {
+    fn new(pool: &Rc<Pool>) -> (oneshot::Sender<Result<Lease, DialError>>, Self) {
+        let (hand, from) = oneshot::channel();
+        (hand, Self { pool: Rc::clone(pool), from })
+    }
+
+    /// `None`: nobody is going to hand over anything.
+    async fn arrives(&mut self) -> Option<Result<Lease, DialError>> {
+        (&mut self.from).await.ok()
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        self.from.close();
+        if let Ok(Ok(lease)) = self.from.try_recv() {
+            self.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
+        }
+    }
+}
+
 impl Pool {
     /// Starts the task that opens a lane for `group`, if none runs.
     pub(super) fn open_lane(self: &Rc<Self>, group: &Rc<Group>, permit: Option<Permit>) {
@@ -185,21 +213,22 @@ impl Pool {
         waiters.push(waiter);
     }
 
-    async fn lease_permit(&self, key: LaneKey, claim: Claim, holder: Holder<'_>) -> Found {
+    async fn lease_permit(self: &Rc<Self>, key: LaneKey, claim: Claim, holder: Holder<'_>) -> Found {
         if self.stopping.get() {
             return Found::Nothing;
         }
+        let (hand, mut handed) = Handed::new(self);
+        // Dropped before a lease that is not taken: that is the next waiter's.
         let mut place: Place = self.shared.budget.queue(claim, holder);
-        let (hand, handed) = oneshot::channel();
         self.enlist(LeaseWaiter { ticket: place.ticket(), key, hand });
         tokio::select! {
             biased;
-            lease = handed => match lease {
-                Ok(lease) => {
+            lease = handed.arrives() => match lease {
+                Some(Ok(lease)) => {
                     lease.permit.describe(holder.what);
                     Found::Lease(lease)
                 }
-                Err(_) => Found::Nothing,
+                Some(Err(_)) | None => Found::Nothing,
             },
             permit = place.granted() => permit.map_or(Found::Nothing, Found::Permit),
         }
@@ -238,7 +267,7 @@ impl Pool {
         self.shared.gate.lease().await;
         stage.set(Stage::Dialling);
         let (pool, login) = (Rc::clone(self), login.clone());
-        let (hand, handed) = oneshot::channel();
+        let (hand, mut handed) = Handed::new(self);
         self.tasks.spawn_local(async move {
             let dialled = pool.connect(&login, key.user, Kind::Lease).await.map(|established| {
                 permit.opened(established.id);
@@ -249,10 +278,10 @@ impl Pool {
                 pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
             }
         });
-        match handed.await {
-            Ok(dialled) => dialled,
+        match handed.arrives().await {
+            Some(dialled) => dialled,
             // The task goes unfinished only with the whole runtime.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::{CommandSeconds, UpstreamClose};
-use crate::upstream::{Connector, Identity, Instance, Lacking, UpstreamOptions};
+use crate::upstream::{Connector, DialError, Identity, Instance, Lacking, UpstreamOptions};
 
 pub use budget::{Budget, Claim, Holder, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
@@ -115,7 +115,7 @@ pub enum Stage {
 struct LeaseWaiter {
     ticket: u64,
     key: LaneKey,
-    hand: oneshot::Sender<Lease>,
+    hand: oneshot::Sender<Result<Lease, DialError>>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -341,9 +341,9 @@ impl Pool {
             .iter()
             .position(|waiter| waiter.key == lease.key && self.shared.budget.is_next(waiter.ticket));
         let lease = match next.map(|at| waiters.remove(at)) {
-            Some(waiter) => match waiter.hand.send(lease) {
-                Ok(()) => return,
-                Err(lease) => lease,
+            Some(waiter) => match waiter.hand.send(Ok(lease)) {
+                Err(Ok(lease)) => lease,
+                Ok(()) | Err(Err(_)) => return,
             },
             None => lease,
         };

@@ -54,6 +54,47 @@ fn calls_closed_with_the_connection_of_their_hub_are_forgotten() {
     until("the hub has left", PATIENCE, || of_kind(&server, "blocking") == 0 && server.clients() == 0);
 }
 
+/// Without a hub: a call that had found its element on a lane dropped the lease that was handed to it meanwhile, instead of
+/// passing it on. Its connection ended without a farewell, and its place under the cap was free before the server knew.
+#[test]
+fn a_lease_that_comes_too_late_for_a_blocking_call_is_not_dropped() {
+    let settings = [
+        "pool.max_connections=4",
+        "blocking.hub=false",
+        "pubsub.hub=false",
+        "blocking.retry_min=300ms",
+        "blocking.retry_max=300ms",
+        "hygiene.reap=false",
+        "pool.linger=100ms",
+    ];
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &settings);
+    // All leases there are under this cap.
+    let mut holders: Vec<_> = (0..2).map(|_| proxy.connect()).collect();
+    for holder in &mut holders {
+        assert_eq!(holder.call("WATCH a").text(), "OK");
+    }
+    let mut blocked = proxy.connect();
+    blocked.start("BLPOP k 0");
+    until("it waits for the lease", PATIENCE, || proxy.status()["waits"]["blocking"] == 1);
+    let mut probe = server.probe();
+    for command in ["MULTI", "RPUSH k x", "CLIENT PAUSE 20000 WRITE"] {
+        probe.call(command);
+    }
+    probe.call("EXEC");
+    until("a try is held up", PATIENCE, || server.rows().iter().any(|row| row.get("flags").contains('b')));
+    // The lease is handed over in the turn of the event loop that brings this reply.
+    assert_eq!(holders[0].call("UNWATCH").text(), "OK");
+    probe.call("CLIENT UNPAUSE");
+    assert_eq!(blocked.reply().items()[1].text(), "x");
+    drop((holders, blocked));
+    until("all is closed", PATIENCE, || server.clients() == 0);
+    let closed: Vec<_> =
+        proxy.metrics().into_keys().filter(|series| series.contains("upstream_closed")).collect();
+    assert!(closed.iter().any(|series| series.contains("leased")), "{closed:?}");
+    assert!(!closed.iter().any(|series| series.contains("cut")), "{closed:?}");
+}
+
 /// While the hub waited for the server to close its old connection, nobody looked at the clock.
 #[test]
 fn a_nil_is_in_time_while_the_hub_changes_its_connection() {
