@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{counted, fail, print, terminal};
 use crate::config::{self, Config};

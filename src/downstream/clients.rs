@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::client::Client;
 use super::links::Message;

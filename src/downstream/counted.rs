@@ -1,9 +1,9 @@
 //! Replies that count subscribers: the server counts each of our hubs once, the client is told of those behind them.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::client::Client;
 use super::drive::{Ran, Run};

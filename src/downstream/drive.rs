@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::ReadBuf;
+use tokio::time::Instant;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};

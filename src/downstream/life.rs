@@ -2,7 +2,9 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::client::Client;
 use super::drive::Step;

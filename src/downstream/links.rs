@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use bytes::Bytes;
 use rustls::ServerConnection;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::identity::{Account, Directory};
 use super::places::{Place, Places, Refused};

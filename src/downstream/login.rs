@@ -7,8 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::client::Client;
@@ -222,7 +222,7 @@ impl Client {
 
     /// Waits for a turn.
     async fn in_time<T>(&self, deadline: Instant, turn: impl Future<Output = T>) -> Result<T, Failure> {
-        tokio::time::timeout_at(deadline.into(), turn).await.map_err(|_| {
+        tokio::time::timeout_at(deadline, turn).await.map_err(|_| {
             // Those before it wait for a server that is not there.
             if let Some(away) = self.worker.pool.away() {
                 return Failure::Unserved(away);

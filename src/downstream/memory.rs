@@ -5,9 +5,10 @@
 //! then the next, until the sum is below. What it has here is dropped at that moment, not when its task comes to it.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::Worker;
 use super::client::Client;

@@ -3,10 +3,11 @@
 //! Every wait here runs inside [`Client::patiently`], so a client that leaves is noticed at once.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::accept::{TOO_MANY, TOO_MANY_HERE};
 use super::client::Client;

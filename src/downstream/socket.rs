@@ -4,11 +4,11 @@
 
 use std::io;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::BytesMut;
 use rustls::ServerConnection;
 use tokio::io::ReadBuf;
+use tokio::time::Instant;
 
 use super::secured::Secured;
 use super::wire::{Hangup, Wire};

@@ -5,12 +5,13 @@ use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::upstream::{Peer, PeerWatch, acknowledged};

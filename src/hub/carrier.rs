@@ -3,11 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::pool::{Charge, LONG, Permit, Pool};
 use crate::resp::{ReplyKind, ReplyScanner, append};
@@ -210,7 +209,6 @@ impl Clock {
             desk.expire(Instant::now());
             let Some(next) = desk.next_timer() else { return };
             drop(desk);
-            let next = tokio::time::Instant::from_std(next);
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
             if sleep.deadline() != next {
                 sleep.as_mut().reset(next);

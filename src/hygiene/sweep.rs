@@ -2,7 +2,9 @@
 //! may be at work now.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Visit, VisitError};
 use crate::session::Listed;

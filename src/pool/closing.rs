@@ -3,9 +3,10 @@
 //! The server frees a connection when it reads our FIN; its own FIN is the proof. Until then the connection counts
 //! under the cap. A server that does not answer is reset after `upstream.close_timeout`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::Permit;
 use crate::telemetry::{UpstreamClose, release_seconds};

@@ -5,9 +5,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Kind, LaneKey, Permit, Pool, Unavailable};
 use crate::resp::Protocol;

@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::budget::Place;
 use super::{
@@ -198,7 +199,7 @@ impl Pool {
             }
         };
         let Some(deadline) = deadline else { return search.await };
-        match tokio::time::timeout_at(deadline.into(), search).await {
+        match tokio::time::timeout_at(deadline, search).await {
             Ok(found) => found,
             Err(_) => Err(failure.unwrap_or_else(|| {
                 let stage = if is_hurried { Stage::Queued } else { stage.get() };
@@ -343,7 +344,7 @@ impl Pool {
             Some(permit) => Some(permit),
             None => {
                 let mut place = budget.queue(Claim::Lane, holder);
-                tokio::time::timeout_at(deadline.into(), place.granted()).await.ok().flatten()
+                tokio::time::timeout_at(deadline, place.granted()).await.ok().flatten()
             }
         };
         let Some(permit) = permit else {

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard, watch};
+use tokio::time::Instant;
 
 use super::{Kind, Short};
 use crate::upstream::DialError;
@@ -101,7 +102,7 @@ impl Health {
             let turn = Arc::clone(&self.probe).lock_owned().await;
             let last = self.outage.lock().as_ref().map(|outage| outage.failed);
             if let Some(last) = last {
-                tokio::time::sleep_until((last + SPACING).into()).await;
+                tokio::time::sleep_until(last + SPACING).await;
             }
             turn
         };

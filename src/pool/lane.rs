@@ -17,9 +17,10 @@ use std::future::poll_fn;
 use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use carrier::Carrier;
 

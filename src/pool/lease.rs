@@ -1,6 +1,6 @@
 //! A lease: one upstream connection that one session holds alone.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::{LaneKey, Permit};
 use crate::upstream::UpstreamStream;

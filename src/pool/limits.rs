@@ -4,9 +4,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Group, Lane, Lost, Pool};
 use crate::resp::{self, encode};

@@ -26,9 +26,10 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::{CommandSeconds, UpstreamClose};
@@ -274,7 +275,7 @@ impl Pool {
             }
             let waiter = group.wait();
             self.want_lane(group);
-            match tokio::time::timeout_at(deadline.into(), waiter).await {
+            match tokio::time::timeout_at(deadline, waiter).await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(why))) => return Err(why),
                 // The dialling task ended without a word: it found nobody waiting just before we came.

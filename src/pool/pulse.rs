@@ -5,9 +5,10 @@
 //! nothing but replies. While lanes are silent the control connection speaks, and no lane leaves before it is there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// The newest activity on any lane of any worker.
 #[derive(Debug)]

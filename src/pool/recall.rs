@@ -5,9 +5,9 @@
 //! lease waits, the call that has held one longest gives it up and goes on by tries on a lane.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Pool;
 

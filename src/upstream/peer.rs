@@ -27,9 +27,10 @@
 
 use std::cell::Cell;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::SockRef;
+use tokio::time::Instant;
 
 use super::tcp_info::{self, TcpInfo};
 

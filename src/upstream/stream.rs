@@ -10,13 +10,13 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::ClientConnection;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::client::TlsStream;
 
 use super::{Peer, PeerWatch};
@@ -78,7 +78,7 @@ impl UpstreamStream {
             // Every wait for the socket comes by here, and to poll a timer costs more than to ask whether it has run out.
             Some(task) if !timer.is_elapsed() && task.will_wake(cx.waker()) => return Poll::Pending,
             Some(_) => {}
-            None => timer.as_mut().reset(tokio::time::Instant::now() + LOOK),
+            None => timer.as_mut().reset(Instant::now() + LOOK),
         }
         loop {
             if timer.as_mut().poll(cx).is_pending() {
@@ -91,7 +91,7 @@ impl UpstreamStream {
             };
             match self.watch.look(tcp, Instant::now()) {
                 Peer::Vanished => return Poll::Ready(io::ErrorKind::TimedOut.into()),
-                Peer::Waited => timer.as_mut().reset(tokio::time::Instant::now() + LOOK),
+                Peer::Waited => timer.as_mut().reset(Instant::now() + LOOK),
                 Peer::Settled => {
                     self.armed = None;
                     return Poll::Pending;

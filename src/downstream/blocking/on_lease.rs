@@ -1,10 +1,11 @@
 //! A call that blocks on a connection of its own, and what becomes of the connection when the call is given up.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::super::leased::sleep_until;
 use super::super::{Worker, undelivered};

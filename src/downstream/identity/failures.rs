@@ -10,10 +10,11 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Mutex as Turn;
+use tokio::time::Instant;
 
 /// One failure is forgotten after this.
 const INTERVAL: Duration = Duration::from_millis(200);

@@ -1,10 +1,11 @@
 //! A name and a secret that somebody has offered, and what came of it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::Account;
 use crate::session::Credentials;

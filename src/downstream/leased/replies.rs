@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use super::{Held, KEEP, PROTOCOL_ERROR, Waiting};
 use crate::resp::{self, ReplyKind};

@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::{Event, FIRST_LOOK, Held, READ_AHEAD, WRITE_AHEAD};
 use crate::command::{Asked, Class, classify};
@@ -69,7 +69,7 @@ impl Held {
         // What stands behind the call cannot be sent before its reply; or the server has fallen silent.
         let patience =
             if blocked { FIRST_LOOK } else { self.client.worker.pool.shared.upstream.stall_timeout };
-        let at = (self.since + patience).into();
+        let at = self.since + patience;
         let timer = self.last_wait.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         timer.as_mut().reset(at);
         timer.as_mut().poll(cx).map(|()| Some(Event::Gone(ClientClose::ClientEof)))

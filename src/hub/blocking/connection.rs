@@ -5,10 +5,11 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
 use super::super::{BlockingOptions, GiveBack};

@@ -11,7 +11,7 @@ mod waitlist;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::carrier::Ended;
 use super::{BlockingOptions, GiveBack};
@@ -19,6 +19,7 @@ use crate::pool::Pool;
 use crate::telemetry::UpstreamClose;
 
 use connection::Hub;
+use tokio::time::Instant;
 pub use waiter::{Arrival, End, Unblock, Waiting};
 #[cfg(any(test, fuzzing))]
 pub(crate) use waitlist::property::holds as waitlist_property;

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::command::Blocking;
 use crate::command::blocking::{Call, Waited};

@@ -4,9 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::super::Resubscribe;
 use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};

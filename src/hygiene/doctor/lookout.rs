@@ -1,6 +1,8 @@
 //! The server: how far it is, what it is, how it is set.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::flavour::{Flavour, Program};
 use super::{Findings, Plan};

@@ -1,10 +1,11 @@
 //! The way to the server: name, TCP, TLS, login.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::{Findings, NAME, Plan, blame, certificate};
 use crate::hygiene::{Visit, VisitError};

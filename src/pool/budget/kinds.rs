@@ -1,7 +1,8 @@
 //! What is counted: the kinds of connections and where in their life they are, who holds them, and who waits for what.
 
 use std::net::IpAddr;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 /// What an upstream connection is for. Its permit is counted under this kind from dial to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{Budget, Claim, Holding, Kind, Phase};
 use crate::telemetry::{UpstreamClose, upstream_closed};

@@ -18,7 +18,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// The time over which events are counted.
+/// The time over which events are counted; by the clock of the machine, because threads outside the runtime log, too.
 const PERIOD: Duration = Duration::from_secs(10);
 /// Events of one kind that are logged in full in one period.
 const BURST: u32 = 10;

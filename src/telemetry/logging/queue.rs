@@ -16,7 +16,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that wait to be written; about 2 MiB of them. What is beyond is dropped.
 const LINES: usize = 8 << 10;
-/// How long the end of the process waits for lines that are not written yet.
+/// How long the end of the process waits for lines that are not written yet. By the clock of the machine, not by that of a
+/// runtime: a thread writes the lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The sink behind the queue. It never fails: the thread that writes has nobody to tell.

@@ -1,9 +1,10 @@
 //! Dialling real servers without TLS, and listeners that are none.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use crate::resp::Protocol;
 use crate::upstream::testing::{RedisServer, captured_log, fake, identity, login, options};

@@ -1,9 +1,10 @@
 //! What the server's answers mean.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::super::waiter::{End, State};
 use super::spot::stream_id;

@@ -9,9 +9,10 @@
 //! all keys together.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::super::waiter::{End, Waiter};
 use super::tries::Ask;

@@ -1,8 +1,7 @@
 //! Waits that end without an element: the time is up, CLIENT UNBLOCK, or a client that has closed its side.
 
-use std::time::Instant;
-
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::super::waiter::{End, State, Unblock};
 use super::{Access, Waitlist};

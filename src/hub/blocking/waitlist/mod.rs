@@ -37,9 +37,10 @@ mod tries;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::super::carrier::Desk;
 use super::waiter::{Arrival, End, State, Unblock, Waiter};

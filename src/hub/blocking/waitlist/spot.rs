@@ -1,10 +1,11 @@
 //! What is known of each key that is waited for.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
+use tokio::time::Instant;
 
 use crate::command::blocking::Waited;
 

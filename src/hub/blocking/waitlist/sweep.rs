@@ -4,7 +4,8 @@
 //! hundred keys a request; streams are read again.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::{Known, Waitlist};
 use crate::command::blocking::Waited;

@@ -1,9 +1,9 @@
 //! What is written to the server, and when.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::super::waiter::{End, State, Waiter};
 use super::spot::stream_id;

@@ -8,9 +8,10 @@ mod model;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::super::waiter::{Arrival, End, Waiting};
 use super::{GiveBack, Times, Waitlist};
