@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint differential fuzz bench bench-hubs prove-hygiene outages
+.PHONY: help demo test lint differential fuzz bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -17,6 +17,7 @@ help:
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 	@echo "make outages  BullMQ, Celery, Sidekiq and others through outages of the server, directly and through redbouncer"
+	@echo "make soak   BullMQ, ioredis, redis-py and a raw client while clients, hosts, servers and disks fail; SOAK_SECONDS=600"
 	@echo "make prove-hygiene  hosts cut off and replaced: what is left on the server, and for how long"
 
 demo:
@@ -32,7 +33,7 @@ demo:
 # The debug build, for its assertions and overflow checks.
 test:
 	@deploy/install.sh build redis network node python servers
-	cargo build
+	cargo build --bin redbouncer --example tagged
 	if cargo nextest --version >/dev/null 2>&1; then
 	  cargo nextest run
 	  cargo test --doc
@@ -41,6 +42,9 @@ test:
 	fi
 	tests/run-clients "$(TARGET)/debug/redbouncer"
 	tests/clients/outage/run --quick --proxy "$(TARGET)/debug/redbouncer"
+	PYTHONDONTWRITEBYTECODE=1 tests/clients/.venv/bin/python -m pytest -q -p no:cacheprovider tests/clients/soak
+	tests/clients/soak/run --quick --proxy "$(TARGET)/debug/redbouncer" --tagged "$(TARGET)/debug/examples/tagged"
+	tests/clients/soak/run --self-test --tagged "$(TARGET)/debug/examples/tagged"
 	benches/run --quick --only complete --proxy "$(TARGET)/debug/redbouncer"
 
 lint:
@@ -91,3 +95,13 @@ outages:
 	cargo build
 	tests/clients/install
 	tests/clients/outage/run --proxy "$(TARGET)/debug/redbouncer"
+
+# The long form of what `make test` does with --quick: SOAK_SECONDS of faults, and as many more as SOAK_REPLIES tagged replies
+# take. SOAK_SEED chooses the order of the faults; SOAK_KEEP is a folder for samples and logs.
+soak:
+	@deploy/install.sh build redis network node python
+	cargo build --release --quiet --bin redbouncer --example tagged
+	tests/clients/install
+	tests/clients/soak/run --proxy "$(TARGET)/release/redbouncer" --tagged "$(TARGET)/release/examples/tagged" \
+	  --seconds "$(or $(SOAK_SECONDS),600)" --replies "$(or $(SOAK_REPLIES),0)" \
+	  $(if $(SOAK_SEED),--seed "$(SOAK_SEED)") $(if $(SOAK_KEEP),--keep "$(SOAK_KEEP)")
