@@ -261,9 +261,13 @@ impl Proxy {
             ("lease", waiting.leases),
             ("hub", waiting.hubs),
             ("blocking", waiting.blocking),
+            ("standing", waiting.standing),
         ] {
             publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
         }
+        let (standing, standing_max) = self.shared.budget.standing();
+        publish_gauge("redbouncer_standing_leases", &[], standing);
+        publish_gauge("redbouncer_standing_leases_max", &[], standing_max);
         let memory = &self.shared.memory;
         publish_gauge("redbouncer_clients_unauthenticated", &[], self.links.places().waiting());
         publish_gauge("redbouncer_client_memory_bytes", &[], memory.used());

@@ -43,6 +43,7 @@ pub fn status(
         })
         .collect();
     let waiting = budget.pressure();
+    let (standing, standing_max) = budget.standing();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "state": state,
@@ -51,7 +52,13 @@ pub fn status(
         "connections": { "held": holdings.len(), "max": budget.cap() },
         "pools": pools,
         "memory": memory(shared, clients),
-        "waits": { "lanes": waiting.lanes, "leases": waiting.leases, "blocking": waiting.blocking },
+        "standing_leases": { "held": standing, "max": standing_max },
+        "waits": {
+            "lanes": waiting.lanes,
+            "leases": waiting.leases,
+            "blocking": waiting.blocking,
+            "standing": waiting.standing,
+        },
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
         "users": users.iter().map(user).collect::<Vec<_>>(),
         "upstreams": upstreams,

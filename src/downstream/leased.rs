@@ -49,6 +49,8 @@ struct Held {
     client: Rc<Client>,
     lease: Lease,
     state: LeaseState,
+    /// It is counted among the leases that stand.
+    stands: bool,
     scanner: ReplyScanner,
     written: Unsent,
     /// Something was written since the last flush that succeeded.
@@ -165,6 +167,7 @@ impl Client {
             client: Rc::clone(self),
             lease,
             state: LeaseState::new(),
+            stands: Self::claim(pin).stands(),
             scanner: ReplyScanner::default(),
             written: Unsent::default(),
             unflushed: false,
@@ -382,6 +385,7 @@ impl Held {
                     Err(reason) => return Poll::Ready(Event::Lost(reason)),
                 }
             }
+            self.note_standing();
             self.client.flags.set(self.state.flags());
             self.client.busy.set(self.state.is_waiting() && !self.state.is_blocked());
             if self.state.is_over() && self.written.is_empty() {
@@ -407,6 +411,15 @@ impl Held {
                 Poll::Pending if held_back && !self.client.is_held_back() => {}
                 Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+
+    /// Whether the connection stands is known when all replies are in.
+    fn note_standing(&mut self) {
+        let stands = self.state.stands();
+        if self.stands != stands && !self.state.is_waiting() {
+            self.stands = stands;
+            self.lease.permit.stands(stands);
         }
     }
 

@@ -53,9 +53,11 @@ impl Client {
         let waiting = budget.pressure();
         let _ = writeln!(
             text,
-            "waiting lanes={} leases={} blocking={}",
-            waiting.lanes, waiting.leases, waiting.blocking
+            "waiting lanes={} leases={} blocking={} standing={}",
+            waiting.lanes, waiting.leases, waiting.blocking, waiting.standing
         );
+        let (standing, most) = budget.standing();
+        let _ = writeln!(text, "standing leases={standing} max={most}");
         text
     }
 

@@ -334,6 +334,10 @@ impl Client {
 
     /// How a wait for a lease is queued for `pin`.
     pub(super) fn claim(pin: Pin) -> Claim {
-        if pin == Pin::Blocked { Claim::BlockingLease } else { Claim::Lease }
+        match pin {
+            Pin::Blocked => Claim::BlockingLease,
+            pin if pin.stands() => Claim::StandingLease,
+            _ => Claim::Lease,
+        }
     }
 }

@@ -6,7 +6,6 @@
 
 mod kinds;
 mod permit;
-mod queue;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -16,9 +15,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::queue::{Queue, Waiting};
 pub use kinds::{Claim, Holder, Holding, Hubs, Kind, Phase, Pressure};
 pub use permit::{Permit, Place};
-use queue::{Queue, Waiting};
 
 /// The cap and what is held under it.
 #[derive(Debug)]
@@ -37,13 +36,25 @@ struct State {
     held: [usize; Kind::ALL.len()],
     /// The users that have a cap of their own.
     users: HashMap<u64, Share>,
-    lanes: Queue,
-    leases: Queue,
-    hubs: Queue,
-    blocking: Queue,
+    /// Leases that stand.
+    standing: usize,
+    /// How many may.
+    standing_max: usize,
+    lanes: Queue<Grant>,
+    leases: Queue<Grant>,
+    standing_leases: Queue<Grant>,
+    hubs: Queue<Grant>,
+    blocking: Queue<Grant>,
     next: u64,
     /// The claim that got the last open permit: the others come first now.
     last: Option<Claim>,
+}
+
+/// Where a permit goes that somebody waits for, and what listings show of it.
+#[derive(Debug)]
+struct Grant {
+    holder: String,
+    hand: oneshot::Sender<Permit>,
 }
 
 /// One user's part of the cap.
@@ -51,6 +62,24 @@ struct State {
 struct Share {
     held: usize,
     limit: usize,
+    /// Of `held`, leases that stand.
+    standing: usize,
+}
+
+impl Share {
+    /// How many leases of this user may stand: one connection is a lane.
+    fn standing_max(self) -> usize {
+        without_reserve(self.limit.saturating_sub(1))
+    }
+}
+
+/// Of `leases` so many may stand (MONITOR, CLIENT TRACKING, blocked …): a quarter, and where there are two or more at least
+/// one, is kept for those that end by themselves (WATCH, MULTI …).
+fn without_reserve(leases: usize) -> usize {
+    match leases {
+        0 | 1 => leases,
+        _ => leases - (leases / 4).max(1),
+    }
 }
 
 impl Budget {
@@ -64,10 +93,12 @@ impl Budget {
         floors[Kind::Lane as usize] = if cap < 6 { 1 } else { workers.max(2) };
         floors[Kind::Blocking as usize] = if hubs.blocking { workers } else { 0 };
         floors[Kind::PubSub as usize] = if hubs.pubsub && (cap > 4 || !hubs.blocking) { workers } else { 0 };
+        let open = cap.saturating_sub(floors.iter().sum());
+        let state = State { standing_max: without_reserve(open), ..State::default() };
         Arc::new(Self {
             cap,
             floors,
-            state: Mutex::new(State::default()),
+            state: Mutex::new(state),
             pressure: watch::Sender::new(Pressure::default()),
             lost: Notify::new(),
         })
@@ -91,6 +122,14 @@ impl Budget {
         self.cap.saturating_sub(self.floors.iter().sum())
     }
 
+    /// Leases that stand, that is, last for as long as their clients please (MONITOR, CLIENT TRACKING, a blocking call …), and
+    /// how many may at the same time.
+    #[must_use]
+    pub fn standing(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.standing, state.standing_max)
+    }
+
     /// Watches how many wait, so that a worker can give up what it does not need.
     #[must_use]
     pub fn watch_pressure(&self) -> watch::Receiver<Pressure> {
@@ -111,14 +150,14 @@ impl Budget {
         if somebody_waits || !state.has_share(holder.user) || !self.has_room(&state, kind) {
             return None;
         }
-        Some(self.grant(&mut state, kind, holder.user, holder.what.to_owned()))
+        Some(self.grant(&mut state, kind, (holder.user, false), holder.what.to_owned()))
     }
 
     /// A place in the queue for `claim`, granted at once when there is room. `holder` says in listings who it is for.
     #[must_use]
     pub fn queue<'a>(self: &Arc<Self>, claim: Claim, holder: impl Into<Holder<'a>>) -> Place {
         let holder = holder.into();
-        let (grant, granted) = oneshot::channel();
+        let (hand, granted) = oneshot::channel();
         let mut state = self.state.lock();
         state.next += 1;
         let ticket = state.next;
@@ -126,8 +165,7 @@ impl Budget {
             ticket,
             user: holder.user,
             address: holder.address,
-            holder: holder.what.to_owned(),
-            grant,
+            grant: Grant { holder: holder.what.to_owned(), hand },
         });
         self.serve(&mut state);
         drop(state);
@@ -138,16 +176,23 @@ impl Budget {
     #[must_use]
     pub fn is_next(&self, place: u64) -> bool {
         let state = self.state.lock();
-        let first = state.first(Claim::Lease).or_else(|| state.first(Claim::BlockingLease));
-        state.first(Claim::Lane).is_none() && state.first(Claim::PubSub).is_none() && first == Some(place)
+        let [lease, standing, blocking] =
+            [Claim::Lease, Claim::StandingLease, Claim::BlockingLease].map(|claim| state.first(claim));
+        let first = [lease, standing].contains(&Some(place))
+            || lease.is_none() && standing.is_none() && blocking == Some(place);
+        state.first(Claim::Lane).is_none() && state.first(Claim::PubSub).is_none() && first
     }
 
     /// Bounds what `user` may hold at the same time; `None` leaves it to the cap. What it holds already it keeps.
     pub fn limit_user(self: &Arc<Self>, user: u64, limit: Option<usize>) {
         let mut state = self.state.lock();
-        let held = state.holdings.values().filter(|row| row.user == user).count();
+        let (mut held, mut standing) = (0, 0);
+        for row in state.holdings.values().filter(|row| row.user == user) {
+            held += 1;
+            standing += usize::from(row.stands);
+        }
         match limit {
-            Some(limit) => drop(state.users.insert(user, Share { held, limit })),
+            Some(limit) => drop(state.users.insert(user, Share { held, limit, standing })),
             None => drop(state.users.remove(&user)),
         }
         self.serve(&mut state);
@@ -160,7 +205,7 @@ impl Budget {
         if state.users.is_empty() {
             return Vec::new();
         }
-        let waiting = state.queues().into_iter().flat_map(Queue::users);
+        let waiting = state.queues().flat_map(Queue::users);
         let mut users: Vec<_> =
             waiting.map(|(user, _)| user).filter(|user| !state.has_share(*user)).collect();
         users.sort_unstable();
@@ -250,7 +295,7 @@ impl Budget {
     pub fn full_text(&self, user: u64, waited: Duration) -> String {
         let state = self.state.lock();
         if !state.has_share(user)
-            && let Some(Share { held, limit }) = state.users.get(&user)
+            && let Some(Share { held, limit, .. }) = state.users.get(&user)
         {
             return format!(
                 "redbouncer: no upstream connection within {}: this user holds {held} of its {limit}",
@@ -267,6 +312,9 @@ impl Budget {
             blocking + pubsub,
             self.open_permits().saturating_sub(beyond),
         );
+        if state.standing > 0 {
+            let _ = write!(text, ", of which {} of {} stand", state.standing, state.standing_max);
+        }
         let longest =
             state.holdings.values().filter(|row| row.kind == Kind::Lease).min_by_key(|row| row.since);
         if let Some(row) = longest {
@@ -274,6 +322,23 @@ impl Budget {
         }
         text.push(')');
         text
+    }
+
+    /// The error a client of `user` gets whose lease would stand, where only the reserve for transactions is left. `None`: it
+    /// is not that.
+    #[must_use]
+    pub fn reserved_text(&self, user: u64) -> Option<String> {
+        let state = self.state.lock();
+        let (whose, standing, most) = match state.users.get(&user) {
+            Some(share) if share.standing >= share.standing_max() => {
+                (" of this user", share.standing, share.standing_max())
+            }
+            _ if state.standing >= state.standing_max => ("", state.standing, state.standing_max),
+            Some(_) | None => return None,
+        };
+        Some(format!(
+            "redbouncer: no upstream connection for this: {standing} of {most} leases{whose} that may last (MONITOR, CLIENT TRACKING, blocking calls) are held, the others are kept for transactions"
+        ))
     }
 
     fn above_floor(&self, state: &State, kind: Kind) -> usize {
@@ -297,7 +362,13 @@ impl Budget {
             || (kind != Kind::Control && self.open_used(state) < self.open_permits())
     }
 
-    fn grant(self: &Arc<Self>, state: &mut State, kind: Kind, user: u64, holder: String) -> Permit {
+    fn grant(
+        self: &Arc<Self>,
+        state: &mut State,
+        kind: Kind,
+        (user, stands): (u64, bool),
+        holder: String,
+    ) -> Permit {
         state.next += 1;
         let id = state.next;
         state.held[kind as usize] += 1;
@@ -305,6 +376,7 @@ impl Budget {
             share.held += 1;
         }
         state.holdings.insert(id, Holding::new(kind, user, holder));
+        state.set_standing(id, stands);
         Permit { id, kind, budget: Some(Arc::clone(self)) }
     }
 
@@ -316,27 +388,34 @@ impl Budget {
                 state.last = Some(claim);
             }
             let Some(waiting) = state.pop(claim) else { break };
-            let permit = self.grant(state, kind, waiting.user, waiting.holder);
-            if let Err(mut unwanted) = waiting.grant.send(permit) {
+            let Grant { holder, hand } = waiting.grant;
+            let permit = self.grant(state, kind, (waiting.user, claim.stands()), holder);
+            if let Err(mut unwanted) = hand.send(permit) {
                 unwanted.budget = None;
                 state.give_back(unwanted.id, kind);
             }
         }
         // Who waits for its own user's share is not helped by what others give up.
-        let count = |queue: &Queue| {
-            queue.users().filter(|(user, _)| state.has_share(*user)).map(|(_, count)| count).sum()
+        let count = |claim: Claim| -> usize {
+            let users = state.queue_of(claim).users();
+            users.filter(|(user, _)| state.may_have(claim, *user)).map(|(_, count)| count).sum()
         };
+        // Nor is a lease that would stand, beyond those that may.
+        let left = state.standing_max.saturating_sub(state.standing);
+        let lasting = count(Claim::StandingLease).min(left);
+        let all = state.standing_leases.users().filter(|(user, _)| state.has_share(*user));
         let now = Pressure {
-            lanes: count(&state.lanes),
-            leases: count(&state.leases),
-            hubs: count(&state.hubs),
-            blocking: count(&state.blocking),
+            lanes: count(Claim::Lane),
+            leases: count(Claim::Lease) + lasting,
+            hubs: count(Claim::PubSub),
+            blocking: count(Claim::BlockingLease),
+            standing: all.map(|(_, count)| count).sum::<usize>() - lasting,
         };
         self.pressure.send_if_modified(|was| std::mem::replace(was, now) != now);
     }
 
     fn next_claim(&self, state: &mut State) -> Option<Claim> {
-        let mut in_turn = [Claim::Lane, Claim::PubSub, Claim::Lease];
+        let mut in_turn = [Claim::Lane, Claim::PubSub, Claim::Lease, Claim::StandingLease];
         if let Some(at) = state.last.and_then(|last| in_turn.iter().position(|claim| *claim == last)) {
             in_turn.rotate_left(at + 1);
         }
@@ -348,55 +427,79 @@ impl Budget {
     }
 }
 
-/// Whether `user` may hold one more, among the `users` that have a cap of their own.
-fn has_share(users: &HashMap<u64, Share>, user: u64) -> bool {
-    users.get(&user).is_none_or(|share| share.held < share.limit)
-}
-
 impl State {
-    fn queue(&mut self, claim: Claim) -> &mut Queue {
+    fn queue(&mut self, claim: Claim) -> &mut Queue<Grant> {
         match claim {
             Claim::Lane => &mut self.lanes,
             Claim::Lease => &mut self.leases,
+            Claim::StandingLease => &mut self.standing_leases,
             Claim::PubSub => &mut self.hubs,
             Claim::BlockingLease => &mut self.blocking,
         }
     }
 
-    fn queues(&self) -> [&Queue; 4] {
-        [&self.lanes, &self.leases, &self.hubs, &self.blocking]
+    fn queue_of(&self, claim: Claim) -> &Queue<Grant> {
+        match claim {
+            Claim::Lane => &self.lanes,
+            Claim::Lease => &self.leases,
+            Claim::StandingLease => &self.standing_leases,
+            Claim::PubSub => &self.hubs,
+            Claim::BlockingLease => &self.blocking,
+        }
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &Queue<Grant>> {
+        Claim::ALL.into_iter().map(|claim| self.queue_of(claim))
     }
 
     /// Whether `user` may hold one more.
     fn has_share(&self, user: u64) -> bool {
-        has_share(&self.users, user)
+        self.users.get(&user).is_none_or(|share| share.held < share.limit)
+    }
+
+    /// Whether one more lease of `user` may stand.
+    fn may_stand(&self, user: u64) -> bool {
+        self.standing < self.standing_max
+            && self.users.get(&user).is_none_or(|share| share.standing < share.standing_max())
+    }
+
+    /// Whether `user` may hold one more for `claim`, as far as shares go.
+    fn may_have(&self, claim: Claim, user: u64) -> bool {
+        self.has_share(user) && (!claim.stands() || self.may_stand(user))
+    }
+
+    /// Says whether a lease stands.
+    fn set_standing(&mut self, id: u64, stands: bool) {
+        let Some(row) = self.holdings.get_mut(&id).filter(|row| row.stands != stands) else { return };
+        row.stands = stands;
+        let user = row.user;
+        let change = |count: &mut usize| *count = if stands { *count + 1 } else { count.saturating_sub(1) };
+        change(&mut self.standing);
+        if let Some(share) = self.users.get_mut(&user) {
+            change(&mut share.standing);
+        }
     }
 
     /// The ticket of who comes first in a queue: those whose user holds all it may are passed over.
     fn first(&self, claim: Claim) -> Option<u64> {
-        let queue = match claim {
-            Claim::Lane => &self.lanes,
-            Claim::Lease => &self.leases,
-            Claim::PubSub => &self.hubs,
-            Claim::BlockingLease => &self.blocking,
-        };
-        queue.first(|user| has_share(&self.users, user))
+        self.queue_of(claim).first(|user| self.may_have(claim, user))
     }
 
     /// Takes the first one out of its queue.
-    fn pop(&mut self, claim: Claim) -> Option<Waiting> {
-        let users = std::mem::take(&mut self.users);
-        let waiting = self.queue(claim).pop(|user| has_share(&users, user));
-        self.users = users;
+    fn pop(&mut self, claim: Claim) -> Option<Waiting<Grant>> {
+        let mut queue = std::mem::take(self.queue(claim));
+        let waiting = queue.pop(|user| self.may_have(claim, user));
+        *self.queue(claim) = queue;
         waiting
     }
 
     fn anybody_waits(&self) -> bool {
-        self.queues().into_iter().flat_map(Queue::users).any(|(user, _)| self.has_share(user))
+        Claim::ALL.into_iter().any(|claim| self.first(claim).is_some())
     }
 
     /// Returns what was held.
     fn give_back(&mut self, id: u64, kind: Kind) -> Option<Holding> {
+        self.set_standing(id, false);
         let row = self.holdings.remove(&id)?;
         self.held[kind as usize] -= 1;
         if let Some(share) = self.users.get_mut(&row.user) {

@@ -167,7 +167,7 @@ impl Pool {
         holder: Holder<'_>,
         deadline: Option<Instant>,
     ) -> Result<Lease, Unavailable> {
-        if let Some(lease) = self.parked_lease(key) {
+        if let Some(lease) = self.parked_lease(key, claim) {
             lease.permit.describe(holder.what);
             return Ok(lease);
         }
@@ -203,7 +203,12 @@ impl Pool {
             Ok(found) => found,
             Err(_) => Err(failure.unwrap_or_else(|| {
                 let stage = if is_hurried { Stage::Queued } else { stage.get() };
-                self.why_nothing(key.user, stage)
+                let is_kept_out = stage == Stage::Queued && claim.stands() && self.away().is_none();
+                let reserved = is_kept_out.then(|| self.shared.budget.reserved_text(key.user));
+                match reserved.flatten() {
+                    Some(text) => Unavailable::Full(text),
+                    None => self.why_nothing(key.user, stage),
+                }
             })),
         }
     }
@@ -221,7 +226,7 @@ impl Pool {
         let (hand, mut handed) = Handed::new(self);
         // Dropped before a lease that is not taken: that is the next waiter's.
         let mut place: Place = self.shared.budget.queue(claim, holder);
-        self.enlist(LeaseWaiter { ticket: place.ticket(), key, hand });
+        self.enlist(LeaseWaiter { ticket: place.ticket(), key, stands: claim.stands(), hand });
         tokio::select! {
             biased;
             lease = handed.arrives() => match lease {

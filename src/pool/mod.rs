@@ -16,6 +16,7 @@ mod limits;
 mod memory;
 mod options;
 mod pulse;
+mod queue;
 mod recall;
 mod roles;
 mod rotation;
@@ -116,6 +117,8 @@ pub enum Stage {
 struct LeaseWaiter {
     ticket: u64,
     key: LaneKey,
+    /// What it is for would stand.
+    stands: bool,
     hand: oneshot::Sender<Result<Lease, DialError>>,
 }
 
@@ -338,9 +341,12 @@ impl Pool {
     fn keep_lease(self: &Rc<Self>, lease: Lease) {
         let mut waiters = self.lease_waiters.borrow_mut();
         waiters.retain(|waiter| !waiter.hand.is_closed());
-        let next = waiters
-            .iter()
-            .position(|waiter| waiter.key == lease.key && self.shared.budget.is_next(waiter.ticket));
+        lease.permit.stands(false);
+        let next = waiters.iter().position(|waiter| {
+            waiter.key == lease.key
+                && self.shared.budget.is_next(waiter.ticket)
+                && (!waiter.stands || lease.permit.may_stand())
+        });
         let lease = match next.map(|at| waiters.remove(at)) {
             Some(waiter) => match waiter.hand.send(Ok(lease)) {
                 Err(Ok(lease)) => lease,
@@ -348,6 +354,7 @@ impl Pool {
             },
             None => lease,
         };
+        lease.permit.stands(false);
         drop(waiters);
         if self.shared.budget.pressure().any() {
             self.close(lease.stream, lease.permit, UpstreamClose::LeaseEnded, None);
@@ -357,18 +364,24 @@ impl Pool {
         }
     }
 
-    /// A clean connection of `key` that was held a moment ago, if it is still good.
+    /// A clean connection of `key` that was held a moment ago, if it is still good and `claim` may have it.
     #[must_use]
-    pub fn parked_lease(self: &Rc<Self>, key: LaneKey) -> Option<Lease> {
+    pub fn parked_lease(self: &Rc<Self>, key: LaneKey, claim: Claim) -> Option<Lease> {
         loop {
             let mut parked = self.parked.borrow_mut();
             let at = parked.iter().rposition(|(_, lease)| lease.key == key)?;
             let (_, lease) = parked.swap_remove(at);
             drop(parked);
-            if lease.is_quiet() {
-                return Some(lease);
+            if !lease.is_quiet() {
+                self.close(lease.stream, lease.permit, UpstreamClose::Lost, None);
+                continue;
             }
-            self.close(lease.stream, lease.permit, UpstreamClose::Lost, None);
+            if claim.stands() && !lease.permit.may_stand() {
+                // Somebody else may.
+                self.parked.borrow_mut().push((Instant::now(), lease));
+                return None;
+            }
+            return Some(lease);
         }
     }
 
@@ -480,7 +493,9 @@ impl Pool {
             freed += 1;
         }
         let coming = freed + self.shared.budget.closing();
-        let recalled = self.recall((for_sessions + pressure.lanes).saturating_sub(coming));
+        // A parked lease does not stand.
+        let recalled =
+            self.recall((for_sessions + pressure.lanes).saturating_sub(coming) + pressure.standing);
         // Lanes beyond their floor live in permits that leases may have too.
         let unserved = for_sessions.saturating_sub(freed + recalled);
         let lanes = pressure.lanes + unserved.min(self.shared.budget.lanes_above_floor());

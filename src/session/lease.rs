@@ -277,13 +277,19 @@ impl LeaseState {
     }
 
     fn holds_state(&self) -> bool {
+        self.multi.is_some() || self.watching || self.stands()
+    }
+
+    /// Whether what holds the connection lasts for as long as the client pleases ([`Pin::stands`]).
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.tracking || self.no_touch || self.monitor || self.for_good || self.is_subscribed()
+    }
+
+    /// Whether commands are being queued.
+    #[must_use]
+    pub fn is_queueing(&self) -> bool {
         self.multi.is_some()
-            || self.watching
-            || self.tracking
-            || self.no_touch
-            || self.monitor
-            || self.for_good
-            || self.is_subscribed()
     }
 
     fn is_subscribed(&self) -> bool {

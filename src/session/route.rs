@@ -48,6 +48,20 @@ impl Pin {
         Self::State,
     ];
 
+    /// Whether it lasts for as long as the client pleases. A share of the leases is kept from those.
+    #[must_use]
+    pub fn stands(self) -> bool {
+        match self {
+            Self::Subscribed
+            | Self::Monitor
+            | Self::Tracking
+            | Self::NoTouch
+            | Self::Blocked
+            | Self::State => true,
+            Self::Watch | Self::Multi | Self::Wait | Self::Own => false,
+        }
+    }
+
     /// The word in metrics, listings and errors.
     #[must_use]
     pub fn label(self) -> &'static str {

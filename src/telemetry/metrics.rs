@@ -189,8 +189,15 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "redbouncer_pool_waiting",
         "gauge",
         "claim",
-        "Waiting for a permit: lanes, leases, pub/sub hubs of further users, leases for blocking calls.",
+        "Waiting for a permit: lanes, leases, pub/sub hubs of further users, leases for blocking calls, and leases that would last while no more of these may be held.",
     ),
+    (
+        "redbouncer_standing_leases",
+        "gauge",
+        "",
+        "Leases that last for as long as their clients please: MONITOR, CLIENT TRACKING, blocking calls.",
+    ),
+    ("redbouncer_standing_leases_max", "gauge", "", "How many may; the others are kept for transactions."),
     ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
     (
         "redbouncer_logins_total",

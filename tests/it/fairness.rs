@@ -1,10 +1,11 @@
-//! Who waits for an upstream connection comes in turn with other users and addresses, however many clients one of them has.
+//! Who waits comes in turn with other users and addresses, however many clients one of them has; and clients that hold a
+//! connection for as long as they please leave some to others.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Stage};
+use crate::harness::{Client, PATIENCE, Stage, until};
 
 /// One lease for everybody.
 const ONE_LEASE: &[&str] = &["pool.max_connections=6", "pool.wait_timeout=20s"];
@@ -50,4 +51,55 @@ fn an_address_with_many_clients_delays_another_by_one_turn() {
     });
     // First come, first served, it waits for all thirty.
     assert!(waited.iter().all(|turns| *turns < 10), "turns of others meanwhile: {waited:?}");
+}
+
+/// The time that all but one of a hundred transactions take at most.
+fn p99_of_transactions(client: &mut Client) -> Duration {
+    let mut took: Vec<Duration> = (0..100)
+        .map(|_| {
+            let start = Instant::now();
+            assert_eq!(client.call("WATCH k").text(), "OK");
+            let replies = client.pipeline(&["MULTI", "INCR k", "EXEC"]);
+            assert!(replies[2].items().len() == 1, "{replies:?}");
+            start.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    took[98]
+}
+
+#[test]
+fn transactions_have_leases_that_standing_ones_cannot_take() {
+    let stage = Stage::proxied_with(&["pool.wait_timeout=500ms"]);
+    let mut client = stage.connect();
+    let empty = p99_of_transactions(&mut client);
+    let mut monitors: Vec<Client> = (0..60).map(|_| stage.connect()).collect();
+    for monitor in &mut monitors {
+        monitor.start("MONITOR");
+    }
+    let replies: Vec<_> = monitors.iter_mut().map(Client::reply).collect();
+    assert_eq!(client.call("WATCH k").text(), "OK", "beside clients that hold what they may");
+    assert_eq!(client.call("UNWATCH").text(), "OK");
+    let standing = || stage.proxy().status()["standing_leases"].clone();
+    assert_eq!((standing()["held"].as_u64(), standing()["max"].as_u64()), (Some(2), Some(2)));
+    let refused: Vec<_> = replies.iter().filter(|reply| reply.is_error()).collect();
+    assert_eq!(refused.len(), 58);
+    let text = "ERR redbouncer: no upstream connection for this: 2 of 2 leases that may last (MONITOR, CLIENT TRACKING, blocking calls) are held, the others are kept for transactions";
+    assert!(refused.iter().all(|reply| reply.error() == text), "{:?}", refused[0]);
+    let full = (0..3).map(|_| p99_of_transactions(&mut client)).min().unwrap();
+    println!("99 of 100 transactions: {empty:.1?} in an empty pool, {full:.1?} beside standing leases");
+    assert!(full <= 5 * empty + Duration::from_millis(20), "{full:?}, in an empty pool {empty:?}");
+    // Nor by way of a lease that was taken for a transaction.
+    assert_eq!(client.call("WATCH k").text(), "OK");
+    assert_eq!(client.call("MONITOR").error(), text);
+    assert_eq!(standing()["held"], 2);
+    // What one gives up, another may have.
+    let at = replies.iter().position(|reply| !reply.is_error()).unwrap();
+    drop(monitors.swap_remove(at));
+    until("its place is free", PATIENCE, || standing()["held"] == 1);
+    let mut next = stage.connect();
+    assert_eq!(next.call("MONITOR").text(), "OK");
+    assert_eq!(standing()["held"], 2);
+    assert_eq!(next.call("RESET").text(), "RESET");
+    until("and its place too", PATIENCE, || standing()["held"] == 1);
 }

@@ -255,7 +255,7 @@ impl Waiter {
     async fn wait(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<(), ClientClose> {
         // `$` must be made explicit first: on the lease it would mean something else than after a recall.
         if self.call.dollars.is_empty()
-            && let Some(lease) = worker.pool.parked_lease(self.key)
+            && let Some(lease) = worker.pool.parked_lease(self.key, Claim::BlockingLease)
             && matches!(self.stay(worker, lease).await?, Stay::Ended)
         {
             return Ok(());

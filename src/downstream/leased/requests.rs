@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::{Event, FIRST_LOOK, Held, READ_AHEAD, WRITE_AHEAD};
 use crate::command::{Asked, Class, classify};
+use crate::downstream::unserved::aftermath_of;
 use crate::downstream::wire::Hangup;
+use crate::pool::Unavailable;
 use crate::resp::{Form, Protocol, Request, RequestError, RequestStep, encode, normalise};
 use crate::session::answers::ends_the_session;
 use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan};
@@ -200,11 +202,38 @@ impl Held {
         if plan == Plan::AfterReplies {
             return None;
         }
+        let is_kept_out = matches!(plan, Plan::Forward(_) | Plan::Queue(..))
+            && begins_to_stand(&asked, &request)
+            && !self.may_stand();
         drop(input);
         let frame = client.take_frame(len);
         self.client.worker.count(&self.client, &asked);
+        if is_kept_out {
+            return Some(self.is_kept_out(&frame));
+        }
         let muted = plan.is_muted(&mut self.client.session.borrow_mut());
         Some(self.act(plan, &frame, muted))
+    }
+
+    /// Whether the connection may stand from now on.
+    fn may_stand(&mut self) -> bool {
+        self.stands = self.stands || self.lease.permit.may_stand();
+        self.stands
+    }
+
+    /// Refuses a command that would let the connection stand: the others are kept for transactions.
+    fn is_kept_out(&mut self, frame: &Bytes) -> Option<Event> {
+        let budget = &self.client.worker.pool.shared.budget;
+        let text = budget.reserved_text(self.lease.key.user).unwrap_or_default();
+        let why = Unavailable::Full(text);
+        if self.state.is_queueing() {
+            let plan = Plan::RefuseInMulti(why.to_string());
+            let muted = plan.is_muted(&mut self.client.session.borrow_mut());
+            return self.act(plan, frame, muted);
+        }
+        let muted = self.client.session.borrow_mut().mutes_this();
+        let refused = self.client.unserved(&why, aftermath_of(frame), 1, muted);
+        refused.err().map(|reason| Event::Gone(self.client.departs(reason)))
     }
 
     /// Carries out a command that was taken from the input already.
@@ -287,6 +316,18 @@ impl Held {
             Plan::AfterReplies => {}
         }
         None
+    }
+}
+
+/// Whether a command makes what lasts for as long as its client pleases. Of those that do so in a way that is not known
+/// here the reply tells.
+fn begins_to_stand(asked: &Asked, request: &Request<'_>) -> bool {
+    match asked.class {
+        Class::Monitor | Class::Subscribe | Class::PSubscribe | Class::SSubscribe => true,
+        Class::ClientTracking | Class::ClientNoTouch => {
+            request.arg(2).is_some_and(|word| word.eq_ignore_ascii_case(b"on"))
+        }
+        _ => false,
     }
 }
 

@@ -68,8 +68,11 @@ impl Phase {
 pub enum Claim {
     /// A lane that sessions need now.
     Lane,
-    /// A lease that a session cannot do without (WATCH, MONITOR …).
+    /// A lease that a session cannot do without, and that ends by itself (WATCH, MULTI …).
     Lease,
+    /// One that stands: it lasts for as long as the client pleases (MONITOR, CLIENT TRACKING …). A share of the leases is kept
+    /// from those.
+    StandingLease,
     /// The pub/sub hub of a further user, whose subscribers wait for it.
     PubSub,
     /// A lease for a blocking call, which is served by tries on a lane meanwhile. It waits behind the others.
@@ -109,6 +112,8 @@ pub struct Pressure {
     pub hubs: usize,
     /// Waiting leases for blocking calls.
     pub blocking: usize,
+    /// Waiting leases that would stand where no more may: only the end of others that do helps them.
+    pub standing: usize,
 }
 
 impl Pressure {
@@ -136,6 +141,8 @@ pub struct Holding {
     pub id: Option<u64>,
     /// The server has it, as far as we know: logged in, and not closed there.
     pub on_server: bool,
+    /// It is a lease that stands.
+    pub stands: bool,
     /// There is a connection whose end has not been counted.
     pub(super) uncounted: bool,
 }
@@ -150,6 +157,7 @@ impl Holding {
             holder,
             id: None,
             on_server: false,
+            stands: false,
             uncounted: false,
         }
     }
@@ -165,11 +173,21 @@ pub struct Hubs {
 }
 
 impl Claim {
+    /// All claims.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Lane, Self::Lease, Self::StandingLease, Self::PubSub, Self::BlockingLease];
+
+    /// Whether what is claimed lasts for as long as its client pleases.
+    #[must_use]
+    pub fn stands(self) -> bool {
+        matches!(self, Self::StandingLease | Self::BlockingLease)
+    }
+
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::Lane => Kind::Lane,
             Self::PubSub => Kind::PubSub,
-            Self::Lease | Self::BlockingLease => Kind::Lease,
+            Self::Lease | Self::StandingLease | Self::BlockingLease => Kind::Lease,
         }
     }
 }

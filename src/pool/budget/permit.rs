@@ -117,6 +117,32 @@ impl Permit {
         });
     }
 
+    /// A lease begins to stand. `false`: no more may.
+    #[must_use]
+    pub fn may_stand(&self) -> bool {
+        let Some(budget) = &self.budget else { return false };
+        let mut state = budget.state.lock();
+        let Some((stands, user)) = state.holdings.get(&self.id).map(|row| (row.stands, row.user)) else {
+            return false;
+        };
+        if !stands && !state.may_stand(user) {
+            return false;
+        }
+        state.set_standing(self.id, true);
+        true
+    }
+
+    /// Says whether a lease stands, however many do.
+    pub fn stands(&self, stands: bool) {
+        if let Some(budget) = &self.budget {
+            let mut state = budget.state.lock();
+            state.set_standing(self.id, stands);
+            if !stands {
+                budget.serve(&mut state);
+            }
+        }
+    }
+
     fn change(&self, how: impl FnOnce(&mut Holding)) {
         if let Some(budget) = &self.budget
             && let Some(row) = budget.state.lock().holdings.get_mut(&self.id)

@@ -219,3 +219,52 @@ async fn a_user_at_its_own_cap_holds_up_nobody_else() {
     budget.limit_user(7, None);
     assert!(budget.try_acquire(Kind::Lane, mine("lane")).is_some());
 }
+
+#[tokio::test]
+async fn standing_leases_leave_a_share_to_the_others() {
+    for (open, standing) in [(0, 0), (1, 1), (2, 1), (3, 2), (8, 6), (40, 30)] {
+        assert_eq!(without_reserve(open), standing, "of {open}");
+    }
+    let budget = Budget::new(8, 1, BOTH);
+    let mut monitors: Vec<_> = (0..4).map(|_| budget.queue(Claim::StandingLease, "m")).collect();
+    let mut blocked = budget.queue(Claim::BlockingLease, "b");
+    let mut standing = Vec::new();
+    for monitor in &mut monitors {
+        standing.extend(now(monitor).await);
+    }
+    assert_eq!((standing.len(), budget.standing()), (2, (2, 2)));
+    assert!(now(&mut blocked).await.is_none());
+    // Whom only a standing one's end helps needs nothing else given up, and holds up nobody.
+    assert_eq!(budget.pressure(), Pressure { standing: 2, ..Pressure::default() });
+    let mut watch = budget.queue(Claim::Lease, "w");
+    let lease = now(&mut watch).await.unwrap();
+    assert!(!lease.may_stand());
+    let mut next = budget.queue(Claim::Lease, "w");
+    assert!(now(&mut next).await.is_none());
+    drop(lease);
+    let lease = now(&mut next).await.unwrap();
+    // One stands no more: its place goes to who waits for it, as soon as there is a connection.
+    standing[0].stands(false);
+    assert!(lease.may_stand());
+    assert_eq!(budget.standing(), (2, 2));
+    drop(lease);
+    assert!(now(&mut monitors[2]).await.is_some());
+}
+
+#[tokio::test]
+async fn a_user_s_standing_leases_leave_a_share_of_its_own_cap() {
+    let budget = Budget::new(40, 1, BOTH);
+    budget.limit_user(7, Some(3));
+    let mine = |what| Holder { user: 7, address: None, what };
+    let lane = budget.try_acquire(Kind::Lane, mine("lane"));
+    let mut first = budget.queue(Claim::StandingLease, mine("m"));
+    let mut second = budget.queue(Claim::StandingLease, mine("m"));
+    let held = now(&mut first).await;
+    assert!(held.is_some() && now(&mut second).await.is_none());
+    assert!(budget.reserved_text(7).is_some_and(|text| text.contains("1 of 1 leases of this user")));
+    let mut watch = budget.queue(Claim::Lease, mine("w"));
+    assert!(now(&mut watch).await.is_some());
+    let mut other = budget.queue(Claim::StandingLease, "other");
+    assert!(now(&mut other).await.is_some());
+    drop((lane, held));
+}

@@ -1,52 +1,54 @@
-//! Who waits for a permit: the users in turn, within a user the addresses in turn, within an address first come, first served.
+//! Who waits for something: the users in turn, within a user the addresses in turn, within an address first come, first served.
 //! So an address with a thousand clients delays another one by a single turn.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use tokio::sync::oneshot;
-
-use super::Permit;
-
 /// One that waits.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct Waiting<G> {
     pub(super) ticket: u64,
     pub(super) user: u64,
     /// The host of the client that waits; `None` for what many clients wait for, and for Unix sockets.
     pub(super) address: Option<IpAddr>,
-    pub(super) holder: String,
-    pub(super) grant: oneshot::Sender<Permit>,
+    /// How it is told.
+    pub(super) grant: G,
 }
 
-/// All that wait with one claim.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
+/// All that wait for the same.
+#[derive(Debug)]
+pub(super) struct Queue<G> {
     /// The first one's turn is next.
-    users: VecDeque<OfUser>,
+    users: VecDeque<OfUser<G>>,
+}
+
+impl<G> Default for Queue<G> {
+    fn default() -> Self {
+        Self { users: VecDeque::new() }
+    }
 }
 
 #[derive(Debug)]
-struct OfUser {
+struct OfUser<G> {
     user: u64,
-    addresses: VecDeque<OfAddress>,
+    addresses: VecDeque<OfAddress<G>>,
     len: usize,
 }
 
 #[derive(Debug)]
-struct OfAddress {
+struct OfAddress<G> {
     address: Option<IpAddr>,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Waiting<G>>,
 }
 
-impl OfUser {
+impl<G> OfUser<G> {
     fn first(&self) -> Option<u64> {
         Some(self.addresses.front()?.waiting.front()?.ticket)
     }
 }
 
-impl Queue {
-    pub(super) fn push(&mut self, waiting: Waiting) {
+impl<G> Queue<G> {
+    pub(super) fn push(&mut self, waiting: Waiting<G>) {
         let (user, address) = (waiting.user, waiting.address);
         let at = self.users.iter().position(|of| of.user == user).unwrap_or_else(|| {
             self.users.push_back(OfUser { user, addresses: VecDeque::new(), len: 0 });
@@ -66,7 +68,7 @@ impl Queue {
     }
 
     /// Takes that one out; its user and its address come last from now on.
-    pub(super) fn pop(&mut self, may: impl Fn(u64) -> bool) -> Option<Waiting> {
+    pub(super) fn pop(&mut self, may: impl Fn(u64) -> bool) -> Option<Waiting<G>> {
         let at = self.users.iter().position(|of| may(of.user))?;
         let mut of = self.users.remove(at)?;
         let mut first = of.addresses.pop_front()?;
@@ -114,12 +116,11 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn waiting(ticket: u64, user: u64, host: u8) -> Waiting {
-        let (grant, _) = oneshot::channel();
-        Waiting { ticket, user, address: Some([10, 0, 0, host].into()), holder: String::new(), grant }
+    fn waiting(ticket: u64, user: u64, host: u8) -> Waiting<()> {
+        Waiting { ticket, user, address: Some([10, 0, 0, host].into()), grant: () }
     }
 
-    fn order(queue: &mut Queue, count: usize) -> Vec<u64> {
+    fn order(queue: &mut Queue<()>, count: usize) -> Vec<u64> {
         (0..count).filter_map(|_| queue.pop(|_| true)).map(|waiting| waiting.ticket).collect()
     }
 
