@@ -15,6 +15,7 @@ use super::listener::{ListenSocket, Listener};
 use super::options::AuthMode;
 use super::places::Refused;
 use super::tls::ServerTls;
+use crate::pool::Turns;
 use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
 
@@ -62,6 +63,8 @@ struct Accepting {
     trusted: bool,
     /// Everybody who gets in here has shown a certificate.
     known: bool,
+    /// Whose TLS handshake goes on next.
+    handshakes: Arc<Turns>,
 }
 
 impl Listener {
@@ -71,7 +74,9 @@ impl Listener {
     /// The operating system's refusal to have the socket watched.
     pub async fn accept(self, door: Doorkeeper) -> io::Result<()> {
         let trusted = self.address.is_local();
-        let mut accepting = Accepting { address: self.address, door, warned: None, trusted, known: false };
+        let handshakes = Arc::default();
+        let mut accepting =
+            Accepting { address: self.address, door, warned: None, trusted, known: false, handshakes };
         match self.socket {
             ListenSocket::Tcp(socket) => {
                 let socket = TcpListener::from_std(socket)?;
@@ -176,10 +181,10 @@ impl Accepting {
             Arrived::Tls(stream) => {
                 if let Some(tls) = tls {
                     let tls = Arc::clone(tls);
-                    let limit = self.door.login_timeout;
+                    let (turns, limit) = (Arc::clone(&self.handshakes), self.door.login_timeout);
                     tokio::task::spawn_local(async move {
                         // It has its place from the beginning, and goes to its worker when the handshake is done.
-                        let made = handshake::make(seat, stream, &tls, limit).await;
+                        let made = handshake::make(seat, stream, &tls, &turns, limit).await;
                         let Some((stream, session, seat)) = made else { return };
                         if !must_log_in && seat.place().is_some_and(|place| place.go_inside().is_err()) {
                             return client_closed(ClientClose::TooMany);

@@ -4,21 +4,27 @@
 //! when a whole fleet reconnects. So no worker makes any. Whoever is in one waits among those that have not logged in, where
 //! the oldest give way ([`super::places`]), so that silent peers cannot keep anybody out.
 
+use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use metrics::counter;
+use rustls::server::Acceptor;
 use rustls::{AlertDescription, CertificateError, Error as RustlsError, HandshakeKind, ServerConnection};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use super::links::Seat;
 use super::places::Place;
 use super::tls::ServerTls;
+use crate::pool::Turns;
 use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
 
@@ -49,6 +55,7 @@ pub(super) async fn make(
     seat: Seat,
     mut stream: TcpStream,
     tls: &ServerTls,
+    turns: &Arc<Turns>,
     limit: Duration,
 ) -> Option<(TcpStream, Box<ServerConnection>, Seat)> {
     let gives_way = async {
@@ -57,10 +64,11 @@ pub(super) async fn make(
             _ => std::future::pending().await,
         }
     };
+    let address = seat.peer().host();
     let outcome = tokio::select! {
         biased;
         () = gives_way => Err(Failure::new(ClientClose::TlsTimeout, "gave way to newer ones")),
-        outcome = timeout(limit, shake_hands(&mut stream, tls)) => outcome.unwrap_or_else(|_| {
+        outcome = timeout(limit, shake_hands(&mut stream, tls, (turns, address))) => outcome.unwrap_or_else(|_| {
             Err(Failure::new(ClientClose::TlsTimeout, format!("unfinished after {limit:?}")))
         }),
     };
@@ -81,6 +89,25 @@ pub(super) async fn make(
     None
 }
 
+/// Begins `work` when it is the turn of `address`, and gives the turn back after its first step, so that no peer that is waited
+/// for holds it.
+async fn begun_in_turn<T, F: Future<Output = T>>(
+    turns: &Arc<Turns>,
+    address: Option<IpAddr>,
+    work: impl FnOnce() -> F,
+) -> T {
+    let turn = turns.turn(0, address).await;
+    // All who are ready queue before the first step is made, or the order would be theirs.
+    tokio::task::yield_now().await;
+    let mut work = pin!(work());
+    let step = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
+    drop(turn);
+    match step {
+        Poll::Ready(done) => done,
+        Poll::Pending => work.await,
+    }
+}
+
 fn say(failure: &Failure, peer: &Endpoint) {
     let (reason, what) = (failure.reason.label(), &failure.what);
     tracing::info!(%peer, reason, "client refused: TLS handshake: {what}");
@@ -90,7 +117,12 @@ fn count(outcome: &'static str) {
     counter!("redbouncer_tls_handshakes_total", "side" => "client", "outcome" => outcome).increment(1);
 }
 
-async fn shake_hands(stream: &mut TcpStream, tls: &ServerTls) -> Result<Box<ServerConnection>, Failure> {
+/// What costs is the answer to the peer's first message: that is made in turns.
+async fn shake_hands(
+    stream: &mut TcpStream,
+    tls: &ServerTls,
+    (turns, address): (&Arc<Turns>, Option<IpAddr>),
+) -> Result<Box<ServerConnection>, Failure> {
     let mut first = [0];
     match stream.peek(&mut first).await {
         Ok(0) => return Err(Failure::new(ClientClose::TlsFailed, "the client left before it began")),
@@ -102,7 +134,10 @@ async fn shake_hands(stream: &mut TcpStream, tls: &ServerTls) -> Result<Box<Serv
         Err(error) => return Err(failure_of(&error)),
     }
     let config = Arc::clone(&tls.config());
-    let secured = TlsAcceptor::from(config).accept(stream).await.map_err(|error| failure_of(&error))?;
+    let greeted = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
+    let greeted = greeted.map_err(|error| failure_of(&error))?;
+    let secured = begun_in_turn(turns, address, || greeted.into_stream(config)).await;
+    let secured = secured.map_err(|error| failure_of(&error))?;
     Ok(Box::new(secured.into_inner().1))
 }
 
@@ -183,4 +218,36 @@ fn of_their_alert(alert: AlertDescription) -> String {
         other => return format!("the client broke off with alert {other:?}"),
     };
     format!("the client does not accept our certificate ({why}), alert {alert:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// All are ready at the same time.
+    #[tokio::test]
+    async fn an_address_with_very_many_handshakes_delays_another_s_by_one() {
+        let turns = Arc::new(Turns::default());
+        let steps = Rc::new(RefCell::new(Vec::new()));
+        let local = tokio::task::LocalSet::new();
+        for number in 0..1_001_u32 {
+            let (turns, steps) = (Arc::clone(&turns), Rc::clone(&steps));
+            let host = if number == 1_000 { 2 } else { 1 };
+            local.spawn_local(async move {
+                let work = || async {
+                    steps.borrow_mut().push(host);
+                    tokio::task::yield_now().await;
+                };
+                begun_in_turn(&turns, Some([10, 0, 0, host].into()), work).await;
+            });
+        }
+        local.await;
+        let steps = steps.borrow();
+        assert_eq!(steps.len(), 1_001);
+        let at = steps.iter().position(|host| *host == 2);
+        assert!(at.is_some_and(|at| at < 5), "it came after {at:?} others");
+    }
 }

@@ -254,7 +254,7 @@ impl Client {
         let _one = self.in_time(deadline, directory.asking.turn(blame)).await?;
         self.refuse_after_failures(address)?;
         if blame == 0 {
-            self.in_time(deadline, directory.gate.lane()).await?;
+            self.in_time(deadline, directory.gate.lane(account.user.id)).await?;
         }
         let identity = account.identity_of(offered);
         let database = self.session.borrow().database;

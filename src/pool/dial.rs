@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,7 +186,7 @@ impl Pool {
                     Found::Permit(permit) => permit,
                     Found::Nothing => return Err(Unavailable::Stopping),
                 };
-                match self.dial_lease(&login, key, permit, &stage).await {
+                match self.dial_lease(&login, (key, holder.address), permit, &stage).await {
                     Ok(lease) => return Ok(lease),
                     Err(error) => {
                         let why = Unavailable::of(&error);
@@ -263,14 +264,14 @@ impl Pool {
     async fn dial_lease(
         self: &Rc<Self>,
         login: &Login,
-        key: LaneKey,
+        (key, address): (LaneKey, Option<IpAddr>),
         permit: Permit,
         stage: &Cell<Stage>,
     ) -> Result<Lease, DialError> {
         // Nothing has been sent while the gate is closed: a client that leaves here gives its permit back at once.
         let turn = self.shared.health.turn().await;
         stage.set(Stage::Slowed);
-        self.shared.gate.lease().await;
+        self.shared.gate.lease(key.user, address).await;
         stage.set(Stage::Dialling);
         let (pool, login) = (Rc::clone(self), login.clone());
         let (hand, mut handed) = Handed::new(self);
@@ -301,10 +302,7 @@ impl Pool {
     ) -> Result<Established, DialError> {
         let _turn = self.shared.health.turn().await;
         stage.set(Stage::Slowed);
-        match kind {
-            Kind::Lease => self.shared.gate.lease().await,
-            Kind::Lane | Kind::Control | Kind::Blocking | Kind::PubSub => self.shared.gate.lane().await,
-        }
+        self.shared.gate.lane(user).await;
         stage.set(Stage::Dialling);
         self.connect(login, user, kind).await
     }

@@ -1,21 +1,26 @@
 //! How often connections are dialled: a storm of clients must not become a storm of logins.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Turns;
+
 /// Spaces dials out: `rate` a second, with as many at once after a quiet second.
 ///
-/// A place is taken only when the dial may begin, so whoever gives up while waiting takes nothing. Leases wait in a
-/// queue; lanes, which many sessions wait for, only for the rate.
+/// A place is taken only when the dial may begin, so whoever gives up while waiting takes nothing. Lanes and leases have a
+/// queue each, in which users and addresses come in turn; who is first in either waits only for the rate.
 #[derive(Debug)]
 pub struct DialGate {
     interval: Duration,
     burst: Duration,
     /// The time at which the next dial would be due if all had been evenly spaced (the generic cell rate algorithm).
     due: Mutex<Instant>,
-    leases: tokio::sync::Mutex<()>,
+    lanes: Arc<Turns>,
+    leases: Arc<Turns>,
 }
 
 impl DialGate {
@@ -27,12 +32,18 @@ impl DialGate {
             interval,
             burst: interval * rate.saturating_sub(1),
             due: Mutex::new(Instant::now()),
-            leases: tokio::sync::Mutex::new(()),
+            lanes: Arc::default(),
+            leases: Arc::default(),
         }
     }
 
-    /// Waits until a lane may be dialled.
-    pub async fn lane(&self) {
+    /// Waits until a lane, or what else many clients wait for, may be dialled for `user`.
+    pub async fn lane(&self, user: u64) {
+        let _turn = self.lanes.turn(user, None).await;
+        self.next().await;
+    }
+
+    async fn next(&self) {
         while let Some(wait) = self.take(Instant::now()) {
             tokio::time::sleep(wait).await;
         }
@@ -45,10 +56,10 @@ impl DialGate {
         }
     }
 
-    /// Waits until a lease may be dialled, behind those that came before.
-    pub async fn lease(&self) {
-        let _turn = self.leases.lock().await;
-        self.lane().await;
+    /// Waits until a lease may be dialled for a client of `user` at `address`.
+    pub async fn lease(&self, user: u64, address: Option<IpAddr>) {
+        let _turn = self.leases.turn(user, address).await;
+        self.next().await;
     }
 
     /// Takes a place, or says how long there is none.
@@ -109,9 +120,43 @@ mod tests {
         while gate.take(now).is_none() {}
         // Less than the 50 ms after which there is a place.
         for _ in 0..40 {
-            let gave_up = tokio::time::timeout(Duration::from_millis(1), gate.lease()).await;
+            let gave_up = tokio::time::timeout(Duration::from_millis(1), gate.lease(1, None)).await;
             assert!(gave_up.is_err());
         }
         assert!(gate.take(now + Duration::from_millis(51)).is_none());
+    }
+
+    /// The order in which those are let through who wait when no dial is free.
+    async fn order(gate: &Arc<DialGate>, lease: bool, waiting: &[(u64, u8)]) -> Vec<usize> {
+        while gate.take(Instant::now()).is_none() {}
+        let through = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for (number, (user, host)) in waiting.iter().copied().enumerate() {
+            let (gate, through) = (Arc::clone(gate), Arc::clone(&through));
+            tasks.push(tokio::spawn(async move {
+                match lease {
+                    true => gate.lease(user, Some([10, 0, 0, host].into())).await,
+                    false => gate.lane(user).await,
+                }
+                through.lock().push(number);
+            }));
+            tokio::task::yield_now().await;
+        }
+        for task in tasks {
+            assert!(task.await.is_ok());
+        }
+        through.lock().clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_dials_of_one_user_or_address_delay_another_s_by_one() {
+        let gate = Arc::new(DialGate::new(20));
+        let mut leases = vec![(1, 1); 8];
+        leases.extend([(1, 2), (2, 3)]);
+        // The first one need not queue.
+        assert_eq!(order(&gate, true, &leases).await[..4], [0, 1, 9, 8]);
+        let mut lanes = vec![(1, 0); 8];
+        lanes.push((2, 0));
+        assert_eq!(order(&gate, false, &lanes).await[..3], [0, 1, 8]);
     }
 }

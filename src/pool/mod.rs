@@ -20,6 +20,7 @@ mod queue;
 mod recall;
 mod roles;
 mod rotation;
+mod turns;
 mod unavailable;
 
 use std::cell::{Cell, RefCell};
@@ -50,6 +51,7 @@ pub use pulse::Pulse;
 pub use recall::Blocked;
 use roles::Roles;
 use rotation::{Rotation, Turn};
+pub use turns::Turns;
 pub use unavailable::Unavailable;
 
 /// Redis's default `proto-max-bulk-len`, taken for granted where the server does not say.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Stage, until};
+use crate::harness::{Client, PATIENCE, Server, Stage, until};
 
 /// One lease for everybody.
 const ONE_LEASE: &[&str] = &["pool.max_connections=6", "pool.wait_timeout=20s"];
@@ -102,4 +102,33 @@ fn transactions_have_leases_that_standing_ones_cannot_take() {
     assert_eq!(standing()["held"], 2);
     assert_eq!(next.call("RESET").text(), "RESET");
     until("and its place too", PATIENCE, || standing()["held"] == 1);
+}
+
+/// Each login of theirs is another user's, which the server has to be asked about.
+#[test]
+fn an_address_with_many_logins_delays_another_by_one() {
+    let server = Server::start_with(&["--requirepass", "sesame"]);
+    let users = 40;
+    for number in 0..=users {
+        server.call(&format!("ACL SETUSER u{number} on >secret ~* +@all"));
+    }
+    let settings = ["auth.mode=passthrough", "pool.max_connections=64", "pool.wait_timeout=20s"];
+    let stage = Stage::before(server, &settings);
+    let verified = AtomicU32::new(0);
+    let meanwhile = thread::scope(|scope| {
+        for number in 0..users {
+            let (mut client, verified) = (stage.connect(), &verified);
+            scope.spawn(move || {
+                client.start(&format!("AUTH u{number} secret"));
+                assert_eq!(client.reply_within(2 * SPAN).text(), "OK");
+                verified.fetch_add(1, SeqCst);
+            });
+        }
+        let mut lonely = Client::connect_apart(stage.address());
+        until("some are let in", SPAN, || verified.load(SeqCst) > 3);
+        let before = verified.load(SeqCst);
+        assert_eq!(lonely.call(&format!("AUTH u{users} secret")).text(), "OK");
+        verified.load(SeqCst) - before
+    });
+    assert!(meanwhile < 12, "logins of others meanwhile: {meanwhile}");
 }
