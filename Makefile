@@ -74,7 +74,7 @@ bench:
 bench-hubs:
 	@deploy/install.sh build redis node python servers
 	cargo build --release --quiet
-	for part in hub_load pubsub_hub::thousands hub_model; do
+	for part in hub_load pubsub_hub::thousands hub_model neighbours; do
 	  REDBOUNCER_LONG=1 cargo test --release --quiet --test it "$$part" -- --nocapture --test-threads 1
 	done
 	tests/clients/install

@@ -82,6 +82,8 @@ pub(crate) struct Client {
     pub(super) closed: Cell<bool>,
     pub(super) waker: RefCell<Option<Waker>>,
     pub(super) last_input: Cell<Instant>,
+    /// When what it has sent began to be run without a pause, where that was noted.
+    pub(super) slice: Cell<Option<Instant>>,
     pub(super) last_command: Cell<&'static str>,
     pub(super) place: Cell<&'static str>,
     pub(super) flags: Cell<Flags>,
@@ -151,6 +153,7 @@ impl Client {
             closed: Cell::new(false),
             waker: RefCell::new(None),
             last_input: Cell::new(now),
+            slice: Cell::new(None),
             last_command: Cell::new("NULL"),
             place: Cell::new("lane"),
             flags: Cell::new(Flags::default()),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::links::Message;
-use crate::pool::Unavailable;
+use crate::pool::{Slice, Unavailable};
 use crate::resp::{self, Request, encode};
 use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat, unblocking_nobody};
 use crate::telemetry::ClientClose;
@@ -46,11 +46,17 @@ impl Client {
         let Some((key, identity)) = self.lane_key() else { return Err(Unavailable::Stopping) };
         let (reply, answer) = oneshot::channel();
         let protocol = key.protocol;
-        let message = Message::Control { user: key.user, identity, protocol, request, reply };
+        let address = self.peer.host();
+        let message = Message::Control { user: key.user, address, identity, protocol, request, reply };
         if self.worker.links.send(0, message).await.is_err() {
             return Err(Unavailable::Stopping);
         }
         answer.await.unwrap_or(Err(Unavailable::Stopping))
+    }
+
+    /// Its user as a number, for the turns of users.
+    pub(super) fn user(&self) -> u64 {
+        self.session.borrow().user.as_ref().map_or(0, |user| user.id)
     }
 
     /// Every worker's clients.
@@ -110,13 +116,17 @@ impl Client {
             return server;
         }
         let format = self.row_format().await;
+        let _turn = self.worker.listings.turn(self.user(), self.peer.host()).await;
+        let mut slice = Slice::begin();
         let mut text = String::new();
         if let Some(filter) = Filter::of_list(asked) {
+            let takes_all = filter.takes_all();
             for row in self.all_rows().await {
                 let line = row.text(&format);
-                if Listed::parse(&line).is_some_and(|listed| filter.matches(&listed, self.id)) {
+                if takes_all || Listed::parse(&line).is_some_and(|listed| filter.matches(&listed, self.id)) {
                     text.push_str(&line);
                 }
+                slice.breathe().await;
             }
         }
         let own = self.own_connections();
@@ -126,6 +136,7 @@ impl Client {
                 text.push_str(line);
                 text.push('\n');
             }
+            slice.breathe().await;
         }
         let mut out = BytesMut::new();
         encode::verbatim_txt(&mut out, self.protocol(), &text);
@@ -147,7 +158,9 @@ impl Client {
         }
         let Some(filter) = Filter::of_kill(asked) else { return encode::one_error("ERR syntax error") };
         let is_meant = self.is_meant(&filter);
+        let turn = self.worker.listings.turn(self.user(), self.peer.host()).await;
         let mut killed = self.worker.links.kill(&filter.sparing_me(), self.id).await + i64::from(is_meant);
+        drop(turn);
         let only_ours = filter.means_only(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
         if !only_ours {
             match self.kill_on_server(&filter).await {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
-use crate::pool::{Choice, LONG, Lane, Nature, Receiver};
+use crate::pool::{Choice, LONG, Lane, Nature, Receiver, SLICE, go_on_later};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, make_room, moves,
     normalise,
@@ -60,6 +60,8 @@ pub(super) enum Ran {
     Hungry(usize),
     /// Something else must happen first, and will wake us: replies, or room in the lane.
     Waiting,
+    /// Others are to be served first.
+    Later,
     /// See [`Step`].
     Stop(Step),
 }
@@ -94,6 +96,7 @@ impl Client {
     /// Runs the client until it needs the slow path or closes.
     pub(super) fn poll_fast(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<Step> {
         self.remember_waker(cx);
+        self.slice.set(None);
         loop {
             let flushed = self.poll_flush(cx).is_ready();
             if let Some(reason) = self.doomed.get() {
@@ -104,6 +107,10 @@ impl Client {
                 match self.run_buffered() {
                     Ran::Stop(step) => return Poll::Ready(step),
                     Ran::Waiting => return Poll::Pending,
+                    Ran::Later => {
+                        go_on_later(cx);
+                        return Poll::Pending;
+                    }
                     Ran::Hungry(missing) => need = missing,
                 }
             }
@@ -135,7 +142,35 @@ impl Client {
                     return Poll::Pending;
                 }
                 Poll::Ready(Ran::Stop(step)) => return Poll::Ready(step),
-                Poll::Ready(Ran::Hungry(_) | Ran::Waiting) => {}
+                Poll::Ready(Ran::Hungry(_) | Ran::Waiting) if !self.has_read_for_long() => {}
+                Poll::Ready(Ran::Hungry(_) | Ran::Waiting | Ran::Later) => {
+                    go_on_later(cx);
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Whether it has been served for long without a pause. Known from the times of its reads, so that one that sends a
+    /// command now and then costs no look at the clock.
+    fn has_read_for_long(&self) -> bool {
+        let now = self.last_input.get();
+        match self.slice.get() {
+            Some(begun) => now.saturating_duration_since(begun) > SLICE,
+            None => {
+                self.slice.set(Some(now));
+                false
+            }
+        }
+    }
+
+    /// Whether commands that are answered here, each with a write of its own, have taken long.
+    fn has_answered_for_long(&self) -> bool {
+        match self.slice.get() {
+            Some(begun) => begun.elapsed() > SLICE,
+            None => {
+                self.slice.set(Some(Instant::now()));
+                false
             }
         }
     }
@@ -591,6 +626,7 @@ impl Client {
             Route::Local(class) => {
                 let after = self.answer_locally(class, request);
                 match after {
+                    After::Continue if self.has_answered_for_long() => Err((frame.len(), Ran::Later)),
                     After::Continue => Ok(frame.len()),
                     After::Close => Err((frame.len(), Ran::Stop(Step::Close(ClientClose::Quit)))),
                 }
@@ -600,6 +636,9 @@ impl Client {
                 self.error(&text, muted);
                 if ends_the_session(&text) {
                     return Err((frame.len(), Ran::Stop(Step::Close(ClientClose::StateRefused))));
+                }
+                if self.has_answered_for_long() {
+                    return Err((frame.len(), Ran::Later));
                 }
                 Ok(frame.len())
             }

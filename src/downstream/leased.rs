@@ -19,7 +19,7 @@ use super::drive::Taken;
 use super::unserved::aftermath_of;
 use super::wire::Hangup;
 use crate::command::{Aftermath, Blocking, Class, classify};
-use crate::pool::{Holder, Lease};
+use crate::pool::{Holder, Lease, Slice, go_on_later};
 use crate::resp::Unsent;
 use crate::resp::{ReplyScanner, Request};
 use crate::session::{ALWAYS_TAKEN, Failed, LeaseState, Pin, Placement, Route, UNGUARDED};
@@ -370,7 +370,12 @@ impl Held {
 
     /// Moves bytes both ways until something happens.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let slice = Slice::begin();
         loop {
+            if slice.is_over() {
+                go_on_later(cx);
+                return Poll::Pending;
+            }
             if !self.severed
                 && let Poll::Ready(Err(error)) = self.poll_write(cx)
             {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::drive::Step;
+use crate::pool::Slice;
 use crate::telemetry::{ClientClose, client_closed};
 
 /// How long the last reply to a client that is being closed may take to leave.
@@ -18,6 +19,7 @@ const AGE: Duration = Duration::from_secs(1);
 impl Client {
     /// Serves the client until it is closed.
     pub(super) async fn run(self: Rc<Self>) {
+        let mut slice = Slice::begin();
         let reason = loop {
             match poll_fn(|cx| self.poll_fast(cx)).await {
                 Step::Close(reason) => break reason,
@@ -44,6 +46,7 @@ impl Client {
                     if let Err(reason) = done {
                         break reason;
                     }
+                    slice.breathe().await;
                 }
             }
         };
@@ -88,12 +91,12 @@ impl Client {
         self.closed.set(true);
         self.waker.borrow_mut().take();
         self.leave_group();
-        self.leave_subscriptions();
-        self.membership.take();
-        self.admission.take();
-        self.holds_nothing();
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();
+        self.membership.take();
+        self.admission.take();
+        self.leave_subscriptions_in_slices().await;
+        self.holds_nothing();
         self.worker.forget(self);
         client_closed(reason);
         let age = self.opened.elapsed();

@@ -1,5 +1,6 @@
 //! How workers are reached from other threads: messages in, answers back. Never on the path of a command.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -35,6 +36,8 @@ pub enum Message {
     Control {
         /// Whose request it is, as a number.
         user: u64,
+        /// Where its client is: users and addresses come in turn.
+        address: Option<IpAddr>,
         /// As whom to log in.
         identity: Arc<Identity>,
         /// In which protocol to ask.

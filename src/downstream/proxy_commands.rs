@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::client::Client;
-use crate::pool::Short;
+use crate::pool::{Short, Slice};
 use crate::resp::{Request, encode};
 
 const HELP: &str = "PROXY POOLS      upstream connections by kind and phase, and who waits\n\
@@ -77,10 +77,13 @@ impl Client {
     }
 
     async fn clients(&self) -> String {
+        let _turn = self.worker.proxy_listings.turn(self.user(), self.peer.host()).await;
         let mut rows = self.worker.links.rows().await;
         rows.sort_by_key(|row| row.id);
+        let mut slice = Slice::begin();
         let mut text = String::new();
         for row in rows {
+            slice.breathe().await;
             let _ = writeln!(
                 text,
                 "id={} addr={} via={} name={} age={} idle={} db={} user={} cmd={} place={}",

@@ -311,7 +311,7 @@ impl Client {
             Route::Listen(listen, true) => return self.listen(listen, request, muted).await,
             Route::Listen(listen, false) => {
                 self.catch_up().await?;
-                self.unlisten(listen, request);
+                self.unlisten(listen, request).await;
                 return Ok(());
             }
             Route::PubSub => return self.pubsub(request, muted).await,

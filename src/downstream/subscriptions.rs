@@ -12,7 +12,7 @@ use super::client::Client;
 use super::leased::sleep_until;
 use crate::command::Aftermath;
 use crate::hub::{Listener, Message, Station};
-use crate::pool::Unavailable;
+use crate::pool::{Slice, Unavailable};
 use crate::resp::{Request, Unsent};
 use crate::session::{Flags, Listen, Subscriptions};
 use crate::telemetry::ClientClose;
@@ -83,13 +83,22 @@ impl Client {
         if let Some(asking) = subscriber.station.subscribe(listener, listen, names) {
             self.is_caught_up.set(false);
             let place = self.place.replace("waits for the pub/sub hub");
-            let deadline = self.worker.pool.wait_deadline();
+            let begun = Instant::now();
+            let patience = self.worker.pool.shared.options.wait_timeout;
             let answered = self
                 .patiently(async {
+                    let mut deadline = begun + patience;
                     while !subscriber.done.get() {
                         tokio::select! {
                             () = subscriber.answered.notified() => {}
-                            () = sleep_until(Some(deadline)) => return false,
+                            () = sleep_until(Some(deadline)) => {
+                                // The server is there, and at work on very many names.
+                                let heard = asking.heard();
+                                if heard <= begun || heard + patience <= Instant::now() {
+                                    return false;
+                                }
+                                deadline = heard + patience;
+                            }
                         }
                     }
                     true
@@ -146,7 +155,7 @@ impl Client {
     }
 
     /// UNSUBSCRIBE and its kin, after [`Self::catch_up`]: done here, whatever the server still has to be told.
-    pub(super) fn unlisten(&self, listen: Listen, request: &Bytes) {
+    pub(super) async fn unlisten(&self, listen: Listen, request: &Bytes) {
         let Some(parsed) = Request::parse(request) else { return };
         let named: Vec<Bytes> = parsed.args().skip(1).map(Bytes::copy_from_slice).collect();
         let mut out = BytesMut::new();
@@ -161,26 +170,49 @@ impl Client {
                 }
             }
             Some(subscriber) => {
-                let mut all = subscriber.subscriptions.borrow_mut();
+                let all = subscriber.subscriptions.borrow();
                 let names: Vec<Bytes> =
                     if named.is_empty() { all.of(listen).iter().cloned().collect() } else { named };
+                drop(all);
                 if names.is_empty() {
-                    all.remove(listen, None, protocol, &mut out);
+                    subscriber.subscriptions.borrow_mut().remove(listen, None, protocol, &mut out);
                 }
-                for name in &names {
-                    if all.remove(listen, Some(name), protocol, &mut out) {
-                        subscriber.station.unsubscribe(listen, name);
+                let mut slice = Slice::begin();
+                let mut names = names.iter().peekable();
+                while names.peek().is_some() {
+                    let mut all = subscriber.subscriptions.borrow_mut();
+                    while let Some(name) = names.next_if(|_| !slice.is_over()) {
+                        if all.remove(listen, Some(name), protocol, &mut out) {
+                            subscriber.station.unsubscribe(listen, name);
+                        }
                     }
+                    self.session.borrow_mut().listens = all.len();
+                    self.holds_names(all.len(), all.bytes());
+                    drop(all);
+                    self.send(&out.split());
+                    slice.breathe().await;
                 }
-                self.session.borrow_mut().listens = all.len();
-                self.holds_names(all.len(), all.bytes());
             }
         }
         self.send(&out);
         self.forget_subscriber_without_subscriptions();
     }
 
-    /// Ends all subscriptions without a word: RESET, or the client is closed.
+    /// Ends all subscriptions without a word, when the client is closed.
+    pub(super) async fn leave_subscriptions_in_slices(&self) {
+        let Some(subscriber) = self.subscriber.borrow().clone() else { return };
+        let names = subscriber.subscriptions.take();
+        let mut slice = Slice::begin();
+        for listen in Listen::ALL {
+            for name in names.of(listen) {
+                subscriber.station.unsubscribe(listen, name);
+                slice.breathe().await;
+            }
+        }
+        self.leave_subscriptions();
+    }
+
+    /// Ends all subscriptions without a word, for RESET.
     pub(super) fn leave_subscriptions(&self) {
         let Some(subscriber) = self.subscriber.take() else { return };
         let all = subscriber.subscriptions.take();
@@ -278,7 +310,7 @@ impl Listener for Client {
         self.send_shared(frame.clone());
     }
 
-    fn confirmed(&self, listen: Listen, names: &[Bytes]) {
+    fn confirmed(&self, listen: Listen, names: &[Bytes], are_all: bool) {
         let Some(subscriber) = self.subscriber.borrow().clone() else { return };
         let mut out = BytesMut::new();
         let protocol = self.protocol();
@@ -291,7 +323,9 @@ impl Listener for Client {
         drop(all);
         self.holds_names(count, bytes);
         self.send(&out);
-        subscriber.is_answered();
+        if are_all {
+            subscriber.is_answered();
+        }
     }
 
     fn refused(&self, words: &Bytes) {

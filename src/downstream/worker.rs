@@ -28,10 +28,11 @@ use super::wire::Wire;
 use crate::command::{Asked, rows};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
-use crate::pool::{Control, Pool, Pressure, Unavailable, Victim};
+use crate::pool::{Control, Pool, Pressure, Slice, Turns, Unavailable, Victim};
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
 use crate::session::{
-    ALWAYS_TAKEN, Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts, Session,
+    ALWAYS_TAKEN, ClientRow, Filter, Listed, LoadedModule, Pin, Placement, Policy, RowFormat, ServerFacts,
+    Session,
 };
 use crate::telemetry::{ClientClose, Counted, UpstreamClose, client_closed, publish_gauge, publish_tasks};
 use crate::upstream::{Lacks, tune};
@@ -112,6 +113,12 @@ pub(crate) struct Worker {
     pub(super) heeded: Heeded,
     ids: Arc<AtomicU64>,
     control: Rc<Mutex<Control>>,
+    /// Who asks on the control connection next.
+    questions: Arc<Turns>,
+    /// Whose CLIENT LIST or KILL is worked on here: one at a time.
+    pub(super) listings: Arc<Turns>,
+    /// The same for PROXY, which waits for no CLIENT LIST.
+    pub(super) proxy_listings: Arc<Turns>,
     /// On the first worker, until the drain: what looks after connections and logins by itself.
     upkeep: RefCell<Vec<AbortHandle>>,
     link: Option<Link>,
@@ -189,6 +196,9 @@ impl Worker {
         Rc::new(Self {
             pool,
             control,
+            questions: Arc::default(),
+            listings: Arc::default(),
+            proxy_listings: Arc::default(),
             upkeep: RefCell::new(upkeep),
             give_back,
             hubs,
@@ -258,11 +268,16 @@ impl Worker {
         match message {
             Message::Client(accepted) => self.admit(accepted),
             Message::Rows(reply) => {
-                let now = Instant::now();
-                drop(reply.send(self.clients.borrow().values().map(|client| client.row(now)).collect()));
+                let worker = Rc::clone(self);
+                self.pool.tasks().spawn_local(async move { drop(reply.send(worker.rows().await)) });
             }
             Message::Lanes(reply) => drop(reply.send(self.pool.lane_rows())),
-            Message::Kill(filter, me, reply) => drop(reply.send(self.kill(&filter, me))),
+            Message::Kill(filter, me, reply) => {
+                let worker = Rc::clone(self);
+                self.pool.tasks().spawn_local(async move {
+                    let _ = reply.send(worker.kill(&filter, me).await);
+                });
+            }
             Message::YieldMemory(id) => {
                 let client = self.clients.borrow().get(&id).cloned();
                 if let Some(client) = client {
@@ -270,9 +285,11 @@ impl Worker {
                 }
             }
             Message::Unblock(id, with_error, done) => self.unblock(id, Unblock { with_error, done }),
-            Message::Control { user, identity, protocol, request, reply } => {
+            Message::Control { user, address, identity, protocol, request, reply } => {
                 let (pool, control) = (Rc::clone(&self.pool), Rc::clone(&self.control));
+                let questions = Arc::clone(&self.questions);
                 self.pool.tasks().spawn_local(async move {
+                    let _turn = questions.turn(user, address).await;
                     let mut control = control.lock().await;
                     let answer = control.ask(&pool, user, &identity, protocol, &request).await;
                     control.was_needed();
@@ -487,15 +504,38 @@ impl Worker {
         }
     }
 
-    fn kill(&self, filter: &Filter, me: u64) -> i64 {
-        let now = Instant::now();
-        let mut killed = 0;
-        for client in self.clients.borrow().values() {
-            let row = Listed::parse(&client.row(now).text(&RowFormat::default()));
-            if row.is_some_and(|row| filter.matches(&row, me)) {
+    /// The clients that are there now; some may have left when they are come to.
+    fn all_clients(&self) -> Vec<Rc<Client>> {
+        self.clients.borrow().values().cloned().collect()
+    }
+
+    async fn rows(&self) -> Vec<ClientRow> {
+        let (mut slice, mut rows) = (Slice::begin(), Vec::new());
+        for client in self.all_clients() {
+            if !client.closed.get() {
+                rows.push(client.row(Instant::now()));
+            }
+            slice.breathe().await;
+        }
+        rows
+    }
+
+    async fn kill(&self, filter: &Filter, me: u64) -> i64 {
+        let (mut slice, mut killed) = (Slice::begin(), 0);
+        let candidates = match filter.ids() {
+            Some(ids) => {
+                let clients = self.clients.borrow();
+                ids.filter_map(|id| clients.get(&id).cloned()).collect()
+            }
+            None => self.all_clients(),
+        };
+        for client in candidates {
+            let row = Listed::parse(&client.row(Instant::now()).text(&RowFormat::default()));
+            if !client.closed.get() && row.is_some_and(|row| filter.matches(&row, me)) {
                 client.doom(ClientClose::Killed);
                 killed += 1;
             }
+            slice.breathe().await;
         }
         killed
     }

@@ -4,17 +4,19 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::pool::{Charge, LONG, Permit, Pool};
+use crate::pool::{Charge, LONG, Permit, Pool, Slice, go_on_later};
 use crate::resp::{ReplyKind, ReplyScanner, append};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::UpstreamStream;
 
 /// A drained write buffer larger than this is given back.
 const KEEP: usize = 64 << 10;
+/// After so many frames it is looked at the clock.
+const LOOK: usize = 32;
 
 /// What a connection is carried for: bytes in, bytes out, and deadlines. Knows no socket.
 pub(super) trait Desk {
@@ -76,6 +78,8 @@ impl Bell {
 pub(super) struct Carrier {
     pub(super) stream: UpstreamStream,
     scanner: ReplyScanner,
+    /// What was read and not yet taken, because others had to be served first.
+    behind: Bytes,
     partial: BytesMut,
     /// What a long part counts: nobody knows yet for whom it is, so it counts for nobody by name.
     held: Charge,
@@ -91,6 +95,7 @@ impl Carrier {
         Self {
             stream,
             scanner: ReplyScanner::default(),
+            behind: Bytes::new(),
             partial: BytesMut::new(),
             held: pool.shared.memory.unnamed(),
             clock: Clock::default(),
@@ -108,7 +113,12 @@ impl Carrier {
         heard: &Cell<Instant>,
         leaving: impl Fn() -> Option<Over>,
     ) -> Poll<Over> {
+        let slice = Slice::begin();
         loop {
+            if slice.is_over() {
+                go_on_later(cx);
+                return Poll::Pending;
+            }
             self.clock.poll(cx, desk);
             if !self.severed
                 && let Poll::Ready(Err(error)) = self.poll_write(cx, desk)
@@ -121,7 +131,11 @@ impl Carrier {
             if let Some(over) = leaving() {
                 return Poll::Ready(over);
             }
-            if let Err(reason) = ready!(self.poll_read(cx, pool, desk, heard)) {
+            let taken = match self.behind.is_empty() {
+                true => ready!(self.poll_read(cx, pool, desk, heard, &slice)),
+                false => self.take_behind(desk, &slice),
+            };
+            if let Err(reason) = taken {
                 return Poll::Ready(Over::Lost(reason));
             }
         }
@@ -134,6 +148,7 @@ impl Carrier {
         pool: &Pool,
         desk: &RefCell<impl Desk>,
         heard: &Cell<Instant>,
+        slice: &Slice,
     ) -> Poll<Result<(), UpstreamClose>> {
         let mut scratch = pool.scratch().borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch);
@@ -143,7 +158,16 @@ impl Carrier {
         }
         let now = Instant::now();
         heard.set(now);
-        Poll::Ready(self.receive(buffer.filled(), desk, now))
+        let data = buffer.filled();
+        let taken = self.receive(data, desk, now, slice);
+        Poll::Ready(taken.map(|taken| self.behind = Bytes::copy_from_slice(&data[taken..])))
+    }
+
+    fn take_behind(&mut self, desk: &RefCell<impl Desk>, slice: &Slice) -> Result<(), UpstreamClose> {
+        let data = std::mem::take(&mut self.behind);
+        let taken = self.receive(&data, desk, Instant::now(), slice)?;
+        self.behind = data.slice(taken..);
+        Ok(())
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, desk: &RefCell<impl Desk>) -> Poll<std::io::Result<()>> {
@@ -171,10 +195,22 @@ impl Carrier {
         Poll::Ready(Ok(()))
     }
 
-    fn receive(&mut self, data: &[u8], desk: &RefCell<impl Desk>, now: Instant) -> Result<(), UpstreamClose> {
+    /// Takes frames until there are no more, or others are to be served. Returns how many bytes are done with.
+    fn receive(
+        &mut self,
+        data: &[u8],
+        desk: &RefCell<impl Desk>,
+        now: Instant,
+        slice: &Slice,
+    ) -> Result<usize, UpstreamClose> {
         let mut desk = desk.borrow_mut();
         let mut rest = data;
+        let mut frames = 0_usize;
         while !rest.is_empty() {
+            frames += 1;
+            if frames.is_multiple_of(LOOK) && slice.is_over() {
+                break;
+            }
             let step = self.scanner.step(rest).map_err(|_| UpstreamClose::Desync)?;
             let (part, behind) = rest.split_at(step.consumed);
             rest = behind;
@@ -191,7 +227,7 @@ impl Carrier {
             let len = self.partial.len();
             self.held.set(if len < LONG { 0 } else { len });
         }
-        Ok(())
+        Ok(data.len() - rest.len())
     }
 }
 

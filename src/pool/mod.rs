@@ -20,6 +20,7 @@ mod queue;
 mod recall;
 mod roles;
 mod rotation;
+mod slice;
 mod turns;
 mod unavailable;
 
@@ -51,6 +52,7 @@ pub use pulse::Pulse;
 pub use recall::Blocked;
 use roles::Roles;
 use rotation::{Rotation, Turn};
+pub use slice::{SLICE, Slice, go_on_later};
 pub use turns::Turns;
 pub use unavailable::Unavailable;
 

@@ -126,6 +126,24 @@ impl Filter {
         Some(filter)
     }
 
+    /// Whether it means everybody.
+    #[must_use]
+    pub fn takes_all(&self) -> bool {
+        self.conditions.is_empty() && !self.skip_me
+    }
+
+    /// The only ids that it can mean; `None`: any.
+    #[must_use]
+    pub fn ids(&self) -> Option<impl Iterator<Item = u64>> {
+        let ids = self.conditions.iter().filter(|condition| !condition.negated).find_map(|condition| {
+            match &condition.test {
+                Test::Id(ids) => Some(ids),
+                _ => None,
+            }
+        });
+        ids.map(|ids| ids.iter().copied())
+    }
+
     /// The same CLIENT KILL made to kill nobody: the server's verdict on its words.
     #[must_use]
     pub fn harmless(request: &Request<'_>) -> Bytes {

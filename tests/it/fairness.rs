@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Server, Stage, until};
+use crate::harness::{Client, PATIENCE, Server, Stage, long, until};
 
 /// One lease for everybody.
 const ONE_LEASE: &[&str] = &["pool.max_connections=6", "pool.wait_timeout=20s"];
@@ -102,6 +102,65 @@ fn transactions_have_leases_that_standing_ones_cannot_take() {
     assert_eq!(standing()["held"], 2);
     assert_eq!(next.call("RESET").text(), "RESET");
     until("and its place too", PATIENCE, || standing()["held"] == 1);
+}
+
+/// Clients of one user list all clients without a pause; what others ask is answered between two of their listings.
+#[test]
+fn listings_of_one_user_delay_neither_an_operator_nor_a_neighbour() {
+    let stage = Stage::proxied_secured();
+    let (idle, listing) = if long() { (2_000, 50) } else { (300, 30) };
+    let mut operator = stage.connect();
+    assert_eq!(operator.call("AUTH sesame").text(), "OK");
+    assert_eq!(operator.call("ACL SETUSER low on >low ~* +@all").text(), "OK");
+    assert_eq!(operator.call("ACL SETUSER other on >other ~* +@all").text(), "OK");
+    let of = |user: &str| {
+        let mut client = stage.connect();
+        assert_eq!(client.call(&format!("AUTH {user} {user}")).text(), "OK");
+        client
+    };
+    let crowd: Vec<Client> = (0..idle).map(|_| of("low")).collect();
+    let mut neighbour = of("other");
+    let (is_over, listings) = (AtomicBool::new(false), AtomicU32::new(0));
+    // So many listings end while each of these is answered.
+    let meanwhile = thread::scope(|scope| {
+        for _ in 0..listing {
+            let mut client = of("low");
+            let (is_over, listings, start) = (&is_over, &listings, Instant::now());
+            scope.spawn(move || {
+                while !is_over.load(SeqCst) && start.elapsed() < 4 * SPAN {
+                    client.start("CLIENT LIST");
+                    let reply = client.reply_within(4 * SPAN);
+                    assert!(!reply.is_error(), "{reply:?}");
+                    listings.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        until("they list", 2 * SPAN, || listings.load(SeqCst) > 2 * listing);
+        let ask = |what: &str, question: &mut dyn FnMut()| {
+            let mut counts: Vec<(u32, Duration)> = (0..7)
+                .map(|_| {
+                    let (before, start) = (listings.load(SeqCst), Instant::now());
+                    question();
+                    (listings.load(SeqCst) - before, start.elapsed())
+                })
+                .collect();
+            counts.sort_unstable();
+            println!("{what}: listings of others and time meanwhile {counts:.1?}");
+            (what.to_owned(), counts[3].0)
+        };
+        let meanwhile = [
+            ask("PROXY CLIENTS", &mut || assert!(!operator.call("PROXY CLIENTS").is_error())),
+            ask("CLIENT LIST", &mut || assert!(!neighbour.call("CLIENT LIST").is_error())),
+            ask("/status", &mut || assert_eq!(stage.proxy().http("/status").0, 200)),
+            ask("GET", &mut || assert!(neighbour.call("GET k").is_nil())),
+        ];
+        is_over.store(true, SeqCst);
+        meanwhile
+    });
+    drop(crowd);
+    // First come, first served, each waits for all of them.
+    let late: Vec<_> = meanwhile.iter().filter(|(_, count)| *count > listing / 3).collect();
+    assert!(late.is_empty(), "listings of others meanwhile: {meanwhile:?}");
 }
 
 /// Each login of theirs is another user's, which the server has to be asked about.

@@ -48,6 +48,7 @@ mod loss;
 mod memory;
 mod miscounts;
 mod module_commands;
+mod neighbours;
 mod network;
 mod orphans;
 mod providers;

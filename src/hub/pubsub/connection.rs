@@ -118,6 +118,10 @@ impl Hub {
         self.topics.borrow().names()
     }
 
+    pub(super) fn heard(&self) -> Instant {
+        self.heard.get()
+    }
+
     /// Why there is no confirmation after all the time that a wait may take.
     pub(super) fn why_not(&self) -> Unavailable {
         if self.queued.get() {

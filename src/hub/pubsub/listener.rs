@@ -42,8 +42,9 @@ fn with_marker(marker: u8, frame: &[u8]) -> Bytes {
 pub trait Listener {
     /// Something was published that it is subscribed to.
     fn message(&self, message: &Message);
-    /// It is subscribed to these, from now on, and must say so to its client before the next message.
-    fn confirmed(&self, listen: Listen, names: &[Bytes]);
+    /// It is subscribed to these, from now on, and must say so to its client before the next message. `are_all`: its request
+    /// is done with them; very many names come in several steps.
+    fn confirmed(&self, listen: Listen, names: &[Bytes], are_all: bool);
     /// The server has refused its request, with this whole error reply.
     fn refused(&self, words: &Bytes);
     /// There is no connection for its request, and no use in waiting.

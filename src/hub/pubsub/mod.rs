@@ -83,6 +83,12 @@ impl Station {
 }
 
 impl Asking {
+    /// When the server last said anything to the hub.
+    #[must_use]
+    pub fn heard(&self) -> Instant {
+        self.hub.heard()
+    }
+
     /// Why the server has not answered until now.
     #[must_use]
     pub fn why_not(&self) -> Unavailable {

@@ -6,6 +6,7 @@
 //! listener and gets a new one meanwhile misses nothing after the new confirmation.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ use crate::telemetry::UpstreamClose;
 
 /// Names subscribed anew in one command after a loss.
 const CHUNK: usize = 100;
+/// Of a request for very many names so many are joined in one step, so that others are served between two.
+const STEP: usize = 500;
 
 type Name = (Listen, Bytes);
 
@@ -66,6 +69,10 @@ struct Request {
     /// confirmed stays so until the connection is lost. Without this, each of 100,000 confirmations would look at
     /// 100,000 names.
     confirmed: usize,
+    /// The server has confirmed a name of its command, so it has accepted the whole command.
+    accepted: bool,
+    /// So many of `names`, from the first, are joined, and the listener has been told.
+    joined: usize,
 }
 
 /// A command in flight.
@@ -124,9 +131,9 @@ impl Topics {
         listen: Listen,
         names: Vec<Bytes>,
     ) -> Option<u64> {
-        let request = Request { who, listener, listen, names, confirmed: 0 };
+        let request = Request { who, listener, listen, names, confirmed: 0, accepted: false, joined: 0 };
         if self.has_all(listen, &request.names) {
-            self.join(&request);
+            self.join(&request, 0..request.names.len());
             return None;
         }
         self.next += 1;
@@ -187,7 +194,7 @@ impl Topics {
         self.out.clear();
         self.forget_what_was_sent();
         for request in self.requests.values_mut() {
-            request.confirmed = 0;
+            (request.confirmed, request.accepted) = (request.joined, false);
         }
         for ((listen, name), topic) in &mut self.topics {
             topic.told = Told::Nothing;
@@ -329,21 +336,29 @@ impl Topics {
         let more = &request.names[request.confirmed..];
         let more = more.iter().take_while(|name| self.is_confirmed(request.listen, name)).count();
         let all = request.confirmed + more;
-        if all < request.names.len() {
+        let is_done = all == request.names.len();
+        if !is_done && !(request.accepted && all - request.joined >= STEP) {
             if let Some(request) = self.requests.get_mut(&id) {
                 request.confirmed = all;
             }
             return false;
         }
-        if let Some(request) = self.requests.remove(&id) {
-            self.join(&request);
-            self.let_go(id, &request);
+        if let Some(mut request) = self.requests.remove(&id) {
+            let step = request.joined..all;
+            self.join(&request, step.clone());
+            self.let_go_of(id, &request, step);
+            if !is_done {
+                (request.confirmed, request.joined) = (all, all);
+                self.requests.insert(id, request);
+            }
         }
-        true
+        is_done
     }
 
-    fn join(&mut self, request: &Request) {
-        for name in distinct(&request.names) {
+    fn join(&mut self, request: &Request, step: Range<usize>) {
+        let is_last = step.end == request.names.len();
+        let names = &request.names[step];
+        for name in names {
             let listener = Rc::clone(&request.listener);
             let who = request.who;
             if self.topic(request.listen, name).listeners.insert(who, listener).is_none() {
@@ -351,11 +366,15 @@ impl Topics {
             }
         }
         // In the same step: no message may come before its confirmation.
-        request.listener.confirmed(request.listen, &request.names);
+        request.listener.confirmed(request.listen, names, is_last);
     }
 
     fn let_go(&mut self, id: u64, request: &Request) {
-        for name in &request.names {
+        self.let_go_of(id, request, request.joined..request.names.len());
+    }
+
+    fn let_go_of(&mut self, id: u64, request: &Request, step: Range<usize>) {
+        for name in &request.names[step] {
             if let Some(topic) = self.topics.get_mut(&(request.listen, name.clone())) {
                 topic.wanted.remove(&id);
             }
@@ -416,10 +435,13 @@ impl Topics {
 
     /// One confirmation: it must be the next one that is owed.
     fn confirmed(&mut self, word: &[u8], name: &[u8]) -> Result<bool, UpstreamClose> {
-        let Some(Sent::Names { listen, subscribe, names, confirmed, .. }) = self.sent.front_mut() else {
+        let Some(Sent::Names { listen, subscribe, names, confirmed, by }) = self.sent.front_mut() else {
             return Err(UpstreamClose::Desync);
         };
         let (listen, subscribe) = (*listen, *subscribe);
+        if let Some(request) = by.and_then(|id| self.requests.get_mut(&id)) {
+            request.accepted = true;
+        }
         let expected = if subscribe { listen.subscribe() } else { listen.unsubscribe() };
         let Some(name) = names.get(*confirmed).filter(|next| ***next == *name).cloned() else {
             return Err(UpstreamClose::Desync);
@@ -552,15 +574,23 @@ mod tests {
     #[derive(Default)]
     struct Heard {
         confirmed: Cell<usize>,
+        /// Most of them in one step.
+        step: Cell<usize>,
+        done: Cell<usize>,
+        refused: Cell<usize>,
         lost: Cell<usize>,
     }
 
     impl Listener for Heard {
         fn message(&self, _: &Message) {}
-        fn confirmed(&self, _: Listen, names: &[Bytes]) {
+        fn confirmed(&self, _: Listen, names: &[Bytes], are_all: bool) {
             self.confirmed.set(self.confirmed.get() + names.len());
+            self.step.set(self.step.get().max(names.len()));
+            self.done.set(self.done.get() + usize::from(are_all));
         }
-        fn refused(&self, _: &Bytes) {}
+        fn refused(&self, _: &Bytes) {
+            self.refused.set(self.refused.get() + 1);
+        }
         fn unserved(&self, _: &Unavailable) {}
         fn lost(&self) {
             self.lost.set(self.lost.get() + 1);
@@ -606,6 +636,49 @@ mod tests {
             let (few, many) = (looks(1_000, at_once), looks(10_000, at_once));
             assert!(many <= few * 11, "{few} looks for 1,000 names, {many} for 10,000");
         }
+    }
+
+    fn ask(topics: &mut Topics, who: u64, heard: &Rc<Heard>, names: &[Bytes]) {
+        let listener = Rc::clone(heard) as Rc<dyn Listener>;
+        assert!(topics.subscribe(who, listener, Listen::Channels, names.to_vec()).is_some());
+    }
+
+    #[test]
+    fn very_many_names_are_joined_in_steps_and_each_once_also_after_a_loss() {
+        let mut topics = Topics::new(Arc::default());
+        topics.connected();
+        let (heard, all) = (Rc::new(Heard::default()), names("c", 10_000));
+        ask(&mut topics, 1, &heard, &all);
+        confirm(&mut topics, &all[..7_200]);
+        assert_eq!((heard.confirmed.get(), heard.done.get()), (7_000, 0));
+        topics.disconnected(true);
+        topics.connected();
+        // What is listened to is asked for first, in any order.
+        while let Some(Sent::Names { names, .. }) = topics.sent.front() {
+            let names = names.clone();
+            confirm(&mut topics, &names);
+        }
+        assert_eq!((heard.confirmed.get(), heard.step.get(), heard.done.get()), (10_000, STEP, 1));
+        assert!(!topics.is_awaited());
+        for name in &all {
+            topics.unsubscribe(1, Listen::Channels, name);
+        }
+        assert!(!topics.is_needed());
+    }
+
+    /// Redis judges all names of a command before it subscribes to the first.
+    #[test]
+    fn of_a_command_that_is_refused_nothing_is_joined() {
+        let mut topics = Topics::new(Arc::default());
+        topics.connected();
+        let (other, heard) = (Rc::new(Heard::default()), Rc::new(Heard::default()));
+        let mut all = names("c", 2 * STEP);
+        ask(&mut topics, 1, &other, &all);
+        confirm(&mut topics, &all);
+        all.push(Bytes::from("forbidden"));
+        ask(&mut topics, 2, &heard, &all);
+        topics.receive(ReplyKind::Error, b"-NOPERM no\r\n", Instant::now()).unwrap();
+        assert_eq!((heard.confirmed.get(), heard.refused.get()), (0, 1));
     }
 
     #[test]
