@@ -312,13 +312,17 @@ class Sampler(threading.Thread):
             self.server = None
             return None
         self.most_upstream = max(self.most_upstream, len(self.rows))
+        clients, tasks = total(metrics, "redbouncer_clients"), total(metrics, "redbouncer_tasks")
+        connections = clients + len(self.rows)
         return {
             "memory": int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.M)[1]),
             "files": files,
-            "tasks": total(metrics, "redbouncer_tasks"),
+            "tasks": tasks,
             "upstream": len(self.rows),
-            "clients": total(metrics, "redbouncer_clients"),
+            "clients": clients,
             "held": total(metrics, "redbouncer_client_memory_bytes") / 1024,
+            "other files": files - connections,
+            "other tasks": tasks - connections,
         }
 
     def end(self):
