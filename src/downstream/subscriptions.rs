@@ -37,6 +37,11 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
+    /// The names of one kind.
+    fn names(&self, listen: Listen) -> Vec<Bytes> {
+        self.subscriptions.borrow().of(listen).iter().cloned().collect()
+    }
+
     fn is_answered(&self) {
         self.done.set(true);
         self.answered.notify_one();
@@ -158,44 +163,63 @@ impl Client {
     pub(super) async fn unlisten(&self, listen: Listen, request: &Bytes) {
         let Some(parsed) = Request::parse(request) else { return };
         let named: Vec<Bytes> = parsed.args().skip(1).map(Bytes::copy_from_slice).collect();
+        let subscriber = self.subscriber.borrow().clone();
+        let Some(subscriber) = subscriber else { return self.leave_none(listen, &named) };
+        let names = if named.is_empty() { subscriber.names(listen) } else { named };
+        if names.is_empty() {
+            self.leave_none(listen, &[]);
+        }
+        let mut slice = Slice::begin();
+        let mut left = &names[..];
+        while !left.is_empty() {
+            left = self.leave_some(&subscriber, listen, left, &slice);
+            slice.breathe().await;
+        }
+        self.forget_subscriber_without_subscriptions();
+    }
+
+    /// Answers an UNSUBSCRIBE of one that is subscribed to nothing of this kind.
+    fn leave_none(&self, listen: Listen, named: &[Bytes]) {
         let mut out = BytesMut::new();
-        let protocol = self.protocol();
-        match self.subscriber.borrow().clone() {
-            None => {
-                let mut none = Subscriptions::default();
-                let names: Vec<_> =
-                    if named.is_empty() { vec![None] } else { named.iter().map(Some).collect() };
-                for name in names {
-                    none.remove(listen, name, protocol, &mut out);
-                }
-            }
-            Some(subscriber) => {
-                let all = subscriber.subscriptions.borrow();
-                let names: Vec<Bytes> =
-                    if named.is_empty() { all.of(listen).iter().cloned().collect() } else { named };
-                drop(all);
-                if names.is_empty() {
-                    subscriber.subscriptions.borrow_mut().remove(listen, None, protocol, &mut out);
-                }
-                let mut slice = Slice::begin();
-                let mut names = names.iter().peekable();
-                while names.peek().is_some() {
-                    let mut all = subscriber.subscriptions.borrow_mut();
-                    while let Some(name) = names.next_if(|_| !slice.is_over()) {
-                        if all.remove(listen, Some(name), protocol, &mut out) {
-                            subscriber.station.unsubscribe(listen, name);
-                        }
-                    }
-                    self.session.borrow_mut().listens = all.len();
-                    self.holds_names(all.len(), all.bytes());
-                    drop(all);
-                    self.send(&out.split());
-                    slice.breathe().await;
-                }
-            }
+        let subscriber = self.subscriber.borrow().clone();
+        let mut none = Subscriptions::default();
+        let mut all = subscriber.as_ref().map(|subscriber| subscriber.subscriptions.borrow_mut());
+        let all = all.as_deref_mut().unwrap_or(&mut none);
+        if named.is_empty() {
+            all.remove(listen, None, self.protocol(), &mut out);
+        }
+        for name in named {
+            all.remove(listen, Some(name), self.protocol(), &mut out);
         }
         self.send(&out);
-        self.forget_subscriber_without_subscriptions();
+    }
+
+    /// Leaves names until others are to be served. Returns the rest.
+    fn leave_some<'a>(
+        &self,
+        subscriber: &Subscriber,
+        listen: Listen,
+        names: &'a [Bytes],
+        slice: &Slice,
+    ) -> &'a [Bytes] {
+        let mut out = BytesMut::new();
+        let protocol = self.protocol();
+        let mut all = subscriber.subscriptions.borrow_mut();
+        let mut left = names;
+        while let Some((name, rest)) = left.split_first() {
+            if all.remove(listen, Some(name), protocol, &mut out) {
+                subscriber.station.unsubscribe(listen, name);
+            }
+            left = rest;
+            if slice.is_over() {
+                break;
+            }
+        }
+        self.session.borrow_mut().listens = all.len();
+        self.holds_names(all.len(), all.bytes());
+        drop(all);
+        self.send(&out);
+        left
     }
 
     /// Ends all subscriptions without a word, when the client is closed.

@@ -227,7 +227,7 @@ fn a_transaction_with_very_many_commands() {
     judge("a transaction in one piece", |place, _| {
         let queued = pipeline(count(), |_| words(&["INCR", "counter"]));
         let mut loud = Loud::connect(place.address);
-        loud.run(&[words(&["MULTI"]), queued.clone(), words(&["EXEC"])].concat());
+        loud.run(&[words(&["MULTI"]), queued, words(&["EXEC"])].concat());
     });
 }
 

@@ -337,7 +337,8 @@ impl Topics {
         let more = more.iter().take_while(|name| self.is_confirmed(request.listen, name)).count();
         let all = request.confirmed + more;
         let is_done = all == request.names.len();
-        if !is_done && !(request.accepted && all - request.joined >= STEP) {
+        let is_step = request.accepted && all - request.joined >= STEP;
+        if !(is_done || is_step) {
             if let Some(request) = self.requests.get_mut(&id) {
                 request.confirmed = all;
             }
