@@ -34,7 +34,8 @@ use crate::downstream::{
     Worker, listen,
 };
 use crate::pool::{
-    Budget, ClientMemory, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Unavailable,
+    Budget, ClientMemory, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Tracked,
+    Unavailable,
 };
 use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
@@ -512,7 +513,7 @@ fn work(index: usize, shared: Shared, terms: Terms, links: Links, messages: mpsc
 async fn greet(pool: Rc<Pool>, directory: Arc<Directory>) {
     let (user, identity) = directory.own_identity();
     let database = pool.shared.upstream.database;
-    let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false };
+    let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
     let group = pool.group(key, &identity);
     group.join();
     match pool.lane_ready(&group, pool.wait_deadline()).await {

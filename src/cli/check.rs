@@ -53,7 +53,7 @@ fn configuration(config: &Config, findings: &mut Findings) {
         if workers == 1 { String::new() } else { format!(", for {workers} workers") }
     );
     let formula = "needed: 1, a lane for each user, database and RESP version (2 at the least), 2 hubs for each user that \
-                   blocks or subscribes, one for each MONITOR, tracking client and open WATCH or MULTI";
+                   blocks or subscribes, one for each MONITOR and open WATCH or MULTI";
     if open == 0 {
         findings.warning(
             "budget",

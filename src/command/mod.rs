@@ -60,9 +60,9 @@ pub enum Class {
     ClientNoEvict,
     /// CLIENT NO-TOUCH: a lease from `on` to `off`.
     ClientNoTouch,
-    /// CLIENT TRACKING: a lease from ON to OFF.
+    /// CLIENT TRACKING: part of the lane's key; a lease from ON to OFF with BCAST, or before 7.0.
     ClientTracking,
-    /// CLIENT CACHING: in one write with the command behind it.
+    /// CLIENT CACHING: remembered for the next command.
     ClientCaching,
     /// CLIENT TRACKINGINFO.
     ClientTrackingInfo,
@@ -139,7 +139,12 @@ impl Class {
     pub const fn route(self) -> &'static str {
         match self {
             Self::Pass | Self::Publish | Self::PubSub | Self::Ping => "lane",
-            Self::Auth | Self::Hello | Self::Select | Self::ReadOnly | Self::ReadWrite => "lane key",
+            Self::Auth
+            | Self::Hello
+            | Self::Select
+            | Self::ReadOnly
+            | Self::ReadWrite
+            | Self::ClientTracking => "lane key",
             Self::Quit
             | Self::Reset
             | Self::ClientSetName
@@ -148,21 +153,17 @@ impl Class {
             | Self::ClientId
             | Self::ClientInfo
             | Self::ClientReply
+            | Self::ClientCaching
+            | Self::ClientTrackingInfo
+            | Self::ClientGetRedir
             | Self::ClientNoEvict
             | Self::ClientHelp
             | Self::ClientCapa
             | Self::Proxy => "local",
             Self::ClientList | Self::ClientKill | Self::ClientUnblock => "local + control",
-            Self::ClientNoTouch
-            | Self::ClientTracking
-            | Self::ClientCaching
-            | Self::ClientTrackingInfo
-            | Self::ClientGetRedir
-            | Self::Watch
-            | Self::Unwatch
-            | Self::Monitor
-            | Self::Wait
-            | Self::Lease => "lease",
+            Self::ClientNoTouch | Self::Watch | Self::Unwatch | Self::Monitor | Self::Wait | Self::Lease => {
+                "lease"
+            }
             Self::ClientImportSource | Self::ClientUnknown | Self::Refused(_) => "refused",
             Self::Multi | Self::Exec | Self::Discard => "lane or lease",
             Self::Subscribe

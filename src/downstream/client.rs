@@ -23,7 +23,7 @@ use super::server_change::Learned;
 use super::socket::ClientSocket;
 use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
-use crate::pool::{Group, Lane, LaneKey, Receiver};
+use crate::pool::{Group, Lane, LaneKey, Receiver, Tracked};
 use crate::resp::{Protocol, RequestScanner, Unsent, encode};
 use crate::session::{ClientRow, Endpoint, Flags, Policy, Rights, Session};
 use crate::telemetry::ClientClose;
@@ -75,6 +75,12 @@ pub(crate) struct Client {
     pub(super) is_caught_up: Cell<bool>,
     /// Part of a reply has been sent.
     pub(super) mid_reply: Cell<bool>,
+    /// Messages and invalidations that wait for its end.
+    pub(super) held_pushes: RefCell<Option<Box<Unsent>>>,
+    /// It has had CLIENT TRACKING on.
+    pub(super) has_tracked: Cell<bool>,
+    /// It could not be told that all it has read may have changed.
+    pub(super) has_missed: Cell<bool>,
     /// Since when it has left more unread than subscribers may for long.
     pub(super) over_soft_since: Cell<Option<Instant>>,
     /// Decided to be closed, by whoever found the reason.
@@ -148,6 +154,9 @@ impl Client {
             subscriber: RefCell::new(None),
             is_caught_up: Cell::new(false),
             mid_reply: Cell::new(false),
+            held_pushes: RefCell::new(None),
+            has_tracked: Cell::new(false),
+            has_missed: Cell::new(false),
             over_soft_since: Cell::new(None),
             doomed: Cell::new(None),
             closed: Cell::new(false),
@@ -372,6 +381,7 @@ impl Client {
             database: session.database,
             protocol: session.protocol,
             readonly: session.readonly,
+            tracked: if session.hears_invalidations() { Tracked::Reads } else { Tracked::No },
         };
         Some((key, identity))
     }
@@ -382,6 +392,9 @@ impl Client {
             return Some(Rc::clone(group));
         }
         let (key, identity) = self.lane_key()?;
+        if self.has_tracked.get() {
+            self.hears_on(key.tracked);
+        }
         let group = self.worker.pool.group(key, &identity);
         group.join();
         self.group.replace(Some(Rc::clone(&group)));

@@ -39,6 +39,9 @@ impl Client {
         self.lane_for(run, asked, frames, (replies, true))?;
         self.worker.count(self, asked);
         if let Some(lane) = run.lane.take() {
+            if self.session.borrow().tracking.is_some() {
+                self.note_block(&lane, frames, replies);
+            }
             self.counted_on(&lane, frames, replies);
         }
         Ok(())

@@ -39,6 +39,8 @@ pub(super) struct Taken {
     pub(super) replies: u32,
     /// A reply counts our hubs where it should count their clients: PUBLISH, or a block with one.
     pub(super) counts: bool,
+    /// What it reads is remembered, because its client tracks.
+    pub(super) remembered: bool,
 }
 
 /// Why the fast path stops.
@@ -70,7 +72,7 @@ pub(super) enum Ran {
 #[derive(Default)]
 pub(super) struct Run {
     start: usize,
-    count: u32,
+    pub(super) count: u32,
     pub(super) lane: Option<Rc<Lane>>,
     nature: Nature,
     /// Reads and writes do not share lanes now.
@@ -380,7 +382,7 @@ impl Client {
     }
 
     /// Appends the gathered run, which ends where `upto` ends, to its lane.
-    fn push(self: &Rc<Self>, run: &mut Run, upto: &[u8]) {
+    pub(super) fn push(self: &Rc<Self>, run: &mut Run, upto: &[u8]) {
         if let Some(lane) = run.lane.take()
             && run.count > 0
         {
@@ -415,7 +417,7 @@ impl Client {
     }
 
     /// `count` commands were appended to `lane`.
-    fn is_on(&self, lane: &Rc<Lane>, count: u32) {
+    pub(super) fn is_on(&self, lane: &Rc<Lane>, count: u32) {
         self.outstanding.set(self.outstanding.get() + count);
         self.has_written.set(true);
         self.is_caught_up.set(false);
@@ -436,9 +438,10 @@ impl Client {
     ) -> Result<usize, (usize, Ran)> {
         let request = Request::new(frame, shape);
         let asked = classify(&request);
-        let (route, mode) = {
+        let (route, mode, tracks) = {
             let session = self.session.borrow();
-            (session.route(&asked, &request, self.policy()), session.replies)
+            let tracks = session.tracking.is_some();
+            (session.route(&asked, &request, self.policy()), session.replies, tracks)
         };
         let muted = mode != ReplyMode::On;
         if run.nature.muted != muted {
@@ -454,6 +457,15 @@ impl Client {
                 run.start = at + frame.len();
                 Ok(frame.len())
             }
+            Route::Lane
+                if tracks
+                    && !muted
+                    && self.take_own_write(frame, (&asked, &request), run, &data[..at])? =>
+            {
+                self.session.borrow_mut().has_taken(&asked);
+                run.start = at + frame.len();
+                Ok(frame.len())
+            }
             Route::Lane => {
                 if run.group_is_held && run.count > 0 && !asked.only_reads() {
                     self.push(run, &data[..at]);
@@ -461,6 +473,9 @@ impl Client {
                 }
                 self.lane_for(run, &asked, frame, (1, false))?;
                 self.worker.count(self, &asked);
+                if tracks {
+                    self.note_reads(run, &asked, &request);
+                }
                 run.count += 1;
                 run.nature.may_invent |= asked.may_invent();
                 if muted {
@@ -476,7 +491,8 @@ impl Client {
                         if block.scripts {
                             self.uses_scripts();
                         }
-                        self.take_counted(&data[at..at + block.len], block.commands, &asked, run)?;
+                        let frames = &data[at..at + block.len];
+                        self.take_counted(frames, block.commands, &asked, run)?;
                         run.start = at + block.len;
                         Ok(block.len)
                     }
@@ -489,6 +505,9 @@ impl Client {
                         self.lane_for(run, &asked, frames, (block.commands, false))?;
                         self.worker.count(self, &asked);
                         if let Some(lane) = run.lane.take() {
+                            if tracks {
+                                self.note_block(&lane, frames, block.commands);
+                            }
                             let nature = Nature { muted, may_invent: false, is_block: true };
                             match self.long_part(run, frames) {
                                 None => self.push_on(&lane, frames, block.commands, nature),
@@ -572,6 +591,7 @@ impl Client {
                     may_invent: asked.may_invent(),
                     replies,
                     counts,
+                    remembered: self.remembers_this(asked),
                 };
                 Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
@@ -619,11 +639,19 @@ impl Client {
         match route {
             Route::Local(Class::Quit | Class::Reset | Class::Ping) if self.subscriber.borrow().is_some() => {
                 let request = self.taken(run, frame);
-                let taken =
-                    Taken { request, route, muted: false, may_invent: true, replies: 1, counts: false };
+                let taken = Taken {
+                    request,
+                    route,
+                    muted: false,
+                    may_invent: true,
+                    replies: 1,
+                    counts: false,
+                    remembered: false,
+                };
                 Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
             Route::Local(class) => {
+                let _ = self.remembers_this(&asked);
                 let after = self.answer_locally(class, request);
                 match after {
                     After::Continue if self.has_answered_for_long() => Err((frame.len(), Ran::Later)),
@@ -632,6 +660,7 @@ impl Client {
                 }
             }
             Route::Refuse(text) => {
+                let _ = self.remembers_this(&asked);
                 let muted = self.session.borrow_mut().mutes_this();
                 self.error(&text, muted);
                 if ends_the_session(&text) {
@@ -645,7 +674,9 @@ impl Client {
             route => {
                 let muted = self.session.borrow_mut().mutes_this();
                 let request = self.taken(run, frame);
-                let taken = Taken { request, route, muted, may_invent: true, replies: 1, counts: false };
+                let remembered = self.remembers_this(&asked);
+                let taken =
+                    Taken { request, route, muted, may_invent: true, replies: 1, counts: false, remembered };
                 Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
             }
         }

@@ -6,6 +6,7 @@
 mod replies;
 mod requests;
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -22,7 +23,7 @@ use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::pool::{Holder, Lease, Slice, go_on_later};
 use crate::resp::Unsent;
 use crate::resp::{ReplyScanner, Request};
-use crate::session::{ALWAYS_TAKEN, Failed, LeaseState, Pin, Placement, Route, UNGUARDED};
+use crate::session::{ALWAYS_TAKEN, Failed, LeaseState, Pin, Placement, Reads, Route, UNGUARDED};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::UpstreamStream;
 
@@ -76,6 +77,12 @@ struct Held {
     has_sent_long: bool,
     /// The server has answered with a protocol error, or a script has invented one.
     stumbled_there: bool,
+    /// What its client, which tracks, reads here, where nobody tracks for it, by the place of the reply.
+    reads: VecDeque<(u64, Reads)>,
+    /// CLIENT TRACKING is in the open transaction.
+    tracks_by_exec: bool,
+    /// A transaction was open when the last reply came.
+    was_in_multi: bool,
     /// The last command that the server was asked about.
     just_asked: Option<(Bytes, Placement)>,
 }
@@ -122,6 +129,7 @@ impl Client {
             return Err(ClientClose::StateRefused);
         }
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        let key = key.untracked();
         let what = format!("{}, {}", self.called(), pin.label());
         let holder = Holder { user: key.user, address: self.peer.host(), what: &what };
         self.place.set("waits for a lease");
@@ -158,6 +166,10 @@ impl Client {
             self.worker.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
             return Err(reason);
         }
+        if !self.worker.policy().tracked_lanes {
+            // The first login may just have been made.
+            self.worker.heed_server();
+        }
         // A new WATCH after one that was refused.
         self.session.borrow_mut().failed = Failed::Nothing;
         metrics::counter!("redbouncer_leases_total", "pin" => pin.label()).increment(1);
@@ -181,6 +193,9 @@ impl Client {
             last_wait: None,
             has_sent_long: false,
             stumbled_there: false,
+            reads: VecDeque::new(),
+            tracks_by_exec: false,
+            was_in_multi: false,
             just_asked: None,
         };
         let outcome = held.run(taken).await;
@@ -196,6 +211,7 @@ impl Client {
 
 impl Held {
     async fn run(mut self, first: Taken) -> Result<(), ClientClose> {
+        self.note_first_reads(&first);
         let event = self.carry_out(&first.request, first.muted);
         // It may be long, and a lease last.
         drop(first);

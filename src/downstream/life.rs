@@ -91,6 +91,7 @@ impl Client {
         self.closed.set(true);
         self.waker.borrow_mut().take();
         self.leave_group();
+        self.leave_trackers();
         // Slots in lanes may hold this client until their replies have come; its socket is closed now.
         self.socket.close();
         self.membership.take();

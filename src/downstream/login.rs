@@ -15,7 +15,7 @@ use super::client::Client;
 use super::identity::{Membership, Offer, Remembered, look};
 use super::options::AuthMode;
 use crate::command::Aftermath;
-use crate::pool::{LaneKey, Short, Unavailable};
+use crate::pool::{LaneKey, Short, Tracked, Unavailable};
 use crate::resp::{Protocol, encode};
 use crate::session::{Credentials, Hello, ServerFacts, answers};
 use crate::telemetry::ClientClose;
@@ -258,7 +258,8 @@ impl Client {
         }
         let identity = account.identity_of(offered);
         let database = self.session.borrow().database;
-        let key = LaneKey { user: account.user.id, database, protocol, readonly: false };
+        let key =
+            LaneKey { user: account.user.id, database, protocol, readonly: false, tracked: Tracked::No };
         // A lane that is there proves nothing about now.
         let answer = if pool.has_lanes_of(key) {
             pool.check_login(key, &identity, pool.wait_deadline()).await
@@ -325,7 +326,8 @@ impl Client {
         }
         let (user, identity) = who.unwrap_or_else(|| self.worker.directory.own_identity());
         let database = self.session.borrow().database;
-        let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false };
+        let key =
+            LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
         let group = self.worker.pool.group(key, &identity);
         group.join();
         let deadline = self.worker.pool.wait_deadline();

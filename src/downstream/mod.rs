@@ -33,6 +33,7 @@ mod slow;
 mod socket;
 mod subscriptions;
 mod tls;
+mod tracking;
 mod undelivered;
 mod unserved;
 mod wire;

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::identity::Directory;
 use super::links::Links;
-use crate::pool::{LaneKey, Pool, Unavailable};
+use crate::pool::{LaneKey, Pool, Tracked, Unavailable};
 use crate::resp::Protocol;
 
 /// How often it is looked who is due.
@@ -29,8 +29,13 @@ pub(super) async fn recheck(pool: Rc<Pool>, directory: Arc<Directory>, links: Li
         look.tick().await;
         for (offer, account, identity) in directory.due() {
             // Any database will do: the login is over before one is selected.
-            let key =
-                LaneKey { user: account.user.id, database: 0, protocol: Protocol::Resp2, readonly: false };
+            let key = LaneKey {
+                user: account.user.id,
+                database: 0,
+                protocol: Protocol::Resp2,
+                readonly: false,
+                tracked: Tracked::No,
+            };
             match pool.check_login(key, &identity, pool.wait_deadline()).await {
                 Ok(()) | Err(Unavailable::SelectRefused(_)) => offer.let_in(),
                 Err(Unavailable::LoginRefused(_) | Unavailable::NoAuth) => {

@@ -14,7 +14,7 @@ use super::client::Client;
 use super::drive::Taken;
 use super::places::{Place, Refused};
 use super::unserved::aftermath_of;
-use crate::command::{Aftermath, Class, classify};
+use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::pool::{Choice, Claim, Group, Lane, LaneKey, Nature, Receiver, Unavailable};
 use crate::resp::{self, Request, RequestError, encode};
 use crate::session::answers::After;
@@ -41,7 +41,13 @@ impl Client {
             }
             Route::Transaction => self.leased(taken, Pin::Multi).await,
             Route::Lease(pin) => self.leased(taken, pin).await,
-            Route::Blocking(command) => self.blocking(taken, command).await,
+            Route::Tracking => self.track(taken).await,
+            Route::Blocking(command) => {
+                let request = (command == Blocking::XRead).then(|| taken.request.clone());
+                self.blocking(taken, command).await?;
+                self.disown_all_of(request.as_ref());
+                Ok(())
+            }
             Route::Login(hello) => {
                 let _checked = self.admission.borrow().as_ref().map(Place::is_checked);
                 self.login(hello, taken.muted).await
@@ -105,6 +111,7 @@ impl Client {
             }
             if let Some(lane) = self.lane_that_is_not_held(&group, &taken).await? {
                 self.may_go_on()?;
+                self.taken_reads_over(&lane, &taken);
                 if taken.counts && !taken.muted {
                     self.counted_on(&lane, &taken.request, taken.replies);
                 } else {
@@ -313,6 +320,11 @@ impl Client {
                 self.catch_up().await?;
                 self.unlisten(listen, request).await;
                 return Ok(());
+            }
+            Route::Tracking => {
+                // SELECT and HELLO on the lease have not looked for other lanes.
+                self.leave_group();
+                return self.track_on_lanes(request, muted).await.map(drop);
             }
             Route::PubSub => return self.pubsub(request, muted).await,
             Route::Misplaced => return self.misplaced(request, muted).await,

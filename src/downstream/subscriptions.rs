@@ -13,7 +13,7 @@ use super::leased::sleep_until;
 use crate::command::Aftermath;
 use crate::hub::{Listener, Message, Station};
 use crate::pool::{Slice, Unavailable};
-use crate::resp::{Request, Unsent};
+use crate::resp::Request;
 use crate::session::{Flags, Listen, Subscriptions};
 use crate::telemetry::ClientClose;
 
@@ -27,8 +27,6 @@ pub(super) struct Subscriber {
     answered: Notify,
     /// Why its request is given up.
     unserved: RefCell<Option<Unavailable>>,
-    /// Published messages that wait for the end of a reply which has begun.
-    held: RefCell<Unsent>,
     /// It has been given all that was published before it last asked.
     is_caught_up: Cell<bool>,
     caught_up: Notify,
@@ -71,7 +69,6 @@ impl Client {
                 done: Cell::new(false),
                 answered: Notify::new(),
                 unserved: RefCell::default(),
-                held: RefCell::default(),
                 is_caught_up: Cell::new(false),
                 caught_up: Notify::new(),
                 has_heard_all: Cell::new(false),
@@ -247,13 +244,14 @@ impl Client {
         }
         self.session.borrow_mut().listens = 0;
         self.holds_names(0, 0);
-        self.release_held(&subscriber);
+        self.release_held();
     }
 
     fn forget_subscriber_without_subscriptions(&self) {
         let idle = self.subscriber.borrow().as_ref().is_some_and(|it| it.subscriptions.borrow().is_empty());
-        if idle && let Some(subscriber) = self.subscriber.take() {
-            self.release_held(&subscriber);
+        if idle {
+            self.subscriber.take();
+            self.release_held();
         }
     }
 
@@ -263,6 +261,7 @@ impl Client {
         let session = self.session.borrow();
         flags.readonly = session.readonly;
         flags.no_evict = session.no_evict;
+        flags.tracking |= session.tracking.is_some();
         drop(session);
         if let Some(subscriber) = &*self.subscriber.borrow() {
             let all = subscriber.subscriptions.borrow();
@@ -276,16 +275,13 @@ impl Client {
     /// Whether a reply has begun on its way to the client and not ended: nothing may come between.
     pub(super) fn set_mid_reply(&self, begun: bool) {
         if self.mid_reply.replace(begun) && !begun {
-            let subscriber = self.subscriber.borrow().clone();
-            if let Some(subscriber) = subscriber {
-                self.release_held(&subscriber);
-            }
+            self.release_held();
         }
     }
 
-    fn release_held(&self, subscriber: &Subscriber) {
+    fn release_held(&self) {
+        let Some(mut held) = self.held_pushes.take() else { return };
         self.holds_messages(0);
-        let mut held = subscriber.held.take();
         while let Some(frames) = held.pop() {
             self.send_shared(frames);
         }
@@ -293,7 +289,7 @@ impl Client {
 
     /// How many bytes are held back.
     pub(super) fn held_back(&self) -> usize {
-        self.subscriber.borrow().as_ref().map_or(0, |subscriber| subscriber.held.borrow().len())
+        self.held_pushes.borrow().as_ref().map_or(0, |held| held.len())
     }
 
     /// Closes a subscriber that does not read: above the hard limit at once, above the soft limit after its time
@@ -320,18 +316,7 @@ impl Client {
 impl Listener for Client {
     fn message(&self, message: &Message) {
         let frame = message.frame(self.protocol());
-        if self.mid_reply.get()
-            && let Some(subscriber) = &*self.subscriber.borrow()
-        {
-            let mut all = subscriber.held.borrow_mut();
-            all.share(frame.clone());
-            let held = all.len();
-            drop(all);
-            self.holds_messages(held);
-            self.check_subscriber_limits(held);
-            return;
-        }
-        self.send_shared(frame.clone());
+        self.send_push(frame.clone());
     }
 
     fn confirmed(&self, listen: Listen, names: &[Bytes], are_all: bool) {

@@ -582,15 +582,7 @@ impl Worker {
         if pressure.any() {
             self.relieve(pressure, now);
         }
-        if let Some(server) = self.pool.shared.connector.server() {
-            let mut policy = self.policy.get();
-            policy.cluster = server.mode == "cluster";
-            policy.readonly = policy.cluster || server.server == "valkey";
-            self.policy.set(policy);
-            let major = server.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-            let is_old = major.is_none_or(|major| major < 7);
-            self.max_arguments.set(if is_old { MAX_ARGUMENTS_OLD } else { MAX_ARGUMENTS });
-        }
+        self.heed_server();
         if !ticks.is_multiple_of(10) {
             return;
         }
@@ -607,6 +599,21 @@ impl Worker {
                 control.age(&pool, limit).await;
             }
         });
+    }
+
+    /// Learns from the last login what the server is.
+    pub(super) fn heed_server(&self) {
+        if let Some(server) = self.pool.shared.connector.server() {
+            let mut policy = self.policy.get();
+            policy.cluster = server.mode == "cluster";
+            policy.readonly = policy.cluster || server.server == "valkey";
+            let major = server.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+            let is_old = major.is_none_or(|major| major < 7);
+            // Before 7.0 an invalidation may come inside a reply, which would be somebody else's on a lane.
+            policy.tracked_lanes = !is_old;
+            self.policy.set(policy);
+            self.max_arguments.set(if is_old { MAX_ARGUMENTS_OLD } else { MAX_ARGUMENTS });
+        }
     }
 
     fn publish(&self) {

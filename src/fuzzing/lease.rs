@@ -121,6 +121,7 @@ pub fn lease(data: &[u8]) {
             refuse_admin: form & 4 == 4,
             cluster: form & 8 == 8,
             readonly: form & 8 == 8,
+            tracked_lanes: form & 32 == 32,
             ..Policy::default()
         },
         unknown,

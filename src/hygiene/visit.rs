@@ -89,6 +89,7 @@ impl Visit {
             protocol: Protocol::Resp2,
             name: name.to_owned(),
             readonly: false,
+            tracking: false,
         };
         let established = connector.dial(&login).await?;
         let (stream, server) = (established.stream, established.server);

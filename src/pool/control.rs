@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Kind, LaneKey, Permit, Pool, Unavailable};
+use super::{Kind, LaneKey, Permit, Pool, Tracked, Unavailable};
 use crate::resp::Protocol;
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{Identity, UpstreamStream};
@@ -92,7 +92,7 @@ impl Control {
                 .away()
                 .unwrap_or_else(|| Unavailable::Full(budget.full_text(user, Duration::ZERO))));
         };
-        let key = LaneKey { user, database: 0, protocol, readonly: false };
+        let key = LaneKey { user, database: 0, protocol, readonly: false, tracked: Tracked::No };
         let dialled = pool.dial_for(&permit, key, identity).await;
         let stream = dialled.map_err(|error| Unavailable::of(&error))?;
         let now = Instant::now();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::budget::Place;
 use super::{
-    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Permit, Pool, Stage, Unavailable,
+    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Permit, Pool, Stage, Tracked, Unavailable,
     holder_of,
 };
 use crate::telemetry::UpstreamClose;
@@ -97,6 +97,9 @@ impl Pool {
                 Ok(established) => {
                     permit.opened(established.id);
                     let lane = Lane::new(group.key(), permit, Rc::clone(&self.seconds));
+                    if login.tracking {
+                        lane.track(self.new_tracker());
+                    }
                     if self.roles.met(established.server.is_replica()) {
                         lane.belongs_to_a_replica();
                     }
@@ -369,6 +372,7 @@ impl Pool {
             protocol: key.protocol,
             name: self.shared.instance.connection(kind.label()),
             readonly: key.readonly,
+            tracking: key.tracked != Tracked::No,
         }
     }
 

@@ -265,7 +265,8 @@ impl Group {
         let abandoned =
             self.empty_since.get().is_some_and(|since| now.saturating_duration_since(since) >= linger);
         for lane in self.lanes.borrow().iter() {
-            let silent = now.saturating_duration_since(lane.used()) >= idle;
+            // Clients that answer from their caches send nothing, and would have to forget them.
+            let silent = now.saturating_duration_since(lane.used()) >= idle && !lane.has_readers();
             // Spread by ±10% so that lanes opened together do not all leave together.
             let spread = 0.9 + 0.2 * f64::from(u8::try_from(self.key.user % 251).unwrap_or(0)) / 251.0;
             let old = now.saturating_duration_since(lane.opened()) >= lifetime.mul_f64(spread);

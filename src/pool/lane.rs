@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use carrier::Carrier;
 
 use super::Permit;
+use super::tracker::{Reader, Tracked, Tracker};
 use crate::resp::{self, Unsent, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::UpstreamStream;
@@ -40,6 +41,16 @@ pub struct LaneKey {
     pub protocol: crate::resp::Protocol,
     /// READONLY was sent.
     pub readonly: bool,
+    /// What the server tells of, unasked.
+    pub tracked: Tracked,
+}
+
+impl LaneKey {
+    /// The same for a connection that no session shares.
+    #[must_use]
+    pub fn untracked(self) -> Self {
+        Self { tracked: Tracked::No, ..self }
+    }
 }
 
 /// Who gets replies. Called from the lane's task; must not call back into the lane.
@@ -182,6 +193,10 @@ pub struct Lane {
     of_replica: Cell<bool>,
     /// A write was refused with READONLY since this was last asked.
     was_refused_a_write: Cell<bool>,
+    /// Commands that were ever appended.
+    carried: Cell<u64>,
+    /// Who has read what, where the server tracks for the lane, or did a moment ago.
+    tracker: RefCell<Option<Rc<Tracker>>>,
     permit: RefCell<Option<Permit>>,
     seconds: Rc<CommandSeconds>,
 }
@@ -211,6 +226,8 @@ impl Lane {
             redirection: RefCell::new(None),
             of_replica: Cell::new(false),
             was_refused_a_write: Cell::new(false),
+            carried: Cell::new(0),
+            tracker: RefCell::new(None),
             permit: RefCell::new(Some(permit)),
             seconds,
         })
@@ -279,6 +296,66 @@ impl Lane {
     /// When something last came from the server, or was sent to it after all had been answered.
     pub(super) fn progress(&self) -> Instant {
         self.progress.get()
+    }
+
+    /// The place of the next command among all that were ever appended.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.carried.get()
+    }
+
+    /// How many of them have their replies.
+    fn answered(&self) -> u64 {
+        self.carried.get() - self.outstanding.get() as u64
+    }
+
+    /// The server tracks for the lane: what it tells goes by `tracker`.
+    pub(super) fn track(&self, tracker: Rc<Tracker>) {
+        self.tracker.replace(Some(tracker));
+    }
+
+    /// The server tells nothing any more.
+    pub(super) fn stop_tracking(&self) {
+        self.tracker.replace(None);
+    }
+
+    pub(super) fn tracker(&self) -> Option<Rc<Tracker>> {
+        self.tracker.borrow().clone()
+    }
+
+    /// Tells all readers to forget everything, because nothing more will be told.
+    pub(super) fn forget_readers(&self) {
+        if let Some(tracker) = self.tracker() {
+            tracker.lose();
+        }
+    }
+
+    /// Whether readers count on what the server tells of this lane.
+    pub(super) fn has_readers(&self) -> bool {
+        self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.has_readers())
+    }
+
+    /// `reader` sends commands over the lane.
+    pub fn serves(&self, reader: impl FnOnce() -> Rc<dyn Reader>) {
+        if let Some(tracker) = &*self.tracker.borrow() {
+            tracker.join(&reader());
+        }
+    }
+
+    /// `reader` reads `keys` (`None`: nobody knows which) by the command at `place`, see [`Self::carried`].
+    pub fn is_read(&self, reader: &Rc<dyn Reader>, keys: Option<&[Bytes]>, place: u64) {
+        let Some(tracker) = self.tracker() else { return };
+        match keys {
+            Some(keys) => keys.iter().for_each(|key| tracker.note(reader, key, place, self.answered())),
+            None => tracker.note_unknown(reader),
+        }
+    }
+
+    /// Client `id` has surely written `key` by the command at `place`, and need not be told of it.
+    pub fn is_written(&self, id: u64, key: Bytes, place: u64) {
+        if let Some(tracker) = &*self.tracker.borrow() {
+            tracker.wrote(id, key, place);
+        }
     }
 
     /// Whether it takes commands.
@@ -480,6 +557,7 @@ impl Lane {
             self.progress.set(now);
         }
         self.outstanding.set(self.outstanding.get() + count as usize);
+        self.carried.set(self.carried.get() + u64::from(count));
         self.since_echo.set(self.since_echo.get().saturating_add(count));
         if first {
             self.wake();
@@ -598,6 +676,7 @@ impl Lane {
         self.waker.borrow_mut().take();
         self.written.borrow_mut().clear();
         self.lose_the_rest(carrier.is_mid_reply());
+        self.forget_readers();
         let orderly = self.leaving.get() == Some(reason);
         (reason, orderly.then(|| carrier.into_stream()))
     }

@@ -21,6 +21,7 @@ mod recall;
 mod roles;
 mod rotation;
 mod slice;
+mod tracker;
 mod turns;
 mod unavailable;
 
@@ -53,6 +54,8 @@ pub use recall::Blocked;
 use roles::Roles;
 use rotation::{Rotation, Turn};
 pub use slice::{SLICE, Slice, go_on_later};
+use tracker::Tracker;
+pub use tracker::{News, Reader, Tracked};
 pub use turns::Turns;
 pub use unavailable::Unavailable;
 
@@ -592,6 +595,20 @@ impl Pool {
             .collect()
     }
 
+    /// Client `id` has gone: nothing of it is remembered on lanes.
+    pub fn forget_reader(&self, id: u64) {
+        for lane in self.groups.borrow().values().flat_map(|group| group.lanes()) {
+            if let Some(tracker) = lane.tracker() {
+                tracker.part(id);
+            }
+        }
+    }
+
+    fn new_tracker(&self) -> Rc<Tracker> {
+        let memory = &self.shared.memory;
+        Tracker::new(memory.unnamed(), memory.bound())
+    }
+
     fn deadline(&self) -> Duration {
         self.shared.options.wait_timeout
     }
@@ -605,5 +622,6 @@ impl Pool {
 
 /// How a lane is called in listings.
 fn holder_of(key: LaneKey) -> String {
-    format!("lane of database {}, RESP{}", key.database, key.protocol.number())
+    let tracks = if key.tracked == Tracked::No { "" } else { ", CLIENT TRACKING" };
+    format!("lane of database {}, RESP{}{tracks}", key.database, key.protocol.number())
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::group::BUSY;
 use super::lane::Hold;
-use super::{Group, Lane, LaneKey, Lost, Pool, holder_of};
+use super::{Group, Lane, LaneKey, Lost, Pool, Tracked, holder_of};
 use crate::resp::{self, encode};
 use crate::telemetry::{UpstreamClose, printable};
 
@@ -174,12 +174,24 @@ impl Pool {
     /// Gives `lane`, which has nothing to do, to the next group, or back to its own.
     fn pass_on(self: &Rc<Self>, lane: &Rc<Lane>) {
         let key = lane.key();
+        if self.is_spared(lane, Instant::now()) {
+            return self.keep_serving(lane);
+        }
         match self.rotation.next(key.user, key.readonly) {
             Some(next) if next.key() != key => self.move_lane(lane, &next),
             Some(_) | None => {
                 self.keep_serving(lane);
             }
         }
+    }
+
+    /// Whether readers of `lane` would have to forget what they have read if it went, and another one can go.
+    fn is_spared(&self, lane: &Lane, now: Instant) -> bool {
+        let can_go = |other: &Rc<Lane>| {
+            let is_like = other.key().readonly == lane.key().readonly;
+            is_like && !other.has_readers() && !other.is_leaving() && !other.is_held(BUSY, now)
+        };
+        lane.has_readers() && self.lanes_of(lane.key().user).any(|other| can_go(&other))
     }
 
     /// `lane` takes commands of its key again.
@@ -207,6 +219,12 @@ impl Pool {
         to.turn.set(Turn::Coming);
         to.is_given(Rc::clone(lane));
         let (mut commands, mut replies) = (BytesMut::new(), 0);
+        // A database is no matter to tracking, which names keys alone.
+        if old.tracked != Tracked::No && new.tracked == Tracked::No {
+            lane.forget_readers();
+            encode::command(&mut commands, &[b"CLIENT", b"TRACKING", b"OFF"]);
+            replies += 1;
+        }
         if old.protocol != new.protocol {
             encode::command(&mut commands, &[b"HELLO", new.protocol.number().to_string().as_bytes()]);
             replies += 1;
@@ -214,6 +232,11 @@ impl Pool {
         if old.database != new.database {
             encode::command(&mut commands, &[b"SELECT", new.database.to_string().as_bytes()]);
             replies += 1;
+        }
+        if old.tracked == Tracked::No && new.tracked != Tracked::No {
+            encode::command(&mut commands, &[b"CLIENT", b"TRACKING", b"ON"]);
+            replies += 1;
+            lane.track(self.new_tracker());
         }
         metrics::counter!("redbouncer_lane_turns_total").increment(1);
         let (pool, group, moved) = (Rc::downgrade(self), Rc::clone(to), Rc::clone(lane));
@@ -224,6 +247,9 @@ impl Pool {
             let is_done =
                 answer.as_ref().is_ok_and(|frames| !frames.iter().any(|reply| resp::is_error(reply)));
             if is_done && moved.is_usable() {
+                if new.tracked == Tracked::No {
+                    moved.stop_tracking();
+                }
                 group.has_a_lane();
                 return;
             }
@@ -278,6 +304,7 @@ impl Pool {
         let on_their_way = lanes.iter().filter(|lane| !lane.is_usable()).count();
         let share = ROUND.mul_f64(lanes.len() as f64 / (waiting + lanes.len()) as f64);
         let turn = share.min(self.shared.options.min_turn).max(SHORTEST);
+        lanes.retain(|lane| !self.is_spared(lane, now));
         lanes.retain(|lane| lane.is_usable() && now.saturating_duration_since(lane.serves_since()) >= turn);
         lanes.sort_by_key(|lane| lane.serves_since());
         for lane in lanes.into_iter().take(waiting.saturating_sub(on_their_way)) {

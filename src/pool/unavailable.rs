@@ -18,7 +18,7 @@ pub enum Unavailable {
     LoginRefused(String),
     /// The server wants a login, and nobody has given us one.
     NoAuth,
-    /// The server refused the database, or READONLY: its own words.
+    /// The server refused the database, READONLY or CLIENT TRACKING: its own words.
     SelectRefused(String),
     /// The command was written, and no answer came.
     Unanswered,
@@ -36,7 +36,9 @@ impl Unavailable {
             DialError::Login { .. } if text.starts_with("NOAUTH") => Self::NoAuth,
             DialError::Login { .. } if error.refuses_identity() => Self::LoginRefused(text),
             DialError::Loading { .. } => Self::Busy(text),
-            DialError::SelectRefused { .. } | DialError::ReadOnlyRefused { .. } => {
+            DialError::SelectRefused { .. }
+            | DialError::ReadOnlyRefused { .. }
+            | DialError::TrackingRefused { .. } => {
                 if error.retryable() {
                     Self::Busy(text)
                 } else {

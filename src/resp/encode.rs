@@ -65,6 +65,11 @@ pub fn push(out: &mut BytesMut, protocol: Protocol, len: usize) {
     }
 }
 
+/// The header of a set of RESP3; its `len` elements follow.
+pub fn set(out: &mut BytesMut, len: usize) {
+    header(out, b'~', len);
+}
+
 /// The header of a map; `pairs` keys and values follow. RESP2 has no maps: an array of twice as many.
 pub fn map(out: &mut BytesMut, protocol: Protocol, pairs: usize) {
     match protocol {

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::command::{Asked, Class};
-use crate::resp::{Protocol, Request, encode};
+use crate::resp::{Request, encode};
 
 use super::{ReplyMode, Route, Session};
 
@@ -241,12 +241,10 @@ impl Session {
             Class::ClientSetInfo => self.set_info(request, out),
             Class::ClientReply => self.set_reply_mode(request, out),
             Class::ClientNoEvict => self.set_no_evict(request, out),
-            Class::ClientTrackingInfo => self.tracking_off(out),
-            Class::ClientGetRedir => encode::integer(out, -1),
-            Class::ClientCaching => encode::error(
-                out,
-                "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
-            ),
+            Class::ClientTracking => self.set_tracking(request, out),
+            Class::ClientTrackingInfo => self.tracking_info(out),
+            Class::ClientGetRedir => encode::integer(out, self.redirection()),
+            Class::ClientCaching => self.mark_next(request, out),
             Class::Multi | Class::Exec | Class::Discard | Class::Unwatch => {
                 self.answer_after_refusal(class, out);
             }
@@ -316,21 +314,6 @@ impl Session {
             encode::error(out, "ERR syntax error");
         }
     }
-
-    /// CLIENT TRACKINGINFO of a client without tracking: flags, redirect, prefixes.
-    fn tracking_off(&self, out: &mut BytesMut) {
-        encode::map(out, self.protocol, 3);
-        encode::bulk(out, b"flags");
-        match self.protocol {
-            Protocol::Resp2 => encode::array(out, 1),
-            Protocol::Resp3 => out.extend_from_slice(b"~1\r\n"),
-        }
-        encode::bulk(out, b"off");
-        encode::bulk(out, b"redirect");
-        encode::integer(out, -1);
-        encode::bulk(out, b"prefixes");
-        encode::array(out, 0);
-    }
 }
 
 /// PING of a RESP2 subscriber looks like a message (`pingCommand` in redis `server.c`).
@@ -344,13 +327,15 @@ fn ping_while_subscribed(request: &Request<'_>, out: &mut BytesMut) {
 }
 
 fn help(out: &mut BytesMut) {
-    const LINES: [&str; 6] = [
+    const LINES: [&str; 8] = [
         "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
         "ID, GETNAME, SETNAME, SETINFO, INFO, LIST, REPLY, NO-EVICT",
         "    Answered by redbouncer, about the connection to redbouncer.",
         "KILL, UNBLOCK, PAUSE, UNPAUSE",
         "    For the clients of redbouncer, or passed on to the server for others.",
-        "TRACKING, CACHING, TRACKINGINFO, GETREDIR, NO-TOUCH: on a connection of the client's own.",
+        "TRACKING, CACHING, TRACKINGINFO, GETREDIR",
+        "    Answered by redbouncer, which has the server track for a shared connection.",
+        "NO-TOUCH: on a connection of the client's own.",
     ];
     encode::array(out, LINES.len());
     for line in LINES {

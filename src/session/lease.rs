@@ -14,7 +14,7 @@ use crate::resp::{self, Protocol, ReplyKind, Request, encode};
 
 use super::queued::{self, Member, Sent};
 use super::transaction::Transaction;
-use super::{Flags, Hello, Listen, Pin, Placement, Policy, ReplyMode, Route, Session, answers};
+use super::{Flags, Hello, Listen, Pin, Placement, Policy, ReplyMode, Route, Session, answers, tracking};
 
 /// What a command that was sent on the lease is answered by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +161,7 @@ impl Plan {
 #[derive(Debug)]
 pub struct LeaseState {
     fifo: VecDeque<(Expect, bool)>,
+    ever_sent: u64,
     /// Bytes of requests and replies that are kept in it.
     kept: usize,
     /// How many of them may open a transaction or add subscriptions.
@@ -201,6 +202,7 @@ impl LeaseState {
     pub fn new() -> Self {
         Self {
             fifo: VecDeque::new(),
+            ever_sent: 0,
             kept: 0,
             unsettling: 0,
             channels: HashSet::new(),
@@ -256,6 +258,30 @@ impl LeaseState {
     #[must_use]
     pub fn is_tracking(&self) -> bool {
         self.tracking
+    }
+
+    /// How many commands were ever sent.
+    #[must_use]
+    pub fn ever_sent(&self) -> u64 {
+        self.ever_sent
+    }
+
+    /// How many of them have been answered.
+    #[must_use]
+    pub fn ever_answered(&self) -> u64 {
+        self.ever_sent - self.fifo.len() as u64
+    }
+
+    /// Whether a command that is sent now may be queued: what CLIENT CACHING said is about the whole transaction.
+    #[must_use]
+    pub fn may_be_in_multi(&self) -> bool {
+        self.multi.is_some() || self.unsettling > 0
+    }
+
+    /// Whether a transaction is open.
+    #[must_use]
+    pub fn is_in_multi(&self) -> bool {
+        self.multi.is_some()
     }
 
     /// How many commands are outstanding.
@@ -370,6 +396,7 @@ impl LeaseState {
             _ => {}
         }
         if self.multi.is_some() {
+            let policy = Policy { tracked_lanes: policy.tracked_lanes && !self.tracking, ..policy };
             return match queued::sent(session, asked, request, policy, unknown) {
                 Sent::Itself(member) => Plan::Forward(member.map_or(Expect::Reply, Expect::Queued)),
                 Sent::StandIn(frame, member) => Plan::Queue(frame, member),
@@ -401,7 +428,13 @@ impl LeaseState {
             Route::Blocking(command) if self.must_block_here() => Plan::Blocking(command),
             Route::Blocking(command) => Plan::Wait(command),
             Route::Lease(pin) => self.plan_pin(pin, asked, request),
-            Route::Control
+            Route::Tracking
+                if self.tracking || !policy.tracked_lanes || tracking::holds_alone(session, request) =>
+            {
+                self.plan_pin(Pin::Tracking, asked, request)
+            }
+            Route::Tracking
+            | Route::Control
             | Route::Clients(_)
             | Route::Proxy
             | Route::Listen(..)
@@ -498,6 +531,7 @@ impl LeaseState {
         self.caching = asked.class == Class::ClientCaching;
         self.unsettling += usize::from(expect.is_unsettling());
         self.kept += expect.kept();
+        self.ever_sent += 1;
         self.fifo.push_back((expect, muted));
     }
 
@@ -709,7 +743,10 @@ impl LeaseState {
         match member {
             Member::Select(database) => session.database = database,
             Member::State => self.for_good = true,
-            Member::Tracking(on) => self.tracking = on,
+            Member::Tracking(on) => {
+                self.tracking = on;
+                session.tracking = None;
+            }
             Member::NoTouch(on) => self.no_touch = on,
             Member::Monitor => self.monitor = true,
             Member::ReadOnly(on) => session.readonly = on,

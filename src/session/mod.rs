@@ -17,6 +17,7 @@ mod policy;
 mod queued;
 mod route;
 mod row;
+pub mod tracking;
 mod transaction;
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub use policy::{Policy, Right, Rights};
 pub use queued::Member;
 pub use route::{ALWAYS_TAKEN, Pin, Route};
 pub use row::{ClientRow, Flags, RowFormat, UserRow};
+pub use tracking::{Reads, Tracking};
 pub use transaction::Transaction;
 
 /// Client ids start here, far above a server's own, and stay below 2^53 (the largest integer that every client
@@ -96,6 +98,8 @@ pub struct Session {
     pub lib_ver: Bytes,
     /// CLIENT NO-EVICT on. Remembered for listings; a proxy has no eviction.
     pub no_evict: bool,
+    /// CLIENT TRACKING, unless a lease holds it.
+    pub tracking: Option<Box<Tracking>>,
 }
 
 impl Session {
@@ -138,5 +142,6 @@ impl Session {
         self.replies = ReplyMode::On;
         self.name = Bytes::new();
         self.no_evict = false;
+        self.tracking = None;
     }
 }

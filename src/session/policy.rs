@@ -146,6 +146,8 @@ pub struct Policy {
     pub cluster: bool,
     /// READONLY means something: on a cluster node, and on every Valkey since 8.0.
     pub readonly: bool,
+    /// The server can track for lanes, which other clients share (`CLIENT TRACKING`); otherwise each that tracks takes a lease.
+    pub tracked_lanes: bool,
     /// What the client's user may ask for.
     pub rights: Rights,
 }

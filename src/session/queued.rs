@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::answers::{self, is_plain_name, one_line};
 use super::kill::{NOBODY, unblocking_nobody};
-use super::{ALWAYS_TAKEN, Filter, Hello, Placement, Policy, ReplyMode, Route, Session};
+use super::{ALWAYS_TAKEN, Filter, Hello, Placement, Policy, ReplyMode, Route, Session, tracking};
 use crate::command::{Asked, Class};
 use crate::resp::{Protocol, Request, encode, error_text};
 
@@ -105,6 +105,9 @@ pub(super) fn sent(
         | Class::Wait
         | Class::Own => Sent::Itself(None),
         // They speak of the connection, which is the client's own, or of the server, as they would directly.
+        Class::ClientCaching | Class::ClientTrackingInfo | Class::ClientGetRedir if policy.tracked_lanes => {
+            itself(local())
+        }
         Class::ClientCaching
         | Class::ClientTrackingInfo
         | Class::ClientGetRedir
@@ -142,6 +145,10 @@ pub(super) fn sent(
         Class::ClientKill => Sent::StandIn(Filter::harmless(request), Member::Beside(whole())),
         Class::ClientUnblock => Sent::StandIn(unblocking_nobody(request), Member::Beside(whole())),
         Class::Proxy => stand_in(&NO_EFFECT, Member::Beside(whole())),
+        // Off is what it is on a lease: what the client gets is told of its lanes.
+        Class::ClientTracking if policy.tracked_lanes && !tracking::mentions_broadcast(request) => {
+            with(b"off")
+        }
         Class::ClientTracking => {
             Sent::StandIn(redirecting_to_nobody(request), Member::Tracking(is(2, b"on")))
         }
@@ -218,7 +225,7 @@ impl Member {
         let Some(text) = error_text(reply) else { return false };
         match self {
             // Its stand-in fails, for its name.
-            Self::Local(Class::ClientSetName, _) => text.starts_with(b"NOPERM"),
+            Self::Local(Class::ClientSetName | Class::ClientCaching, _) => text.starts_with(b"NOPERM"),
             Self::Fixed(_) | Self::Unknown(_) => false,
             // The server's verdict on their words is part of what they are answered from.
             Self::Beside(_) => false,

@@ -16,7 +16,7 @@ pub enum Pin {
     Subscribed,
     /// MONITOR.
     Monitor,
-    /// CLIENT TRACKING ON.
+    /// CLIENT TRACKING ON, on a server that cannot track for lanes.
     Tracking,
     /// CLIENT NO-TOUCH ON.
     NoTouch,
@@ -93,6 +93,8 @@ pub enum Route {
     Refuse(String),
     /// On a connection of the session's own.
     Lease(Pin),
+    /// CLIENT TRACKING, where the server tracks for lanes.
+    Tracking,
     /// SUBSCRIBE and its kin (`true`) or UNSUBSCRIBE and its kin, in the pub/sub hub.
     Listen(Listen, bool),
     /// A call that may block.
@@ -138,6 +140,7 @@ impl Route {
             | Self::Lease(_)
             | Self::Login(_)
             | Self::Select(_)
+            | Self::Tracking
             | Self::Ask
             | Self::Misplaced
             | Self::Proxy => self,
@@ -202,7 +205,7 @@ impl Session {
             | Class::ClientUnknown
             | Class::ClientHelp => Route::Local(asked.class),
             Class::ClientNoTouch => Route::Lease(Pin::NoTouch),
-            Class::ClientTracking => Route::Lease(Pin::Tracking),
+            Class::ClientTracking => Route::Tracking,
             Class::ClientList | Class::ClientInfo | Class::ClientKill | Class::ClientUnblock => {
                 Route::Clients(asked.class)
             }

@@ -113,6 +113,12 @@ pub enum DialError {
         /// The server's error.
         text: String,
     },
+    /// CLIENT TRACKING was asked of a server that does not have it, or not for this user.
+    #[error("the server refuses CLIENT TRACKING: {text}")]
+    TrackingRefused {
+        /// The server's error.
+        text: String,
+    },
     /// The server hung up in the middle.
     #[error("{peer} closed the connection during {phase}{}", closed_hint(*.phase, *.answered))]
     Closed {
@@ -155,7 +161,9 @@ impl DialError {
             | Self::Closed { .. }
             | Self::Io { .. } => true,
             Self::Tls { fault, .. } => fault.retryable(),
-            Self::SelectRefused { text, .. } | Self::ReadOnlyRefused { text } => is_passing(text),
+            Self::SelectRefused { text, .. }
+            | Self::ReadOnlyRefused { text }
+            | Self::TrackingRefused { text } => is_passing(text),
             Self::SpeaksTls { .. } | Self::Login { .. } | Self::NoResp3 { .. } | Self::Protocol { .. } => {
                 false
             }
@@ -182,6 +190,7 @@ impl DialError {
             | Self::Loading { .. }
             | Self::SelectRefused { .. }
             | Self::ReadOnlyRefused { .. }
+            | Self::TrackingRefused { .. }
             | Self::Protocol { .. } => false,
         }
     }
@@ -218,7 +227,8 @@ impl DialError {
             Self::Login { text }
             | Self::Loading { text }
             | Self::SelectRefused { text, .. }
-            | Self::ReadOnlyRefused { text } => text.clone(),
+            | Self::ReadOnlyRefused { text }
+            | Self::TrackingRefused { text } => text.clone(),
             Self::Resolve { .. } => own("the server's name cannot be resolved"),
             Self::Refused { .. } => own("connection refused"),
             Self::Timeout { phase, after, .. } => own(&format!("{phase} unfinished after {after:?}")),

@@ -51,6 +51,8 @@ pub struct Login {
     pub name: String,
     /// Send READONLY (replicas of a cluster).
     pub readonly: bool,
+    /// Have the server tell which of the keys change that are read there.
+    pub tracking: bool,
 }
 
 /// What to do after a reply.
@@ -75,6 +77,7 @@ pub(super) enum Ask {
     Id,
     Select,
     ReadOnly,
+    Tracking,
     Info,
     Ping,
 }
@@ -199,7 +202,7 @@ impl<'a> LoginMachine<'a> {
     pub(super) fn give_up(&mut self) -> Result<(), DialError> {
         let in_the_way = self.stage != Stage::Setup
             || self.again.iter().any(|ask| match ask {
-                Ask::Hello | Ask::Auth | Ask::Select | Ask::ReadOnly => true,
+                Ask::Hello | Ask::Auth | Ask::Select | Ask::ReadOnly | Ask::Tracking => true,
                 Ask::SetName | Ask::Id | Ask::Info | Ask::Ping => false,
             });
         if in_the_way { Err(DialError::Loading { text: std::mem::take(&mut self.loading) }) } else { Ok(()) }
@@ -247,6 +250,7 @@ impl<'a> LoginMachine<'a> {
             Ask::Ping => self.lack(Lacking::Ping, text),
             Ask::Select => return Err(DialError::SelectRefused { database: self.login.database, text }),
             Ask::ReadOnly => return Err(DialError::ReadOnlyRefused { text }),
+            Ask::Tracking => return Err(DialError::TrackingRefused { text }),
         }
         Ok(())
     }
@@ -284,7 +288,7 @@ impl<'a> LoginMachine<'a> {
                     self.met.push(Lacking::Resp3);
                 }
             }
-            Ask::Auth | Ask::SetName | Ask::Select | Ask::ReadOnly => {
+            Ask::Auth | Ask::SetName | Ask::Select | Ask::ReadOnly | Ask::Tracking => {
                 expect_text(ask, frame, kind, b"OK")?;
                 self.met.extend(match ask {
                     Ask::SetName => Some(Lacking::SetName),
@@ -361,6 +365,7 @@ impl<'a> LoginMachine<'a> {
             (Ask::Id, self.id.is_none() && hopeful(Lacking::Id)),
             (Ask::Select, self.login.database != 0),
             (Ask::ReadOnly, self.login.readonly),
+            (Ask::Tracking, self.login.tracking),
             (Ask::Info, hopeful(Lacking::Info)),
             (Ask::Ping, hopeful(Lacking::Ping)),
         ]
@@ -377,7 +382,7 @@ impl<'a> LoginMachine<'a> {
     }
 
     fn write(&self, ask: Ask, out: &mut BytesMut) {
-        let Login { identity, database, protocol, name, readonly: _ } = self.login;
+        let Login { identity, database, protocol, name, readonly: _, tracking: _ } = self.login;
         let user = identity.username.as_deref().unwrap_or("default").as_bytes();
         let password = identity.password.as_ref().map(|password| password.expose());
         let version = match protocol {
@@ -398,6 +403,7 @@ impl<'a> LoginMachine<'a> {
             (Ask::Id, _) => encode::command(out, &[b"CLIENT", b"ID"]),
             (Ask::Select, _) => encode::command(out, &[b"SELECT", database.to_string().as_bytes()]),
             (Ask::ReadOnly, _) => encode::command(out, &[b"READONLY"]),
+            (Ask::Tracking, _) => encode::command(out, &[b"CLIENT", b"TRACKING", b"ON"]),
             (Ask::Info, _) => encode::command(out, &[b"INFO", b"server"]),
             (Ask::Ping, _) => encode::command(out, &[b"PING"]),
         }

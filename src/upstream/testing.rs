@@ -25,6 +25,7 @@ pub(super) fn login(protocol: Protocol) -> Login {
         protocol,
         name: "redbouncer:test:0:lane".to_owned(),
         readonly: false,
+        tracking: false,
     }
 }
 

@@ -18,6 +18,7 @@ mod blocking_held;
 mod bound;
 mod check;
 mod cleanup;
+mod client_caching;
 mod command_table;
 mod compatibility;
 mod concurrency;

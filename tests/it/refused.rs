@@ -143,7 +143,7 @@ fn who_is_refused_another_state_is_closed_behind_the_error() {
         "SUBSCRIBE c",
         "PSUBSCRIBE c",
         "SSUBSCRIBE c",
-        "CLIENT TRACKING ON",
+        "CLIENT TRACKING ON BCAST",
         "CLIENT NO-TOUCH ON",
         "MONITOR",
         "XGROUP.LIKE state",

@@ -5,14 +5,13 @@
 
 use std::rc::Rc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::super::client::Client;
 use super::super::drive::Taken;
-use crate::command::Blocking;
-use crate::command::blocking;
-use crate::resp::{Protocol, Request, encode};
-use crate::session::Route;
+use crate::command::{Blocking, classify};
+use crate::resp::{Protocol, Request};
+use crate::session::{Route, tracking};
 use crate::telemetry::ClientClose;
 
 impl Client {
@@ -29,26 +28,32 @@ impl Client {
         // SELECT and HELLO on the lease have not looked for other lanes: the call would be tried in the database before.
         self.leave_group();
         let route = Route::Blocking(command);
-        let taken =
-            Taken { request: request.clone(), route, muted, may_invent: true, replies: 1, counts: false };
+        let taken = Taken {
+            request: request.clone(),
+            route,
+            muted,
+            may_invent: true,
+            replies: 1,
+            counts: false,
+            remembered: false,
+        };
         self.blocking(taken, command).await?;
-        if is_tracking && command == Blocking::XRead && self.protocol() == Protocol::Resp3 {
-            self.disown(&request);
+        if command != Blocking::XRead {
+            return Ok(());
+        }
+        if is_tracking && self.protocol() == Protocol::Resp3 {
+            self.disown_streams(&request);
+        } else {
+            self.disown_all_of(Some(&request));
         }
         Ok(())
     }
 
-    /// Tells a tracking client to forget what it has just read over a connection that does not track for it.
-    fn disown(&self, request: &Bytes) {
+    /// Tells a client that tracks on its lease to forget what it has just read elsewhere.
+    fn disown_streams(&self, request: &Bytes) {
         let Some(request) = Request::parse(request) else { return };
-        let Some(call) = blocking::parse(&request, Blocking::XRead) else { return };
-        let mut out = BytesMut::new();
-        encode::push(&mut out, Protocol::Resp3, 2);
-        encode::bulk(&mut out, b"invalidate");
-        encode::array(&mut out, call.keys.len());
-        for at in 0..call.keys.len() {
-            encode::bulk(&mut out, call.key(&request, at));
+        if let Some(reads) = tracking::reads(&classify(&request), &request) {
+            self.tell_to_forget(reads);
         }
-        self.send(&out);
     }
 }

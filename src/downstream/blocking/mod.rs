@@ -171,6 +171,7 @@ impl Client {
         command: Blocking,
     ) -> Result<(), ClientClose> {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+        let key = key.untracked();
         // All earlier replies are out: Redis would begin to count here, too.
         let arrived = Instant::now();
         let parsed = Request::parse(&taken.request).and_then(|request| blocking::parse(&request, command));

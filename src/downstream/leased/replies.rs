@@ -117,7 +117,29 @@ impl Held {
         }
         self.give(&data[forward..at]);
         self.client.set_mid_reply(forward < at && self.scanner.in_frame() || self.state.is_executing());
+        self.disown_reads();
         Ok(())
+    }
+
+    /// Tells the client, which tracks, to forget what has been answered here.
+    fn disown_reads(&mut self) {
+        let is_in_multi = self.state.is_in_multi();
+        if std::mem::replace(&mut self.was_in_multi, is_in_multi) && !is_in_multi {
+            // CLIENT CACHING was about the next command, and EXEC was that.
+            self.client.session.borrow_mut().ends_mark();
+        }
+        if is_in_multi {
+            return;
+        }
+        let answered = self.state.ever_answered();
+        while self.reads.front().is_some_and(|(place, _)| *place < answered) {
+            if let Some((_, reads)) = self.reads.pop_front() {
+                self.client.disown(reads);
+            }
+        }
+        if std::mem::take(&mut self.tracks_by_exec) {
+            self.client.begins_to_hear();
+        }
     }
 
     fn judge(&mut self, kind: ReplyKind, frame: &[u8]) -> Received {

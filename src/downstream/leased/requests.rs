@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use super::{Event, FIRST_LOOK, Held, READ_AHEAD, WRITE_AHEAD};
 use crate::command::{Asked, Class, classify};
+use crate::downstream::drive::Taken;
 use crate::downstream::unserved::aftermath_of;
 use crate::downstream::wire::Hangup;
 use crate::pool::Unavailable;
 use crate::resp::{Form, Protocol, Request, RequestError, RequestStep, encode, normalise};
 use crate::session::answers::ends_the_session;
-use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan};
+use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan, tracking};
 use crate::telemetry::ClientClose;
 
 impl Held {
@@ -256,6 +257,37 @@ impl Held {
         self.written.append(&encode::one_command(words));
     }
 
+    /// The same of the first command, which CLIENT CACHING was about where that was the last.
+    pub(super) fn note_first_reads(&mut self, first: &Taken) {
+        if first.remembered
+            && !self.client.remembers_next()
+            && let Some(request) = Request::parse(&first.request)
+            && let Some(reads) = tracking::reads(&classify(&request), &request)
+        {
+            self.reads.push_back((self.state.ever_sent(), reads));
+        }
+    }
+
+    /// Notes what a client that tracks reads here: nobody tracks for it on this connection.
+    fn note_reads(&mut self, plan: &Plan, asked: &Asked, request: &Request<'_>) {
+        let is_off = self.client.session.borrow().tracking.is_none();
+        if is_off && asked.class != Class::ClientTracking && !self.tracks_by_exec {
+            return;
+        }
+        self.tracks_by_exec |= matches!(plan, Plan::Queue(..)) && asked.class == Class::ClientTracking;
+        let is_sent = matches!(plan, Plan::Forward(_) | Plan::Blocking(_));
+        // Behind CLIENT TRACKING in a transaction nobody knows yet.
+        if is_sent
+            && (self.tracks_by_exec || self.client.remembers_next())
+            && let Some(reads) = tracking::reads(asked, request)
+        {
+            self.reads.push_back((self.state.ever_sent(), reads));
+        }
+        if !self.state.may_be_in_multi() || matches!(asked.class, Class::Exec | Class::Discard) {
+            self.client.session.borrow_mut().has_taken(asked);
+        }
+    }
+
     fn act(&mut self, plan: Plan, frame: &Bytes, muted: bool) -> Option<Event> {
         let request = Request::parse(frame)?;
         let asked = classify(&request);
@@ -267,6 +299,7 @@ impl Held {
         if !matches!(plan, Plan::Wait(_)) {
             self.client.has_written.set(true);
         }
+        self.note_reads(&plan, &asked, &request);
         match plan {
             Plan::Forward(expect) => {
                 self.written.share(frame.clone());

@@ -16,7 +16,7 @@ use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
 use crate::command::Blocking;
-use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Unavailable};
+use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Tracked, Unavailable};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{DialError, Identity, Lacking, OnLoss, UpstreamStream};
@@ -306,7 +306,13 @@ impl Hub {
         // A new connection is what it was to leave for; what it is told during the dial stands, and so does a stop.
         self.leaving.set(self.leaving.get().filter(|reason| *reason == UpstreamClose::Shutdown));
         let database = self.pool.shared.upstream.database;
-        let key = LaneKey { user: self.user, database, protocol: Protocol::Resp3, readonly: false };
+        let key = LaneKey {
+            user: self.user,
+            database,
+            protocol: Protocol::Resp3,
+            readonly: false,
+            tracked: Tracked::No,
+        };
         let mut stream = self.pool.dial_for(permit, key, &self.identity).await?;
         if !is_fit(&self.pool, self.identity.name()) {
             tracing::warn!(

@@ -13,7 +13,7 @@ use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};
 use super::audience::Audience;
 use super::listener::Listener;
 use super::topics::Topics;
-use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Stage, Unavailable};
+use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Stage, Tracked, Unavailable};
 use crate::resp::Protocol;
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
@@ -246,7 +246,13 @@ impl Hub {
         let shared = &self.pool.shared;
         let resp3 = shared.connector.speaks_resp3(self.identity.name());
         let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
-        let key = LaneKey { user: self.user, database: shared.upstream.database, protocol, readonly: false };
+        let key = LaneKey {
+            user: self.user,
+            database: shared.upstream.database,
+            protocol,
+            readonly: false,
+            tracked: Tracked::No,
+        };
         match self.pool.dial_for(permit, key, &self.identity).await {
             // Nobody had asked before.
             Err(DialError::NoResp3 { .. }) => {

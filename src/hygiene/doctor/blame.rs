@@ -20,6 +20,7 @@ pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
         | DialError::NoResp3 { .. }
         | DialError::Loading { .. }
         | DialError::ReadOnlyRefused { .. }
+        | DialError::TrackingRefused { .. }
         | DialError::Timeout { phase: Phase::Login, .. }
         | DialError::Closed { .. }
         | DialError::Io { .. } => "login",
@@ -90,6 +91,8 @@ fn advice(wrong: &DialError) -> &'static str {
         DialError::Closed { .. } | DialError::Io { .. } => {
             "if the server wants TLS, write rediss://; else something between closes the connection"
         }
-        DialError::NoResp3 { .. } | DialError::ReadOnlyRefused { .. } => "",
+        DialError::NoResp3 { .. } | DialError::ReadOnlyRefused { .. } | DialError::TrackingRefused { .. } => {
+            ""
+        }
     }
 }

@@ -29,6 +29,9 @@ pub(super) struct Carrier {
     in_multi: bool,
     /// What was read last and may be the beginning of our own echo in another command's place. Nobody has got it.
     begun_echo: Vec<u8>,
+    /// What has arrived of a push that is not whole.
+    push: BytesMut,
+    in_push: bool,
 }
 
 /// Whether `frame` may be the answer to PING with `nonce`. A refusal, and the answer to a PING without a word, which some
@@ -37,6 +40,8 @@ fn may_echo(frame: &[u8], nonce: &[u8]) -> bool {
     resp::error_text(frame).is_some() || frame == b"+PONG\r\n" || resp::bulk(frame) == Some(nonce)
 }
 
+/// Longer news than this is not waited for: the lane is lost, and with it everything that was read there.
+const LONGEST_PUSH: usize = 64 << 20;
 /// What of an error tells what it means for the lane.
 const TELLING: usize = 64;
 
@@ -58,6 +63,8 @@ impl Carrier {
             begun_error: Vec::new(),
             in_multi: false,
             begun_echo: Vec::new(),
+            push: BytesMut::new(),
+            in_push: false,
         }
     }
 
@@ -184,10 +191,16 @@ impl Carrier {
             rest = &joined;
         }
         while !rest.is_empty() {
+            if self.in_push || fifo.is_empty() {
+                let taken = self.take_push(rest)?;
+                rest = &rest[taken..];
+                continue;
+            }
             let Some(slot) = fifo.front_mut() else { return Err(UpstreamClose::Desync) };
             let (taken, ended) = self.fill(slot, rest)?;
             rest = &rest[taken..];
             lane.outstanding.set(lane.outstanding.get() - ended as usize);
+            self.end_push()?;
             if self.in_multi {
                 return Err(UpstreamClose::Unfit);
             }
@@ -198,8 +211,41 @@ impl Carrier {
                 }
             }
         }
-        lane.mid_reply.set(self.scanner.in_frame());
+        lane.mid_reply.set(self.scanner.in_frame() && !self.in_push);
         Ok(())
+    }
+
+    /// Reads on in a push, or in what comes while no reply is owed. Returns the bytes taken.
+    fn take_push(&mut self, data: &[u8]) -> Result<usize, UpstreamClose> {
+        let step = self.scanner.step(data).map_err(|_| UpstreamClose::Desync)?;
+        let kind = step.complete.or_else(|| self.scanner.kind());
+        if kind.is_some_and(|kind| kind != ReplyKind::Push) || step.consumed == 0 {
+            return Err(UpstreamClose::Desync);
+        }
+        self.begin_push(&data[..step.consumed], step.complete.is_some())?;
+        self.end_push()?;
+        Ok(step.consumed)
+    }
+
+    /// Part of a push has arrived, or all of it.
+    fn begin_push(&mut self, part: &[u8], is_whole: bool) -> Result<(), UpstreamClose> {
+        // A push belongs to one client's subscription or tracking, and neither is ever on a lane that is not tracked.
+        if self.lane.tracker.borrow().is_none() || self.push.len() + part.len() > LONGEST_PUSH {
+            return Err(UpstreamClose::Desync);
+        }
+        self.push.extend_from_slice(part);
+        self.in_push = !is_whole;
+        Ok(())
+    }
+
+    /// Tells of the push that has arrived, if one has, in its place behind the replies before it.
+    fn end_push(&mut self) -> Result<(), UpstreamClose> {
+        if self.in_push || self.push.is_empty() {
+            return Ok(());
+        }
+        let push = std::mem::take(&mut self.push);
+        let tracker = self.lane.tracker().ok_or(UpstreamClose::Desync)?;
+        if tracker.receive(&push, self.lane.answered()) { Ok(()) } else { Err(UpstreamClose::Desync) }
     }
 
     /// What an error says about the server, besides being the client's; `left` replies of its slot were owed with it.
@@ -222,8 +268,7 @@ impl Carrier {
 
     /// Feeds one slot from `data`: as many of its replies as are there. Returns the bytes taken and the replies ended.
     fn fill(&mut self, slot: &mut Slot, data: &[u8]) -> Result<(usize, u32), UpstreamClose> {
-        let mut at = 0;
-        let mut ended = 0;
+        let (mut at, mut ended, mut behind) = (0, 0, 0);
         let mut is_at_start = !self.scanner.in_frame();
         while at < data.len() && slot.left() > ended {
             let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
@@ -234,8 +279,12 @@ impl Carrier {
             }
             is_at_start = step.complete.is_some();
             let kind = step.complete.or_else(|| self.scanner.kind());
-            // A push belongs to one client's tracking or subscription, and neither is ever on a lane.
-            if kind == Some(ReplyKind::Push) || step.consumed == 0 && step.complete.is_none() {
+            if kind == Some(ReplyKind::Push) {
+                self.begin_push(&data[at..at + step.consumed], step.complete.is_some())?;
+                behind = step.consumed;
+                break;
+            }
+            if step.consumed == 0 && step.complete.is_none() {
                 return Err(UpstreamClose::Desync);
             }
             match slot {
@@ -291,7 +340,7 @@ impl Carrier {
         match slot {
             Slot::Replies { to, count, muted, .. } => {
                 *count -= ended;
-                let begun = !*muted && self.scanner.in_frame();
+                let begun = !*muted && self.scanner.in_frame() && !self.in_push;
                 to.replies(if *muted { &[] } else { &data[..at] }, ended, begun);
             }
             Slot::Changed { to, left, partial, change, .. } => {
@@ -312,6 +361,6 @@ impl Carrier {
                 }
             }
         }
-        Ok((at + self.begun_echo.len(), ended))
+        Ok((at + behind + self.begun_echo.len(), ended))
     }
 }

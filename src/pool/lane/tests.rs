@@ -29,7 +29,8 @@ impl Receiver for Listener {
 }
 
 fn lane() -> Rc<Lane> {
-    let key = LaneKey { user: 1, database: 0, protocol: Protocol::Resp2, readonly: false };
+    let key =
+        LaneKey { user: 1, database: 0, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
     let permit = Budget::new(8, 1, crate::pool::Hubs::default()).try_acquire(Kind::Lane, "test").unwrap();
     Lane::new(key, permit, Rc::default())
 }

@@ -39,15 +39,17 @@ impl Holds {
     pub(crate) fn closed_by(self, kind: Kind, row: &Row) -> (bool, bool) {
         let has = |letters: &str| row.get("flags").contains(|flag| letters.contains(flag));
         let listens = ["sub", "psub", "ssub"].iter().any(|field| !["", "0"].contains(&row.get(field)));
+        // Before 7.0, whose rows have no such field, who tracks has a lease.
+        let tracks_alone = has("t") && row.get("ssub").is_empty();
         match kind {
             Kind::Control | Kind::Shared | Kind::Blocking => (false, false),
             // What stands behind a call that blocks has not run yet. Of a blocking call a lease is taken where there is no hub, or the client has one already.
             Kind::Leased => (
-                has("xtTOb") || self.watch || self.vague && self.has_watched,
-                has("xt") || self.watch && !self.vague && !has("b"),
+                has("xTOb") || tracks_alone || self.watch || self.vague && self.has_watched,
+                has("x") || tracks_alone || self.watch && !self.vague && !has("b"),
             ),
             // Whoever has a lease is subscribed there.
-            Kind::PubSub => (listens, listens && !has("xtTOb") && !self.has_watched),
+            Kind::PubSub => (listens, listens && !has("xTOb") && !tracks_alone && !self.has_watched),
         }
     }
 }

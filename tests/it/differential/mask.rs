@@ -85,6 +85,9 @@ pub(crate) struct Mask {
     /// Commands have other names on the server. Some of them the proxy asks for itself, in its own spelling and for no client
     /// in particular: then an unknown command is called so without its words.
     pub(crate) renames: bool,
+    /// Tracking clients are told of more than directly: what they read on leases, or in scripts, and what a lane that is lost
+    /// has carried. Then invalidations are left out; `client_caching` has them.
+    pub(crate) tells_more: bool,
 }
 
 pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) -> Heard {
@@ -113,6 +116,9 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) 
         };
         let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage", b"$10\r\ninvalidate"];
         let is_message = frame[0] == b'>' && heads.iter().any(|head| frame[4..].starts_with(head));
+        if is_message && mask.tells_more && frame[4..].starts_with(heads[3]) {
+            continue;
+        }
         let shown = if is_message { shown } else { without_order(shown, frame, &mut leaving) };
         if is_message { heard.messages.push(shown) } else { heard.replies.push(shown) }
     }

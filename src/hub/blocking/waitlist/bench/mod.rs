@@ -17,7 +17,7 @@ use super::super::waiter::{Arrival, End, Waiting};
 use super::{GiveBack, Times, Waitlist};
 use crate::command::{Class, blocking, classify};
 use crate::hub::carrier::Desk as _;
-use crate::pool::LaneKey;
+use crate::pool::{LaneKey, Tracked};
 use crate::resp::{Protocol, Request, encode};
 
 pub(super) use model::Model;
@@ -105,7 +105,13 @@ impl Bench {
         let call = blocking::parse(&request, command).unwrap();
         let desk = Rc::new(Desk::default());
         let arrival = Arrival {
-            key: LaneKey { user: 1, database, protocol: Protocol::Resp3, readonly: false },
+            key: LaneKey {
+                user: 1,
+                database,
+                protocol: Protocol::Resp3,
+                readonly: false,
+                tracked: Tracked::No,
+            },
             identity: Arc::default(),
             call,
             request: frame.freeze(),

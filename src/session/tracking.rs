@@ -1,0 +1,322 @@
+//! Client-side caching as a client has asked for it: `CLIENT TRACKING`, `CACHING`, `TRACKINGINFO`, `GETREDIR`.
+//!
+//! Options and errors are those of `clientCommand` in redis `networking.c` and of `tracking.c`. What follows from them is
+//! carried out elsewhere: the server tracks for a lane, and our table says who read what over it.
+
+use std::collections::BTreeSet;
+
+use bytes::{Bytes, BytesMut};
+
+use super::Session;
+use super::answers::decimal;
+use crate::command::{Asked, Class, key_positions};
+use crate::resp::{Protocol, Request, encode};
+
+/// Which reads are remembered where nothing was said about one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Caching {
+    /// All.
+    #[default]
+    All,
+    /// Those behind CLIENT CACHING YES.
+    OptIn,
+    /// Those not behind CLIENT CACHING NO.
+    OptOut,
+}
+
+/// CLIENT TRACKING ON, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tracking {
+    /// Which reads are remembered.
+    pub caching: Caching,
+    /// CLIENT CACHING was said of the next command.
+    pub is_next_marked: bool,
+    /// The client need not be told of its own writes.
+    pub no_loop: bool,
+    /// BCAST: of which keys it is told, whoever reads them. Never empty: the empty prefix stands for all keys.
+    pub prefixes: Option<BTreeSet<Bytes>>,
+}
+
+/// What a client has read that the server does not track for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// These keys.
+    Keys(Vec<Bytes>),
+    /// Nobody knows which: a script's or a module's.
+    Unknown,
+}
+
+const SYNTAX: &str = "ERR syntax error";
+
+impl Tracking {
+    /// What CLIENT TRACKING makes of `now`; `Err`: the server's error (no leading `-`). No client may be redirected to.
+    ///
+    /// # Errors
+    /// The options are wrong, or do not fit to one another or to what is on.
+    pub fn after(now: Option<&Self>, request: &Request<'_>) -> Result<Option<Self>, String> {
+        let mut asked = Asking::default();
+        let words: Vec<&[u8]> = request.args().collect();
+        let mut rest = words.get(3..).unwrap_or_default().iter();
+        while let Some(word) = rest.next() {
+            let is = |other: &[u8]| word.eq_ignore_ascii_case(other);
+            if is(b"redirect") && rest.len() > 0 {
+                let id = rest.next().and_then(|id| decimal(id));
+                return Err(match id {
+                    Some(_) => "ERR The client ID you want redirect to does not exist",
+                    None => "ERR value is not an integer or out of range",
+                }
+                .to_owned());
+            } else if is(b"bcast") {
+                asked.broadcast = true;
+            } else if is(b"optin") {
+                asked.opt_in = true;
+            } else if is(b"optout") {
+                asked.opt_out = true;
+            } else if is(b"noloop") {
+                asked.no_loop = true;
+            } else if is(b"prefix") && rest.len() > 0 {
+                asked.prefixes.extend(rest.next().copied());
+            } else {
+                return Err(SYNTAX.to_owned());
+            }
+        }
+        match words.get(2) {
+            Some(word) if word.eq_ignore_ascii_case(b"on") => asked.turned_on(now).map(Some),
+            Some(word) if word.eq_ignore_ascii_case(b"off") => Ok(None),
+            Some(_) | None => Err(SYNTAX.to_owned()),
+        }
+    }
+
+    /// Whether reads are remembered one by one, and not told of by prefix.
+    fn remembers_next(&self) -> bool {
+        self.prefixes.is_none()
+            && match self.caching {
+                Caching::All => true,
+                Caching::OptIn => self.is_next_marked,
+                Caching::OptOut => !self.is_next_marked,
+            }
+    }
+}
+
+/// What CLIENT TRACKING says.
+#[derive(Default)]
+struct Asking<'a> {
+    broadcast: bool,
+    opt_in: bool,
+    opt_out: bool,
+    no_loop: bool,
+    prefixes: Vec<&'a [u8]>,
+}
+
+impl Asking<'_> {
+    fn turned_on(&self, now: Option<&Tracking>) -> Result<Tracking, String> {
+        let refuse = |text: &str| Err(format!("ERR {text}"));
+        if !self.broadcast && !self.prefixes.is_empty() {
+            return refuse("PREFIX option requires BCAST mode to be enabled");
+        }
+        if now.is_some_and(|now| now.prefixes.is_some() != self.broadcast) {
+            return refuse(
+                "You can't switch BCAST mode on/off before disabling tracking for this client, and then re-enabling it with a different mode.",
+            );
+        }
+        if self.broadcast && (self.opt_in || self.opt_out) {
+            return refuse("OPTIN and OPTOUT are not compatible with BCAST");
+        }
+        if self.opt_in && self.opt_out {
+            return refuse("You can't specify both OPTIN mode and OPTOUT mode");
+        }
+        let had = now.map_or(Caching::All, |now| now.caching);
+        if self.opt_in && had == Caching::OptOut || self.opt_out && had == Caching::OptIn {
+            return refuse(
+                "You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, and then re-enabling it with a different mode.",
+            );
+        }
+        let mut prefixes = now.and_then(|now| now.prefixes.clone());
+        if self.broadcast {
+            let known = prefixes.get_or_insert_default();
+            self.check_prefixes(known)?;
+            known.extend(self.prefixes.iter().map(|prefix| Bytes::copy_from_slice(prefix)));
+            if self.prefixes.is_empty() {
+                known.insert(Bytes::new());
+            }
+        }
+        let caching = match (self.opt_in, self.opt_out) {
+            (true, _) => Caching::OptIn,
+            (_, true) => Caching::OptOut,
+            _ => Caching::All, // neither was said
+        };
+        let is_next_marked = now.is_some_and(|now| now.is_next_marked);
+        Ok(Tracking { caching, is_next_marked, no_loop: self.no_loop, prefixes })
+    }
+
+    /// `checkPrefixCollisionsOrReply` in redis `tracking.c`.
+    fn check_prefixes(&self, known: &BTreeSet<Bytes>) -> Result<(), String> {
+        let overlap = |a: &[u8], b: &[u8]| a.starts_with(b) || b.starts_with(a);
+        let text = |prefix: &[u8], how: &str, other: &[u8]| {
+            let (prefix, other) = (String::from_utf8_lossy(prefix), String::from_utf8_lossy(other));
+            format!(
+                "ERR Prefix '{prefix}' overlaps with {how} prefix '{other}'. Prefixes for a single client must not overlap."
+            )
+        };
+        for (at, prefix) in self.prefixes.iter().enumerate() {
+            if let Some(other) = known.iter().find(|other| overlap(prefix, other)) {
+                return Err(text(prefix, "an existing", other));
+            }
+            if let Some(other) = self.prefixes[at + 1..].iter().find(|other| overlap(prefix, other)) {
+                return Err(text(prefix, "another provided", other));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The keys that `request` reads, as the server tracks them: those of commands with the flag `readonly` (`call` in redis
+/// `server.c`), and of what a script or a module reads.
+#[must_use]
+pub fn reads(asked: &Asked, request: &Request<'_>) -> Option<Reads> {
+    let Some(row) = asked.row else { return Some(Reads::Unknown) };
+    if row.script || asked.class == Class::Unknown {
+        return Some(Reads::Unknown);
+    }
+    // PFCOUNT is read-only to tracking, though it may write.
+    if !asked.only_reads() && row.name != "pfcount" {
+        return None;
+    }
+    let keys = key_positions(row, request).into_iter().filter_map(|at| request.arg(at));
+    let keys: Vec<_> = keys.map(Bytes::copy_from_slice).collect();
+    (!keys.is_empty()).then_some(Reads::Keys(keys))
+}
+
+/// The key that `request` surely writes if it is answered `+OK`: that of SET without a condition.
+#[must_use]
+pub fn sure_write<'a>(asked: &Asked, request: &Request<'a>) -> Option<&'a [u8]> {
+    let is_set = asked.row.is_some_and(|row| row.name == "set");
+    let is_plain = |word: &[u8]| {
+        word.eq_ignore_ascii_case(b"ex")
+            || word.eq_ignore_ascii_case(b"px")
+            || word.eq_ignore_ascii_case(b"keepttl")
+    };
+    let mut options = request.args().skip(3);
+    let has_no_condition = match (options.next(), options.next(), options.next()) {
+        (None, ..) => true,
+        (Some(word), _, None) => is_plain(word),
+        (Some(_), _, Some(_)) => false,
+    };
+    if is_set && has_no_condition { request.arg(1) } else { None }
+}
+
+/// Whether `request`, CLIENT TRACKING, asks for what lanes do not carry.
+#[must_use]
+pub fn holds_alone(session: &Session, request: &Request<'_>) -> bool {
+    session.tracking.is_none() && mentions_broadcast(request)
+}
+
+/// Whether `request`, CLIENT TRACKING, asks for BCAST.
+pub(super) fn mentions_broadcast(request: &Request<'_>) -> bool {
+    request.args().skip(3).any(|word| word.eq_ignore_ascii_case(b"bcast"))
+}
+
+impl Session {
+    /// Whether the server tracks for this client over its lane: a RESP2 client is told nothing (`sendTrackingMessage` in
+    /// redis `tracking.c`).
+    #[must_use]
+    pub fn hears_invalidations(&self) -> bool {
+        self.tracking.is_some() && self.protocol == Protocol::Resp3
+    }
+
+    /// Whether what the next command reads is remembered for the client.
+    #[must_use]
+    pub fn remembers_next(&self) -> bool {
+        self.tracking.as_ref().is_some_and(|tracking| tracking.remembers_next())
+    }
+
+    /// A command has been taken: CLIENT CACHING was about it, unless it is another CLIENT command (`resetClient` in redis
+    /// `networking.c`) or opens a transaction.
+    pub fn has_taken(&mut self, asked: &Asked) {
+        if let Some(tracking) = &mut self.tracking
+            && !asked.row.is_some_and(|row| row.name.starts_with("client"))
+            && asked.class != Class::Multi
+        {
+            tracking.is_next_marked = false;
+        }
+    }
+
+    /// A transaction has been taken as a whole: CLIENT CACHING was about it.
+    pub fn ends_mark(&mut self) {
+        if let Some(tracking) = &mut self.tracking {
+            tracking.is_next_marked = false;
+        }
+    }
+
+    /// CLIENT CACHING.
+    pub(super) fn mark_next(&mut self, request: &Request<'_>, out: &mut BytesMut) {
+        let is = |word: &[u8]| request.arg(2).is_some_and(|given| given.eq_ignore_ascii_case(word));
+        let caching = self.tracking.as_ref().map(|tracking| tracking.caching);
+        let refusal = match caching {
+            None => Some(
+                "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
+            ),
+            Some(Caching::OptIn) if is(b"yes") => None,
+            Some(Caching::OptOut) if is(b"no") => None,
+            Some(_) if is(b"yes") => {
+                Some("ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode.")
+            }
+            Some(_) if is(b"no") => {
+                Some("ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode.")
+            }
+            Some(_) => Some(SYNTAX),
+        };
+        match (refusal, &mut self.tracking) {
+            (None, Some(tracking)) => {
+                tracking.is_next_marked = true;
+                encode::simple(out, "OK");
+            }
+            (refusal, _) => encode::error(out, refusal.unwrap_or(SYNTAX)),
+        }
+    }
+
+    /// CLIENT TRACKING, where nobody has to be asked any more.
+    pub(super) fn set_tracking(&mut self, request: &Request<'_>, out: &mut BytesMut) {
+        match Tracking::after(self.tracking.as_deref(), request) {
+            Ok(tracking) => {
+                self.tracking = tracking.map(Box::new);
+                encode::simple(out, "OK");
+            }
+            Err(text) => encode::error(out, &text),
+        }
+    }
+
+    /// CLIENT GETREDIR.
+    pub(super) fn redirection(&self) -> i64 {
+        if self.tracking.is_some() { 0 } else { -1 }
+    }
+
+    /// CLIENT TRACKINGINFO: flags, redirect, prefixes.
+    pub(super) fn tracking_info(&self, out: &mut BytesMut) {
+        let tracking = self.tracking.as_deref();
+        let mut flags = vec![if tracking.is_some() { "on" } else { "off" }];
+        if let Some(tracking) = tracking {
+            flags.extend(tracking.prefixes.as_ref().map(|_| "bcast"));
+            let marked = |word| tracking.is_next_marked.then_some(word);
+            match tracking.caching {
+                Caching::All => {}
+                Caching::OptIn => flags.extend(["optin"].into_iter().chain(marked("caching-yes"))),
+                Caching::OptOut => flags.extend(["optout"].into_iter().chain(marked("caching-no"))),
+            }
+            flags.extend(tracking.no_loop.then_some("noloop"));
+        }
+        encode::map(out, self.protocol, 3);
+        encode::bulk(out, b"flags");
+        match self.protocol {
+            Protocol::Resp2 => encode::array(out, flags.len()),
+            Protocol::Resp3 => encode::set(out, flags.len()),
+        }
+        flags.iter().for_each(|flag| encode::bulk(out, flag.as_bytes()));
+        encode::bulk(out, b"redirect");
+        encode::integer(out, self.redirection());
+        encode::bulk(out, b"prefixes");
+        let prefixes = tracking.and_then(|tracking| tracking.prefixes.as_ref());
+        encode::array(out, prefixes.map_or(0, BTreeSet::len));
+        prefixes.into_iter().flatten().for_each(|prefix| encode::bulk(out, prefix));
+    }
+}
