@@ -80,6 +80,7 @@ impl Client {
         }
         // Full: nothing more is read, so end of file cannot be read either. The kernel still tells.
         tokio::select! {
+            biased;
             hangup = self.socket.hangup() => match hangup {
                 Hangup::Farewell => ClientClose::ClientEof,
                 Hangup::Reset => ClientClose::ClientLost,

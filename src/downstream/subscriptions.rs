@@ -92,6 +92,7 @@ impl Client {
                     let mut deadline = begun + patience;
                     while !subscriber.done.get() {
                         tokio::select! {
+                            biased;
                             () = subscriber.answered.notified() => {}
                             () = sleep_until(Some(deadline)) => {
                                 // The server is there, and at work on very many names.
@@ -137,6 +138,7 @@ impl Client {
                 .patiently(async {
                     while !subscriber.is_caught_up.get() {
                         tokio::select! {
+                            biased;
                             () = subscriber.caught_up.notified() => {}
                             () = sleep_until(Some(deadline)) => break,
                         }

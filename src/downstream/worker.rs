@@ -1,7 +1,7 @@
 //! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,11 +88,11 @@ pub(crate) struct Worker {
     pub(super) directory: Arc<Directory>,
     pub(super) links: Links,
     pub(super) scratch: RefCell<Vec<u8>>,
-    pub(super) clients: RefCell<HashMap<u64, Rc<Client>>>,
+    pub(super) clients: RefCell<BTreeMap<u64, Rc<Client>>>,
     /// Clients that have much unread.
-    pub(super) slow_readers: RefCell<HashSet<u64>>,
+    pub(super) slow_readers: RefCell<BTreeSet<u64>>,
     /// Clients that were read no further for the memory they hold.
-    pub(super) paused: RefCell<HashSet<u64>>,
+    pub(super) paused: RefCell<BTreeSet<u64>>,
     /// Which of the workers this is.
     pub(super) index: usize,
     pub(super) waiters: RefCell<Vec<Rc<Waiter>>>,
@@ -242,6 +242,16 @@ impl Worker {
         let mut ticks = 0_u64;
         loop {
             tokio::select! {
+                biased;
+                // Rare, both: they keep nobody waiting, and no number of messages keeps them waiting.
+                changed = pressure.changed() => if changed.is_ok() {
+                    let now: Pressure = *pressure.borrow_and_update();
+                    self.relieve(now, Instant::now());
+                },
+                _ = tick.tick() => {
+                    ticks += 1;
+                    self.tick(ticks);
+                }
                 message = messages.recv() => match message {
                     None => return,
                     Some(Message::Drain(deadline, reply)) => {
@@ -251,14 +261,6 @@ impl Worker {
                     }
                     Some(message) => self.handle(message),
                 },
-                changed = pressure.changed() => if changed.is_ok() {
-                    let now: Pressure = *pressure.borrow_and_update();
-                    self.relieve(now, Instant::now());
-                },
-                _ = tick.tick() => {
-                    ticks += 1;
-                    self.tick(ticks);
-                }
             }
         }
     }

@@ -146,10 +146,11 @@ impl Reaper {
             let done = Instant::now();
             let until_round = if self.options.reap { due.saturating_duration_since(done) } else { heartbeat };
             let event = tokio::select! {
-                () = tokio::time::sleep(until_round.min(heartbeat / 4)) => Event::Time,
+                biased;
                 () = self.pool.shared.pulse.relief_called() => Event::Relief,
                 () = self.pool.shared.budget.lost() => Event::Loss,
                 () = self.pool.shared.health.recovered() => Event::Loss,
+                () = tokio::time::sleep(until_round.min(heartbeat / 4)) => Event::Time,
             };
             self.show_life(event == Event::Relief).await;
             if event == Event::Loss {

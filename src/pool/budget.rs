@@ -7,7 +7,7 @@
 mod kinds;
 mod permit;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct Budget {
 
 #[derive(Debug, Default)]
 struct State {
-    holdings: HashMap<u64, Holding>,
+    holdings: BTreeMap<u64, Holding>,
     held: [usize; Kind::ALL.len()],
     /// The users that have a cap of their own.
     users: HashMap<u64, Share>,

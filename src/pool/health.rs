@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedMutexGuard, watch};
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use super::{Kind, Short};
@@ -25,8 +25,8 @@ const SPACING: Duration = Duration::from_millis(100);
 pub struct Health {
     outage: Mutex<Option<Outage>>,
     recovered: Notify,
-    /// How often an outage has ended.
-    reached: watch::Sender<u64>,
+    /// Wakes whoever waits for an outage to end, in their order: a watch channel wakes in a random one.
+    reached: Notify,
     /// Held by the one that dials during an outage.
     probe: Arc<tokio::sync::Mutex<()>>,
     /// When each dial began that has not ended yet.
@@ -87,14 +87,14 @@ impl Health {
 
     /// Sleeps between two dials: for `at_most`, or until the server has been reached by somebody else.
     pub async fn pause(&self, at_most: Duration) {
-        let mut reached = self.reached.subscribe();
-        // An error would mean that the sender is gone, which lives in `self`.
-        drop(tokio::time::timeout(at_most, reached.changed()).await);
+        // Late or woken: the pause is over.
+        drop(tokio::time::timeout(at_most, self.reached.notified()).await);
     }
 
     /// Waits for the turn to dial: none is needed unless there is an outage. To be held until the dial has ended.
     pub(super) async fn turn(&self) -> Option<OwnedMutexGuard<()>> {
-        let mut reached = self.reached.subscribe();
+        // From here on it is told, whenever it is waited for.
+        let reached = self.reached.notified();
         if self.outage.lock().is_none() {
             return None;
         }
@@ -108,7 +108,7 @@ impl Health {
         };
         tokio::select! {
             biased;
-            _ = reached.changed() => None,
+            () = reached => None,
             turn = turn => Some(turn),
         }
     }
@@ -151,7 +151,7 @@ impl Health {
         metrics::gauge!("redbouncer_upstream_up").set(1.0);
         if let Some(outage) = self.outage.lock().take() {
             self.recovered.notify_one();
-            self.reached.send_modify(|count| *count += 1);
+            self.reached.notify_waiters();
             tracing::info!(after = %Short(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
         }
     }

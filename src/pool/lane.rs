@@ -31,7 +31,7 @@ use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::UpstreamStream;
 
 /// What keeps lanes apart: nothing of one key is ever seen under another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LaneKey {
     /// The identity, as a number.
     pub user: u64,

@@ -4,7 +4,7 @@
 //! whose commands are passed on as they come has none. Two atomic additions are made then, and the accounts are looked
 //! through only while the sum is above its bound.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -24,7 +24,7 @@ pub struct ClientMemory {
     used: AtomicUsize,
     /// Up to this sum nobody more has to be closed: the bound, and what those hold who are being closed.
     settled: AtomicUsize,
-    holdings: Mutex<HashMap<u64, Arc<Holding>>>,
+    holdings: Mutex<BTreeMap<u64, Arc<Holding>>>,
 }
 
 /// What is held for one client, or for nobody by name.

@@ -26,7 +26,7 @@ mod turns;
 mod unavailable;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -94,7 +94,7 @@ pub struct Shared {
 pub struct Pool {
     /// What it shares with the other workers.
     pub shared: Shared,
-    groups: RefCell<HashMap<LaneKey, Rc<Group>>>,
+    groups: RefCell<BTreeMap<LaneKey, Rc<Group>>>,
     parked: RefCell<Vec<(Instant, Lease)>>,
     lease_waiters: RefCell<Vec<LeaseWaiter>>,
     blocked: RefCell<Vec<Rc<recall::Entry>>>,

@@ -42,7 +42,7 @@ pub use room::{append, make_room, moves};
 pub use unsent::Unsent;
 
 /// The version of RESP that a connection speaks: what its server answers, never what the client sends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// The protocol every connection starts with.
     #[default]

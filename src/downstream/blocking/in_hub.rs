@@ -111,6 +111,7 @@ impl Client {
                 return Ok(true);
             }
             tokio::select! {
+                biased;
                 () = waits.changed.notified() => {}
                 () = self.unblocked.notified() => {}
                 () = sleep_until(limit) => {}

@@ -263,6 +263,7 @@ impl Waiter {
         }
         let last = self.deadline.map(|at| at + worker.blocking.grace);
         let may_try = tokio::select! {
+            biased;
             may_try = self.prepare(worker) => match may_try? {
                 Some(may_try) => may_try,
                 None => return Ok(()),

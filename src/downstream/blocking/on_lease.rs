@@ -229,6 +229,7 @@ impl OnLease {
         let gone = (reason == UpstreamClose::ClientGone).then(Instant::now);
         let done = worker.pool.tasks().spawn_local(salvage.finish(lease, reason, gone));
         let said_all = tokio::select! {
+            biased;
             said_all = done => said_all.unwrap_or(false),
             () = sleep_until(last) => false,
         };

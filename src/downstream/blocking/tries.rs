@@ -186,6 +186,7 @@ impl Waiter {
                 last = Some(last.map_or(patience, |at| at.min(patience)));
             }
             tokio::select! {
+                biased;
                 () = self.changed.notified() => {}
                 () = self.client.unblocked.notified(), if !moved && !is_unblocked => {}
                 () = sleep_until(last) => {

@@ -228,6 +228,7 @@ impl Hub {
             let Some(permit) = permit else { return Ended::NoPermit };
             loop {
                 let connected = tokio::select! {
+                    biased;
                     connected = self.connect(&permit) => connected,
                     () = self.keep_time() => Ok(Connection::Lost),
                 };
@@ -243,6 +244,7 @@ impl Hub {
                             Over::Left(reason) => {
                                 // A server that does not answer takes its time to close, too.
                                 tokio::select! {
+                                    biased;
                                     () = self.pool.close_now(stream, permit, reason) => {}
                                     () = self.keep_time() => {}
                                 }
@@ -283,6 +285,7 @@ impl Hub {
                     return Ended::Done;
                 }
                 tokio::select! {
+                    biased;
                     () = self.pool.pause(&mut backoff, true) => {}
                     () = self.keep_time() => {}
                 }

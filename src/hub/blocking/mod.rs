@@ -9,7 +9,7 @@ mod waiter;
 mod waitlist;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub struct BlockingHubs {
     pool: Rc<Pool>,
     options: BlockingOptions,
     give_back: Rc<GiveBack>,
-    hubs: RefCell<HashMap<u64, Rc<Hub>>>,
+    hubs: RefCell<BTreeMap<u64, Rc<Hub>>>,
     /// Users who may not use a hub, until they are asked again.
     refused: RefCell<HashMap<u64, Instant>>,
     /// How long a refusal is believed (`auth.cache_ttl`, at least a second).

@@ -8,7 +8,7 @@ mod listener;
 mod topics;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub struct PubSubHubs {
     pool: Rc<Pool>,
     options: PubSubOptions,
     audience: Arc<Audience>,
-    hubs: RefCell<HashMap<u64, Rc<Hub>>>,
+    hubs: RefCell<BTreeMap<u64, Rc<Hub>>>,
 }
 
 /// A subscriber's place in the hub of the user that it was when it subscribed. Dropping it ends its subscriptions

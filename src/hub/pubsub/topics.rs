@@ -5,7 +5,7 @@
 //! not for it. UNSUBSCRIBE and SUBSCRIBE of one name follow each other on one connection, so a name that loses its last
 //! listener and gets a new one meanwhile misses nothing after the new confirmation.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ enum Sent {
 
 /// The listeners of one user on one worker.
 pub(in crate::hub) struct Topics {
-    topics: HashMap<Name, Topic>,
+    topics: BTreeMap<Name, Topic>,
     requests: BTreeMap<u64, Request>,
     next: u64,
     sent: VecDeque<Sent>,
@@ -108,7 +108,7 @@ pub(in crate::hub) struct Topics {
 impl Topics {
     pub(super) fn new(audience: Arc<Audience>) -> Self {
         Self {
-            topics: HashMap::new(),
+            topics: BTreeMap::new(),
             requests: BTreeMap::new(),
             next: 0,
             sent: VecDeque::new(),
