@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint differential fuzz bench bench-hubs prove-hygiene outages soak
+.PHONY: help demo test lint differential fuzz simulate bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
+	@echo "make simulate  the worker, a network and a server in memory, 100,000 seeds of faults; COUNT, SEED, LOG=1"
 	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 	@echo "make outages  BullMQ, Celery, Sidekiq and others through outages of the server, directly and through redbouncer"
@@ -105,3 +106,8 @@ soak:
 	tests/clients/soak/run --proxy "$(TARGET)/release/redbouncer" --tagged "$(TARGET)/release/examples/tagged" \
 	  --seconds "$(or $(SOAK_SECONDS),600)" --replies "$(or $(SOAK_REPLIES),0)" \
 	  $(if $(SOAK_SEED),--seed "$(SOAK_SEED)") $(if $(SOAK_KEEP),--keep "$(SOAK_KEEP)")
+
+# The long form of tests in src/fuzzing/simulation: COUNT seeds from SEED on. LOG=1 tells what happens in each.
+simulate:
+	@REDBOUNCER_COUNT="$(or $(COUNT),100000)" REDBOUNCER_SEED="$(or $(SEED),1)" $(if $(LOG),REDBOUNCER_LOG=1) \
+	  cargo test --release --quiet --lib fuzzing::simulation::tests::whatever -- --nocapture

@@ -82,6 +82,9 @@ pub enum Incoming {
     Tls(std::net::TcpStream, Box<ServerConnection>),
     /// A Unix socket.
     Unix(std::os::unix::net::UnixStream),
+    /// In memory.
+    #[cfg(test)]
+    Simulated(crate::upstream::simulated::End),
 }
 
 /// A client's place among those of one worker, counted until the client is gone.

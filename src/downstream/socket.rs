@@ -40,6 +40,8 @@ impl ClientSocket {
         match self {
             Self::Plain(Wire::Tcp { .. }) => "tcp",
             Self::Plain(Wire::Unix { .. }) => "unix",
+            #[cfg(test)]
+            Self::Plain(Wire::Simulated(_)) => "tcp",
             Self::Tls(_) => "tls",
         }
     }

@@ -14,6 +14,8 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+#[cfg(test)]
+use crate::upstream::simulated::{End, Peek};
 use crate::upstream::{Peer, PeerWatch, acknowledged};
 
 /// How a peer was seen to leave.
@@ -29,8 +31,18 @@ pub(super) enum Hangup {
 /// read.
 #[derive(Debug)]
 pub(super) enum Wire {
-    Tcp { read: RefCell<tcp::OwnedReadHalf>, write: tcp::OwnedWriteHalf, watch: PeerWatch },
-    Unix { read: RefCell<unix::OwnedReadHalf>, write: unix::OwnedWriteHalf },
+    Tcp {
+        read: RefCell<tcp::OwnedReadHalf>,
+        write: tcp::OwnedWriteHalf,
+        watch: PeerWatch,
+    },
+    Unix {
+        read: RefCell<unix::OwnedReadHalf>,
+        write: unix::OwnedWriteHalf,
+    },
+    /// In memory.
+    #[cfg(test)]
+    Simulated(End),
 }
 
 impl From<UnixStream> for Wire {
@@ -51,6 +63,8 @@ impl Wire {
         match self {
             Self::Tcp { write, .. } => SockRef::from(write.as_ref()),
             Self::Unix { write, .. } => SockRef::from(write.as_ref()),
+            #[cfg(test)]
+            Self::Simulated(_) => unreachable!("there is no socket in the simulation"),
         }
     }
 
@@ -60,6 +74,8 @@ impl Wire {
         match self {
             Self::Tcp { read, .. } => Pin::new(&mut *read.borrow_mut()).poll_read(cx, buffer),
             Self::Unix { read, .. } => Pin::new(&mut *read.borrow_mut()).poll_read(cx, buffer),
+            #[cfg(test)]
+            Self::Simulated(end) => end.poll_recv(cx, buffer),
         }
     }
 
@@ -72,11 +88,17 @@ impl Wire {
         match self {
             Self::Tcp { read, .. } => poll_read_buf(Pin::new(&mut *read.borrow_mut()), cx, buffer),
             Self::Unix { read, .. } => poll_read_buf(Pin::new(&mut *read.borrow_mut()), cx, buffer),
+            #[cfg(test)]
+            Self::Simulated(end) => poll_read_buf(Pin::new(&mut end.reader()), cx, buffer),
         }
     }
 
     /// Reads what the kernel has now, whatever the runtime has heard of it.
     pub(super) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Self::Simulated(end) = self {
+            return end.try_recv(buffer);
+        }
         (&*self.raw()).read(buffer)
     }
 
@@ -85,6 +107,10 @@ impl Wire {
     pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
         if let Self::Tcp { watch, .. } = self {
             watch.wrote();
+        }
+        #[cfg(test)]
+        if let Self::Simulated(end) = self {
+            return end.try_send(bytes);
         }
         (&*self.raw()).write(bytes)
     }
@@ -97,6 +123,8 @@ impl Wire {
                 write.try_write(bytes)
             }
             Self::Unix { write, .. } => write.try_write(bytes),
+            #[cfg(test)]
+            Self::Simulated(end) => end.try_send(bytes),
         }
     }
 
@@ -108,6 +136,8 @@ impl Wire {
                 write.try_write_vectored(pieces)
             }
             Self::Unix { write, .. } => write.try_write_vectored(pieces),
+            #[cfg(test)]
+            Self::Simulated(end) => end.try_send(pieces.first().map_or(&[], |piece| piece)),
         }
     }
 
@@ -116,6 +146,8 @@ impl Wire {
         match self {
             Self::Tcp { write, .. } => write.as_ref().poll_write_ready(cx),
             Self::Unix { write, .. } => write.as_ref().poll_write_ready(cx),
+            #[cfg(test)]
+            Self::Simulated(end) => end.poll_send_ready(cx),
         }
     }
 
@@ -123,6 +155,8 @@ impl Wire {
         match self {
             Self::Tcp { write, .. } => write.as_ref().ready(interest).await,
             Self::Unix { write, .. } => write.as_ref().ready(interest).await,
+            #[cfg(test)]
+            Self::Simulated(_) => unreachable!("there is no socket in the simulation"),
         }
     }
 
@@ -130,6 +164,11 @@ impl Wire {
     /// client that leaves while its unread requests lie in the kernel. (PRIORITY is the one interest that becomes
     /// ready by hang-up and not by ordinary data.)
     pub(super) async fn hangup(&self) -> Hangup {
+        #[cfg(test)]
+        if let Self::Simulated(end) = self {
+            let is_reset = std::future::poll_fn(|cx| end.poll_hangup(cx)).await;
+            return if is_reset { Hangup::Reset } else { Hangup::Farewell };
+        }
         loop {
             match self.ready(Interest::PRIORITY | Interest::ERROR).await {
                 Ok(ready) if ready.is_error() => return Hangup::Reset,
@@ -142,6 +181,10 @@ impl Wire {
 
     /// Whether the peer is known to be gone, asked of the kernel now.
     pub(super) fn is_gone(&self) -> bool {
+        #[cfg(test)]
+        if let Self::Simulated(end) = self {
+            return matches!(end.peek(), Peek::End | Peek::Error);
+        }
         let mut byte = [MaybeUninit::uninit()];
         match self.raw().peek(&mut byte) {
             Ok(0) => true,
@@ -155,6 +198,10 @@ impl Wire {
         if let Self::Tcp { write, watch, .. } = self {
             watch.leave_to_kernel(write.as_ref());
         }
+        #[cfg(test)]
+        if let Self::Simulated(end) = self {
+            return end.close();
+        }
         // Fails only when the peer has closed already.
         let _ = self.raw().shutdown(std::net::Shutdown::Both);
     }
@@ -164,6 +211,8 @@ impl Wire {
         match self {
             Self::Tcp { write, .. } => acknowledged(write.as_ref()),
             Self::Unix { .. } => None,
+            #[cfg(test)]
+            Self::Simulated(end) => Some(end.acknowledged()),
         }
     }
 
@@ -178,6 +227,9 @@ impl Wire {
             Self::Tcp { write, watch, .. } => watch.look(write.as_ref(), now) == Peer::Vanished,
             // The peer is on this host: its end is known at once.
             Self::Unix { .. } => false,
+            // The simulated network loses the connection by itself.
+            #[cfg(test)]
+            Self::Simulated(_) => false,
         }
     }
 }

@@ -366,6 +366,8 @@ impl Worker {
             Incoming::Tcp(stream) => ClientSocket::Plain(tuned(stream)?),
             Incoming::Tls(stream, session) => ClientSocket::secured(tuned(stream)?, *session),
             Incoming::Unix(stream) => ClientSocket::Plain(UnixStream::from_std(stream)?.into()),
+            #[cfg(test)]
+            Incoming::Simulated(end) => ClientSocket::Plain(Wire::Simulated(end)),
         })
     }
 

@@ -15,6 +15,8 @@ mod proxy;
 mod proxy_server;
 mod resp;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 pub use config::{url, users};

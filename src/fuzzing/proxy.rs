@@ -121,6 +121,13 @@ fn watch_for_panics() {
     });
 }
 
+/// How many panics there were on this thread, those of tasks included.
+#[cfg(test)]
+pub(super) fn panics() -> usize {
+    watch_for_panics();
+    PANICS.get()
+}
+
 /// Runs the program that `data` is.
 pub fn proxy(data: &[u8]) {
     watch_for_panics();

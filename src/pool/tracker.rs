@@ -26,7 +26,7 @@ const PER_KEY: usize = 128;
 const PER_READER: usize = 80;
 
 /// What the server tracks on a lane.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tracked {
     /// Nothing.
     #[default]

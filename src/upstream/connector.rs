@@ -25,6 +25,8 @@ use super::login::{Lack, LoggedIn, Login};
 use super::pem::{Fingerprint, TlsSetupError};
 use super::resolve::Resolver;
 use super::runs::{Change, Met, Runs};
+#[cfg(test)]
+use super::simulated;
 use super::tls::TlsSetup;
 use super::{Keepalive, ServerInfo, TlsOptions, UpstreamOptions, UpstreamStream, tune};
 
@@ -41,6 +43,25 @@ pub struct Established {
     pub local: SocketAddr,
     /// The server's address.
     pub peer: SocketAddr,
+}
+
+/// A connection without TLS and login.
+#[derive(Debug)]
+enum Connected {
+    Tcp(TcpStream),
+    #[cfg(test)]
+    Simulated(simulated::End, SocketAddr),
+}
+
+impl Connected {
+    /// The socket that can be tuned.
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            #[cfg(test)]
+            Self::Simulated(..) => None,
+        }
+    }
 }
 
 /// Dials one server.
@@ -128,8 +149,8 @@ impl Connector {
         let deadline = Instant::now() + self.connect_timeout;
         let addresses = self.resolve(deadline).await?;
         let greatest_before = self.runs.greatest();
-        let (tcp, peer) = self.connect(&addresses, deadline).await?;
-        let established = self.greet(tcp, peer, login, deadline, greatest_before).await;
+        let (connected, peer) = self.connect(&addresses, deadline).await?;
+        let established = self.greet(connected, peer, login, deadline, greatest_before).await;
         match &established {
             Ok(_) => self.resolver.works(peer),
             // Whatever accepts TCP there may be no Redis any more: the next dial begins with the other addresses.
@@ -205,7 +226,7 @@ impl Connector {
         &self,
         addresses: &[SocketAddr],
         deadline: Instant,
-    ) -> Result<(TcpStream, SocketAddr), DialError> {
+    ) -> Result<(Connected, SocketAddr), DialError> {
         let mut failure =
             DialError::Resolve { host: self.resolver.host().to_owned(), cause: "no address".to_owned() };
         for (tried, &peer) in addresses.iter().enumerate() {
@@ -214,13 +235,15 @@ impl Connector {
             let share = now + deadline.saturating_duration_since(now) / left;
             let outcome = self.within(share, Phase::Connect, Some(peer), handshake(peer, share)).await;
             let tuned = outcome.and_then(|connected| {
-                let tcp = connected.map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
-                tune(&tcp, &self.keepalive, self.user_timeout)
-                    .map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
-                Ok(tcp)
+                let connected = connected.map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+                if let Some(tcp) = connected.tcp() {
+                    tune(tcp, &self.keepalive, self.user_timeout)
+                        .map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+                }
+                Ok(connected)
             });
             match tuned {
-                Ok(tcp) => return Ok((tcp, peer)),
+                Ok(connected) => return Ok((connected, peer)),
                 Err(error) => failure = error,
             }
         }
@@ -230,13 +253,23 @@ impl Connector {
     /// TLS and login on a connected socket.
     async fn greet(
         &self,
-        tcp: TcpStream,
+        connected: Connected,
         peer: SocketAddr,
         login: &Login,
         deadline: Instant,
         greatest_before: u64,
     ) -> Result<Established, DialError> {
-        let local = tcp.local_addr().map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+        let (tcp, local) = match connected {
+            Connected::Tcp(tcp) => {
+                let local = tcp.local_addr().map_err(|e| DialError::from_io(Phase::Connect, peer, &e))?;
+                (tcp, local)
+            }
+            #[cfg(test)]
+            Connected::Simulated(end, local) => {
+                let stream = UpstreamStream::simulated(end);
+                return self.log_in(stream, (local, peer), login, deadline, greatest_before).await;
+            }
+        };
         let stream = match &self.tls {
             None => UpstreamStream::plain(tcp, self.user_timeout),
             Some(tls) => {
@@ -255,6 +288,18 @@ impl Connector {
                 UpstreamStream::tls(secured?, self.user_timeout)
             }
         };
+        self.log_in(stream, (local, peer), login, deadline, greatest_before).await
+    }
+
+    /// The login on a stream from the first of these addresses to the second.
+    async fn log_in(
+        &self,
+        stream: UpstreamStream,
+        (local, peer): (SocketAddr, SocketAddr),
+        login: &Login,
+        deadline: Instant,
+        greatest_before: u64,
+    ) -> Result<Established, DialError> {
         let user = login.identity.name();
         let known = Lacking::ALL.into_iter().filter(|what| self.lacks.has(*what, user)).collect();
         let mut conversation = Conversation::start(stream, peer, login, known);
@@ -358,15 +403,19 @@ impl Connector {
 /// TCP's handshake, begun anew after one second, then after two more, and so on until `end`: a host that was away answers
 /// the first packet it sees, and the kernel repeats one only after 1, 3 and 7 seconds. Each try is longer than the one
 /// before, so that a very long way has its time, too.
-async fn handshake(peer: SocketAddr, end: Instant) -> io::Result<TcpStream> {
+async fn handshake(peer: SocketAddr, end: Instant) -> io::Result<Connected> {
+    #[cfg(test)]
+    if let Some(network) = simulated::current() {
+        return network.dial().await.map(|(end, local)| Connected::Simulated(end, local));
+    }
     let mut patience = Duration::from_secs(1);
     loop {
         let again = Instant::now() + patience;
         if again >= end {
-            return TcpStream::connect(peer).await;
+            return TcpStream::connect(peer).await.map(Connected::Tcp);
         }
         if let Ok(connected) = timeout_at(again, TcpStream::connect(peer)).await {
-            return connected;
+            return connected.map(Connected::Tcp);
         }
         patience *= 2;
     }

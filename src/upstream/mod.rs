@@ -18,6 +18,8 @@ pub(crate) mod pem;
 mod resolve;
 mod runs;
 mod server;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod socket;
 mod stream;
 mod tcp_info;

@@ -19,6 +19,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::client::TlsStream;
 
+#[cfg(test)]
+use super::simulated::{End, Peek};
 use super::{Peer, PeerWatch};
 
 /// How often a connection is looked at on which something is not acknowledged.
@@ -43,6 +45,20 @@ enum Way {
     Plain(TcpStream),
     /// `rediss://`; boxed, because the TLS state is some kilobytes and the plain case should not carry them.
     Tls(Box<TlsStream<TcpStream>>),
+    /// In memory.
+    #[cfg(test)]
+    Simulated(End),
+}
+
+impl Way {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            #[cfg(test)]
+            Self::Simulated(_) => None,
+        }
+    }
 }
 
 impl UpstreamStream {
@@ -56,16 +72,19 @@ impl UpstreamStream {
         Self::by(Way::Tls(Box::new(tls)), patience)
     }
 
+    /// A connection of the simulated network.
+    #[cfg(test)]
+    pub(super) fn simulated(end: End) -> Self {
+        Self::by(Way::Simulated(end), Duration::MAX)
+    }
+
     fn by(way: Way, patience: Duration) -> Self {
         Self { way, watch: PeerWatch::new(patience), timer: None, armed: None }
     }
 
-    /// The socket underneath, for its addresses and options; not for reading or writing.
-    pub fn tcp(&self) -> &TcpStream {
-        match &self.way {
-            Way::Plain(tcp) => tcp,
-            Way::Tls(tls) => tls.get_ref().0,
-        }
+    /// The socket underneath, for its options; not for reading or writing.
+    pub(super) fn tcp(&self) -> Option<&TcpStream> {
+        self.way.tcp()
     }
 
     /// Ready when the server's host is gone; waits for nothing else. Reading and writing do the same by the way.
@@ -85,10 +104,7 @@ impl UpstreamStream {
                 self.armed = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            let tcp = match &self.way {
-                Way::Plain(tcp) => tcp,
-                Way::Tls(tls) => tls.get_ref().0,
-            };
+            let Some(tcp) = self.way.tcp() else { return Poll::Pending };
             match self.watch.look(tcp, Instant::now()) {
                 Peer::Vanished => return Poll::Ready(io::ErrorKind::TimedOut.into()),
                 Peer::Waited => timer.as_mut().reset(Instant::now() + LOOK),
@@ -113,7 +129,8 @@ impl UpstreamStream {
     }
 
     fn wrote(&mut self, polled: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if matches!(polled, Poll::Ready(Ok(1..))) {
+        // The simulated network loses a connection by itself when the server's host is gone.
+        if matches!(polled, Poll::Ready(Ok(1..))) && self.tcp().is_some() {
             self.watch.wrote();
         }
         self.unless_vanished(polled, cx)
@@ -130,6 +147,8 @@ impl UpstreamStream {
         match &self.way {
             Way::Plain(_) => None,
             Way::Tls(tls) => Some(tls.get_ref().1),
+            #[cfg(test)]
+            Way::Simulated(_) => None,
         }
     }
 
@@ -143,10 +162,14 @@ impl UpstreamStream {
     /// TLS hides what it has decrypted already, but that was read for somebody and is therefore not idle; records that
     /// come on an idle connection (a close_notify, a session ticket) are seen here as data.
     pub fn is_quiet(&self) -> bool {
+        #[cfg(test)]
+        if let Way::Simulated(end) = &self.way {
+            return end.peek() == Peek::Nothing;
+        }
         let mut byte = [MaybeUninit::uninit()];
-        SockRef::from(self.tcp())
-            .peek(&mut byte)
-            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.tcp().is_some_and(|tcp| {
+            SockRef::from(tcp).peek(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        })
     }
 
     /// Whether a write that failed with `error` found the connection closed by the server. What the server sent before lies in
@@ -157,8 +180,14 @@ impl UpstreamStream {
 
     /// Makes the coming drop send a reset instead of a FIN: nothing of the connection stays behind here.
     pub fn reset_on_drop(&self) {
-        // Refused only for a socket that is gone already.
-        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+        #[cfg(test)]
+        if let Way::Simulated(end) = &self.way {
+            end.reset_on_drop();
+        }
+        if let Some(tcp) = self.tcp() {
+            // Refused only for a socket that is gone already.
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 
@@ -168,6 +197,8 @@ impl AsyncRead for UpstreamStream {
         let polled = match &mut this.way {
             Way::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Way::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            #[cfg(test)]
+            Way::Simulated(end) => Pin::new(end).poll_read(cx, buf),
         };
         this.unless_vanished(polled, cx)
     }
@@ -179,6 +210,8 @@ impl AsyncWrite for UpstreamStream {
         let polled = match &mut this.way {
             Way::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Way::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            #[cfg(test)]
+            Way::Simulated(end) => Pin::new(end).poll_write(cx, buf),
         };
         this.wrote(polled, cx)
     }
@@ -192,6 +225,8 @@ impl AsyncWrite for UpstreamStream {
         let polled = match &mut this.way {
             Way::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Way::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Way::Simulated(end) => Pin::new(end).poll_write_vectored(cx, bufs),
         };
         this.wrote(polled, cx)
     }
@@ -200,6 +235,8 @@ impl AsyncWrite for UpstreamStream {
         match &self.way {
             Way::Plain(tcp) => tcp.is_write_vectored(),
             Way::Tls(tls) => tls.is_write_vectored(),
+            #[cfg(test)]
+            Way::Simulated(end) => end.is_write_vectored(),
         }
     }
 
@@ -208,6 +245,8 @@ impl AsyncWrite for UpstreamStream {
         let polled = match &mut this.way {
             Way::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Way::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            #[cfg(test)]
+            Way::Simulated(end) => Pin::new(end).poll_flush(cx),
         };
         this.unless_vanished(polled, cx)
     }
@@ -216,6 +255,8 @@ impl AsyncWrite for UpstreamStream {
         match &mut self.get_mut().way {
             Way::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Way::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            #[cfg(test)]
+            Way::Simulated(end) => Pin::new(end).poll_shutdown(cx),
         }
     }
 }

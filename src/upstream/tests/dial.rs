@@ -46,11 +46,11 @@ async fn a_dialled_connection_is_logged_in_named_and_silent() {
         assert_eq!(established.server.version, "7.0.15");
         assert_eq!((established.server.role.as_str(), established.server.hello), ("master", true));
         assert_eq!(established.peer.port(), server.port);
-        assert_eq!(established.stream.tcp().local_addr().unwrap(), established.local);
+        assert_eq!(established.stream.tcp().unwrap().local_addr().unwrap(), established.local);
         assert_eq!(connector.address(), Some(established.peer));
 
         let mut scratch = [0; 1];
-        let pending = established.stream.tcp().try_read(&mut scratch);
+        let pending = established.stream.tcp().unwrap().try_read(&mut scratch);
         assert_eq!(pending.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         let row = ask(&mut established, "CLIENT INFO").await;
         let version = protocol.number();
@@ -410,7 +410,7 @@ async fn plain_and_secured_streams_are_told_apart() {
     let server = RedisServer::start(&[]);
     let established = connector(&options(server.port)).dial(&login(Protocol::Resp2)).await.unwrap();
     assert!(established.stream.session().is_none() && !established.stream.is_buffered());
-    let socket = socket2::SockRef::from(established.stream.tcp());
+    let socket = socket2::SockRef::from(established.stream.tcp().unwrap());
     assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
     // It would end a living server that does not read.
     assert_eq!(socket.tcp_user_timeout().unwrap(), None);

@@ -54,7 +54,7 @@ async fn a_server_signed_by_the_given_authority_is_accepted() {
             let mut reply = [0; 5];
             established.stream.read_exact(&mut reply).await.unwrap();
             assert_eq!(&reply, b"+OK\r\n");
-            let socket = socket2::SockRef::from(established.stream.tcp());
+            let socket = socket2::SockRef::from(established.stream.tcp().unwrap());
             assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         }
     }
