@@ -70,7 +70,7 @@ fn p99_of_transactions(client: &mut Client) -> Duration {
 
 #[test]
 fn transactions_have_leases_that_standing_ones_cannot_take() {
-    let stage = Stage::proxied_with(&["pool.wait_timeout=500ms"]);
+    let stage = Stage::proxied_with(&["pool.wait_timeout=2s"]);
     let mut client = stage.connect();
     let empty = p99_of_transactions(&mut client);
     let mut monitors: Vec<Client> = (0..60).map(|_| stage.connect()).collect();

@@ -213,7 +213,8 @@ fn very_many_subscriptions_one_behind_the_other_and_the_client_that_leaves() {
 fn very_many_patterns_with_messages_for_them() {
     judge("patterns", |place, _| {
         let mut loud = Loud::connect(place.address);
-        loud.run(&with_names(&["PSUBSCRIBE"], "p*", count(), &[]));
+        // Redis 7.0 looks through a list for each: more would keep the server itself for seconds.
+        loud.run(&with_names(&["PSUBSCRIBE"], "p*", count() / 10, &[]));
         let mut publisher = place.connect();
         for _ in 0..20 {
             publisher.call("PUBLISH p1 x");
@@ -259,7 +260,7 @@ fn a_kill_by_very_many_ids() {
 #[test]
 fn listings_of_very_many_clients() {
     judge("CLIENT LIST of many clients", |place, _| {
-        let crowd: Vec<_> = (0..count() / 10).map(|_| TcpStream::connect(place.address).unwrap()).collect();
+        let crowd: Vec<_> = (0..count() / 20).map(|_| TcpStream::connect(place.address).unwrap()).collect();
         let mut loud = Loud::connect(place.address);
         for _ in 0..5 {
             loud.run(&words(&["CLIENT", "LIST"]));
