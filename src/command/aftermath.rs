@@ -131,7 +131,8 @@ mod tests {
     fn what_goes_over_a_lane_leaves_nothing_behind() {
         for row in rows() {
             if matches!(row.class.route(), "lane" | "blocking" | "local" | "control" | "own connection") {
-                let is_local_state = matches!(row.class, Class::Reset | Class::ClientReply);
+                let is_local_state =
+                    matches!(row.class, Class::Reset | Class::ClientReply | Class::ClientCaching);
                 assert_eq!(row.class.aftermath() == Aftermath::Nothing, !is_local_state, "{}", row.name);
             }
         }
