@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::pool::{LaneRow, Shared};
+use crate::pool::{LaneRow, Shared, Tracked};
 use crate::session::{ClientRow, UserRow};
 
 /// So many of the clients that hold most are shown.
@@ -101,6 +101,7 @@ fn lane(row: &LaneRow) -> Value {
         "user": row.user,
         "database": row.key.database,
         "protocol": row.key.protocol.number(),
+        "tracked": row.key.tracked != Tracked::No,
         "lanes": row.lanes,
         "sessions": row.sessions,
         "outstanding": row.outstanding,

@@ -74,6 +74,14 @@ fn two_hundred_tracking_clients_cost_two_connections_at_the_most() {
         }
         let connections = tracked_connections(stage);
         assert!((1..=2).contains(&connections), "{connections}");
+        let (_, status) = stage.proxy().http("/status");
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let sessions = |tracked: bool| -> u64 {
+            let lanes = status["lanes"].as_array().unwrap().iter();
+            let of_kind = lanes.filter(|lane| lane["tracked"] == tracked);
+            of_kind.map(|lane| lane["sessions"].as_u64().unwrap()).sum()
+        };
+        assert_eq!((sessions(true), sessions(false)), (200, 0));
     });
 }
 
