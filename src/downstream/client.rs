@@ -547,6 +547,9 @@ impl Receiver for Client {
         self.outstanding.set(self.outstanding.get().saturating_sub(unanswered));
         if partial || self.worker.pool.shared.upstream.on_loss == OnLoss::Close {
             self.doom(ClientClose::UpstreamLost);
+        }
+        // Behind a reply that will not be whole nothing is said, for what comes after it neither.
+        if self.doomed.get().is_some() {
             return;
         }
         if !muted {

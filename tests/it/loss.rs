@@ -242,20 +242,25 @@ fn a_connection_cut_in_mid_reply_gives_no_client_a_wrong_reply() {
 
 #[test]
 fn a_reply_begun_and_not_finished_ends_its_client() {
-    let (server, relay, proxy) = through_a_relay(&[]);
-    server.call(&format!("SET big {}", "x".repeat(1 << 20)));
-    let mut client = proxy.connect();
-    client.call("PING");
-    relay.cut_after(300_000);
-    client.start("GET big");
-    let (bytes, ended) = client.read_to_end(PATIENCE);
-    assert_ne!(ended, Ended::Late);
-    assert!(bytes.len() < 1 << 20);
-    assert!(
-        !bytes.windows(4).any(|window| window == b"-ERR"),
-        "an error inside of a bulk would be taken for data"
-    );
-    assert_eq!(proxy.connect().call("PING").text(), "PONG");
+    for on_loss in ["close", "error"] {
+        let (server, relay, proxy) = through_a_relay(&[&format!("upstream.on_loss={on_loss}")]);
+        server.call(&format!("SET big {}", "x".repeat(1 << 20)));
+        let mut client = proxy.connect();
+        client.call("PING");
+        relay.cut_after(300_000);
+        let mut commands = encode(&["GET", "big"]);
+        // A transaction behind it is owed replies by itself.
+        commands.extend([encode(&["MULTI"]), encode(&["PING"]), encode(&["EXEC"])].concat());
+        client.send(commands);
+        let (bytes, ended) = client.read_to_end(PATIENCE);
+        assert_ne!(ended, Ended::Late);
+        assert!(bytes.len() < 1 << 20);
+        assert!(
+            !bytes.windows(4).any(|window| window == b"-ERR"),
+            "an error inside of a bulk would be taken for data, on_loss={on_loss}"
+        );
+        assert_eq!(proxy.connect().call("PING").text(), "PONG");
+    }
 }
 
 #[test]
