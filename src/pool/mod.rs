@@ -52,11 +52,11 @@ pub use options::PoolOptions;
 pub use pulse::Pulse;
 pub use recall::Blocked;
 use roles::Roles;
-use rotation::{Rotation, Turn};
+use rotation::Rotation;
 pub use slice::{SLICE, Slice, go_on_later};
 use tracker::Tracker;
 pub use tracker::{News, Reader, Tracked};
-pub use turns::Turns;
+pub use turns::{Hand, Order, Turn, Turns};
 pub use unavailable::Unavailable;
 
 /// Redis's default `proto-max-bulk-len`, taken for granted where the server does not say.
@@ -227,7 +227,9 @@ impl Pool {
                 }
                 Some(Choice::Lane(lane))
             }
-            Pick::Another(_) if group.dialling.get() || group.turn.get() != Turn::None => Some(Choice::Wait),
+            Pick::Another(_) if group.dialling.get() || group.turn.get() != rotation::Turn::None => {
+                Some(Choice::Wait)
+            }
             Pick::Another(_) if group.deserves_another(limit, now) && self.find_another(group, now) => {
                 Some(Choice::Wait)
             }
@@ -242,7 +244,7 @@ impl Pool {
         self.forget_a_vain_turn(group, now);
         let is_stuck = group.has_waiters()
             && !group.dialling.get()
-            && group.turn.get() == Turn::None
+            && group.turn.get() == rotation::Turn::None
             && !group.lanes().is_empty();
         if is_stuck
             && !group.may_deserve_another(limit, now)

@@ -1,4 +1,5 @@
-//! One turn at a time: the users come in turn, within a user the addresses, within an address first come, first served.
+//! One turn at a time, and in what order those get it who wait: the users in turn, within a user the addresses, within an
+//! address first come, first served; or as another [`Order`] has it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,32 +9,73 @@ use tokio::sync::oneshot;
 
 use super::queue::{Queue, Waiting};
 
+/// Who waits for turns, and who is next.
+pub trait Order: std::fmt::Debug + Default + Sized {
+    /// What decides when somebody's turn comes.
+    type Who: Copy;
+    /// `who` waits, as number `ticket`; `hand` is given the turn.
+    fn push(&mut self, ticket: u64, who: Self::Who, hand: Hand<Self>);
+    /// Takes out who is next.
+    fn pop(&mut self) -> Option<Hand<Self>>;
+    /// Number `ticket` waits no more. It may have been taken out already.
+    fn remove(&mut self, ticket: u64, who: Self::Who);
+}
+
+/// How somebody who waits is given a turn.
+pub type Hand<O> = oneshot::Sender<Turn<O>>;
+
+/// Users in turn, within a user the addresses (`None`: what many clients wait for, or a Unix socket).
+#[derive(Debug, Default)]
+pub struct Fair(Queue<Hand<Self>>);
+
 /// Hands out one turn at a time.
 #[derive(Debug, Default)]
-pub struct Turns(Mutex<State>);
+pub struct Turns<O: Order = Fair>(Mutex<State<O>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct State<O: Order> {
     taken: bool,
     tickets: u64,
-    waiting: Queue<oneshot::Sender<Turn>>,
+    waiting: O,
 }
 
 /// What one has at a time, until it is dropped.
 #[derive(Debug)]
-pub struct Turn(Option<Arc<Turns>>);
+pub struct Turn<O: Order = Fair>(Option<Arc<Turns<O>>>);
 
 /// A place in the queue. Dropping it leaves the queue.
-struct Place<'a> {
-    turns: &'a Turns,
+struct Place<'a, O: Order> {
+    turns: &'a Turns<O>,
     ticket: u64,
-    user: u64,
-    address: Option<IpAddr>,
+    who: O::Who,
+}
+
+impl Order for Fair {
+    type Who = (u64, Option<IpAddr>);
+
+    fn push(&mut self, ticket: u64, (user, address): Self::Who, grant: Hand<Self>) {
+        self.0.push(Waiting { ticket, user, address, grant });
+    }
+
+    fn pop(&mut self) -> Option<Hand<Self>> {
+        self.0.pop(|_| true).map(|next| next.grant)
+    }
+
+    fn remove(&mut self, ticket: u64, (user, address): Self::Who) {
+        self.0.remove(ticket, user, address);
+    }
 }
 
 impl Turns {
-    /// Waits for a turn for a client of `user` at `address` (`None`: what many clients wait for, or a Unix socket).
+    /// Waits for a turn for a client of `user` at `address`.
     pub async fn turn(self: &Arc<Self>, user: u64, address: Option<IpAddr>) -> Turn {
+        self.turn_of((user, address)).await
+    }
+}
+
+impl<O: Order> Turns<O> {
+    /// Waits for a turn for `who`.
+    pub async fn turn_of(self: &Arc<Self>, who: O::Who) -> Turn<O> {
         loop {
             let (granted, place) = {
                 let mut state = self.0.lock();
@@ -41,11 +83,11 @@ impl Turns {
                     state.taken = true;
                     return Turn(Some(Arc::clone(self)));
                 }
-                let (grant, granted) = oneshot::channel();
+                let (hand, granted) = oneshot::channel();
                 state.tickets += 1;
                 let ticket = state.tickets;
-                state.waiting.push(Waiting { ticket, user, address, grant });
-                (granted, Place { turns: self, ticket, user, address })
+                state.waiting.push(ticket, who, hand);
+                (granted, Place { turns: self, ticket, who })
             };
             let turn = granted.await;
             drop(place);
@@ -57,24 +99,24 @@ impl Turns {
     }
 }
 
-impl Drop for Place<'_> {
+impl<O: Order> Drop for Place<'_, O> {
     fn drop(&mut self) {
-        self.turns.0.lock().waiting.remove(self.ticket, self.user, self.address);
+        self.turns.0.lock().waiting.remove(self.ticket, self.who);
     }
 }
 
-impl Drop for Turn {
+impl<O: Order> Drop for Turn<O> {
     fn drop(&mut self) {
         let Some(turns) = self.0.take() else { return };
         loop {
             let next = {
                 let mut state = turns.0.lock();
-                let next = state.waiting.pop(|_| true);
+                let next = state.waiting.pop();
                 state.taken = next.is_some();
                 next
             };
             let Some(next) = next else { return };
-            match next.grant.send(Self(Some(Arc::clone(&turns)))) {
+            match next.send(Self(Some(Arc::clone(&turns)))) {
                 Ok(()) => return,
                 // It has given up: the next one. Not by dropping, which would come back here for each of them.
                 Err(mut unclaimed) => unclaimed.0 = None,

@@ -6,72 +6,43 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use crate::pool::{self, Hand, Order, Turn};
 
-/// Hands out one turn at a time.
+/// Those with least blame first, and of these who came first.
 #[derive(Debug, Default)]
-pub(in crate::downstream) struct Turns(Mutex<Queue>);
+pub(in crate::downstream) struct ByBlame(BTreeMap<(u32, u64), Hand<Self>>);
 
-#[derive(Debug, Default)]
-struct Queue {
-    taken: bool,
-    /// Who waits, by blame and then by arrival. Whoever has given up is found when it would be its turn.
-    waiting: BTreeMap<(u32, u64), oneshot::Sender<Turn>>,
-    arrivals: u64,
-}
+impl Order for ByBlame {
+    type Who = u32;
 
-/// The right to have a login looked at, until it is dropped.
-#[derive(Debug)]
-pub(in crate::downstream) struct Turn(Option<Arc<Turns>>);
+    fn push(&mut self, ticket: u64, blame: u32, hand: Hand<Self>) {
+        self.0.insert((blame, ticket), hand);
+    }
 
-impl Turns {
-    /// Waits for a turn, behind those with less blame and those with the same who came before.
-    pub(in crate::downstream) async fn turn(self: &Arc<Self>, blame: u32) -> Turn {
-        loop {
-            let granted = {
-                let mut queue = self.0.lock();
-                if !queue.taken {
-                    queue.taken = true;
-                    return Turn(Some(Arc::clone(self)));
-                }
-                let (hand, granted) = oneshot::channel();
-                queue.arrivals += 1;
-                let place = (blame, queue.arrivals);
-                queue.waiting.insert(place, hand);
-                granted
-            };
-            // A turn is handed over or the queue is gone, which it is not while this waits.
-            if let Ok(turn) = granted.await {
-                return turn;
-            }
-        }
+    fn pop(&mut self) -> Option<Hand<Self>> {
+        self.0.pop_first().map(|(_, hand)| hand)
+    }
+
+    fn remove(&mut self, ticket: u64, blame: u32) {
+        self.0.remove(&(blame, ticket));
     }
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let Some(turns) = self.0.take() else { return };
-        loop {
-            let next = {
-                let mut queue = turns.0.lock();
-                let next = queue.waiting.pop_first();
-                queue.taken = next.is_some();
-                next
-            };
-            let Some((_, hand)) = next else { return };
-            match hand.send(Self(Some(Arc::clone(&turns)))) {
-                Ok(()) => return,
-                // It has given up: the next one. Not by dropping, which would come back here for each of them.
-                Err(mut unclaimed) => unclaimed.0 = None,
-            }
-        }
+/// Whose login is looked at, one at a time.
+pub(in crate::downstream) type Turns = pool::Turns<ByBlame>;
+
+impl Turns {
+    /// Waits for a turn, behind those with less blame and those with the same who came before.
+    pub(in crate::downstream) async fn turn(self: &Arc<Self>, blame: u32) -> Turn<ByBlame> {
+        self.turn_of(blame).await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
