@@ -24,7 +24,7 @@ use super::socket::ClientSocket;
 use super::subscriptions::Subscriber;
 use crate::hub::Unblock;
 use crate::pool::{Group, Lane, LaneKey, Receiver, Tracked};
-use crate::resp::{Protocol, RequestScanner, Unsent, encode};
+use crate::resp::{Protocol, RequestScanner, Unsent, encode, give_buffer};
 use crate::session::{ClientRow, Endpoint, Flags, Policy, Rights, Session};
 use crate::telemetry::ClientClose;
 use crate::upstream::{Identity, OnLoss};
@@ -489,7 +489,7 @@ impl Client {
     pub(super) fn shrink(&self) {
         let mut input = self.input.borrow_mut();
         if input.buffer.is_empty() && input.buffer.capacity() > 0 {
-            input.buffer = BytesMut::new();
+            give_buffer(std::mem::take(&mut input.buffer));
         }
     }
 

@@ -12,8 +12,8 @@ use super::client::{Client, Input};
 use crate::command::{Asked, Class, classify};
 use crate::pool::{Choice, LONG, Lane, Nature, Receiver, SLICE, go_on_later};
 use crate::resp::{
-    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, make_room, moves,
-    normalise,
+    Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, append,
+    give_buffer, make_room, moves, normalise,
 };
 use crate::session::answers::{After, ends_the_session, is_silent_mode};
 use crate::session::{ReplyMode, Route, find_block};
@@ -194,7 +194,7 @@ impl Client {
         let (used, ran) = self.consume(data, &mut scanner, None);
         let mut input = self.input.borrow_mut();
         input.scanner = scanner;
-        input.buffer.extend_from_slice(&data[used..]);
+        append(&mut input.buffer, &data[used..]);
         let left = input.buffer.len();
         drop(input);
         self.holds_input(left);
@@ -314,7 +314,11 @@ impl Client {
                 data.advance(used);
                 data
             }
-            Ok(data) => BytesMut::from(&data[used..]),
+            Ok(data) => {
+                let rest = BytesMut::from(&data[used..]);
+                give_buffer(data);
+                rest
+            }
             Err(data) => BytesMut::from(&data[used..]),
         };
         ran

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::resp::give_bytes;
+
 /// Requests and replies of this length are passed on by reference, each with a charge of its own.
 pub const LONG: usize = 64 << 10;
 
@@ -253,6 +255,12 @@ impl Drop for Charge {
 struct Charged {
     bytes: Bytes,
     _charge: Charge,
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        give_bytes(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl AsRef<[u8]> for Charged {

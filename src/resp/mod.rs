@@ -20,6 +20,7 @@ mod number;
 mod reply;
 mod request;
 mod room;
+mod spares;
 mod unsent;
 
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use request::{
     RequestStep,
 };
 pub use room::{append, make_room, moves};
+pub use spares::{give as give_buffer, give_bytes};
 pub use unsent::Unsent;
 
 /// The version of RESP that a connection speaks: what its server answers, never what the client sends.

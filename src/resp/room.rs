@@ -7,8 +7,12 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::spares;
+
 /// Up to this length a buffer grows as it likes.
 const SMALL: usize = 1 << 20;
+/// From this length on a buffer that was used before is taken.
+const WORTH_IT: usize = 8 << 10;
 /// A longer one has room for this much from the beginning.
 const LONG: usize = 32 << 20;
 
@@ -30,6 +34,17 @@ pub fn make_room(buffer: &mut BytesMut, more: usize, expected: usize) {
             *buffer = BytesMut::from(Bytes::from(room));
             return;
         }
+    }
+    let len = buffer.len() + more;
+    // One that holds little stays small: many clients may have begun a command and not gone on.
+    if len > buffer.capacity()
+        && len >= WORTH_IT
+        && let Some(mut spare) =
+            spares::take(buffer.len().saturating_add(more.max(expected))).or_else(|| spares::take(len))
+    {
+        spare.extend_from_slice(buffer);
+        spares::give(std::mem::replace(buffer, spare));
+        return;
     }
     buffer.reserve(more);
 }

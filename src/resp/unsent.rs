@@ -9,6 +9,8 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::spares;
+
 /// The length of a chunk of copied bytes, about.
 const CHUNK: usize = 64 << 10;
 /// Up to this length copied bytes take no whole chunk.
@@ -24,8 +26,6 @@ pub struct Unsent {
     len: usize,
     /// How many of them are copies.
     copied: usize,
-    /// A chunk that has been sent, for the next one: to give back its pages and take them again costs more than the copy.
-    spare: Option<BytesMut>,
 }
 
 #[derive(Debug)]
@@ -76,9 +76,9 @@ impl Unsent {
             return;
         }
         if len > GROWS || !self.chunks.is_empty() {
-            let mut chunk = self.spare.take().unwrap_or_else(|| BytesMut::with_capacity(CHUNK));
+            let mut chunk = spares::take(CHUNK).unwrap_or_else(|| BytesMut::with_capacity(CHUNK));
             chunk.extend_from_slice(&self.tail);
-            self.tail = chunk;
+            spares::give(std::mem::replace(&mut self.tail, chunk));
         }
     }
 
@@ -125,13 +125,8 @@ impl Unsent {
 
     /// The first chunk has been sent.
     fn end_front(&mut self) {
-        let Some(Chunk { bytes, is_copy: true }) = self.chunks.pop_front() else { return };
-        if self.spare.is_none()
-            && let Ok(mut chunk) = bytes.try_into_mut()
-        {
-            chunk.clear();
-            // What has been sent counts as room again, where all of it was this chunk's.
-            self.spare = chunk.try_reclaim(CHUNK).then_some(chunk);
+        if let Some(Chunk { bytes, is_copy: true }) = self.chunks.pop_front() {
+            spares::give_bytes(bytes);
         }
     }
 
@@ -156,17 +151,13 @@ impl Unsent {
 
     /// Gives idle memory back, when all has been sent: a buffer larger than `keep`.
     pub fn shrink(&mut self, keep: usize) {
-        if self.tail.capacity() > keep {
-            self.tail = BytesMut::new();
-        } else {
-            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
-            self.tail.clear();
+        self.tail.clear();
+        // `advance` has left the buffer at its end, where it has no capacity: what was sent is room again.
+        if self.tail.try_reclaim(keep + 1) {
+            spares::give(std::mem::take(&mut self.tail));
         }
         if self.chunks.capacity() > 0 {
             self.chunks = VecDeque::new();
-        }
-        if keep < CHUNK {
-            self.spare = None;
         }
     }
 
@@ -242,19 +233,19 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_has_been_sent_is_used_again_where_it_may_be_kept() {
-        let mut unsent = Unsent::default();
+    fn a_chunk_that_has_been_sent_is_used_again() {
+        let (mut unsent, mut other) = (Unsent::default(), Unsent::default());
         unsent.append(&[0; CHUNK + 1]);
         let first = unsent.front().as_ptr();
         unsent.advance(CHUNK);
-        unsent.advance(1);
-        unsent.shrink(CHUNK);
-        unsent.append(&[0; 2 * CHUNK]);
+        other.append(&[0; CHUNK]);
+        assert_eq!(other.front().as_ptr(), first);
+        other.advance(CHUNK);
+        other.shrink(CHUNK - 1);
+        assert!(!other.tail.try_reclaim(1), "an idle one keeps nothing");
+        unsent.append(&[0; CHUNK]);
         unsent.advance(CHUNK);
         assert_eq!(unsent.front().as_ptr(), first);
-        unsent.advance(CHUNK);
-        unsent.shrink(CHUNK - 1);
-        assert!(unsent.spare.is_none() && unsent.tail.capacity() == 0);
     }
 
     #[test]
