@@ -134,7 +134,7 @@ impl World {
             }
             let expected = masked(expected, ended, &record.clients, self.mask);
             let heard = masked(&wire.got, wire.ended, &identities, self.mask);
-            (heard != expected).then_some(Difference { client, expected, heard })
+            (!heard.is_like(&expected)).then_some(Difference { client, expected, heard })
         })
     }
 

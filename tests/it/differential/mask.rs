@@ -8,9 +8,11 @@
 //! - where the pool is full: its error, and that of the unknown command which stands for it in the direct world;
 //! - the order in which an UNSUBSCRIBE without names names them (the order of the server's hash table);
 //! - the order in which one message is told to a client by several of its patterns (another hash table);
-//! - where a published message or an invalidation comes between the replies of a RESP3 client: its own `PUBLISH` is answered before or after
-//!   it (Redis 7.0 sends the message first, later ones the reply). Messages are compared in their order, replies in theirs.
+//! - where a published message comes between the replies of a RESP3 client: its own `PUBLISH` is answered before or after it (Redis
+//!   7.0 sends the message first, later ones the reply). Messages are compared in their order, replies in theirs;
+//! - where an invalidation comes, and of how many keys more than directly a tracking client is told ([`Told`]).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -27,16 +29,48 @@ pub(crate) struct Identity {
 }
 
 /// What a client has heard, made comparable.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Heard {
     replies: Vec<String>,
     messages: Vec<String>,
+    told: Told,
     /// Bytes of a reply that is not whole.
     rest: String,
     pub(crate) ended: bool,
 }
 
+/// Of which keys a tracking client was told. In front of the proxy it may be told of more than directly (docs/compatibility.md), but
+/// of no key less: what it keeps too long is wrong.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    keys: BTreeSet<String>,
+    all: bool,
+}
+
+impl Told {
+    /// Notes an invalidation; `false`: `frame` is none.
+    fn note(&mut self, frame: &[u8]) -> bool {
+        let Some(keys) = frame.strip_prefix(b">2\r\n$10\r\ninvalidate\r\n") else { return false };
+        match elements(keys) {
+            Some(keys) => self.keys.extend(keys.map(|key| key.escape_ascii().to_string())),
+            None => self.all = true,
+        }
+        true
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.all || !other.all && self.keys.is_superset(&other.keys)
+    }
+}
+
 impl Heard {
+    /// Whether a client that heard this in front of the proxy may hear `direct` from the server.
+    pub(crate) fn is_like(&self, direct: &Self) -> bool {
+        let parts =
+            |heard: &Self| (heard.replies.clone(), heard.messages.clone(), heard.rest.clone(), heard.ended);
+        parts(self) == parts(direct) && self.told.covers(&direct.told)
+    }
+
     /// Where it tells of a refusal by a full pool that is not expected.
     pub(crate) fn refused_unlike(&self, expected: &Self) -> Option<usize> {
         let is_new = |(place, reply): &(usize, &String)| {
@@ -66,6 +100,9 @@ impl fmt::Display for Heard {
         if !self.messages.is_empty() {
             write!(f, " · {} messages … {}", self.messages.len(), tail(&self.messages))?;
         }
+        if self.told.all || !self.told.keys.is_empty() {
+            write!(f, " · invalidated {}{:?}", if self.told.all { "all and " } else { "" }, self.told.keys)?;
+        }
         write!(f, "{}{}", self.rest, if self.ended { " <closed>" } else { "" })
     }
 }
@@ -85,13 +122,16 @@ pub(crate) struct Mask {
     /// Commands have other names on the server. Some of them the proxy asks for itself, in its own spelling and for no client
     /// in particular: then an unknown command is called so without its words.
     pub(crate) renames: bool,
-    /// Tracking clients are told of more than directly: what they read on leases, or in scripts, and what a lane that is lost
-    /// has carried. Then invalidations are left out; `client_caching` has them.
-    pub(crate) tells_more: bool,
 }
 
 pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) -> Heard {
-    let mut heard = Heard { replies: Vec::new(), messages: Vec::new(), rest: String::new(), ended };
+    let mut heard = Heard {
+        replies: Vec::new(),
+        messages: Vec::new(),
+        told: Told::default(),
+        rest: String::new(),
+        ended,
+    };
     let mut at = 0;
     let mut announced = false;
     let mut leaving = Vec::new();
@@ -104,6 +144,9 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) 
         };
         let frame = &got[at..at + step.consumed];
         at += step.consumed;
+        if heard.told.note(frame) {
+            continue;
+        }
         let shown = if mask.refusals && is_refusal(frame) {
             REFUSED.to_owned()
         } else if mask.renames && frame.starts_with(b"-ERR unknown command") {
@@ -114,11 +157,8 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) 
         } else {
             one(frame, clients, &mut announced)
         };
-        let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage", b"$10\r\ninvalidate"];
+        let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage"];
         let is_message = frame[0] == b'>' && heads.iter().any(|head| frame[4..].starts_with(head));
-        if is_message && mask.tells_more && frame[4..].starts_with(heads[3]) {
-            continue;
-        }
         let shown = if is_message { shown } else { without_order(shown, frame, &mut leaving) };
         if is_message { heard.messages.push(shown) } else { heard.replies.push(shown) }
     }

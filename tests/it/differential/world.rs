@@ -16,9 +16,6 @@ use super::trouble::{Kind, Setup, Trouble};
 use super::wire::{LIMIT, Wire};
 use crate::harness::{Client, Proxy, Row, Server, rows_of};
 
-/// Commands behind which a client's reads go over a lease, or are not known.
-const LEASES_OR_SCRIPTS: &[&str] =
-    &["WATCH", "MULTI", "EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO", "MONITOR"];
 /// What is said after so long is said for ever.
 const NEVER_SILENT: Duration = Duration::from_secs(60);
 
@@ -67,12 +64,8 @@ impl World {
         let mut server = Client::connect_apart(server.address());
         let has_functions = !server.call("FUNCTION LIST").is_error();
         // FUNCTION came with 7.0, and so did the words that the proxy answers with.
-        let mask = Mask {
-            exact: has_functions,
-            refusals: setup == Setup::Scarce,
-            renames: setup == Setup::Renamed,
-            tells_more: false,
-        };
+        let mask =
+            Mask { exact: has_functions, refusals: setup == Setup::Scarce, renames: setup == Setup::Renamed };
         Self {
             address,
             setup,
@@ -94,9 +87,6 @@ impl World {
 
     pub(super) fn begin(&mut self, sequence: &Sequence) {
         self.lane_may_hang = self.setup == Setup::Scarce || sequence.trouble == Trouble::Pause;
-        self.mask.tells_more = self.setup == Setup::Scarce
-            || sequence.trouble == Trouble::Kill
-            || sequence.requests().any(|request| request.is(LEASES_OR_SCRIPTS));
         let narrow = sequence.trouble == Trouble::Slow;
         let open = |protocol: &u8| Wire::open(self.address, *protocol, narrow);
         self.wires = sequence.clients.iter().map(open).collect();
