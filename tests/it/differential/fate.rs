@@ -169,7 +169,12 @@ impl Fates {
 /// Whether this reply is a refusal, or stands for one.
 pub(crate) fn is_refusal(frame: &[u8]) -> bool {
     let text = String::from_utf8_lossy(frame);
-    let ours = ["no upstream connection within", "not queued, because", "not possible, because"];
+    let ours = [
+        "no upstream connection within",
+        "no upstream connection for this",
+        "not queued, because",
+        "not possible, because",
+    ];
     ours.iter()
         .any(|words| text.strip_prefix("-ERR redbouncer: ").is_some_and(|text| text.starts_with(words)))
         || text.starts_with("-ERR unknown command") && text.contains(UNKNOWN)
