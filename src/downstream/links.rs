@@ -9,8 +9,8 @@ use rustls::ServerConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::admission::{Place, Places, Refused};
 use super::identity::{Account, Directory};
-use super::places::{Place, Places, Refused};
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
@@ -146,8 +146,7 @@ impl Link {
         (Self { sender, clients: Arc::default() }, receiver)
     }
 
-    /// A client that was handed to this worker is gone.
-    pub(super) fn client_left(&self) {
+    fn client_left(&self) {
         self.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -165,9 +164,11 @@ impl Links {
         &self.places
     }
 
-    /// The link of one worker.
-    pub(super) fn of(&self, worker: usize) -> Option<Link> {
-        self.all.get(worker).cloned()
+    /// A client that was handed to this worker is gone.
+    pub(super) fn client_left(&self, worker: usize) {
+        if let Some(link) = self.all.get(worker) {
+            link.client_left();
+        }
     }
 
     /// How many clients are connected, on all workers.

@@ -234,14 +234,21 @@ impl Drop for Account {
 }
 
 impl Charge {
-    /// Counts so many bytes from now on.
-    pub fn set(&mut self, bytes: usize) {
-        if bytes > self.bytes {
-            self.holding.add(bytes - self.bytes);
-        } else if bytes < self.bytes {
-            self.holding.subtract(self.bytes - bytes);
+    /// Whether nothing is counted now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Counts so many bytes from now on. Returns whether these are more than before.
+    pub fn set(&mut self, bytes: usize) -> bool {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        if bytes > before {
+            self.holding.add(bytes - before);
+        } else if bytes < before {
+            self.holding.subtract(before - bytes);
         }
-        self.bytes = bytes;
+        bytes > before
     }
 }
 

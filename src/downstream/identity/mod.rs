@@ -1,11 +1,12 @@
 //! Who is who: accounts, and what is remembered of logins, for all workers.
 //!
-//! Nothing here asks a server or waits; [`super::login`] and [`super::recheck`] do. A secret is kept only in the
+//! Nothing here asks a server or waits; `routes::login` and `worker::recheck` do. A secret is kept only in the
 //! [`Identity`] of an account that has clients; what is remembered beyond that is a salted hash.
 
 mod account;
 mod failures;
 mod offer;
+mod options;
 mod turns;
 mod users;
 
@@ -22,11 +23,11 @@ pub(super) use account::Membership;
 use failures::Failures;
 use offer::{Fingerprint, fingerprint};
 pub(super) use offer::{Offer, Remembered};
+pub use options::{AdminCommands, AuthMode, AuthOptions};
 pub(super) use turns::Turns;
 pub(super) use users::look;
 pub use users::{Cost, PasswordHash, StaticUser, toll};
 
-use super::options::{AuthMode, AuthOptions};
 use crate::pool::{Budget, DialGate};
 use crate::session::{Credentials, User, UserRow};
 use crate::upstream::{Identity, UpstreamOptions};

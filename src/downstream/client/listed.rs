@@ -1,0 +1,52 @@
+//! How a client is shown: its row in listings, and what errors and the log call it.
+
+use tokio::time::Instant;
+
+use super::Client;
+use crate::session::{ClientRow, Flags, Listen};
+
+impl Client {
+    /// How listings and the full-pool error call this client.
+    pub(in crate::downstream) fn called(&self) -> String {
+        let session = self.session.borrow();
+        if session.name.is_empty() {
+            format!("client {} ({})", self.id, self.peer)
+        } else {
+            format!("client '{}'", String::from_utf8_lossy(&session.name))
+        }
+    }
+
+    /// Its row in listings.
+    pub(in crate::downstream) fn row(&self, now: Instant) -> ClientRow {
+        let session = self.session.borrow();
+        let mut row = ClientRow::of(&session, self.peer.clone(), self.local.clone());
+        row.place = self.attachment.label(session.listens > 0);
+        drop(session);
+        row.age = now.saturating_duration_since(self.opened);
+        row.idle = now.saturating_duration_since(self.inbound.last_input());
+        row.flags = self.listed_flags();
+        row.input = self.inbound.len();
+        row.output = self.outbound.unsent();
+        row.memory = self.outbound.memory();
+        row.command = self.last_command.get();
+        row.transport = self.outbound.socket().transport();
+        row
+    }
+
+    /// Its flags in listings.
+    pub(in crate::downstream) fn listed_flags(&self) -> Flags {
+        let mut flags = self.attachment.flags();
+        let session = self.session.borrow();
+        flags.readonly = session.readonly;
+        flags.no_evict = session.no_evict;
+        flags.tracking |= session.tracking.is_some();
+        drop(session);
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            let count = |listen| subscriber.count(listen);
+            flags.channels += count(Listen::Channels);
+            flags.patterns += count(Listen::Patterns);
+            flags.shards += count(Listen::Shards);
+        }
+        flags
+    }
+}

@@ -1,0 +1,121 @@
+//! One client, made of parts: what it sends (`inbound`), what it is sent (`outbound`), who it is (`identified`), what it has set
+//! (its session), where it stands (`attachment`), and the lanes its commands go over (`lanes`).
+//!
+//! The client's own task reads and routes. The tasks of lanes and hubs know a client only as
+//! [`Receiver`](crate::pool::Receiver), [`Listener`](crate::hub::Listener), [`Reader`](crate::pool::Reader) or
+//! [`Waiting`](crate::hub::Waiting), its worker only as [`Served`](super::context::Served). All of them run on one thread, and
+//! none holds a borrow of a part across an await.
+
+mod attachment;
+mod departure;
+mod identified;
+mod inbound;
+mod lanes;
+mod listed;
+mod outbound;
+mod output;
+mod served;
+mod server_change;
+mod subscriber;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use tokio::time::Instant;
+
+use super::admission::Place;
+use super::context::Context;
+use super::identity::Membership;
+use super::socket::ClientSocket;
+use crate::resp::Protocol;
+use crate::session::{Endpoint, Session};
+
+use identified::Identified;
+use inbound::Inbound;
+use lanes::Lanes;
+use outbound::{Outbound, Reader};
+use server_change::Learned;
+
+pub(in crate::downstream) use attachment::{Attachment, AttachmentCell, BlockedCall, BlockedOn, LeasedState};
+pub(in crate::downstream) use departure::{FIRST_LOOK, LastCall, READ_AHEAD, sleep_until};
+pub(in crate::downstream) use inbound::Begun;
+pub(in crate::downstream) use subscriber::Subscriber;
+
+/// One connected client.
+pub(in crate::downstream) struct Client {
+    pub(in crate::downstream) id: u64,
+    pub(in crate::downstream) peer: Endpoint,
+    local: Endpoint,
+    opened: Instant,
+    pub(in crate::downstream) context: Rc<Context>,
+    inbound: Inbound,
+    outbound: Outbound,
+    pub(in crate::downstream) session: RefCell<Session>,
+    identified: Identified,
+    pub(in crate::downstream) attachment: AttachmentCell,
+    lanes: Lanes,
+    /// Its subscriptions, if it has any.
+    pub(in crate::downstream) subscriber: RefCell<Option<Rc<Subscriber>>>,
+    /// As a subscriber it has been given all that was published before its last command was read or sent.
+    pub(in crate::downstream) is_caught_up: Cell<bool>,
+    /// It has had CLIENT TRACKING on.
+    pub(in crate::downstream) has_tracked: Cell<bool>,
+    /// It could not be told that all it has read may have changed.
+    pub(in crate::downstream) has_missed: Cell<bool>,
+    /// What it knows of the server and forgets with its connection.
+    learned: Learned,
+    pub(in crate::downstream) last_command: Cell<&'static str>,
+}
+
+/// A client as it comes in.
+pub(in crate::downstream) struct Arrived {
+    pub(in crate::downstream) socket: ClientSocket,
+    pub(in crate::downstream) peer: Endpoint,
+    pub(in crate::downstream) local: Endpoint,
+    pub(in crate::downstream) session: Session,
+    pub(in crate::downstream) membership: Option<Membership>,
+    /// It came by a listener that only this host can reach.
+    pub(in crate::downstream) trusted: bool,
+    pub(in crate::downstream) place: Place,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("id", &self.id).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    pub(in crate::downstream) fn new(context: Rc<Context>, arrived: Arrived) -> Rc<Self> {
+        let Arrived { socket, peer, local, session, membership, trusted, place } = arrived;
+        let reader = if session.user.is_some() { Reader::Normal } else { Reader::Stranger };
+        Rc::new(Self {
+            id: session.id,
+            peer,
+            local,
+            opened: Instant::now(),
+            inbound: Inbound::new(Rc::clone(&context)),
+            outbound: Outbound::new(session.id, Rc::clone(&context), socket, reader),
+            context,
+            session: RefCell::new(session),
+            identified: Identified::new(membership, trusted, place),
+            attachment: AttachmentCell::default(),
+            lanes: Lanes::default(),
+            subscriber: RefCell::new(None),
+            is_caught_up: Cell::new(false),
+            has_tracked: Cell::new(false),
+            has_missed: Cell::new(false),
+            learned: Learned::default(),
+            last_command: Cell::new("NULL"),
+        })
+    }
+
+    pub(in crate::downstream) fn protocol(&self) -> Protocol {
+        self.session.borrow().protocol
+    }
+
+    /// What it sends.
+    pub(in crate::downstream) fn inbound(&self) -> &Inbound {
+        &self.inbound
+    }
+}

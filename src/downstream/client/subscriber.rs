@@ -1,0 +1,190 @@
+//! What a client has while it is subscribed.
+
+use std::cell::{Cell, RefCell};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use super::Client;
+use crate::hub::{Listener, Message, Station};
+use crate::pool::{Charge, Unavailable};
+use crate::resp::Protocol;
+use crate::session::{Listen, Subscriptions};
+use crate::telemetry::ClientClose;
+
+/// What is kept of a name besides its bytes.
+const PER_NAME: usize = 256;
+
+/// A client's subscriptions in the pub/sub hub, and its request there.
+#[derive(Debug)]
+pub(in crate::downstream) struct Subscriber {
+    pub(in crate::downstream) station: Station,
+    subscriptions: RefCell<Subscriptions>,
+    /// Its names count.
+    charge: RefCell<Charge>,
+    /// Its request has been answered.
+    done: Cell<bool>,
+    answered: Notify,
+    /// Why its request is given up.
+    unserved: RefCell<Option<Unavailable>>,
+    /// It has been given all that was published before it last asked.
+    is_caught_up: Cell<bool>,
+    caught_up: Notify,
+    /// So it was after its FIN.
+    has_heard_all: Cell<bool>,
+}
+
+impl Subscriber {
+    /// Subscribed to nothing yet.
+    pub(in crate::downstream) fn new(station: Station, charge: Charge) -> Self {
+        Self {
+            station,
+            subscriptions: RefCell::default(),
+            charge: RefCell::new(charge),
+            done: Cell::new(false),
+            answered: Notify::new(),
+            unserved: RefCell::default(),
+            is_caught_up: Cell::new(false),
+            caught_up: Notify::new(),
+            has_heard_all: Cell::new(false),
+        }
+    }
+
+    /// The names of one kind.
+    pub(in crate::downstream) fn names(&self, listen: Listen) -> Vec<Bytes> {
+        self.subscriptions.borrow().of(listen).iter().cloned().collect()
+    }
+
+    /// How many names of one kind it has.
+    pub(super) fn count(&self, listen: Listen) -> usize {
+        self.subscriptions.borrow().of(listen).len()
+    }
+
+    pub(in crate::downstream) fn is_empty(&self) -> bool {
+        self.subscriptions.borrow().is_empty()
+    }
+
+    /// Takes all names away.
+    pub(in crate::downstream) fn take_all(&self) -> Subscriptions {
+        self.charge.borrow_mut().set(0);
+        self.subscriptions.take()
+    }
+
+    /// Removes `name`, or answers that there is none without one. Whether it was there.
+    pub(in crate::downstream) fn remove(
+        &self,
+        listen: Listen,
+        name: Option<&Bytes>,
+        protocol: Protocol,
+        out: &mut BytesMut,
+    ) -> bool {
+        self.subscriptions.borrow_mut().remove(listen, name, protocol, out)
+    }
+
+    /// A request of it begins.
+    pub(in crate::downstream) fn asks(&self) {
+        self.done.set(false);
+    }
+
+    pub(in crate::downstream) fn is_done(&self) -> bool {
+        self.done.get()
+    }
+
+    fn is_answered(&self) {
+        self.done.set(true);
+        self.answered.notify_one();
+    }
+
+    /// Returns when its request may have been answered.
+    pub(in crate::downstream) async fn answered(&self) {
+        self.answered.notified().await;
+    }
+
+    /// Why its request is given up, if it is.
+    pub(in crate::downstream) fn take_unserved(&self) -> Option<Unavailable> {
+        self.unserved.take()
+    }
+
+    /// It asks for all that was published before.
+    pub(in crate::downstream) fn wants_to_catch_up(&self) {
+        self.is_caught_up.set(false);
+    }
+
+    /// Returns when it has been given all that was published before it asked.
+    pub(in crate::downstream) async fn caught_up(&self) {
+        while !self.is_caught_up.get() {
+            self.caught_up.notified().await;
+        }
+    }
+
+    /// It has caught up, with `after_fin` behind its FIN.
+    pub(in crate::downstream) fn has_caught_up(&self, after_fin: bool) {
+        self.has_heard_all.set(after_fin);
+    }
+
+    /// Whether it has been given all that was published before its FIN.
+    pub(in crate::downstream) fn has_heard_all(&self) -> bool {
+        self.has_heard_all.get()
+    }
+}
+
+impl Client {
+    /// Its subscriptions have changed: their number decides what it may send, and their names count.
+    pub(in crate::downstream) fn note_subscriptions(&self, subscriber: &Subscriber) {
+        let all = subscriber.subscriptions.borrow();
+        self.session.borrow_mut().listens = all.len();
+        self.judge_reader();
+        let has_grown = subscriber.charge.borrow_mut().set(all.bytes() + all.len() * PER_NAME);
+        drop(all);
+        if has_grown {
+            self.context.keep_within_bound();
+        }
+    }
+}
+
+impl Listener for Client {
+    fn message(&self, message: &Message) {
+        self.send_push(message.frame(self.protocol()).clone());
+    }
+
+    fn confirmed(&self, listen: Listen, names: &[Bytes], are_all: bool) {
+        let Some(subscriber) = self.subscriber.borrow().clone() else { return };
+        let mut out = BytesMut::new();
+        let protocol = self.protocol();
+        let mut all = subscriber.subscriptions.borrow_mut();
+        for name in names {
+            all.add(listen, name, protocol, &mut out);
+        }
+        drop(all);
+        self.note_subscriptions(&subscriber);
+        self.send(&out);
+        if are_all {
+            subscriber.is_answered();
+        }
+    }
+
+    fn refused(&self, words: &Bytes) {
+        self.send(words);
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.is_answered();
+        }
+    }
+
+    fn unserved(&self, why: &Unavailable) {
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.unserved.replace(Some(why.clone()));
+            subscriber.is_answered();
+        }
+    }
+
+    fn lost(&self) {
+        self.close(ClientClose::SubscriptionLost);
+    }
+
+    fn caught_up(&self) {
+        if let Some(subscriber) = &*self.subscriber.borrow() {
+            subscriber.is_caught_up.set(true);
+            subscriber.caught_up.notify_one();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What the clients of one worker share: its pool and hubs, its options, and what it has learned from the server.
+//!
+//! The context knows clients only as [`Served`]: what the worker may do to one without knowing how it is built.
+
+mod metrics;
+mod permissions;
+mod served;
+mod server;
+mod warnings;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::identity::{AuthOptions, Directory};
+use super::links::{Links, Message};
+use super::options::ClientOptions;
+use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
+use crate::pool::{Pool, Turns};
+
+use metrics::WorkerMetrics;
+use permissions::ListPermissions;
+use warnings::Warnings;
+
+pub(in crate::downstream) use served::{Served, TakesElement};
+pub(in crate::downstream) use server::ServerView;
+
+/// What the clients of one worker share.
+pub(in crate::downstream) struct Context {
+    /// Which of the workers this is.
+    pub(in crate::downstream) index: usize,
+    pub(in crate::downstream) pool: Rc<Pool>,
+    /// Where blocking calls wait.
+    pub(in crate::downstream) hubs: Rc<BlockingHubs>,
+    /// Where subscribers listen.
+    pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
+    pub(in crate::downstream) give_back: Rc<GiveBack>,
+    pub(in crate::downstream) options: ClientOptions,
+    pub(in crate::downstream) auth: AuthOptions,
+    pub(in crate::downstream) blocking: BlockingOptions,
+    pub(in crate::downstream) directory: Arc<Directory>,
+    pub(in crate::downstream) links: Links,
+    /// What the server is, as far as it has told.
+    pub(in crate::downstream) server: ServerView,
+    /// What the server has said about who may list clients.
+    pub(in crate::downstream) permissions: ListPermissions,
+    pub(in crate::downstream) metrics: WorkerMetrics,
+    pub(in crate::downstream) warnings: Warnings,
+    /// What every client reads into first.
+    pub(in crate::downstream) scratch: RefCell<Vec<u8>>,
+    /// When the client whose task runs now began to be served without a pause, where that was noted.
+    pub(in crate::downstream) slice: Cell<Option<Instant>>,
+    pub(in crate::downstream) clients: RefCell<BTreeMap<u64, Rc<dyn Served>>>,
+    /// Clients that are above their soft output limit.
+    pub(in crate::downstream) slow_readers: RefCell<BTreeSet<u64>>,
+    /// Clients that are not read for the memory they hold, and since when.
+    pub(in crate::downstream) paused: RefCell<BTreeMap<u64, Instant>>,
+    /// Blocking calls that wait without a hub.
+    pub(in crate::downstream) waiters: RefCell<Vec<Rc<dyn TakesElement>>>,
+    /// Elements on their way back into their keys.
+    pub(in crate::downstream) saving: Cell<usize>,
+    /// Whose CLIENT LIST or KILL is worked on here: one at a time.
+    pub(in crate::downstream) listings: Arc<Turns>,
+    /// The same for PROXY, which waits for no CLIENT LIST.
+    pub(in crate::downstream) proxy_listings: Arc<Turns>,
+    /// The worker drains.
+    pub(in crate::downstream) stopping: Cell<bool>,
+}
+
+/// What a context is made of.
+pub(in crate::downstream) struct Parts {
+    pub(in crate::downstream) index: usize,
+    pub(in crate::downstream) pool: Rc<Pool>,
+    pub(in crate::downstream) hubs: Rc<BlockingHubs>,
+    pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
+    pub(in crate::downstream) give_back: Rc<GiveBack>,
+    pub(in crate::downstream) options: ClientOptions,
+    pub(in crate::downstream) auth: AuthOptions,
+    pub(in crate::downstream) blocking: BlockingOptions,
+    pub(in crate::downstream) directory: Arc<Directory>,
+    pub(in crate::downstream) links: Links,
+    pub(in crate::downstream) has_pubsub_hub: bool,
+}
+
+/// Bytes that one read may bring.
+const SCRATCH: usize = 64 << 10;
+
+impl Context {
+    pub(in crate::downstream) fn new(parts: Parts) -> Rc<Self> {
+        let Parts { index, pool, hubs, pubsub, give_back, options, auth, blocking, directory, links, .. } =
+            parts;
+        Rc::new(Self {
+            index,
+            server: ServerView::new(Rc::clone(&pool), &auth, parts.has_pubsub_hub),
+            permissions: ListPermissions::new(auth.cache_ttl),
+            metrics: WorkerMetrics::new(index),
+            warnings: Warnings::default(),
+            scratch: RefCell::new(vec![0; SCRATCH]),
+            slice: Cell::new(None),
+            clients: RefCell::default(),
+            slow_readers: RefCell::default(),
+            paused: RefCell::default(),
+            waiters: RefCell::default(),
+            saving: Cell::new(0),
+            listings: Arc::default(),
+            proxy_listings: Arc::default(),
+            stopping: Cell::new(false),
+            pool,
+            hubs,
+            pubsub,
+            give_back,
+            options,
+            auth,
+            blocking,
+            directory,
+            links,
+        })
+    }
+
+    /// The client `id`, while it is served here.
+    pub(in crate::downstream) fn client(&self, id: u64) -> Option<Rc<dyn Served>> {
+        self.clients.borrow().get(&id).cloned()
+    }
+
+    /// The clients that are served now; some may have left when they are come to.
+    pub(in crate::downstream) fn all_clients(&self) -> Vec<Rc<dyn Served>> {
+        self.clients.borrow().values().cloned().collect()
+    }
+
+    /// The client is closed: nothing here knows it any more.
+    pub(in crate::downstream) fn forget(&self, id: u64) {
+        self.clients.borrow_mut().remove(&id);
+        self.paused.borrow_mut().remove(&id);
+        self.links.client_left(self.index);
+    }
+
+    /// Closes the clients that hold most memory, one after the other, while all hold more than they may.
+    pub(in crate::downstream) fn keep_within_bound(&self) {
+        let memory = &self.pool.shared.memory;
+        while let Some(victim) = memory.victim() {
+            self.warnings.memory(memory, &victim);
+            if victim.worker == self.index {
+                if let Some(client) = self.client(victim.id) {
+                    client.yield_memory();
+                }
+            } else if !self.links.try_send(victim.worker, Message::YieldMemory(victim.id)) {
+                // Its worker has a thousand other messages before it: that one finds out by itself.
+                memory.is_not_told(victim.id);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Which users the server lets see others: asked once and remembered for `auth.cache_ttl`.
+//!
+//! What PROXY shows of other clients is ours, so the server's ACL would never be asked about it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+/// Users remembered.
+const MAX_USERS: usize = 1024;
+
+/// What the server has said, on one worker.
+#[derive(Debug)]
+pub(in crate::downstream) struct ListPermissions {
+    ttl: Duration,
+    known: RefCell<HashMap<u64, Answer>>,
+}
+
+/// When it was asked, and the refusal if it was one.
+type Answer = (Instant, Option<Bytes>);
+
+impl ListPermissions {
+    pub(in crate::downstream) fn new(ttl: Duration) -> Self {
+        Self { ttl, known: RefCell::default() }
+    }
+
+    /// `None`: not known. `Some(None)`: allowed.
+    pub(in crate::downstream) fn of(&self, user: u64) -> Option<Option<Bytes>> {
+        let known = self.known.borrow();
+        let (at, refusal) = known.get(&user)?;
+        (at.elapsed() < self.ttl).then(|| refusal.clone())
+    }
+
+    pub(in crate::downstream) fn remember(&self, user: u64, refusal: Option<Bytes>) {
+        let mut known = self.known.borrow_mut();
+        if known.len() >= MAX_USERS {
+            known.retain(|_, (at, _)| at.elapsed() < self.ttl);
+        }
+        if known.len() < MAX_USERS {
+            known.insert(user, (Instant::now(), refusal));
+        }
+    }
+}

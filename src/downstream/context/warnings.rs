@@ -1,0 +1,75 @@
+//! What a worker warns of again and again, at most once a second each.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::pool::{ClientMemory, Unavailable, Victim};
+use crate::telemetry::ClientClose;
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// When each kind was last told.
+#[derive(Debug, Default)]
+pub(in crate::downstream) struct Warnings {
+    full: Limiter,
+    outage: Limiter,
+    failures: Limiter,
+    memory: Limiter,
+}
+
+#[derive(Debug, Default)]
+struct Limiter(Cell<Option<Instant>>);
+
+impl Limiter {
+    /// Whether a line may be written now.
+    fn allows(&self) -> bool {
+        let now = Instant::now();
+        let allows = self.0.get().is_none_or(|last| now - last >= PERIOD);
+        if allows {
+            self.0.set(Some(now));
+        }
+        allows
+    }
+}
+
+impl Warnings {
+    /// The pool is full; `text` says who holds what.
+    pub(in crate::downstream) fn full(&self, text: &str) {
+        if self.full.allows() {
+            tracing::warn!(reason = "pool_full", "{text}");
+        }
+    }
+
+    /// Clients are closed for want of a server.
+    pub(in crate::downstream) fn outage(&self, why: &Unavailable) {
+        if self.outage.allows() {
+            let reason = ClientClose::NoUpstream.label();
+            tracing::warn!(reason, "clients are closed because their commands find no server: {why}");
+        }
+    }
+
+    /// A client is closed for its memory.
+    pub(super) fn memory(&self, memory: &ClientMemory, victim: &Victim) {
+        if self.memory.allows() {
+            let (reason, used, memory_max) = (ClientClose::Memory.label(), memory.used(), memory.bound());
+            tracing::warn!(
+                reason,
+                client = victim.id,
+                held = victim.bytes,
+                used,
+                memory_max,
+                "clients hold more memory than client.memory_max; the one that holds most is closed"
+            );
+        }
+    }
+
+    /// An address fails to log in too often.
+    pub(in crate::downstream) fn failed_logins(&self, address: IpAddr) {
+        if self.failures.allows() {
+            tracing::warn!(%address, reason = "failed_logins", "logins from this address are refused for a while");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Accepting clients: the cap on clients, protected mode, and on which thread they go on.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::time::Instant;
+
+use super::handshake;
+use super::listener::{ListenSocket, Listener};
+use super::tls::ServerTls;
+use crate::downstream::admission::Refused;
+use crate::downstream::identity::AuthMode;
+use crate::downstream::links::{Accepted, Incoming, Links};
+use crate::pool::Turns;
+use crate::session::Endpoint;
+use crate::telemetry::{ClientClose, client_closed};
+
+/// What Redis answers when its `maxclients` is reached (`acceptCommonHandler` in redis `networking.c`).
+pub(in crate::downstream) const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
+
+/// The same for one address: client libraries know the words.
+pub(in crate::downstream) const TOO_MANY_HERE: &[u8] =
+    b"-ERR max number of clients reached for this address\r\n";
+
+/// What Redis's protected mode answers begins with DENIED, so that client libraries know it.
+const DENIED: &[u8] = b"-DENIED redbouncer is running in protected mode: auth.mode is \"open\" and this listener can be reached from other hosts. Set auth.mode = \"passthrough\" (or leave it unset) so that clients must log in, listen on 127.0.0.1, or set listen.protected_mode = false if the network is trusted.\r\n";
+
+/// Pauses after a failed accept (no descriptors left): from here, doubled up to [`LONGEST_PAUSE`].
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a listener needs to know.
+#[derive(Clone, Debug)]
+pub struct Doorkeeper {
+    /// Where accepted clients go.
+    pub links: Links,
+    /// `client.max`.
+    pub max_clients: usize,
+    /// `client.login_timeout`, for TLS handshakes.
+    pub login_timeout: Duration,
+    /// `auth.mode`.
+    pub mode: AuthMode,
+    /// `listen.protected_mode`.
+    pub protected_mode: bool,
+}
+
+/// Who came, and by which kind of socket.
+enum Arrived {
+    Tcp(TcpStream),
+    Tls(TcpStream),
+    Unix(UnixStream),
+}
+
+/// What one listener knows while it accepts.
+struct Accepting {
+    address: Endpoint,
+    door: Doorkeeper,
+    warned: Option<Instant>,
+    /// Beyond this host nobody can come here.
+    trusted: bool,
+    /// Everybody who gets in here has shown a certificate.
+    known: bool,
+    /// Whose TLS handshake goes on next.
+    handshakes: Arc<Turns>,
+}
+
+impl Listener {
+    /// Accepts clients until dropped.
+    ///
+    /// # Errors
+    /// The operating system's refusal to have the socket watched.
+    pub async fn accept(self, door: Doorkeeper) -> io::Result<()> {
+        let trusted = self.address.is_local();
+        let handshakes = Arc::default();
+        let mut accepting =
+            Accepting { address: self.address, door, warned: None, trusted, known: false, handshakes };
+        match self.socket {
+            ListenSocket::Tcp(socket) => {
+                let socket = TcpListener::from_std(socket)?;
+                loop {
+                    let (stream, peer) = accepting.next(|| socket.accept()).await;
+                    let local = stream.local_addr().map(Endpoint::from);
+                    accepting.admit(Arrived::Tcp(stream), peer.into(), local, None).await;
+                }
+            }
+            ListenSocket::Tls(socket, tls) => {
+                accepting.known = tls.knows_its_clients();
+                let socket = TcpListener::from_std(socket)?;
+                loop {
+                    let (stream, peer) = accepting.next(|| socket.accept()).await;
+                    let local = stream.local_addr().map(Endpoint::from);
+                    accepting.admit(Arrived::Tls(stream), peer.into(), local, Some(&tls)).await;
+                }
+            }
+            ListenSocket::Unix(socket, _file) => {
+                let socket = UnixListener::from_std(socket)?;
+                loop {
+                    let (stream, _) = accepting.next(|| socket.accept()).await;
+                    let both = accepting.address.clone();
+                    accepting.admit(Arrived::Unix(stream), both.clone(), Ok(both), None).await;
+                }
+            }
+        }
+    }
+}
+
+impl Accepting {
+    /// The next connection. A lack of descriptors is waited out.
+    async fn next<T, F: Future<Output = io::Result<T>>>(&self, accept: impl Fn() -> F) -> T {
+        let mut pause = SHORTEST_PAUSE;
+        let mut failing: Option<Instant> = None;
+        loop {
+            match accept().await {
+                Ok(arrived) => {
+                    if let Some(since) = failing {
+                        let after = since.elapsed();
+                        tracing::info!(listen = %self.address, ?after, "clients are accepted again");
+                    }
+                    return arrived;
+                }
+                Err(error) => {
+                    // Once for each time that it begins: a lack of descriptors lasts, and a client that has gone
+                    // between its coming and our accepting is nobody's fault.
+                    if failing.is_none() && error.kind() != io::ErrorKind::ConnectionAborted {
+                        failing = Some(Instant::now());
+                        let hint = hint_for_accept(&error);
+                        tracing::warn!(listen = %self.address, %error, "cannot accept clients; they wait{hint}");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn admit(
+        &mut self,
+        arrived: Arrived,
+        peer: Endpoint,
+        local: io::Result<Endpoint>,
+        tls: Option<&Arc<ServerTls>>,
+    ) {
+        metrics::counter!("redbouncer_clients_accepted_total").increment(1);
+        let door = &self.door;
+        if door.mode == AuthMode::Open
+            && door.protected_mode
+            && !self.trusted
+            && !self.known
+            && !peer.is_local()
+        {
+            tracing::warn!(%peer, reason = ClientClose::Denied.label(), "client refused: protected mode");
+            refuse(&arrived, DENIED, ClientClose::Denied);
+            return;
+        }
+        let must_log_in = door.mode.needs_login(self.trusted);
+        let seat = match door.links.seat(&peer, must_log_in || tls.is_some()) {
+            Ok(seat) => seat,
+            Err(Refused::Full) => {
+                if self.may_warn() {
+                    let held_by = most_clients(&self.door.links).await;
+                    let reason = ClientClose::TooMany.label();
+                    tracing::warn!(%peer, reason, max = self.door.max_clients, held_by, "client refused");
+                }
+                return refuse(&arrived, TOO_MANY, ClientClose::TooMany);
+            }
+            Err(Refused::FullForAddress) => {
+                let reason = ClientClose::TooManyFromAddress;
+                if self.may_warn() {
+                    tracing::warn!(%peer, reason = reason.label(), "client refused");
+                }
+                return refuse(&arrived, TOO_MANY_HERE, reason);
+            }
+        };
+        let Ok(local) = local else { return client_closed(ClientClose::ClientLost) };
+        let trusted = self.trusted;
+        let bring = move |stream| move |place| Accepted { stream, peer, local, trusted, place };
+        let stream = match arrived {
+            Arrived::Tls(stream) => {
+                if let Some(tls) = tls {
+                    let tls = Arc::clone(tls);
+                    let (turns, limit) = (Arc::clone(&self.handshakes), self.door.login_timeout);
+                    tokio::task::spawn_local(async move {
+                        // It has its place from the beginning, and goes to its worker when the handshake is done.
+                        let made = handshake::make(seat, stream, &tls, &turns, limit).await;
+                        let Some((stream, session, seat)) = made else { return };
+                        if !must_log_in && seat.place().is_some_and(|place| place.go_inside().is_err()) {
+                            return client_closed(ClientClose::TooMany);
+                        }
+                        match stream.into_std() {
+                            Ok(stream) => seat.take(bring(Incoming::Tls(stream, session))).await,
+                            Err(_) => client_closed(ClientClose::ClientLost),
+                        }
+                    });
+                }
+                return;
+            }
+            Arrived::Tcp(stream) => stream.into_std().map(Incoming::Tcp),
+            Arrived::Unix(stream) => stream.into_std().map(Incoming::Unix),
+        };
+        match stream {
+            Ok(stream) => seat.take(bring(stream)).await,
+            Err(_) => client_closed(ClientClose::ClientLost),
+        }
+    }
+
+    fn may_warn(&mut self) -> bool {
+        let may = self.warned.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
+        if may {
+            self.warned = Some(Instant::now());
+        }
+        may
+    }
+}
+
+/// EMFILE and ENFILE: no file descriptors are left, for this process or for the whole system.
+fn hint_for_accept(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(23 | 24) => " (raise the limit of open files, ulimit -n, above client.max)",
+        _ => "",
+    }
+}
+
+/// Says no. The socket buffer of a new connection is empty, so this never waits. To a client with TLS nothing can be
+/// said before a handshake, which is too much for one that is refused: as Redis, we only close.
+fn refuse(arrived: &Arrived, text: &[u8], reason: ClientClose) {
+    match arrived {
+        Arrived::Tcp(stream) => {
+            let _ = stream.try_write(text);
+            let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+        }
+        Arrived::Unix(stream) => {
+            let _ = stream.try_write(text);
+            let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+        }
+        Arrived::Tls(_) => {}
+    }
+    client_closed(reason);
+}
+
+/// Which hosts hold the most clients, for the warning that says why others are refused.
+async fn most_clients(links: &Links) -> String {
+    let mut hosts = std::collections::HashMap::new();
+    for row in links.rows().await {
+        let host = row.peer.host().map_or_else(|| row.peer.to_string(), |host| host.to_string());
+        *hosts.entry(host).or_insert(0_usize) += 1;
+    }
+    let mut hosts: Vec<_> = hosts.into_iter().collect();
+    hosts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let shown: Vec<_> = hosts.iter().take(3).map(|(host, count)| format!("{host}: {count}")).collect();
+    shown.join(", ")
+}

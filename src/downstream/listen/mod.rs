@@ -1,0 +1,13 @@
+//! How clients come in: listening sockets, the accept loop, TLS and its handshakes.
+
+mod accept;
+mod handshake;
+mod listener;
+mod options;
+mod tls;
+
+pub use accept::Doorkeeper;
+pub(in crate::downstream) use accept::{TOO_MANY, TOO_MANY_HERE};
+pub use listener::{ListenError, Listener, UNIX, listen};
+pub use options::{ClientAuth, ListenOptions, ListenTlsOptions};
+pub use tls::ServerTls;

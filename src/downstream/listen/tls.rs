@@ -1,0 +1,109 @@
+//! TLS towards clients: the certificate we show, whether we ask for theirs, and both read again when they change.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::RwLock;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use super::options::{ClientAuth, ListenTlsOptions};
+use crate::upstream::TlsSetupError;
+use crate::upstream::pem::{self, Fingerprint};
+
+/// The TLS configuration of all TLS listeners. A handshake takes the one of its moment and keeps it.
+#[derive(Debug)]
+pub struct ServerTls {
+    options: ListenTlsOptions,
+    current: RwLock<Arc<ServerConfig>>,
+}
+
+impl ServerTls {
+    /// Reads the certificates; `None` when there is no TLS listener.
+    ///
+    /// # Errors
+    /// Files that cannot work.
+    pub fn new(options: &ListenTlsOptions) -> Result<Option<Arc<Self>>, TlsSetupError> {
+        if options.addresses.is_empty() {
+            return Ok(None);
+        }
+        let current = RwLock::new(Arc::new(read(options)?));
+        Ok(Some(Arc::new(Self { options: options.clone(), current })))
+    }
+
+    /// Whether everybody who gets in has shown a certificate of an authority of ours.
+    pub(in crate::downstream) fn knows_its_clients(&self) -> bool {
+        self.options.client_auth == ClientAuth::Required
+    }
+
+    /// For the next handshake.
+    pub(in crate::downstream) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// The certificates that clients are shown as the file has them now, as DER, our own first.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn certificates(&self) -> Result<Vec<Vec<u8>>, TlsSetupError> {
+        let Some(cert) = &self.options.cert else { return Err(TlsSetupError::NoServerCertificate) };
+        Ok(pem::certificates(cert)?.iter().map(|certificate| certificate.to_vec()).collect())
+    }
+
+    /// What the files hold now.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let ListenTlsOptions { cert, key, client_ca, .. } = &self.options;
+        Fingerprint::of([cert, key, client_ca].into_iter().flatten().map(PathBuf::as_path))
+    }
+
+    /// Reads the files again, for new connections. Sessions from before are not resumed: they may rest on a client
+    /// certificate that would be refused now.
+    ///
+    /// # Errors
+    /// What is wrong with the files now; the former ones stay in use.
+    pub fn reload(&self) -> Result<(), TlsSetupError> {
+        let config = read(&self.options)?;
+        *self.current.write() = Arc::new(config);
+        Ok(())
+    }
+}
+
+fn read(options: &ListenTlsOptions) -> Result<ServerConfig, TlsSetupError> {
+    let (Some(cert), Some(key)) = (&options.cert, &options.key) else {
+        return Err(TlsSetupError::NoServerCertificate);
+    };
+    let wrong = |e: rustls::Error| TlsSetupError::Provider { cause: e.to_string() };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(wrong)?;
+    let builder = match (options.client_auth, &options.client_ca) {
+        (ClientAuth::Off, _) | (_, None) => builder.with_no_client_auth(),
+        (ClientAuth::Optional | ClientAuth::Required, Some(path)) => {
+            let mut roots = RootCertStore::empty();
+            pem::add_authorities(&mut roots, path)?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match options.client_auth {
+                ClientAuth::Required => verifier,
+                ClientAuth::Off | ClientAuth::Optional => verifier.allow_unauthenticated(),
+            };
+            let verifier = verifier
+                .build()
+                .map_err(|e| TlsSetupError::Read { path: path.clone(), cause: e.to_string() })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let chain = pem::certificates(cert)?;
+    let until = chain.first().and_then(pem::valid_until);
+    if until.is_some_and(|until| until < SystemTime::now()) {
+        tracing::warn!(file = %cert.display(), "the certificate in listen.tls.cert has expired: clients will refuse it");
+    }
+    let mut config = builder
+        .with_single_cert(chain, pem::key(key)?)
+        .map_err(|e| TlsSetupError::ServerCertificate { path: cert.clone(), cause: e.to_string() })?;
+    // Sessions are resumed by tickets that the client keeps: nothing is remembered here.
+    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(wrong)?;
+    Ok(config)
+}

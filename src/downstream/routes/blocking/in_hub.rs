@@ -1,0 +1,152 @@
+//! A call that waits in the blocking hub: it holds nothing upstream.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::command::Aftermath;
+use crate::command::blocking::{Call, Timeout};
+use crate::downstream::client::LastCall;
+use crate::downstream::client::{BlockedCall, BlockedOn, Client};
+use crate::downstream::client::{FIRST_LOOK, sleep_until};
+use crate::hub::{Arrival, End, Waiting};
+use crate::pool::LaneKey;
+use crate::telemetry::ClientClose;
+use crate::upstream::Identity;
+
+/// A call that waits for less than this looks for itself: a wake might come too late.
+const BRIEF: Duration = Duration::from_millis(100);
+
+/// A client as the hub sees it.
+struct Waits {
+    client: Rc<Client>,
+    muted: bool,
+    last_call: LastCall,
+    delivered: Cell<bool>,
+    end: RefCell<Option<End>>,
+    changed: Notify,
+}
+
+impl Waiting for Waits {
+    fn deliver(&self, reply: &[u8], has_waited: bool) -> bool {
+        let has_waited = has_waited || !self.last_call.may_deliver();
+        let taken = self.muted || self.client.deliver_element(reply, has_waited);
+        // A call that finds something at once has its answer, whether or not anybody hears it.
+        if taken || !has_waited {
+            self.delivered.set(true);
+            self.changed.notify_one();
+        }
+        taken
+    }
+
+    fn end(&self, end: End) {
+        self.end.replace(Some(end));
+        self.changed.notify_one();
+    }
+}
+
+impl Client {
+    /// Lets a call wait in the hub. `false`: it has to go on otherwise, with the time it has left.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) async fn wait_in_hub(
+        self: &Rc<Self>,
+        (key, identity): (LaneKey, Arc<Identity>),
+        (call, request): (&Call, &Bytes),
+        (blocked, deadline): (&BlockedCall, Option<Instant>),
+        muted: bool,
+    ) -> Result<bool, ClientClose> {
+        let is_brief = match call.timeout {
+            Timeout::After(time) => time < BRIEF,
+            Timeout::Forever => false,
+            // Only the server knows how long that is.
+            Timeout::Unclear => return Ok(false),
+        };
+        // One that has closed its side already does not wait for a wake.
+        let must_look = self.has_written() || is_brief || self.has_said_all() || self.is_gone();
+        let arrived = Instant::now();
+        let waits = Rc::new(Waits {
+            client: Rc::clone(self),
+            muted,
+            last_call: LastCall::new(self),
+            delivered: Cell::new(false),
+            end: RefCell::new(None),
+            changed: Notify::new(),
+        });
+        let arrival = Arrival {
+            key,
+            identity,
+            call: call.clone(),
+            request: request.clone(),
+            arrived: Instant::now(),
+            deadline,
+            must_look,
+            waiting: Rc::clone(&waits) as Rc<dyn Waiting>,
+        };
+        let Some(seat) = self.context.hubs.arrive(arrival) else { return Ok(false) };
+        blocked.waits_on(BlockedOn::Hub);
+        loop {
+            if waits.delivered.get() {
+                return Ok(true);
+            }
+            if let Some(end) = waits.end.take() {
+                if end == End::Fallback {
+                    blocked.waits_on(BlockedOn::Lease);
+                }
+                return self.wait_ended(end, muted);
+            }
+            if let Some(how) = blocked.take_unblock() {
+                seat.unblock(how);
+                continue;
+            }
+            let limit = self.has_said_all().then_some(arrived + FIRST_LOOK);
+            if let Some(limit) = limit
+                && (!waits.last_call.looks() || seat.farewell() || Instant::now() >= limit)
+            {
+                self.hears_no_more();
+                return Ok(true);
+            }
+            tokio::select! {
+                biased;
+                () = waits.changed.notified() => {}
+                () = blocked.woken() => {}
+                () = sleep_until(limit) => {}
+            }
+        }
+    }
+
+    fn wait_ended(&self, end: End, muted: bool) -> Result<bool, ClientClose> {
+        match end {
+            // Redis would not have told it: it frees a blocked client whose FIN it reads.
+            End::Nil if self.has_said_all() => {
+                self.hears_no_more();
+                Ok(true)
+            }
+            End::Nil => {
+                if !muted {
+                    let protocol = self.protocol();
+                    self.reply(|out| Call::timeout_reply(protocol, out));
+                }
+                Ok(true)
+            }
+            End::Error(words) => {
+                if !muted {
+                    self.send(&words);
+                }
+                Ok(true)
+            }
+            End::Close(words, reason) => {
+                self.send(&words);
+                Err(reason)
+            }
+            End::Unserved(why) => self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| true),
+            End::Fallback => Ok(false),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The server's side of a lease: what is written to it, and what becomes of each reply.
+
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::{Held, KEEP, PROTOCOL_ERROR, Waiting};
+use crate::resp::{self, ReplyKind};
+use crate::session::Received;
+use crate::telemetry::UpstreamClose;
+use crate::upstream::Lacking;
+
+impl Held {
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let stream = &mut self.lease.stream;
+        self.unflushed |= !self.written.is_empty();
+        while !self.written.is_empty() {
+            match ready!(std::pin::Pin::new(&mut *stream).poll_write(cx, self.written.front()))? {
+                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                sent => self.written.advance(sent),
+            }
+        }
+        if self.unflushed {
+            self.written.shrink(KEEP);
+        }
+        if self.unflushed && stream.is_buffered() {
+            ready!(std::pin::Pin::new(stream).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once from the server and delivers.
+    pub(super) fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamClose>> {
+        let client = Rc::clone(&self.client);
+        let mut scratch = client.context.scratch.borrow_mut();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        let read = ready!(std::pin::Pin::new(&mut self.lease.stream).poll_read(cx, &mut buffer));
+        if read.is_err() || buffer.filled().is_empty() {
+            return Poll::Ready(Err(UpstreamClose::Lost));
+        }
+        Poll::Ready(self.deliver(buffer.filled()))
+    }
+
+    pub(super) fn give(&self, bytes: &[u8]) {
+        if !self.is_cut {
+            self.client.send(bytes);
+        }
+    }
+
+    fn give_whole(&self, reply: Bytes) {
+        if !self.is_cut {
+            self.client.send_shared(reply);
+        }
+    }
+
+    /// Gives replies to the client: contiguous ones in one write. Stops at a member of the transaction that is to be
+    /// answered first.
+    pub(super) fn deliver(&mut self, data: &[u8]) -> Result<(), UpstreamClose> {
+        let mut at = 0;
+        let mut forward = 0;
+        while at < data.len() && self.member.is_none() {
+            if !self.scanner.in_frame() {
+                self.scanner.open_arrays(self.state.opens_array());
+            }
+            let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
+            let part = &data[at..at + step.consumed];
+            let kind = step.complete.or_else(|| self.scanner.kind());
+            let protocol = self.client.protocol();
+            let whole =
+                !self.partial.is_empty() || kind.is_none_or(|kind| self.state.wants_whole(kind, protocol));
+            let muted =
+                self.state.mutes_next(self.client.session.borrow().replies) && kind != Some(ReplyKind::Push);
+            if whole || muted {
+                self.give(&data[forward..at]);
+                if whole {
+                    resp::append(&mut self.partial, part);
+                }
+            }
+            at += step.consumed;
+            if let Some(kind) = step.complete {
+                self.since = Instant::now();
+                let frame = std::mem::take(&mut self.partial).freeze();
+                if kind == ReplyKind::Error && self.has_sent_long {
+                    // One that came in pieces may be such an error as well.
+                    let begins = if frame.is_empty() { part } else { &frame };
+                    self.stumbled_there |= !begins.starts_with(b"-") || begins.starts_with(PROTOCOL_ERROR);
+                }
+                let verdict = match self.scanner.opened() {
+                    Some(len) => {
+                        self.state.array_begins(len);
+                        Received::Forward
+                    }
+                    None => self.judge(kind, &frame),
+                };
+                match verdict {
+                    Received::Desync => return Err(UpstreamClose::Desync),
+                    // Always whole here: pushes are, and so is all that may be one in RESP2.
+                    Received::Message => self.give_whole(frame),
+                    Received::Beside(request) => {
+                        let behind = Bytes::copy_from_slice(&data[at..]);
+                        self.member = Some(Waiting { request, verdict: frame, behind });
+                    }
+                    _ if muted => {}
+                    Received::Swallow => {}
+                    Received::Instead(reply) => self.give_whole(reply),
+                    Received::Forward if whole => self.give_whole(frame),
+                    Received::Forward => continue,
+                }
+            }
+            if whole || muted {
+                forward = at;
+            }
+        }
+        self.give(&data[forward..at]);
+        self.client.set_mid_reply(forward < at && self.scanner.in_frame() || self.state.is_executing());
+        self.disown_reads();
+        Ok(())
+    }
+
+    /// Tells the client, which tracks, to forget what has been answered here.
+    fn disown_reads(&mut self) {
+        let is_in_multi = self.state.is_in_multi();
+        if std::mem::replace(&mut self.was_in_multi, is_in_multi) && !is_in_multi {
+            // CLIENT CACHING was about the next command, and EXEC was that.
+            self.client.session.borrow_mut().ends_mark();
+        }
+        if is_in_multi {
+            return;
+        }
+        let answered = self.state.ever_answered();
+        while self.reads.front().is_some_and(|(place, _)| *place < answered) {
+            if let Some((_, reads)) = self.reads.pop_front() {
+                self.client.disown(reads);
+            }
+        }
+        if std::mem::take(&mut self.tracks_by_exec) {
+            self.client.begins_to_hear();
+        }
+    }
+
+    fn judge(&mut self, kind: ReplyKind, frame: &[u8]) -> Received {
+        let context = &self.client.context;
+        let mut session = self.client.session.borrow_mut();
+        let verdict = self.state.received(kind, frame, &mut session, &**context);
+        if let Some(text) = self.state.refused_publish().and_then(resp::error_text) {
+            let identity = self.client.identity();
+            let user = identity.as_ref().map_or("", |identity| identity.name());
+            context.server.lacks().note(Lacking::WaitChannel, user, &String::from_utf8_lossy(text));
+        }
+        verdict
+    }
+}

@@ -1,0 +1,18 @@
+//! Where a client's commands go: over a lane at once (`pipeline`), or by `dispatch` to what has to wait for something.
+
+mod blocking;
+mod counted;
+mod deferred;
+mod dispatch;
+mod lease;
+mod listings;
+mod login;
+mod misplaced;
+mod pipeline;
+mod proxy_commands;
+mod queued;
+mod rights;
+mod subscriptions;
+mod task;
+mod tracking;
+mod unserved;

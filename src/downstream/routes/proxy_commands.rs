@@ -1,0 +1,104 @@
+//! PROXY …: about ourselves, over RESP, for who has only redis-cli at hand.
+
+use std::fmt::Write as _;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::downstream::client::Client;
+use crate::pool::{Short, Slice};
+use crate::resp::{Request, encode};
+
+const HELP: &str = "PROXY POOLS      upstream connections by kind and phase, and who waits\n\
+                    PROXY CLIENTS    clients, and where the commands of each go\n\
+                    PROXY UPSTREAMS  every upstream connection, its holder and age\n\
+                    PROXY HELP       this text\n";
+
+impl Client {
+    /// Answers a PROXY command.
+    pub(in crate::downstream) async fn proxy_command(self: &Rc<Self>, request: &Bytes) -> Bytes {
+        let sub = Request::parse(request)
+            .and_then(|request| request.arg(1).map(<[u8]>::to_ascii_lowercase))
+            .unwrap_or_default();
+        let mut out = BytesMut::new();
+        let shows_others = matches!(sub.as_slice(), b"clients" | b"upstreams");
+        if shows_others && let Some(refusal) = self.forbidden_to_list().await {
+            return refusal;
+        }
+        let text = match sub.as_slice() {
+            b"help" => HELP.to_owned(),
+            b"pools" => self.pools(),
+            b"upstreams" => self.upstreams(),
+            b"clients" => self.clients().await,
+            _ => {
+                let word = crate::session::answers::one_line(&sub);
+                encode::error(&mut out, &format!("ERR unknown subcommand '{word}'. Try PROXY HELP."));
+                return out.freeze();
+            }
+        };
+        encode::verbatim_txt(&mut out, self.protocol(), &text);
+        out.freeze()
+    }
+
+    fn pools(&self) -> String {
+        let budget = &self.context.pool.shared.budget;
+        let mut text = format!("max_connections={} held={}\n", budget.cap(), budget.held());
+        let mut counts = std::collections::BTreeMap::new();
+        for row in budget.holdings() {
+            *counts.entry((row.kind.label(), row.phase.label())).or_insert(0_usize) += 1;
+        }
+        for ((kind, phase), count) in counts {
+            let _ = writeln!(text, "kind={kind} phase={phase} connections={count}");
+        }
+        let waiting = budget.pressure();
+        let _ = writeln!(
+            text,
+            "waiting lanes={} leases={} blocking={} standing={}",
+            waiting.lanes, waiting.leases, waiting.blocking, waiting.standing
+        );
+        let (standing, most) = budget.standing();
+        let _ = writeln!(text, "standing leases={standing} max={most}");
+        text
+    }
+
+    fn upstreams(&self) -> String {
+        let mut text = String::new();
+        for row in self.context.pool.shared.budget.holdings() {
+            let _ = writeln!(
+                text,
+                "kind={} phase={} age={} holder={}",
+                row.kind.label(),
+                row.phase.label(),
+                Short(row.since.elapsed()),
+                row.holder
+            );
+        }
+        text
+    }
+
+    async fn clients(&self) -> String {
+        let _turn = self.context.proxy_listings.turn(self.user(), self.peer.host()).await;
+        let mut rows = self.context.links.rows().await;
+        rows.sort_by_key(|row| row.id);
+        let mut slice = Slice::begin();
+        let mut text = String::new();
+        for row in rows {
+            slice.breathe().await;
+            let _ = writeln!(
+                text,
+                "id={} addr={} via={} name={} age={} idle={} db={} user={} cmd={} place={}",
+                row.id,
+                row.peer,
+                row.transport,
+                row.name,
+                Short(row.age),
+                Short(row.idle),
+                row.database,
+                row.user,
+                row.command,
+                row.place.replace(' ', "-"),
+            );
+        }
+        text
+    }
+}

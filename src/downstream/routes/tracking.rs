@@ -1,0 +1,323 @@
+//! Client-side caching: CLIENT TRACKING, what a tracking client reads, and what it is to forget.
+//!
+//! The server tracks for lanes, and a lane's table says who read which key over it (`src/pool/tracker.rs`). What a client
+//! reads over any other connection is not tracked there, so it is told to forget it again right behind the reply.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::deferred::Taken;
+use super::pipeline::{Ran, Run};
+use crate::command::{Aftermath, Asked, classify};
+use crate::downstream::client::Client;
+use crate::pool::{Lane, LaneKey, News, Reader, Receiver, Tracked, Unavailable};
+use crate::resp::{self, Protocol, Request, RequestLimits, RequestScanner, RequestStep, encode};
+use crate::session::{Pin, Reads, Tracking, tracking};
+use crate::telemetry::ClientClose;
+
+/// How CLIENT TRACKING is carried out.
+pub(in crate::downstream) enum How {
+    /// It is answered.
+    Done,
+    /// On a connection of the client's own.
+    Alone,
+}
+
+impl Reader for Client {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn hears(&self, news: &News) {
+        if self.session.borrow().hears_invalidations() {
+            self.send_push(news.frame.clone());
+        } else if news.keys.is_none() {
+            self.has_missed.set(true);
+        }
+    }
+}
+
+impl Client {
+    /// What the server tracks on the lanes of this client.
+    pub(in crate::downstream) fn tracked(&self) -> Tracked {
+        if self.session.borrow().hears_invalidations() { Tracked::Reads } else { Tracked::No }
+    }
+
+    fn as_reader(self: &Rc<Self>) -> Rc<dyn Reader> {
+        Rc::clone(self) as Rc<dyn Reader>
+    }
+
+    /// CLIENT TRACKING. Whether this user may use it, and whether there is such a command, is for the server to say.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(in crate::downstream) async fn track(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+        if let How::Alone = self.track_on_lanes(&taken.request, taken.muted).await? {
+            return self.track_alone(taken).await;
+        }
+        Ok(())
+    }
+
+    /// The same, on lanes that the server tracks for, as far as they carry what is asked for.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(in crate::downstream) async fn track_on_lanes(
+        self: &Rc<Self>,
+        request: &Bytes,
+        muted: bool,
+    ) -> Result<How, ClientClose> {
+        let Some(request) = Request::parse(request) else { return Err(ClientClose::ProtocolError) };
+        if self.context.server.facts().is_none()
+            && let Err(why) = self.exchange(&encode::one_command(&[b"PING"]), 1).await?
+        {
+            return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done);
+        }
+        self.context.server.heed_login();
+        if !self.context.server.policy().tracked_lanes
+            || tracking::holds_alone(&self.session.borrow(), &request)
+        {
+            return Ok(How::Alone);
+        }
+        let now = self.session.borrow().tracking.clone();
+        let next = Tracking::after(now.as_deref(), &request);
+        // A lane that the server is to track for is refused by itself.
+        let needs_a_lane = matches!(next, Ok(Some(_))) && self.protocol() == Protocol::Resp3;
+        if self.tracked() == Tracked::No && !needs_a_lane {
+            let asking = encode::one_command(&[b"CLIENT", b"TRACKING", b"OFF"]);
+            match self.exchange(&asking, 1).await? {
+                Ok(frames) => {
+                    if let Some(refusal) = frames.iter().find(|frame| resp::is_error(frame)) {
+                        self.unless(muted, |client| client.send(refusal));
+                        return Ok(How::Done);
+                    }
+                }
+                Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done),
+            }
+        }
+        let next = match next {
+            Ok(next) => next.map(Box::new),
+            Err(text) => {
+                self.error(&text, muted);
+                return Ok(How::Done);
+            }
+        };
+        if needs_a_lane && self.tracked() == Tracked::No {
+            let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
+            let group = self.context.pool.group(LaneKey { tracked: Tracked::Reads, ..key }, &identity);
+            group.join();
+            let ready =
+                self.patiently(self.context.pool.lane_ready(&group, self.context.pool.wait_deadline())).await;
+            group.part(Instant::now());
+            match ready? {
+                Ok(()) => {}
+                Err(why @ Unavailable::SelectRefused(_)) => {
+                    return self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| How::Done);
+                }
+                Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done),
+            }
+        }
+        self.leave_group();
+        self.session.borrow_mut().tracking = next;
+        self.unless(muted, |client| client.reply(|out| encode::simple(out, "OK")));
+        self.begins_to_hear();
+        Ok(How::Done)
+    }
+
+    fn unless(&self, muted: bool, say: impl FnOnce(&Self)) {
+        if !muted {
+            say(self);
+        }
+    }
+
+    /// CLIENT TRACKING on a connection of the client's own.
+    async fn track_alone(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+        // What the lane's server was to tell, nobody will.
+        let was_on = self.session.borrow_mut().tracking.take().is_some();
+        if was_on {
+            self.leave_group();
+            self.send_push(News::of(None).frame);
+        }
+        self.leased(taken, Pin::Tracking).await
+    }
+
+    /// CLIENT TRACKING is on: invalidations reach the client from now on, if it speaks RESP3.
+    pub(in crate::downstream) fn begins_to_hear(self: &Rc<Self>) {
+        self.has_tracked.set(true);
+        if !self.session.borrow().hears_invalidations() {
+            return;
+        }
+        if let Some(lane) = self.current_group().and_then(|group| group.lane()) {
+            lane.serves(|| self.as_reader());
+        }
+    }
+
+    /// It is closed: nothing of it is remembered.
+    pub(in crate::downstream) fn leave_trackers(&self) {
+        if self.has_tracked.get() {
+            self.context.pool.forget_reader(self.id);
+        }
+    }
+
+    /// Whether what the next command reads is remembered.
+    pub(in crate::downstream) fn remembers_next(&self) -> bool {
+        let session = self.session.borrow();
+        session.hears_invalidations() && session.remembers_next()
+    }
+
+    /// Whether what this command reads is remembered: asked once, when it is taken.
+    pub(in crate::downstream) fn remembers_this(&self, asked: &Asked) -> bool {
+        let mut session = self.session.borrow_mut();
+        if session.tracking.is_none() {
+            return false;
+        }
+        let remembered = session.remembers_next();
+        session.has_taken(asked);
+        remembered && session.hears_invalidations()
+    }
+
+    /// Notes what a command reads that is appended to `run` next.
+    pub(in crate::downstream) fn note_reads(
+        self: &Rc<Self>,
+        run: &Run,
+        asked: &Asked,
+        request: &Request<'_>,
+    ) {
+        let remembered = self.remembers_this(asked);
+        if let Some(lane) = run.lane.as_ref().filter(|_| self.tracked() != Tracked::No) {
+            self.reads_over(lane, asked, request, lane.carried() + u64::from(run.count), remembered);
+        }
+    }
+
+    /// Notes what a whole transaction of so many commands reads that is appended to `lane` next.
+    pub(in crate::downstream) fn note_block(self: &Rc<Self>, lane: &Lane, block: &[u8], commands: u32) {
+        let remembered = self.remembers_next();
+        self.session.borrow_mut().ends_mark();
+        if self.tracked() != Tracked::No {
+            self.block_reads_over(lane, block, lane.carried() + u64::from(commands) - 1, remembered);
+        }
+    }
+
+    /// `request` goes over `lane` as the command at `place`: notes what it reads, if that is `remembered`.
+    pub(in crate::downstream) fn reads_over(
+        self: &Rc<Self>,
+        lane: &Lane,
+        asked: &Asked,
+        request: &Request<'_>,
+        place: u64,
+        remembered: bool,
+    ) {
+        let reader = self.as_reader();
+        lane.serves(|| Rc::clone(&reader));
+        if !remembered {
+            return;
+        }
+        match tracking::reads(asked, request) {
+            Some(Reads::Keys(keys)) => lane.is_read(&reader, Some(&keys), place),
+            Some(Reads::Unknown) => lane.is_read(&reader, None, place),
+            None => {}
+        }
+    }
+
+    /// The same for a whole transaction, whose last command is at `place`: what it reads comes with the reply to that.
+    pub(in crate::downstream) fn block_reads_over(
+        self: &Rc<Self>,
+        lane: &Lane,
+        block: &[u8],
+        place: u64,
+        remembered: bool,
+    ) {
+        let limits =
+            RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
+        let mut scanner = RequestScanner::default();
+        let mut at = 0;
+        while let Some(rest) = block.get(at..).filter(|rest| !rest.is_empty())
+            && let Ok(RequestStep::Request(shape)) = scanner.step(rest, &limits)
+        {
+            let request = Request::new(&rest[..shape.len], &shape);
+            self.reads_over(lane, &classify(&request), &request, place, remembered);
+            at += shape.len;
+        }
+    }
+
+    /// What was taken for the slow path goes over `lane` next.
+    pub(in crate::downstream) fn taken_reads_over(self: &Rc<Self>, lane: &Lane, taken: &Taken) {
+        if !self.session.borrow().hears_invalidations() {
+            return;
+        }
+        let place = lane.carried() + u64::from(taken.replies) - 1;
+        self.block_reads_over(lane, &taken.request, place, taken.remembered);
+    }
+
+    /// Sends a write that the client need not be told of, whose reply proves it done. `Ok(false)`: it is none.
+    pub(in crate::downstream) fn take_own_write(
+        self: &Rc<Self>,
+        frame: &[u8],
+        (asked, request): (&Asked, &Request<'_>),
+        run: &mut Run,
+        before: &[u8],
+    ) -> Result<bool, (usize, Ran)> {
+        let is_told_of_others = {
+            let session = self.session.borrow();
+            let no_loop = session.tracking.as_ref().is_some_and(|tracking| tracking.no_loop);
+            no_loop && session.hears_invalidations()
+        };
+        let Some(key) = tracking::sure_write(asked, request).filter(|_| is_told_of_others) else {
+            return Ok(false);
+        };
+        self.push(run, before);
+        self.lane_for(run, asked, frame, (1, false))?;
+        let Some(lane) = run.lane.take() else { return Ok(false) };
+        self.count(asked);
+        lane.serves(|| self.as_reader());
+        let (place, key, id) = (lane.carried(), Bytes::copy_from_slice(key), self.id);
+        let over = Rc::downgrade(&lane);
+        let change = move |reply: Bytes| {
+            if let Some(lane) = over.upgrade().filter(|_| &reply[..] == b"+OK\r\n") {
+                lane.is_written(id, key, place);
+            }
+            reply
+        };
+        let receiver = Rc::clone(self) as Rc<dyn Receiver>;
+        let now = Instant::now();
+        lane.push_changed(self.copied(frame), &receiver, false, now, Box::new(change));
+        self.is_on(&lane, 1);
+        Ok(true)
+    }
+
+    /// Tells the client to forget what it has just read over a connection that the server does not track for it.
+    pub(in crate::downstream) fn disown(&self, reads: Reads) {
+        if !self.session.borrow().hears_invalidations() {
+            return;
+        }
+        self.tell_to_forget(reads);
+    }
+
+    /// Tells the client to forget these.
+    pub(in crate::downstream) fn tell_to_forget(&self, reads: Reads) {
+        let keys = match reads {
+            Reads::Keys(keys) => Some(keys),
+            Reads::Unknown => None,
+        };
+        self.send_push(News::of(keys).frame);
+    }
+
+    /// Tells the client to forget what `request` has read, if it tracks.
+    pub(in crate::downstream) fn disown_all_of(&self, request: Option<&Bytes>) {
+        let Some(request) = request.and_then(|request| Request::parse(request)) else { return };
+        if let Some(reads) = self.reads_elsewhere(&classify(&request), &request) {
+            self.disown(reads);
+        }
+    }
+
+    /// What the client, which tracks, reads with `request` over such a connection.
+    pub(in crate::downstream) fn reads_elsewhere(
+        &self,
+        asked: &Asked,
+        request: &Request<'_>,
+    ) -> Option<Reads> {
+        if self.session.borrow().hears_invalidations() { tracking::reads(asked, request) } else { None }
+    }
+}

@@ -1,0 +1,152 @@
+//! One client's socket: what the rest of this room needs of it, and nothing else.
+//!
+//! An enum rather than a boxed trait object, so that the plain case costs one predictable branch.
+
+mod secured;
+mod wire;
+
+use std::io;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use rustls::ServerConnection;
+use tokio::io::ReadBuf;
+use tokio::time::Instant;
+
+use secured::Secured;
+
+pub(in crate::downstream) use wire::{Hangup, Wire};
+
+/// A client's socket.
+#[derive(Debug)]
+pub(in crate::downstream) enum ClientSocket {
+    /// TCP or a Unix socket as it is.
+    Plain(Wire),
+    /// With TLS; boxed, because its state is some kilobytes and the plain case should not carry them.
+    Tls(Box<Secured>),
+}
+
+impl ClientSocket {
+    /// A socket whose handshake is done.
+    pub(in crate::downstream) fn secured(wire: Wire, tls: ServerConnection) -> Self {
+        Self::Tls(Box::new(Secured::new(wire, tls)))
+    }
+
+    fn wire(&self) -> &Wire {
+        match self {
+            Self::Plain(wire) => wire,
+            Self::Tls(secured) => secured.wire(),
+        }
+    }
+
+    /// How a client came, for listings.
+    pub(in crate::downstream) fn transport(&self) -> &'static str {
+        match self {
+            Self::Plain(Wire::Tcp { .. }) => "tcp",
+            Self::Plain(Wire::Unix { .. }) => "unix",
+            #[cfg(test)]
+            Self::Plain(Wire::Simulated(_)) => "tcp",
+            Self::Tls(_) => "tls",
+        }
+    }
+
+    /// Reads once.
+    pub(in crate::downstream) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(wire) => wire.poll_read(cx, buffer),
+            Self::Tls(secured) => secured.poll_read(cx, buffer),
+        }
+    }
+
+    /// Reads once into the spare room of `buffer`. Returns how many bytes came, 0 at the end of file.
+    pub(in crate::downstream) fn poll_read_buf(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(wire) => wire.poll_read_buf(cx, buffer),
+            Self::Tls(secured) => secured.poll_read_buf(cx, buffer),
+        }
+    }
+
+    /// Writes what the kernel, or TLS, takes now: either has accepted what it took.
+    pub(in crate::downstream) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(wire) => wire.try_write(bytes),
+            Self::Tls(secured) => secured.try_write(bytes),
+        }
+    }
+
+    /// As [`Self::try_write`], whatever the runtime has heard of the kernel's buffer.
+    pub(in crate::downstream) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(wire) => wire.write_now(bytes),
+            Self::Tls(secured) => secured.write_now(bytes),
+        }
+    }
+
+    /// Whether bytes were taken that the kernel does not have yet: the client's own task has to flush them.
+    pub(in crate::downstream) fn holds_back(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(secured) => secured.holds_back(),
+        }
+    }
+
+    /// Ready when nothing is held back.
+    pub(in crate::downstream) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(secured) => secured.poll_flush(cx),
+        }
+    }
+
+    /// Ready when the kernel may take bytes again.
+    pub(in crate::downstream) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wire().poll_writable(cx)
+    }
+
+    /// Returns when the peer has closed or the connection has failed, without reading anything.
+    pub(in crate::downstream) async fn hangup(&self) -> Hangup {
+        self.wire().hangup().await
+    }
+
+    /// Whether the peer is known to be gone, asked of the kernel now.
+    pub(in crate::downstream) fn is_gone(&self) -> bool {
+        match self {
+            Self::Plain(wire) => wire.is_gone(),
+            Self::Tls(secured) => secured.is_gone(),
+        }
+    }
+
+    /// Whether [`Self::is_gone`] has read what the client's own task would have been woken for.
+    pub(in crate::downstream) fn has_read_ahead(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(secured) => secured.has_read_ahead(),
+        }
+    }
+
+    /// Closes both directions now, whoever still holds this socket.
+    pub(in crate::downstream) fn close(&self) {
+        match self {
+            Self::Plain(wire) => wire.close(),
+            Self::Tls(secured) => secured.close(),
+        }
+    }
+
+    /// How many bytes the client's host has acknowledged, where that can be known.
+    pub(in crate::downstream) fn acknowledged(&self) -> Option<u64> {
+        self.wire().acknowledged()
+    }
+
+    /// Whether the client's host has vanished with replies under way ([`Wire::has_vanished`]).
+    pub(in crate::downstream) fn has_vanished(&self, heard: bool, now: Instant) -> bool {
+        self.wire().has_vanished(heard, now)
+    }
+}

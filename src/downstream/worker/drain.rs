@@ -1,0 +1,81 @@
+//! How a worker stops: every client that is owed a reply gets it first, within a deadline.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Worker;
+use crate::downstream::links::Message;
+use crate::telemetry::{ClientClose, UpstreamClose, client_closed};
+
+/// How often a drain looks whether it is done.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+impl Worker {
+    /// Closes idle and blocked clients at once, the others when their answers are out, and then everything upstream.
+    pub(super) async fn drain(
+        self: &Rc<Self>,
+        deadline: Instant,
+        messages: &mut mpsc::Receiver<Message>,
+    ) -> usize {
+        self.context.stopping.set(true);
+        for task in self.upkeep.take() {
+            task.abort();
+        }
+        let mut cut = 0;
+        while !self.context.clients.borrow().is_empty() {
+            let late = Instant::now() >= deadline;
+            for client in self.context.clients.borrow().values() {
+                if late && client.is_busy() && client.close_reason().is_none() {
+                    cut += 1;
+                }
+                if late || client.waits_in_vain_for_a_drain() {
+                    client.close(ClientClose::Shutdown);
+                } else {
+                    client.wake();
+                }
+            }
+            self.pause(messages).await;
+        }
+        while self.is_settling() && Instant::now() < deadline {
+            self.pause(messages).await;
+        }
+        // Accepted in the last moment: their sockets close with their messages.
+        messages.close();
+        while let Ok(message) = messages.try_recv() {
+            if matches!(message, Message::Client(_)) {
+                client_closed(ClientClose::Shutdown);
+            }
+        }
+        self.context.pool.stop();
+        self.context.hubs.leave_all(UpstreamClose::Shutdown);
+        self.context.pubsub.leave_all(UpstreamClose::Shutdown);
+        self.control.lock().await.close(&self.context.pool, UpstreamClose::Shutdown).await;
+        let tasks = self.context.pool.tasks();
+        tasks.close();
+        let patience = self.context.pool.shared.upstream.close_timeout + Duration::from_secs(1);
+        if tokio::time::timeout(patience, tasks.wait()).await.is_err() {
+            tracing::warn!("some connections did not close in time");
+        }
+        self.publish();
+        cut
+    }
+
+    /// Whether replies or elements are still under way.
+    fn is_settling(&self) -> bool {
+        self.context.pool.outstanding()
+            + self.context.hubs.in_flight()
+            + self.context.give_back.pending()
+            + self.context.saving.get()
+            > 0
+    }
+
+    /// One step of the drain; questions from outside are still answered.
+    async fn pause(self: &Rc<Self>, messages: &mut mpsc::Receiver<Message>) {
+        if let Ok(Some(message)) = tokio::time::timeout(DRAIN_STEP, messages.recv()).await {
+            self.handle(message);
+        }
+    }
+}

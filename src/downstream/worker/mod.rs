@@ -1,0 +1,410 @@
+//! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
+
+mod drain;
+mod recheck;
+mod server_change;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Arrived, Client};
+use super::context::{Context, Parts, Served};
+use super::identity::{Account, AuthOptions, Directory};
+use super::links::{Accepted, Incoming, Links, Message};
+use super::options::ClientOptions;
+use super::socket::{ClientSocket, Wire};
+use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
+use crate::hygiene::{HygieneOptions, Reaper};
+use crate::pool::{Control, Pool, Pressure, Slice, Turns};
+use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
+use crate::telemetry::{ClientClose, UpstreamClose, client_closed, publish_gauge, publish_tasks};
+use crate::upstream::tune;
+
+use recheck::recheck;
+use server_change::Heeded;
+
+/// The rhythm of a worker's housekeeping.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What all workers' clients share.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Limits and times of clients.
+    pub clients: ClientOptions,
+    /// Who may do what.
+    pub auth: AuthOptions,
+    /// How blocking calls wait.
+    pub blocking: BlockingOptions,
+    /// How subscribers are served.
+    pub pubsub: PubSubOptions,
+    /// What becomes of connections without an owner.
+    pub hygiene: HygieneOptions,
+    /// Cancelled when orphans have been looked for once.
+    pub first_look: CancellationToken,
+    /// Who hears what.
+    pub audience: Arc<Audience>,
+    /// Who is who.
+    pub directory: Arc<Directory>,
+    /// The next client's id.
+    pub ids: Arc<AtomicU64>,
+}
+
+/// One worker.
+pub(crate) struct Worker {
+    context: Rc<Context>,
+    /// The next client's id.
+    ids: Arc<AtomicU64>,
+    control: Rc<Mutex<Control>>,
+    /// Who asks on the control connection next.
+    questions: Arc<Turns>,
+    /// On the first worker, until the drain: what looks after connections and logins by itself.
+    upkeep: RefCell<Vec<AbortHandle>>,
+    heeded: Heeded,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker")
+            .field("clients", &self.context.clients.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// A worker without clients.
+    #[must_use]
+    pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: Terms, links: Links) -> Rc<Self> {
+        let give_back = GiveBack::new(Rc::clone(&pool), terms.blocking.give_back);
+        let hubs = BlockingHubs::new(
+            Rc::clone(&pool),
+            terms.blocking.clone(),
+            Rc::clone(&give_back),
+            terms.auth.cache_ttl,
+        );
+        let pubsub_hub = terms.pubsub.hub;
+        let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
+        let control = Rc::new(Mutex::new(Control::default()));
+        let mut upkeep = Vec::new();
+        if index == 0 {
+            let directory = Arc::clone(&terms.directory);
+            let candidates = Box::new(move || directory.candidates());
+            let reaper = Reaper::new(Rc::clone(&pool), Rc::clone(&control), terms.hygiene, candidates);
+            upkeep.push(tokio::task::spawn_local(reaper.run(terms.first_look)).abort_handle());
+            let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), links.clone());
+            upkeep.push(tokio::task::spawn_local(recheck).abort_handle());
+        }
+        let context = Context::new(Parts {
+            index,
+            pool,
+            hubs,
+            pubsub,
+            give_back,
+            options: terms.clients,
+            auth: terms.auth,
+            blocking: terms.blocking,
+            directory: terms.directory,
+            links,
+            has_pubsub_hub: pubsub_hub,
+        });
+        Rc::new(Self {
+            context,
+            ids: terms.ids,
+            control,
+            questions: Arc::default(),
+            upkeep: RefCell::new(upkeep),
+            heeded: Heeded::default(),
+        })
+    }
+
+    /// Runs until the drain is over.
+    pub(crate) async fn run(self: Rc<Self>, mut messages: mpsc::Receiver<Message>) {
+        let mut pressure = self.context.pool.shared.budget.watch_pressure();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut ticks = 0_u64;
+        loop {
+            tokio::select! {
+                biased;
+                // Rare, both: they keep nobody waiting, and no number of messages keeps them waiting.
+                changed = pressure.changed() => if changed.is_ok() {
+                    let now: Pressure = *pressure.borrow_and_update();
+                    self.relieve(now, Instant::now());
+                },
+                _ = tick.tick() => {
+                    ticks += 1;
+                    self.tick(ticks);
+                }
+                message = messages.recv() => match message {
+                    None => return,
+                    Some(Message::Drain(deadline, reply)) => {
+                        let cut = self.drain(deadline, &mut messages).await;
+                        let _ = reply.send(cut);
+                        return;
+                    }
+                    Some(message) => self.handle(message),
+                },
+            }
+        }
+    }
+
+    fn handle(self: &Rc<Self>, message: Message) {
+        // An answer nobody waits for any more is dropped.
+        match message {
+            Message::Client(accepted) => self.admit(accepted),
+            Message::Rows(reply) => {
+                let worker = Rc::clone(self);
+                self.context.pool.tasks().spawn_local(async move { drop(reply.send(worker.rows().await)) });
+            }
+            Message::Lanes(reply) => drop(reply.send(self.context.pool.lane_rows())),
+            Message::Kill(filter, me, reply) => {
+                let worker = Rc::clone(self);
+                self.context.pool.tasks().spawn_local(async move {
+                    let _ = reply.send(worker.kill(&filter, me).await);
+                });
+            }
+            Message::YieldMemory(id) => {
+                if let Some(client) = self.context.client(id) {
+                    client.yield_memory();
+                }
+            }
+            // Dropped, the question is answered with no.
+            Message::Unblock(id, with_error, done) => {
+                if let Some(client) = self.context.client(id) {
+                    client.unblock(Unblock { with_error, done });
+                }
+            }
+            Message::Control { user, address, identity, protocol, request, reply } => {
+                let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
+                let questions = Arc::clone(&self.questions);
+                self.context.pool.tasks().spawn_local(async move {
+                    let _turn = questions.turn(user, address).await;
+                    let mut control = control.lock().await;
+                    let answer = control.ask(&pool, user, &identity, protocol, &request).await;
+                    control.was_needed();
+                    drop(reply.send(answer));
+                });
+            }
+            Message::Revoke(account) => self.revoke(&account),
+            Message::Publish(reply) => {
+                self.publish();
+                drop(reply.send(self.context.pool.seconds().clone()));
+            }
+            Message::AddressChanged => {
+                self.context.pool.leave_all(UpstreamClose::Moved);
+                self.context.hubs.leave_all(UpstreamClose::Moved);
+                self.context.pubsub.leave_all(UpstreamClose::Moved);
+            }
+            // Handled by the loop itself.
+            Message::Drain(..) => {}
+        }
+    }
+
+    fn admit(self: &Rc<Self>, accepted: Accepted) {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let anonymous = self.context.directory.anonymous(accepted.trusted);
+        let user = anonymous.as_ref().map(|own| own.account.user.clone());
+        let session = Session::new(id, user, self.context.pool.shared.upstream.database);
+        let socket = match self.registered(accepted.stream) {
+            Ok(socket) => socket,
+            Err(error) => {
+                let reason = ClientClose::ClientLost;
+                client_closed(reason);
+                tracing::debug!(peer = %accepted.peer, reason = reason.label(), %error, "client closed before it was served");
+                self.context.links.client_left(self.context.index);
+                return;
+            }
+        };
+        tracing::debug!(client = id, peer = %accepted.peer, "client connected");
+        let client = Client::new(
+            Rc::clone(&self.context),
+            Arrived {
+                socket,
+                peer: accepted.peer,
+                local: accepted.local,
+                session,
+                membership: anonymous,
+                trusted: accepted.trusted,
+                place: accepted.place,
+            },
+        );
+        let served = Rc::clone(&client) as Rc<dyn Served>;
+        self.context.clients.borrow_mut().insert(id, served);
+        let stay = client.stay();
+        if let Some(stay) = stay {
+            let client = Rc::downgrade(&client);
+            self.context.pool.tasks().spawn_local(async move {
+                if stay.is_given_up().await
+                    && let Some(client) = client.upgrade()
+                {
+                    client.close(ClientClose::GaveWay);
+                }
+            });
+        }
+        self.context.pool.tasks().spawn_local(client.run());
+    }
+
+    /// A new client's socket on this thread's runtime, set up: NODELAY, keepalive, a watch for its host.
+    fn registered(&self, incoming: Incoming) -> std::io::Result<ClientSocket> {
+        let tuned = |stream| {
+            let stream = TcpStream::from_std(stream)?;
+            tune(&stream, &self.context.options.keepalive, self.context.options.user_timeout)?;
+            std::io::Result::Ok(Wire::tcp(stream, self.context.options.user_timeout))
+        };
+        Ok(match incoming {
+            Incoming::Tcp(stream) => ClientSocket::Plain(tuned(stream)?),
+            Incoming::Tls(stream, session) => ClientSocket::secured(tuned(stream)?, *session),
+            Incoming::Unix(stream) => ClientSocket::Plain(UnixStream::from_std(stream)?.into()),
+            #[cfg(test)]
+            Incoming::Simulated(end) => ClientSocket::Plain(Wire::Simulated(end)),
+        })
+    }
+
+    /// Nobody may be `account` any more: its clients are closed, and what was opened for them.
+    fn revoke(self: &Rc<Self>, account: &Arc<Account>) {
+        for client in self.context.clients.borrow().values().filter(|client| client.has_logged_in_as(account))
+        {
+            client.close(ClientClose::LoginRevoked);
+        }
+        let user = account.user.id;
+        self.context.pool.leave_user(user);
+        self.context.hubs.leave_user(user, UpstreamClose::LoginRevoked);
+        self.context.pubsub.leave_user(user, UpstreamClose::LoginRevoked);
+        self.context.server.forget_may_try(user);
+        let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
+        self.context
+            .pool
+            .tasks()
+            .spawn_local(async move { control.lock().await.close_for(&pool, user).await });
+    }
+
+    /// A login of a lane, a lease or a hub was refused: whoever has shown that secret is not let in any more.
+    fn heed_refusals(self: &Rc<Self>) {
+        for user in self.context.pool.take_refusals() {
+            for account in self.context.directory.live(user) {
+                let (directory, links) = (Arc::clone(&self.context.directory), self.context.links.clone());
+                self.context.pool.tasks().spawn_local(async move { links.revoke(&directory, account).await });
+            }
+        }
+    }
+
+    async fn rows(&self) -> Vec<ClientRow> {
+        let (mut slice, mut rows) = (Slice::begin(), Vec::new());
+        for client in self.context.all_clients() {
+            if !client.is_closed() {
+                rows.push(client.row(Instant::now()));
+            }
+            slice.breathe().await;
+        }
+        rows
+    }
+
+    async fn kill(&self, filter: &Filter, me: u64) -> i64 {
+        let (mut slice, mut killed) = (Slice::begin(), 0);
+        let candidates = match filter.ids() {
+            Some(ids) => {
+                let clients = self.context.clients.borrow();
+                ids.filter_map(|id| clients.get(&id).map(Rc::clone)).collect()
+            }
+            None => self.context.all_clients(),
+        };
+        for client in candidates {
+            let row = Listed::parse(&client.row(Instant::now()).text(&RowFormat::default()));
+            if !client.is_closed() && row.is_some_and(|row| filter.matches(&row, me)) {
+                client.close(ClientClose::Killed);
+                killed += 1;
+            }
+            slice.breathe().await;
+        }
+        killed
+    }
+
+    /// Gives up what others wait for and cannot do without.
+    fn relieve(&self, pressure: Pressure, now: Instant) {
+        self.context.pool.relieve(pressure, now);
+        let wanted = pressure.leases + pressure.hubs + pressure.lanes;
+        let coming = self.context.pool.shared.budget.closing();
+        self.context.hubs.yield_open_permits(wanted.saturating_sub(coming), now);
+    }
+
+    fn tick(self: &Rc<Self>, ticks: u64) {
+        let now = Instant::now();
+        self.context.pool.tick(now);
+        self.context.hubs.tick(now, self.context.links.clients() == 0);
+        self.context.pubsub.tick(now);
+        self.heed_refusals();
+        self.heed_changes();
+        self.tend_slow_readers();
+        self.tend_paused();
+        self.context.keep_within_bound();
+        for user in self.context.pool.shared.budget.crowded() {
+            self.context.pool.make_room_within(user, now);
+        }
+        // A lane or a hub may have been too young to give up, a blocking call still on its way to its lease.
+        let pressure = self.context.pool.shared.budget.pressure();
+        if pressure.any() {
+            self.relieve(pressure, now);
+        }
+        self.context.server.heed_login();
+        if !ticks.is_multiple_of(10) {
+            return;
+        }
+        for client in self.context.clients.borrow().values() {
+            client.age(now);
+        }
+        self.publish();
+        let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
+        let options = &self.context.pool.shared.options;
+        let limit = if self.context.links.clients() == 0 { options.linger } else { options.idle_timeout };
+        self.context.pool.tasks().spawn_local(async move {
+            // In use: then it is not idle.
+            if let Ok(mut control) = control.try_lock() {
+                control.age(&pool, limit).await;
+            }
+        });
+    }
+
+    fn publish(&self) {
+        self.context.metrics.publish();
+        publish_gauge("redbouncer_blocking_waiters", &[], self.context.hubs.waiting());
+        publish_gauge("redbouncer_pubsub_names", &[], self.context.pubsub.names());
+        publish_gauge("redbouncer_blocking_keys", &[], self.context.hubs.watched());
+        publish_gauge(
+            "redbouncer_clients",
+            &[("worker", &self.context.metrics.label)],
+            self.context.clients.borrow().len(),
+        );
+        publish_tasks(&format!("worker-{}", self.context.metrics.label));
+    }
+
+    /// Every tick: those who are above their soft output limit.
+    fn tend_slow_readers(&self) {
+        let slow = std::mem::take(&mut *self.context.slow_readers.borrow_mut());
+        let clients = self.context.clients.borrow();
+        let still: Vec<u64> = slow
+            .into_iter()
+            .filter(|id| clients.get(id).is_some_and(|client| client.tend_output()))
+            .collect();
+        self.context.slow_readers.borrow_mut().extend(still);
+    }
+
+    /// Every tick: those that were read no further may go on where there is room, or where they have waited long enough.
+    fn tend_paused(&self) {
+        let paused: Vec<u64> = self.context.paused.borrow().keys().copied().collect();
+        if !self.context.pool.shared.memory.is_above_mark() {
+            self.context.paused.borrow_mut().clear();
+        }
+        let clients = self.context.clients.borrow();
+        for client in paused.iter().filter_map(|id| clients.get(id)) {
+            client.wake();
+        }
+    }
+}
