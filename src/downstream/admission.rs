@@ -5,7 +5,7 @@
 //! who has been there long. An honest client is in it for some round trips; whoever stays there longest is none.
 //! Addresses share the room alike: the one with the most peers in it gives way.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -57,9 +57,12 @@ struct Waiting {
 /// A stay among those that have not logged in: how it ends, and whether its first login is being checked.
 #[derive(Debug, Default)]
 pub(in crate::downstream) struct Stay {
+    number: u64,
     end: AtomicU8,
     ended: Notify,
     is_checked: AtomicBool,
+    /// Its first login has been begun.
+    has_tried: AtomicBool,
 }
 
 /// How a stay ends.
@@ -97,12 +100,10 @@ pub(in crate::downstream) enum Refused {
 #[derive(Debug)]
 pub(in crate::downstream) struct Place {
     places: Arc<Places>,
-    address: Option<IpAddr>,
-    /// Not inside yet: its number among those that wait.
-    waits: Cell<Option<u64>>,
-    stay: Arc<Stay>,
-    /// Its first login has been begun.
-    has_tried: Cell<bool>,
+    /// Where it comes from, if places are counted by address.
+    address: Option<Box<IpAddr>>,
+    /// Not inside yet.
+    waits: RefCell<Option<Arc<Stay>>>,
 }
 
 /// What shares a place in the room: an address, of IPv6 the network that one customer has.
@@ -149,14 +150,13 @@ impl Places {
                 return Err(Refused::Full);
             }
         }
-        let stay = Arc::<Stay>::default();
-        let number = waits.then(|| state.wait(address.map(neighbourhood), &stay));
+        let stay = waits.then(|| state.wait(address.map(neighbourhood)));
         if !waits {
             state.take(&self.limits, address);
         }
         drop(state);
-        let (waits, has_tried) = (Cell::new(number), Cell::new(false));
-        Ok(Place { places: Arc::clone(self), address, waits, stay, has_tried })
+        let address = address.filter(|_| self.limits.per_address > 0).map(Box::new);
+        Ok(Place { places: Arc::clone(self), address, waits: RefCell::new(stay) })
     }
 }
 
@@ -179,12 +179,13 @@ impl State {
         }
     }
 
-    fn wait(&mut self, from: Option<IpAddr>, stay: &Arc<Stay>) -> u64 {
+    fn wait(&mut self, from: Option<IpAddr>) -> Arc<Stay> {
         let number = self.next;
         self.next += 1;
-        self.waiting.insert(number, Waiting { from, stay: Arc::clone(stay) });
+        let stay = Arc::new(Stay { number, ..Stay::default() });
+        self.waiting.insert(number, Waiting { from, stay: Arc::clone(&stay) });
         self.crowds.entry(from).or_default().insert(number);
-        number
+        stay
     }
 
     /// Takes one out of the room; `false` where it is not there any more.
@@ -225,31 +226,33 @@ impl State {
 impl Place {
     /// Its stay among those that have not logged in; `None`: it is inside.
     pub(in crate::downstream) fn stay(&self) -> Option<Arc<Stay>> {
-        self.waits.get().map(|_| Arc::clone(&self.stay))
+        self.waits.borrow().clone()
     }
 
     /// It has logged in, or need not: from now on it counts among those inside. Nothing, if it does already.
     pub(in crate::downstream) fn go_inside(&self) -> Result<(), Refused> {
-        let Some(number) = self.waits.get() else { return Ok(()) };
+        let Some(stay) = self.stay() else { return Ok(()) };
+        let address = self.address.as_deref().copied();
         let mut state = self.places.state.lock();
-        state.has_room_inside(&self.places.limits, self.address)?;
-        if !state.leave(number) {
+        state.has_room_inside(&self.places.limits, address)?;
+        if !state.leave(stay.number) {
             // Its place has been taken away, and it is being closed.
             return Err(Refused::Full);
         }
-        state.take(&self.places.limits, self.address);
+        state.take(&self.places.limits, address);
         drop(state);
-        self.waits.set(None);
-        self.stay.ends(SETTLED);
+        self.waits.take();
+        stay.ends(SETTLED);
         Ok(())
     }
 
     /// Its login is being checked, until this is dropped. Only the first one keeps others from taking its place: who
     /// guesses is checked all the time.
-    pub(in crate::downstream) fn is_checked(&self) -> Checked {
-        let is_first = self.waits.get().is_some() && !self.has_tried.replace(true);
-        self.stay.is_checked.store(is_first, SeqCst);
-        Checked(Arc::clone(&self.stay))
+    pub(in crate::downstream) fn is_checked(&self) -> Option<Checked> {
+        let stay = self.stay()?;
+        let is_first = !stay.has_tried.swap(true, SeqCst);
+        stay.is_checked.store(is_first, SeqCst);
+        Some(Checked(stay))
     }
 }
 
@@ -265,19 +268,19 @@ impl Drop for Checked {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.places.state.lock();
-        if let Some(number) = self.waits.get() {
-            if state.leave(number) {
-                self.stay.ends(SETTLED);
+        if let Some(stay) = self.waits.take() {
+            if state.leave(stay.number) {
+                stay.ends(SETTLED);
             }
             return;
         }
         state.inside -= 1;
-        if let Some(address) = self.address
-            && let Some(count) = state.by_address.get_mut(&address)
+        if let Some(address) = self.address.as_deref()
+            && let Some(count) = state.by_address.get_mut(address)
         {
             *count -= 1;
             if *count == 0 {
-                state.by_address.remove(&address);
+                state.by_address.remove(address);
             }
         }
     }
@@ -299,7 +302,7 @@ mod tests {
     }
 
     fn gave_way(place: &Place) -> bool {
-        place.stay.end.load(SeqCst) == GAVE_WAY
+        place.stay().unwrap().end.load(SeqCst) == GAVE_WAY
     }
 
     #[test]

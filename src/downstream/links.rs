@@ -65,8 +65,6 @@ pub struct Accepted {
     pub stream: Incoming,
     /// Where it comes from.
     pub peer: Endpoint,
-    /// Where it came to.
-    pub local: Endpoint,
     /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
     /// Its place.
@@ -194,8 +192,7 @@ impl Links {
     #[cfg(any(test, fuzzing))]
     pub(crate) async fn admit(&self, stream: Incoming, peer: Endpoint, trusted: bool) {
         if let Ok(seat) = self.seat(&peer, false) {
-            let local = peer.clone();
-            seat.take(|place| Accepted { stream, peer, local, trusted, place }).await;
+            seat.take(|place| Accepted { stream, peer, trusted, place }).await;
         }
     }
 

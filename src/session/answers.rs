@@ -1,6 +1,6 @@
 //! Replies made here, without the server, in the shapes and words of redis `networking.c`, `db.c` and `server.c`.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::command::{Asked, Class};
 use crate::resp::{Request, encode};
@@ -258,7 +258,7 @@ impl Session {
     fn set_name(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         let name = request.arg(2).unwrap_or_default();
         if is_plain_name(name) {
-            self.name = Bytes::copy_from_slice(name);
+            self.name = name.into();
             encode::simple(out, "OK");
         } else {
             encode::error(out, BAD_NAME);
@@ -278,7 +278,7 @@ impl Session {
             return encode::error(out, &text);
         };
         if is_plain_name(value) {
-            *field = Bytes::copy_from_slice(value);
+            *field = value.into();
             encode::simple(out, "OK");
         } else {
             let text =

@@ -827,7 +827,7 @@ impl Hello {
             session.protocol = protocol;
         }
         if let Some(name) = self.name {
-            session.name = name;
+            session.name = name[..].into();
         }
     }
 }

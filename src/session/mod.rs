@@ -22,8 +22,6 @@ mod transaction;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::command::Class;
 use crate::resp::Protocol;
 
@@ -91,11 +89,11 @@ pub struct Session {
     /// CLIENT REPLY.
     pub replies: ReplyMode,
     /// CLIENT SETNAME; empty when unset.
-    pub name: Bytes,
+    pub name: Box<[u8]>,
     /// CLIENT SETINFO LIB-NAME.
-    pub lib_name: Bytes,
+    pub lib_name: Box<[u8]>,
     /// CLIENT SETINFO LIB-VER.
-    pub lib_ver: Bytes,
+    pub lib_ver: Box<[u8]>,
     /// CLIENT NO-EVICT on. Remembered for listings; a proxy has no eviction.
     pub no_evict: bool,
     /// CLIENT TRACKING, unless a lease holds it.
@@ -140,7 +138,7 @@ impl Session {
         self.readonly = false;
         self.failed = Failed::Nothing;
         self.replies = ReplyMode::On;
-        self.name = Bytes::new();
+        self.name = Box::default();
         self.no_evict = false;
         self.tracking = None;
     }

@@ -233,8 +233,7 @@ mod tests {
     use super::*;
 
     fn row() -> ClientRow {
-        let session =
-            Session { id: 7, name: bytes::Bytes::from_static(b"web"), database: 3, ..Session::default() };
+        let session = Session { id: 7, name: b"web"[..].into(), database: 3, ..Session::default() };
         let at = |address: &str| Endpoint::from(address.parse::<std::net::SocketAddr>().unwrap());
         let mut row = ClientRow::of(&session, at("10.0.0.1:5000"), at("10.0.0.2:6379"));
         row.command = "client|info";

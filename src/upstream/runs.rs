@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,8 +30,21 @@ const RECENT: Duration = Duration::from_secs(60);
 const MOST: usize = 32;
 
 /// Numbers of the changes that have been seen; they only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change(NonZeroU64);
+
+impl Change {
+    /// After so many changes.
+    fn after(changes: u64) -> Self {
+        Self(NonZeroU64::MIN.saturating_add(changes))
+    }
+}
+
+impl Default for Change {
+    fn default() -> Self {
+        Self::after(0)
+    }
+}
 
 /// What a login has shown of the server.
 #[derive(Debug)]
@@ -72,12 +86,12 @@ struct Current {
 impl Runs {
     /// The last change of the server.
     pub(super) fn server(&self) -> Change {
-        Change(self.servers.load(Ordering::Acquire))
+        Change::after(self.servers.load(Ordering::Acquire))
     }
 
     /// The last change of what it says about itself.
     pub(super) fn facts(&self) -> Change {
-        Change(self.facts.load(Ordering::Acquire))
+        Change::after(self.facts.load(Ordering::Acquire))
     }
 
     /// The greatest client id that was met: to be asked before a dial.

@@ -105,7 +105,7 @@ impl Client {
 
     /// Its login is being checked until this is dropped: its place is not given to another meanwhile.
     pub(in crate::downstream) fn is_being_checked(&self) -> Option<impl Drop + use<>> {
-        self.identified.place.borrow().as_ref().map(Place::is_checked)
+        self.identified.place.borrow().as_ref().and_then(Place::is_checked)
     }
 
     /// Its stay among those that have not logged in, if that is where it is.

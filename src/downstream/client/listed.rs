@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::Client;
-use crate::session::{ClientRow, Flags, Listen};
+use crate::session::{ClientRow, Endpoint, Flags, Listen};
 
 impl Client {
     /// How listings and the full-pool error call this client.
@@ -18,8 +18,10 @@ impl Client {
 
     /// Its row in listings.
     pub(in crate::downstream) fn row(&self, now: Instant) -> ClientRow {
+        // Both ends of a Unix socket have the same name.
+        let local = self.outbound.socket().local().map_or_else(|| self.peer.clone(), Endpoint::from);
         let session = self.session.borrow();
-        let mut row = ClientRow::of(&session, self.peer.clone(), self.local.clone());
+        let mut row = ClientRow::of(&session, self.peer.clone(), local);
         row.place = self.attachment.label(session.listens > 0);
         drop(session);
         row.age = now.saturating_duration_since(self.opened);
@@ -28,7 +30,7 @@ impl Client {
         row.input = self.inbound.len();
         row.output = self.outbound.unsent();
         row.memory = self.outbound.memory();
-        row.command = self.last_command.get();
+        row.command = self.last_command.get().map_or("NULL", |row| row.name);
         row.transport = self.outbound.socket().transport();
         row
     }

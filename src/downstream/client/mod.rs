@@ -27,6 +27,7 @@ use super::admission::Place;
 use super::context::Context;
 use super::identity::Membership;
 use super::socket::ClientSocket;
+use crate::command::Row;
 use crate::resp::Protocol;
 use crate::session::{Endpoint, Session};
 
@@ -45,7 +46,6 @@ pub(in crate::downstream) use subscriber::Subscriber;
 pub(in crate::downstream) struct Client {
     pub(in crate::downstream) id: u64,
     pub(in crate::downstream) peer: Endpoint,
-    local: Endpoint,
     opened: Instant,
     pub(in crate::downstream) context: Rc<Context>,
     inbound: Inbound,
@@ -64,20 +64,22 @@ pub(in crate::downstream) struct Client {
     pub(in crate::downstream) has_missed: Cell<bool>,
     /// What it knows of the server and forgets with its connection.
     learned: Learned,
-    pub(in crate::downstream) last_command: Cell<&'static str>,
+    pub(in crate::downstream) last_command: Cell<Option<&'static Row>>,
 }
 
 /// A client as it comes in.
 pub(in crate::downstream) struct Arrived {
     pub(in crate::downstream) socket: ClientSocket,
     pub(in crate::downstream) peer: Endpoint,
-    pub(in crate::downstream) local: Endpoint,
     pub(in crate::downstream) session: Session,
     pub(in crate::downstream) membership: Option<Membership>,
     /// It came by a listener that only this host can reach.
     pub(in crate::downstream) trusted: bool,
     pub(in crate::downstream) place: Place,
 }
+
+/// With the counts of its `Rc` it fills a size class of the allocator; ten thousand idle clients feel a byte more.
+const _: () = assert!(size_of::<Client>() <= 640 - 2 * size_of::<usize>());
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -87,12 +89,11 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     pub(in crate::downstream) fn new(context: Rc<Context>, arrived: Arrived) -> Rc<Self> {
-        let Arrived { socket, peer, local, session, membership, trusted, place } = arrived;
+        let Arrived { socket, peer, session, membership, trusted, place } = arrived;
         let reader = if session.user.is_some() { Reader::Normal } else { Reader::Stranger };
         Rc::new(Self {
             id: session.id,
             peer,
-            local,
             opened: Instant::now(),
             inbound: Inbound::new(Rc::clone(&context)),
             outbound: Outbound::new(session.id, Rc::clone(&context), socket, reader),
@@ -106,7 +107,7 @@ impl Client {
             has_tracked: Cell::new(false),
             has_missed: Cell::new(false),
             learned: Learned::default(),
-            last_command: Cell::new("NULL"),
+            last_command: Cell::new(None),
         })
     }
 

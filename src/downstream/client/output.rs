@@ -71,7 +71,7 @@ impl Client {
     /// A command of it is begun.
     pub(in crate::downstream) fn count(&self, asked: &Asked) {
         self.context.metrics.count(asked);
-        self.last_command.set(asked.row.map_or("NULL", |row| row.name));
+        self.last_command.set(asked.row);
         if let Some(row) = asked.row {
             self.learns_by(row);
         }

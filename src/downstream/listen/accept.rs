@@ -83,8 +83,7 @@ impl Listener {
                 let socket = TcpListener::from_std(socket)?;
                 loop {
                     let (stream, peer) = accepting.next(|| socket.accept()).await;
-                    let local = stream.local_addr().map(Endpoint::from);
-                    accepting.admit(Arrived::Tcp(stream), peer.into(), local, None).await;
+                    accepting.admit(Arrived::Tcp(stream), peer.into(), None).await;
                 }
             }
             ListenSocket::Tls(socket, tls) => {
@@ -92,16 +91,15 @@ impl Listener {
                 let socket = TcpListener::from_std(socket)?;
                 loop {
                     let (stream, peer) = accepting.next(|| socket.accept()).await;
-                    let local = stream.local_addr().map(Endpoint::from);
-                    accepting.admit(Arrived::Tls(stream), peer.into(), local, Some(&tls)).await;
+                    accepting.admit(Arrived::Tls(stream), peer.into(), Some(&tls)).await;
                 }
             }
             ListenSocket::Unix(socket, _file) => {
                 let socket = UnixListener::from_std(socket)?;
                 loop {
                     let (stream, _) = accepting.next(|| socket.accept()).await;
-                    let both = accepting.address.clone();
-                    accepting.admit(Arrived::Unix(stream), both.clone(), Ok(both), None).await;
+                    let path = accepting.address.clone();
+                    accepting.admit(Arrived::Unix(stream), path, None).await;
                 }
             }
         }
@@ -137,13 +135,7 @@ impl Accepting {
         }
     }
 
-    async fn admit(
-        &mut self,
-        arrived: Arrived,
-        peer: Endpoint,
-        local: io::Result<Endpoint>,
-        tls: Option<&Arc<ServerTls>>,
-    ) {
+    async fn admit(&mut self, arrived: Arrived, peer: Endpoint, tls: Option<&Arc<ServerTls>>) {
         metrics::counter!("redbouncer_clients_accepted_total").increment(1);
         let door = &self.door;
         if door.mode == AuthMode::Open
@@ -175,9 +167,8 @@ impl Accepting {
                 return refuse(&arrived, TOO_MANY_HERE, reason);
             }
         };
-        let Ok(local) = local else { return client_closed(ClientClose::ClientLost) };
         let trusted = self.trusted;
-        let bring = move |stream| move |place| Accepted { stream, peer, local, trusted, place };
+        let bring = move |stream| move |place| Accepted { stream, peer, trusted, place };
         let stream = match arrived {
             Arrived::Tls(stream) => {
                 if let Some(tls) = tls {

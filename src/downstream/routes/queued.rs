@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::command::{Class, classify};
+use crate::command::{Class, classify, rows};
 use crate::downstream::client::Client;
 use crate::resp::{self, Request};
 
@@ -18,7 +18,8 @@ impl Client {
     ) -> Bytes {
         let Some(asked) = Request::parse(request) else { return verdict };
         // In listings the client is the one that executes, whatever it has sent behind.
-        let last = self.last_command.replace("exec");
+        let exec = rows().iter().find(|row| row.class == Class::Exec);
+        let last = self.last_command.replace(exec);
         let reply = match classify(&asked).class {
             Class::ClientInfo if !resp::is_error(&verdict) => self.client_info().await,
             Class::ClientList => self.client_list_beside(&asked, verdict).await,

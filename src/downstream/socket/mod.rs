@@ -6,6 +6,7 @@ mod secured;
 mod wire;
 
 use std::io;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
@@ -48,6 +49,11 @@ impl ClientSocket {
             Self::Plain(Wire::Simulated(_)) => "tcp",
             Self::Tls(_) => "tls",
         }
+    }
+
+    /// The address that the client has connected to; none of a Unix socket, or when the connection is gone.
+    pub(in crate::downstream) fn local(&self) -> Option<SocketAddr> {
+        self.wire().local()
     }
 
     /// Reads once.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -180,6 +181,16 @@ impl Wire {
                 Ok(_) => tokio::task::yield_now().await,
                 Err(_) => return Hangup::Reset,
             }
+        }
+    }
+
+    /// The address that the client has connected to; none of a Unix socket, or when the connection is gone.
+    pub(in crate::downstream) fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp { write, .. } => write.local_addr().ok(),
+            Self::Unix { .. } => None,
+            #[cfg(test)]
+            Self::Simulated(_) => None,
         }
     }
 

@@ -229,7 +229,6 @@ impl Worker {
             Arrived {
                 socket,
                 peer: accepted.peer,
-                local: accepted.local,
                 session,
                 membership: anonymous,
                 trusted: accepted.trusted,
