@@ -2,16 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Client;
-use crate::pool::{Group, Lane, LaneKey, News, Receiver, Tracked};
-use crate::resp::encode;
-use crate::telemetry::ClientClose;
-use crate::upstream::{Identity, OnLoss};
+use crate::pool::{Group, Lane};
 
 /// The lanes of one client.
 #[derive(Default)]
@@ -19,165 +13,65 @@ pub(super) struct Lanes {
     /// Replies that lanes still owe.
     outstanding: Cell<u32>,
     /// The lane that its last command went over.
-    lane: RefCell<Option<Rc<Lane>>>,
+    last: RefCell<Option<Rc<Lane>>>,
     group: RefCell<Option<Rc<Group>>>,
     /// Since its last blocking call it has sent commands, and may wait for what they wrote.
     has_written: Cell<bool>,
 }
 
-impl Client {
-    /// The key of the lanes this client's commands go over.
-    pub(in crate::downstream) fn lane_key(&self) -> Option<(LaneKey, Arc<Identity>)> {
-        let identity = self.identity()?;
-        let session = self.session.borrow();
-        let user = session.user.as_ref()?.id;
-        let key = LaneKey {
-            user,
-            database: session.database,
-            protocol: session.protocol,
-            readonly: session.readonly,
-            tracked: if session.hears_invalidations() { Tracked::Reads } else { Tracked::No },
-        };
-        Some((key, identity))
+impl Lanes {
+    /// Replies that lanes still owe.
+    pub(super) fn outstanding(&self) -> u32 {
+        self.outstanding.get()
     }
 
-    /// The lanes this client uses, found again after its key has changed.
-    pub(in crate::downstream) fn current_group(&self) -> Option<Rc<Group>> {
-        if let Some(group) = &*self.lanes.group.borrow() {
-            return Some(Rc::clone(group));
+    /// `count` commands go over `lane`.
+    pub(super) fn owe(&self, lane: &Rc<Lane>, count: u32) {
+        self.outstanding.set(self.outstanding.get() + count);
+        self.has_written.set(true);
+        if self.last.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
+            self.last.replace(Some(Rc::clone(lane)));
         }
-        let (key, identity) = self.lane_key()?;
-        if self.has_tracked.get() {
-            self.hears_on(key.tracked);
-        }
-        let group = self.context.pool.group(key, &identity);
+    }
+
+    /// So many commands are answered, or never will be. Returns how many are left.
+    pub(super) fn settle(&self, count: u32) -> u32 {
+        let left = self.outstanding.get().saturating_sub(count);
+        self.outstanding.set(left);
+        left
+    }
+
+    /// The lane that its last command went over.
+    pub(super) fn last(&self) -> Option<Rc<Lane>> {
+        self.last.borrow().clone()
+    }
+
+    /// Its lanes, if it has used any since its key has changed.
+    pub(super) fn group(&self) -> Option<Rc<Group>> {
+        self.group.borrow().clone()
+    }
+
+    /// These are its lanes from now on.
+    pub(super) fn join(&self, group: &Rc<Group>) {
         group.join();
-        self.lanes.group.replace(Some(Rc::clone(&group)));
-        Some(group)
+        self.group.replace(Some(Rc::clone(group)));
     }
 
-    /// What it reads from now on is tracked so. What it was not told before, because it did not speak RESP3 or its lane was
-    /// lost when it did not track, may be in its cache.
-    fn hears_on(&self, tracked: Tracked) {
-        if tracked != Tracked::No {
-            if self.has_missed.take() {
-                self.send_push(News::of(None).frame);
-            }
-        } else if self.session.borrow().tracking.is_some() {
-            self.has_missed.set(true);
-        }
-    }
-
-    /// The session's key has changed, or the client leaves: its lanes are no longer its own.
-    pub(in crate::downstream) fn leave_group(&self) {
-        self.lanes.lane.replace(None);
-        if let Some(group) = self.lanes.group.take() {
+    /// Its lanes are no longer its own.
+    pub(super) fn leave(&self) {
+        self.last.replace(None);
+        if let Some(group) = self.group.take() {
             group.part(Instant::now());
         }
     }
 
-    /// When the wait for a lane must end that begins now, with the command's turn: its bytes may have lain here for long,
-    /// behind replies that the client did not read.
-    pub(in crate::downstream) fn lane_deadline(&self) -> Instant {
-        match self.inbound.has_waited_in_vain() {
-            true => Instant::now(),
-            false => self.context.pool.wait_deadline(),
-        }
-    }
-
-    /// The same for a lease. A client that has closed its side has a bounded number of commands left, and they wait once.
-    pub(in crate::downstream) fn lease_deadline(&self) -> Instant {
-        if self.has_said_all() { self.lane_deadline() } else { self.context.pool.wait_deadline() }
-    }
-
-    /// Its lanes, if it has used any since its key has changed.
-    pub(in crate::downstream) fn known_group(&self) -> Option<Rc<Group>> {
-        self.lanes.group.borrow().clone()
-    }
-
-    /// The lane that its last command went over.
-    pub(in crate::downstream) fn last_lane(&self) -> Option<Rc<Lane>> {
-        self.lanes.lane.borrow().clone()
-    }
-
-    /// Replies that lanes still owe it.
-    pub(in crate::downstream) fn outstanding(&self) -> u32 {
-        self.lanes.outstanding.get()
-    }
-
-    /// `count` commands were appended to `lane`.
-    pub(in crate::downstream) fn is_on(&self, lane: &Rc<Lane>, count: u32) {
-        let lanes = &self.lanes;
-        lanes.outstanding.set(lanes.outstanding.get() + count);
-        lanes.has_written.set(true);
-        self.is_caught_up.set(false);
-        self.has_sent();
-        if lanes.lane.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
-            lanes.lane.replace(Some(Rc::clone(lane)));
-        }
-    }
-
     /// It has sent a command that a blocking call behind it may wait for.
-    pub(in crate::downstream) fn note_written(&self) {
-        self.lanes.has_written.set(true);
+    pub(super) fn note_written(&self) {
+        self.has_written.set(true);
     }
 
     /// Whether it has, since it was last asked.
-    pub(in crate::downstream) fn has_written(&self) -> bool {
-        self.lanes.has_written.take()
-    }
-
-    /// So many of its commands have been answered.
-    fn are_answered(&self, ended: u32) {
-        if ended == 0 {
-            return;
-        }
-        let left = self.lanes.outstanding.get().saturating_sub(ended);
-        self.lanes.outstanding.set(left);
-        // The task sleeps until the socket is readable; only what waits for these replies must be woken.
-        if !self.inbound.is_empty() || (left == 0 && self.inbound.is_at_end()) {
-            self.wake();
-        }
-    }
-}
-
-impl Receiver for Client {
-    fn replies(&self, bytes: &[u8], ended: u32, begun: bool) {
-        self.send(bytes);
-        self.set_mid_reply(begun);
-        self.are_answered(ended);
-    }
-
-    fn whole(&self, replies: Bytes, ended: u32) {
-        self.send_shared(replies);
-        self.set_mid_reply(false);
-        self.are_answered(ended);
-    }
-
-    fn lost(&self, unanswered: u32, muted: bool, partial: bool) {
-        self.lanes.outstanding.set(self.lanes.outstanding.get().saturating_sub(unanswered));
-        if partial || self.context.pool.shared.upstream.on_loss == OnLoss::Close {
-            self.close(ClientClose::UpstreamLost);
-        }
-        // Behind a reply that will not be whole nothing is said, for what comes after it neither.
-        if self.close_reason().is_some() {
-            return;
-        }
-        if !muted {
-            self.reply(|out| {
-                for _ in 0..unanswered {
-                    encode::error(out, "ERR redbouncer: upstream connection lost, the command may have run");
-                }
-            });
-        }
-        self.wake();
-    }
-
-    fn resume(&self) {
-        self.wake();
-    }
-
-    fn gathers(&self, bytes: usize) -> bool {
-        self.outbound.gathers(bytes)
+    pub(super) fn take_written(&self) -> bool {
+        self.has_written.take()
     }
 }

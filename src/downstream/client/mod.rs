@@ -7,16 +7,21 @@
 //! none holds a borrow of a part across an await.
 
 mod attachment;
-mod departure;
 mod identified;
 mod inbound;
 mod lanes;
-mod listed;
+mod learned;
 mod outbound;
+mod subscriber;
+
+mod departure;
+mod listed;
+mod messages;
 mod output;
+mod replies;
 mod served;
 mod server_change;
-mod subscriber;
+mod who;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -34,8 +39,8 @@ use crate::session::{Endpoint, Session};
 use identified::Identified;
 use inbound::Inbound;
 use lanes::Lanes;
+use learned::Learned;
 use outbound::{Outbound, Reader};
-use server_change::Learned;
 
 pub(in crate::downstream) use attachment::{Attachment, AttachmentCell, BlockedCall, BlockedOn, LeasedState};
 pub(in crate::downstream) use departure::{FIRST_LOOK, LastCall, READ_AHEAD, sleep_until};

@@ -171,7 +171,7 @@ impl Served for Client {
     }
 
     fn has_logged_in_as(&self, account: &Arc<Account>) -> bool {
-        self.is_member_by_login(account)
+        self.identified.has_logged_in_as(account)
     }
 
     fn unblock(&self, how: Unblock) {
@@ -183,6 +183,6 @@ impl Served for Client {
     }
 
     fn lanes_to_watch(&self) -> Option<(LaneKey, Arc<Identity>)> {
-        if self.knows_things() { self.lane_key() } else { None }
+        if self.learned.is_any() { self.lane_key() } else { None }
     }
 }

@@ -5,12 +5,10 @@ use std::cell::{Cell, RefCell};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use super::Client;
-use crate::hub::{Listener, Message, Station};
+use crate::hub::Station;
 use crate::pool::{Charge, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{Listen, Subscriptions};
-use crate::telemetry::ClientClose;
 
 /// What is kept of a name besides its bytes.
 const PER_NAME: usize = 256;
@@ -90,7 +88,7 @@ impl Subscriber {
         self.done.get()
     }
 
-    fn is_answered(&self) {
+    pub(super) fn is_answered(&self) {
         self.done.set(true);
         self.answered.notify_one();
     }
@@ -126,65 +124,31 @@ impl Subscriber {
     pub(in crate::downstream) fn has_heard_all(&self) -> bool {
         self.has_heard_all.get()
     }
-}
 
-impl Client {
-    /// Its subscriptions have changed: their number decides what it may send, and their names count.
-    pub(in crate::downstream) fn note_subscriptions(&self, subscriber: &Subscriber) {
-        let all = subscriber.subscriptions.borrow();
-        self.session.borrow_mut().listens = all.len();
-        self.judge_reader();
-        let has_grown = subscriber.charge.borrow_mut().set(all.bytes() + all.len() * PER_NAME);
-        drop(all);
-        if has_grown {
-            self.context.keep_within_bound();
-        }
-    }
-}
-
-impl Listener for Client {
-    fn message(&self, message: &Message) {
-        self.send_push(message.frame(self.protocol()).clone());
-    }
-
-    fn confirmed(&self, listen: Listen, names: &[Bytes], are_all: bool) {
-        let Some(subscriber) = self.subscriber.borrow().clone() else { return };
-        let mut out = BytesMut::new();
-        let protocol = self.protocol();
-        let mut all = subscriber.subscriptions.borrow_mut();
+    /// Adds `names`, and writes their confirmations.
+    pub(super) fn add(&self, listen: Listen, names: &[Bytes], protocol: Protocol, out: &mut BytesMut) {
+        let mut all = self.subscriptions.borrow_mut();
         for name in names {
-            all.add(listen, name, protocol, &mut out);
-        }
-        drop(all);
-        self.note_subscriptions(&subscriber);
-        self.send(&out);
-        if are_all {
-            subscriber.is_answered();
+            all.add(listen, name, protocol, out);
         }
     }
 
-    fn refused(&self, words: &Bytes) {
-        self.send(words);
-        if let Some(subscriber) = &*self.subscriber.borrow() {
-            subscriber.is_answered();
-        }
+    /// Counts its names. Returns how many there are, and whether they take more memory than before.
+    pub(super) fn count_all(&self) -> (usize, bool) {
+        let all = self.subscriptions.borrow();
+        let has_grown = self.charge.borrow_mut().set(all.bytes() + all.len() * PER_NAME);
+        (all.len(), has_grown)
     }
 
-    fn unserved(&self, why: &Unavailable) {
-        if let Some(subscriber) = &*self.subscriber.borrow() {
-            subscriber.unserved.replace(Some(why.clone()));
-            subscriber.is_answered();
-        }
+    /// Its request is given up.
+    pub(super) fn gives_up(&self, why: &Unavailable) {
+        self.unserved.replace(Some(why.clone()));
+        self.is_answered();
     }
 
-    fn lost(&self) {
-        self.close(ClientClose::SubscriptionLost);
-    }
-
-    fn caught_up(&self) {
-        if let Some(subscriber) = &*self.subscriber.borrow() {
-            subscriber.is_caught_up.set(true);
-            subscriber.caught_up.notify_one();
-        }
+    /// All has been given out that was published before it asked.
+    pub(super) fn is_up_to_date(&self) {
+        self.is_caught_up.set(true);
+        self.caught_up.notify_one();
     }
 }

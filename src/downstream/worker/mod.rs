@@ -1,6 +1,7 @@
 //! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
 
 mod drain;
+mod heeded;
 mod recheck;
 mod server_change;
 
@@ -29,8 +30,8 @@ use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed, publish_gauge, publish_tasks};
 use crate::upstream::tune;
 
+use heeded::Heeded;
 use recheck::recheck;
-use server_change::Heeded;
 
 /// The rhythm of a worker's housekeeping.
 const TICK: Duration = Duration::from_millis(100);

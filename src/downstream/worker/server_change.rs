@@ -1,6 +1,5 @@
 //! What a worker does when the server is another one than before: clients that know things of the former one are closed.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,20 +7,9 @@ use tokio::time::Instant;
 
 use super::Worker;
 use crate::telemetry::ClientClose;
-use crate::upstream::Change;
 
 /// How soon a pause between two looks ends with a drain.
 const STEP: Duration = Duration::from_millis(100);
-
-/// What one worker has done about changes.
-#[derive(Debug, Default)]
-pub(super) struct Heeded {
-    change: Cell<Change>,
-    /// Not all clients concerned could be closed yet.
-    unfinished: Cell<bool>,
-    /// A dial is under way that shows whether the server is another one.
-    looking: Cell<bool>,
-}
 
 impl Worker {
     /// Closes those who have outlived the server they knew; to be called in short intervals.

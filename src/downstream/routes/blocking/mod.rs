@@ -5,166 +5,34 @@
 //! Its time counts from its arrival and is kept here. What a try or a lease popped for a client that is gone goes to the
 //! next client with the same call, else back into its key.
 
+mod answer;
 mod beside;
 mod in_hub;
 mod on_lease;
 mod role;
 mod tries;
 mod undelivered;
+mod waiter;
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::Notify;
+use bytes::BytesMut;
 use tokio::time::Instant;
 
-use crate::command::blocking::{self, Call, DEMOTED, Timeout, is_code};
+use crate::command::blocking::{self, Call, Timeout};
 use crate::command::{Aftermath, Blocking};
-use crate::downstream::client::LastCall;
-use crate::downstream::client::{BlockedCall, Client};
-use crate::downstream::client::{FIRST_LOOK, sleep_until};
+use crate::downstream::client::{Client, FIRST_LOOK, sleep_until};
 use crate::downstream::context::{Context, TakesElement};
 use crate::downstream::routes::deferred::Taken;
 use crate::hub::Unblock;
-use crate::pool::{Claim, Holder, LaneKey, Unavailable};
+use crate::pool::{Claim, Holder, Unavailable};
 use crate::resp::Request;
 use crate::session::Pin;
 use crate::telemetry::{ClientClose, UpstreamClose};
-use crate::upstream::Identity;
 
-use on_lease::Stay;
-use role::RoleSeen;
-use tries::own_answer;
-
-/// Where a waiting call stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::downstream) enum State {
-    /// Nothing is in flight for it.
-    Queued,
-    /// A try is in flight.
-    Trying,
-    /// Answered, or its client is gone.
-    Done,
-}
-
-/// One blocking call and the client that waits for it.
-#[derive(Debug)]
-pub(in crate::downstream) struct Waiter {
-    client: Rc<Client>,
-    blocked: Rc<BlockedCall>,
-    pub(in crate::downstream) key: LaneKey,
-    identity: Arc<Identity>,
-    pub(in crate::downstream) call: Call,
-    pub(in crate::downstream) request: RefCell<Bytes>,
-    arrived: Instant,
-    last_call: LastCall,
-    deadline: Option<Instant>,
-    muted: bool,
-    pub(in crate::downstream) state: Cell<State>,
-    /// It has waited: an error that a new call would be told of is not for it.
-    has_looked: Cell<bool>,
-    /// It had waited, and its client was gone when an element came.
-    in_vain: Cell<bool>,
-    /// One of its keys is of another type, so they are tried one by one.
-    key_by_key: Cell<bool>,
-    /// The server may serve it there at any moment.
-    on_lease: Cell<bool>,
-    role: RoleSeen,
-    changed: Notify,
-}
-
-impl Waiter {
-    /// Whether nobody else can be serving it at this moment.
-    pub(in crate::downstream) fn is_free(&self) -> bool {
-        self.state.get() == State::Queued && !self.on_lease.get()
-    }
-
-    /// Gives the waiting client its element, in one step. `false`: it cannot be had there.
-    pub(in crate::downstream) fn deliver(&self, element: &[u8]) -> bool {
-        if self.state.get() == State::Done {
-            return false;
-        }
-        let has_waited = self.has_looked.get() || !self.last_call.may_deliver();
-        let delivered = self.muted || self.client.deliver_element(element, has_waited);
-        self.in_vain.set(!delivered && has_waited);
-        self.state.set(State::Done);
-        self.changed.notify_one();
-        delivered
-    }
-
-    /// Whether it is answered: another's element may be handed on to it at any await.
-    fn is_done(&self) -> bool {
-        self.state.get() == State::Done
-    }
-
-    fn nil(&self) {
-        // Redis frees a blocked client whose FIN it reads, before its time is up.
-        if self.is_done() || self.client.has_said_all() {
-            return;
-        }
-        self.state.set(State::Done);
-        if !self.muted {
-            let protocol = self.client.protocol();
-            self.client.reply(|out| Call::timeout_reply(protocol, out));
-        }
-    }
-
-    /// There is no connection for it, and no use in waiting.
-    fn fail_for(&self, why: &Unavailable) -> Result<(), ClientClose> {
-        if self.is_done() {
-            return Ok(());
-        }
-        self.state.set(State::Done);
-        self.client.unserved(why, Aftermath::Nothing, 1, self.muted)
-    }
-
-    /// Why the client is closed after it has waited for a server that is not there.
-    fn gives_up(&self) -> Option<ClientClose> {
-        let pool = &self.client.context.pool;
-        let is_long = self.arrived.elapsed() >= pool.shared.options.wait_timeout;
-        pool.away().filter(|_| is_long).and_then(|away| self.client.ends_for(&away))
-    }
-
-    /// The server has answered with an error. One that has become a replica closes whom it tells so, and so does a direct
-    /// client learn of it that was waiting already, whatever a try of ours was answered.
-    fn refused(&self, error: &[u8]) {
-        if self.is_done() {
-            return;
-        }
-        self.state.set(State::Done);
-        let demoted = error == DEMOTED || self.has_looked.get() && is_code(error, b"READONLY");
-        if !self.muted {
-            self.client.send(if demoted { DEMOTED } else { error });
-        }
-        if demoted {
-            self.client.close(ClientClose::UpstreamLost);
-        }
-    }
-
-    fn fail(&self, text: &str) {
-        if self.is_done() {
-            return;
-        }
-        self.state.set(State::Done);
-        self.client.error(text, self.muted);
-    }
-
-    fn remaining(&self) -> Option<Duration> {
-        self.deadline.map(|at| at.saturating_duration_since(Instant::now()))
-    }
-}
-
-impl TakesElement for Waiter {
-    fn take_element(&self, key: LaneKey, request: &Request<'_>, element: &[u8]) -> bool {
-        let same = self.key == key
-            && Request::parse(&self.request.borrow()).is_some_and(|own| Call::same_shape(request, &own));
-        // One that blocks on a lease may be served there at the same moment; only a queued one is surely free.
-        same && self.is_free() && self.deliver(element)
-    }
-}
+use answer::own_answer;
+use waiter::{State, Stay, Waiter, Waits};
 
 /// A waiter among those of its worker, until this is dropped.
 struct Listed {
@@ -218,25 +86,17 @@ impl Client {
         if self.patiently(hub).await?? {
             return Ok(());
         }
-        let waiter = Rc::new(Waiter {
+        let waiter = Rc::new(Waiter::new(Waits {
             client: Rc::clone(self),
             blocked,
             key,
             identity,
             call,
-            request: RefCell::new(taken.request),
+            request: taken.request,
             arrived,
-            last_call: LastCall::new(self),
             deadline,
             muted: taken.muted,
-            state: Cell::new(State::Queued),
-            has_looked: Cell::new(false),
-            in_vain: Cell::new(false),
-            key_by_key: Cell::new(false),
-            on_lease: Cell::new(false),
-            role: RoleSeen::default(),
-            changed: Notify::new(),
-        });
+        }));
         let _listed = Listed::new(&waiter);
         let outcome = self.patiently(waiter.wait(&self.context)).await;
         if self.has_said_all() && (!waiter.is_done() || waiter.in_vain.get()) {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::undelivered::undelivered;
-use super::{State, Waiter};
+use super::waiter::{State, Stay, Waiter};
 use crate::command::blocking::{Call, is_nothing};
 use crate::downstream::client::sleep_until;
 use crate::downstream::context::Context;
@@ -20,14 +20,6 @@ use crate::telemetry::{ClientClose, UpstreamClose};
 
 /// How long after its deadline a call on a lease is left to the server's own timer, which may be 100 ms late.
 const SERVER_LATENESS: Duration = Duration::from_millis(120);
-
-/// How a stay on a lease ended.
-pub(super) enum Stay {
-    /// The call is answered, or its client waits no more.
-    Ended,
-    /// The lease was wanted back: go on by tries.
-    Recalled,
-}
 
 impl Waiter {
     /// The call as it goes on the lease: with the time that is left.

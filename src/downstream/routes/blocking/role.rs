@@ -1,29 +1,17 @@
 //! Whether the server of a call that only reads has become a replica. A replica runs `XREAD`, so no try of it is refused,
 //! where a direct client that was blocked would have been told (see `command::blocking::DEMOTED`).
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{State, Waiter};
+use super::waiter::{State, Waiter};
 use crate::command::Blocking;
 use crate::command::blocking::DEMOTED;
 use crate::pool::{Lane, Lost};
 use crate::resp::{self, encode};
-
-/// What a waiting call has learned of its server's role.
-#[derive(Debug, Default)]
-pub(super) struct RoleSeen {
-    /// When ROLE was last asked for.
-    asked: Cell<Option<Instant>>,
-    /// The server was a master while the call waited: a client may also wait before a replica, and is told nothing then.
-    was_master: Cell<bool>,
-    /// This user may not ask.
-    is_refused: Cell<bool>,
-}
 
 impl Waiter {
     /// Asks for the server's role over `lane`, at most once in a heartbeat, if no try would show that it has changed.

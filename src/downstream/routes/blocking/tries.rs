@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use super::answer::own_answer;
 use super::undelivered::undelivered;
-use super::{State, Waiter};
+use super::waiter::{State, Waiter};
 use crate::command::Blocking;
 use crate::command::blocking::{self, Call, is_code, is_nothing, is_passing};
 use crate::downstream::client::sleep_until;
@@ -16,18 +17,6 @@ use crate::pool::{Choice, Lost, Receiver};
 use crate::resp::{self, Request, encode};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
-
-/// What the last two frames of a try (the member's queueing, EXEC) say about the member.
-pub(super) fn own_answer(frames: &[Bytes]) -> Option<Bytes> {
-    let [.., queued, exec] = frames else { return None };
-    if resp::is_error(queued) {
-        return Some(queued.clone());
-    }
-    if resp::is_error(exec) {
-        return Some(exec.clone());
-    }
-    resp::elements(exec)?.next().map(Bytes::copy_from_slice)
-}
 
 impl Waiter {
     /// What must be known before the first try: whether tries are safe, and what `$` means. `None`: answered.
