@@ -120,8 +120,8 @@ fn closes_are_reported_by_those_who_hold_the_connection() {
         users.map(|path| path.strip_prefix(root().join("src")).unwrap().display().to_string()).collect()
     };
     assert_eq!(users("upstream_closed("), ["pool/budget/permit.rs", "telemetry/metrics.rs"]);
-    let clients =
-        ["accept", "handshake", "life", "links", "worker"].map(|name| format!("downstream/{name}.rs"));
+    let clients = ["links", "listen/accept", "listen/handshake", "routes/task", "worker/drain", "worker/mod"];
+    let clients = clients.map(|name| format!("downstream/{name}.rs"));
     assert_eq!(users("client_closed("), [&clients[..], &["telemetry/metrics.rs".to_owned()]].concat());
 }
 
@@ -295,14 +295,60 @@ fn links_between_pages_resolve() {
 
 #[test]
 fn source_files_that_the_architecture_names_exist() {
+    for path in ["docs/architecture.md", "docs/internals.md"] {
+        let page = read(path);
+        let named =
+            page.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") || word.ends_with('/'));
+        let mut checked = 0;
+        for word in named {
+            let places = [root().join(word), root().join("src").join(word)];
+            assert!(places.iter().any(|place| place.exists()), "{path} names {word}");
+            checked += 1;
+        }
+        assert!(checked >= 20, "only {checked} names were found in {path}: the reader is broken");
+    }
+}
+
+/// Each arrow of the diagram is an import, and every room has a row.
+#[test]
+fn the_diagram_of_the_architecture_is_that_of_the_code() {
     let page = read("docs/architecture.md");
-    let named =
-        page.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") || word.ends_with('/'));
+    let diagram = page.split("```mermaid").nth(1).unwrap().split("```").next().unwrap();
+    let arrows: Vec<_> = diagram.lines().filter_map(|line| line.trim().split_once(" --> ")).collect();
+    assert!(arrows.len() >= 15, "only {} arrows were found: the reader is broken", arrows.len());
+    for (from, to) in &arrows {
+        let mut sources = files(&root().join("src").join(from), ".rs");
+        sources.extend(Some(root().join(format!("src/{from}.rs"))).filter(|file| file.exists()));
+        let uses = |path: &PathBuf| {
+            let text = fs::read_to_string(path).unwrap();
+            text.contains(&format!("crate::{to}::")) || text.contains(&format!("use crate::{to};"))
+        };
+        assert!(sources.iter().any(uses), "nothing in {from} uses {to}");
+    }
+    let library = read("src/lib.rs");
+    for room in library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')) {
+        assert!(arrows.iter().any(|(from, to)| *from == room || *to == room), "{room} is not in the diagram");
+        let named = [format!("| `src/{room}/` |"), format!("| `src/{room}.rs` |")];
+        assert!(named.iter().any(|row| page.contains(row)), "{room} has no row");
+    }
+}
+
+/// The lives of commands: steps of the form "`file` `function`".
+#[test]
+fn functions_that_the_architecture_names_exist() {
+    let page = read("docs/architecture.md");
     let mut checked = 0;
-    for word in named {
-        let places = [root().join(word), root().join("src").join(word)];
-        assert!(places.iter().any(|place| place.exists()), "docs/architecture.md names {word}");
+    for step in page.lines().filter(|line| line.starts_with(|sign: char| sign.is_ascii_digit())) {
+        let named: Vec<_> = step.split('`').skip(1).step_by(2).take(2).collect();
+        let [file, function] = named[..] else { panic!("no file and function: {step}") };
+        let source = read(file);
+        let found = source
+            .split("fn ")
+            .skip(1)
+            .any(|rest| rest.strip_prefix(function).is_some_and(|rest| rest.starts_with(['(', '<'])));
+        assert!(found, "{file} has no function {function}");
         checked += 1;
     }
-    assert!(checked >= 20, "only {checked} names were found: the reader is broken");
+    assert!(checked >= 40, "only {checked} steps were found: the reader is broken");
+    assert!(page.split_whitespace().count() < 1_500, "the map is to be short");
 }
