@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn gave_way(place: &Place) -> bool {
-        place.stay().unwrap().end.load(SeqCst) == GAVE_WAY
+        place.stay().is_some_and(|stay| stay.end.load(SeqCst) == GAVE_WAY)
     }
 
     #[test]
