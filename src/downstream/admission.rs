@@ -5,7 +5,7 @@
 //! who has been there long. An honest client is in it for some round trips; whoever stays there longest is none.
 //! Addresses share the room alike: the one with the most peers in it gives way.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -97,13 +97,12 @@ pub(in crate::downstream) enum Refused {
 }
 
 /// A place, given back when dropped.
-#[derive(Debug)]
 pub(in crate::downstream) struct Place {
     places: Arc<Places>,
     /// Where it comes from, if places are counted by address.
     address: Option<Box<IpAddr>>,
     /// Not inside yet.
-    waits: RefCell<Option<Arc<Stay>>>,
+    waits: Cell<Option<Arc<Stay>>>,
 }
 
 /// What shares a place in the room: an address, of IPv6 the network that one customer has.
@@ -156,7 +155,7 @@ impl Places {
         }
         drop(state);
         let address = address.filter(|_| self.limits.per_address > 0).map(Box::new);
-        Ok(Place { places: Arc::clone(self), address, waits: RefCell::new(stay) })
+        Ok(Place { places: Arc::clone(self), address, waits: Cell::new(stay) })
     }
 }
 
@@ -223,10 +222,18 @@ impl State {
     }
 }
 
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 impl Place {
     /// Its stay among those that have not logged in; `None`: it is inside.
     pub(in crate::downstream) fn stay(&self) -> Option<Arc<Stay>> {
-        self.waits.borrow().clone()
+        let stay = self.waits.take();
+        self.waits.set(stay.clone());
+        stay
     }
 
     /// It has logged in, or need not: from now on it counts among those inside. Nothing, if it does already.

@@ -269,10 +269,11 @@ impl Session {
     fn set_info(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         let option = request.arg(2).unwrap_or_default();
         let value = request.arg(3).unwrap_or_default();
+        let library = self.library.get_or_insert_default();
         let field = if option.eq_ignore_ascii_case(b"lib-name") {
-            &mut self.lib_name
+            &mut library.name
         } else if option.eq_ignore_ascii_case(b"lib-ver") {
-            &mut self.lib_ver
+            &mut library.version
         } else {
             let text = format!("ERR Unrecognized option '{}'", one_line(option));
             return encode::error(out, &text);

@@ -67,6 +67,15 @@ pub enum ReplyMode {
     SkipNext,
 }
 
+/// What CLIENT SETINFO has said of the client's library.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Library {
+    /// LIB-NAME; empty when unset.
+    pub name: Box<[u8]>,
+    /// LIB-VER; empty when unset.
+    pub version: Box<[u8]>,
+}
+
 /// What one client has done that outlives a command.
 #[derive(Debug, Default)]
 pub struct Session {
@@ -90,10 +99,8 @@ pub struct Session {
     pub replies: ReplyMode,
     /// CLIENT SETNAME; empty when unset.
     pub name: Box<[u8]>,
-    /// CLIENT SETINFO LIB-NAME.
-    pub lib_name: Box<[u8]>,
-    /// CLIENT SETINFO LIB-VER.
-    pub lib_ver: Box<[u8]>,
+    /// CLIENT SETINFO, once it was used.
+    pub library: Option<Box<Library>>,
     /// CLIENT NO-EVICT on. Remembered for listings; a proxy has no eviction.
     pub no_evict: bool,
     /// CLIENT TRACKING, unless a lease holds it.

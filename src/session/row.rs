@@ -112,8 +112,8 @@ impl ClientRow {
             command: "NULL",
             user: session.user.as_ref().map_or_else(|| "(none)".to_owned(), |user| user.name.to_string()),
             protocol: session.protocol.number(),
-            lib_name: text(&session.lib_name),
-            lib_ver: text(&session.lib_ver),
+            lib_name: session.library.as_ref().map(|library| text(&library.name)).unwrap_or_default(),
+            lib_ver: session.library.as_ref().map(|library| text(&library.version)).unwrap_or_default(),
             place: "lane",
             transport: "tcp",
         }

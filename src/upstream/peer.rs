@@ -51,7 +51,8 @@ pub enum Peer {
 /// Looks after one connection. Says when to look and what it means; whoever owns the socket has the time.
 #[derive(Debug)]
 pub struct PeerWatch {
-    patience: Duration,
+    /// In milliseconds: every client has one of these.
+    patience: u32,
     /// Something was written, and it is not known yet that all of it is acknowledged.
     wrote: Cell<bool>,
     /// Since when something is known to have been sent and not answered by anything.
@@ -62,7 +63,12 @@ impl PeerWatch {
     /// For a connection whose host may be silent for `patience`.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
+        let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
         Self { patience, wrote: Cell::new(false), unanswered: Cell::new(None) }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience.into())
     }
 
     /// Something was written to the socket.
@@ -115,7 +121,7 @@ impl PeerWatch {
         self.unanswered.set(Some(since));
         // One packet may be lost: a pause between two tries can be longer than the patience where it is not bounded.
         let again = info.probes >= 2 || info.retransmits >= 1;
-        if again && now.saturating_duration_since(since) >= self.patience {
+        if again && now.saturating_duration_since(since) >= self.patience() {
             return Peer::Vanished;
         }
         Peer::Waited
@@ -125,7 +131,7 @@ impl PeerWatch {
     pub fn leave_to_kernel(&self, socket: &impl AsFd) {
         if self.is_needed() {
             // Refused only by a socket that is gone already.
-            let _ = SockRef::from(socket).set_tcp_user_timeout(Some(self.patience));
+            let _ = SockRef::from(socket).set_tcp_user_timeout(Some(self.patience()));
         }
     }
 }

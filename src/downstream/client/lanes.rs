@@ -1,6 +1,6 @@
 //! The lanes that a client's commands go over, and what they owe it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::time::Instant;
@@ -13,8 +13,8 @@ pub(super) struct Lanes {
     /// Replies that lanes still owe.
     outstanding: Cell<u32>,
     /// The lane that its last command went over.
-    last: RefCell<Option<Rc<Lane>>>,
-    group: RefCell<Option<Rc<Group>>>,
+    last: Cell<Option<Rc<Lane>>>,
+    group: Cell<Option<Rc<Group>>>,
     /// Since its last blocking call it has sent commands, and may wait for what they wrote.
     has_written: Cell<bool>,
 }
@@ -29,9 +29,8 @@ impl Lanes {
     pub(super) fn owe(&self, lane: &Rc<Lane>, count: u32) {
         self.outstanding.set(self.outstanding.get() + count);
         self.has_written.set(true);
-        if self.last.borrow().as_ref().is_none_or(|same| !Rc::ptr_eq(same, lane)) {
-            self.last.replace(Some(Rc::clone(lane)));
-        }
+        let last = self.last.take().filter(|last| Rc::ptr_eq(last, lane));
+        self.last.set(Some(last.unwrap_or_else(|| Rc::clone(lane))));
     }
 
     /// So many commands are answered, or never will be. Returns how many are left.
@@ -43,23 +42,23 @@ impl Lanes {
 
     /// The lane that its last command went over.
     pub(super) fn last(&self) -> Option<Rc<Lane>> {
-        self.last.borrow().clone()
+        look(&self.last)
     }
 
     /// Its lanes, if it has used any since its key has changed.
     pub(super) fn group(&self) -> Option<Rc<Group>> {
-        self.group.borrow().clone()
+        look(&self.group)
     }
 
     /// These are its lanes from now on.
     pub(super) fn join(&self, group: &Rc<Group>) {
         group.join();
-        self.group.replace(Some(Rc::clone(group)));
+        self.group.set(Some(Rc::clone(group)));
     }
 
     /// Its lanes are no longer its own.
     pub(super) fn leave(&self) {
-        self.last.replace(None);
+        self.last.set(None);
         if let Some(group) = self.group.take() {
             group.part(Instant::now());
         }
@@ -74,4 +73,12 @@ impl Lanes {
     pub(super) fn take_written(&self) -> bool {
         self.has_written.take()
     }
+}
+
+/// What `cell` holds, which stays there.
+fn look<T>(cell: &Cell<Option<Rc<T>>>) -> Option<Rc<T>> {
+    let held = cell.take();
+    let copy = held.clone();
+    cell.set(held);
+    copy
 }

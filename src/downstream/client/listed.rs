@@ -10,7 +10,7 @@ impl Client {
     pub(in crate::downstream) fn called(&self) -> String {
         let session = self.session.borrow();
         if session.name.is_empty() {
-            format!("client {} ({})", self.id, self.peer)
+            format!("client {} ({})", self.id(), self.peer)
         } else {
             format!("client '{}'", String::from_utf8_lossy(&session.name))
         }
@@ -24,7 +24,7 @@ impl Client {
         let mut row = ClientRow::of(&session, self.peer.clone(), local);
         row.place = self.attachment.label(session.listens > 0);
         drop(session);
-        row.age = now.saturating_duration_since(self.opened);
+        row.age = self.connected_for();
         row.idle = now.saturating_duration_since(self.inbound.last_input());
         row.flags = self.listed_flags();
         row.input = self.inbound.len();

@@ -61,8 +61,8 @@ pub(in crate::downstream) struct Outbound {
     said_all: Cell<bool>,
     close_reason: Cell<Option<ClientClose>>,
     /// When its leaving was noticed.
-    departed: Cell<Option<Instant>>,
-    waker: RefCell<Option<Waker>>,
+    departed: OnceCell<Box<Instant>>,
+    waker: Cell<Option<Waker>>,
 }
 
 /// What waits to be sent, and how it goes.
@@ -117,9 +117,13 @@ impl Outbound {
             closed: Cell::new(false),
             said_all: Cell::new(false),
             close_reason: Cell::new(None),
-            departed: Cell::new(None),
-            waker: RefCell::new(None),
+            departed: OnceCell::new(),
+            waker: Cell::new(None),
         }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
     }
 
     /// The socket, for reading and for what is asked of the kernel.
@@ -182,28 +186,28 @@ impl Outbound {
     }
 
     pub(super) fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
+        if let Some(waker) = self.waker.take() {
             waker.wake_by_ref();
+            self.waker.set(Some(waker));
         }
     }
 
     pub(super) fn remember_waker(&self, cx: &task::Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        match &mut *waker {
+        let mut waker = self.waker.take();
+        match &mut waker {
             Some(known) => known.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
+            None => waker = Some(cx.waker().clone()),
         }
+        self.waker.set(waker);
     }
 
     /// Notes the moment of departure, for the release metric.
     pub(super) fn departs(&self) {
-        if self.departed.get().is_none() {
-            self.departed.set(Some(Instant::now()));
-        }
+        self.departed.get_or_init(|| Box::new(Instant::now()));
     }
 
     pub(super) fn departed(&self) -> Option<Instant> {
-        self.departed.get()
+        self.departed.get().map(|departed| **departed)
     }
 
     /// Whether its FIN is known to have come: what it has sent is all there will be.
@@ -546,7 +550,7 @@ impl Outbound {
     /// Closes the socket, whoever still holds this.
     pub(super) fn shut(&self) {
         self.closed.set(true);
-        self.waker.borrow_mut().take();
+        self.waker.take();
         self.socket.close();
     }
 

@@ -39,10 +39,10 @@ impl Client {
         }
         let mut paused = self.context.paused.borrow_mut();
         if self.outbound.memory() <= memory.room() {
-            paused.remove(&self.id);
+            paused.remove(&self.id());
             return false;
         }
-        let since = *paused.entry(self.id).or_insert_with(Instant::now);
+        let since = *paused.entry(self.id()).or_insert_with(Instant::now);
         // Above the bound somebody is being closed, perhaps by another worker: what is given back is not taken before.
         memory.room() == 0 || since.elapsed() < PAUSE
     }
@@ -101,7 +101,7 @@ impl Client {
 
     /// How long it has been connected.
     pub(in crate::downstream) fn connected_for(&self) -> Duration {
-        self.opened.elapsed()
+        Duration::from_micros(self.context.now().saturating_sub(self.opened))
     }
 }
 
@@ -139,7 +139,7 @@ impl Served for Client {
             || flags.tracking
             || flags.channels + flags.patterns + flags.shards > 0;
         let is_busy = Served::is_busy(self);
-        if !self.is_logged_in() && now.saturating_duration_since(self.opened) > options.login_timeout {
+        if !self.is_logged_in() && self.connected_for() > options.login_timeout {
             self.close(ClientClose::LoginTimeout);
         } else if !is_busy
             && !flags.blocked

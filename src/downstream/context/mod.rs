@@ -32,6 +32,7 @@ pub(in crate::downstream) use server::ServerView;
 pub(in crate::downstream) struct Context {
     /// Which of the workers this is.
     pub(in crate::downstream) index: usize,
+    begun: Instant,
     pub(in crate::downstream) pool: Rc<Pool>,
     /// Where blocking calls wait.
     pub(in crate::downstream) hubs: Rc<BlockingHubs>,
@@ -94,6 +95,7 @@ impl Context {
             parts;
         Rc::new(Self {
             index,
+            begun: Instant::now(),
             server: ServerView::new(Rc::clone(&pool), &auth, parts.has_pubsub_hub),
             permissions: ListPermissions::new(auth.cache_ttl),
             metrics: WorkerMetrics::new(index),
@@ -118,6 +120,11 @@ impl Context {
             directory,
             links,
         })
+    }
+
+    /// Microseconds since the worker began.
+    pub(in crate::downstream) fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     /// The client `id`, while it is served here.

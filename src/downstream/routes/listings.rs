@@ -123,7 +123,8 @@ impl Client {
             let takes_all = filter.takes_all();
             for row in self.all_rows().await {
                 let line = row.text(&format);
-                if takes_all || Listed::parse(&line).is_some_and(|listed| filter.matches(&listed, self.id)) {
+                if takes_all || Listed::parse(&line).is_some_and(|listed| filter.matches(&listed, self.id()))
+                {
                     text.push_str(&line);
                 }
                 slice.breathe().await;
@@ -163,7 +164,7 @@ impl Client {
         let Some(filter) = Filter::of_kill(asked) else { return encode::one_error("ERR syntax error") };
         let is_meant = self.is_meant(&filter);
         let turn = self.context.listings.turn(self.user(), self.peer.host()).await;
-        let mut killed = self.context.links.kill(&filter.sparing_me(), self.id).await + i64::from(is_meant);
+        let mut killed = self.context.links.kill(&filter.sparing_me(), self.id()).await + i64::from(is_meant);
         drop(turn);
         let only_ours = filter.means_only(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
         if !only_ours {
@@ -189,7 +190,7 @@ impl Client {
     /// Whether `filter` means this client itself.
     fn is_meant(&self, filter: &Filter) -> bool {
         let row = Listed::parse(&self.row(Instant::now()).text(&RowFormat::default()));
-        row.is_some_and(|row| filter.matches(&row, self.id))
+        row.is_some_and(|row| filter.matches(&row, self.id()))
     }
 
     async fn kill_on_server(self: &Rc<Self>, filter: &Filter) -> Result<i64, Bytes> {
@@ -204,7 +205,7 @@ impl Client {
         }
         let ids: Vec<_> = Listed::parse_all(text)
             .into_iter()
-            .filter(|row| !own.contains(row) && filter.matches(row, self.id))
+            .filter(|row| !own.contains(row) && filter.matches(row, self.id()))
             .map(|row| row.id.to_string())
             .collect();
         let mut killed = 0;

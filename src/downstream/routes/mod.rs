@@ -16,3 +16,5 @@ mod subscriptions;
 mod task;
 mod tracking;
 mod unserved;
+
+pub(in crate::downstream) use task::ClientTask;

@@ -31,7 +31,7 @@ impl Client {
             Some(subscriber) if subscriber.station.is_open() => subscriber,
             Some(_) => return Err(ClientClose::SubscriptionLost),
             None => {
-                let station = self.context.pubsub.station(key.user, &identity, self.id);
+                let station = self.context.pubsub.station(key.user, &identity, self.id());
                 Rc::new(Subscriber::new(station, self.charge()))
             }
         };

@@ -27,7 +27,7 @@ pub(in crate::downstream) enum How {
 
 impl Reader for Client {
     fn id(&self) -> u64 {
-        self.id
+        self.id()
     }
 
     fn hears(&self, news: &News) {
@@ -157,7 +157,7 @@ impl Client {
     /// It is closed: nothing of it is remembered.
     pub(in crate::downstream) fn leave_trackers(&self) {
         if self.has_tracked.get() {
-            self.context.pool.forget_reader(self.id);
+            self.context.pool.forget_reader(self.id());
         }
     }
 
@@ -272,7 +272,7 @@ impl Client {
         let Some(lane) = run.lane.take() else { return Ok(false) };
         self.count(asked);
         lane.serves(|| self.as_reader());
-        let (place, key, id) = (lane.carried(), Bytes::copy_from_slice(key), self.id);
+        let (place, key, id) = (lane.carried(), Bytes::copy_from_slice(key), self.id());
         let over = Rc::downgrade(&lane);
         let change = move |reply: Bytes| {
             if let Some(lane) = over.upgrade().filter(|_| &reply[..] == b"+OK\r\n") {

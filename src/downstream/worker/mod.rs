@@ -22,6 +22,7 @@ use super::context::{Context, Parts, Served};
 use super::identity::{Account, AuthOptions, Directory};
 use super::links::{Accepted, Incoming, Links, Message};
 use super::options::ClientOptions;
+use super::routes::ClientTask;
 use super::socket::{ClientSocket, Wire};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
@@ -249,7 +250,7 @@ impl Worker {
                 }
             });
         }
-        self.context.pool.tasks().spawn_local(client.run());
+        self.context.pool.tasks().spawn_local(ClientTask::new(client));
     }
 
     /// A new client's socket on this thread's runtime, set up: NODELAY, keepalive, a watch for its host.

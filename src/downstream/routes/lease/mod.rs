@@ -347,7 +347,7 @@ impl Held {
                 Err(reason)
             }
             Event::Lost(reason) => {
-                tracing::warn!(client = client.id, reason = reason.label(), "a leased connection was lost");
+                tracing::warn!(client = client.id(), reason = reason.label(), "a leased connection was lost");
                 self.lease.permit.closes(reason);
                 Err(ClientClose::LeaseLost)
             }
