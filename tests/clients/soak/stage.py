@@ -2,6 +2,7 @@
 of it every second."""
 
 import http.client
+import contextlib
 import json
 import os
 import random
@@ -51,9 +52,12 @@ def until(what, seconds, condition, pause=0.05, kind="stuck"):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the kernel gives to outgoing connections, and not among those of tests/it, which may run beside this."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(9400, 12000)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Resp:
