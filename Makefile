@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test lint differential fuzz simulate bench bench-hubs prove-hygiene outages soak
+.PHONY: help demo test guard lint differential fuzz simulate bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -11,6 +11,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 help:
 	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
 	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
+	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
 	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
@@ -33,7 +34,7 @@ demo:
 
 # The debug build, for its assertions and overflow checks.
 test:
-	@deploy/install.sh build redis network node python servers
+	@deploy/install.sh build redis network node python servers guard
 	cargo build --bin redbouncer --example tagged
 	if cargo nextest --version >/dev/null 2>&1; then
 	  cargo nextest run
@@ -47,6 +48,15 @@ test:
 	tests/clients/soak/run --quick --proxy "$(TARGET)/debug/redbouncer" --tagged "$(TARGET)/debug/examples/tagged"
 	tests/clients/soak/run --self-test --tagged "$(TARGET)/debug/examples/tagged"
 	benches/run --quick --only complete --proxy "$(TARGET)/debug/redbouncer"
+	cargo build --release --quiet --bin redbouncer
+	benches/guard --proxy "$(abspath $(TARGET))/release/redbouncer"
+
+# Of a release build, as it is shipped. REPEAT measures so often and tells the spread; ONLY="get wake" is some of the cases.
+guard:
+	@deploy/install.sh build redis guard
+	cargo build --release --quiet --bin redbouncer
+	benches/guard --proxy "$(abspath $(TARGET))/release/redbouncer" --keep "$(abspath $(TARGET))/guard" \
+	  $(if $(UPDATE),--update) $(if $(REPEAT),--repeat "$(REPEAT)") $(if $(ONLY),--only "$(ONLY)")
 
 lint:
 	@deploy/install.sh build lint

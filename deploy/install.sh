@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [twemproxy] [envoy] [fuzz]
+# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard] [twemproxy] [envoy] [fuzz]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
 # runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which `make fuzz` runs. With sudo when the user is not root.
 # Services that packages bring are not started.
@@ -25,7 +25,7 @@ want_servers=false
 want_envoy=false
 want_lint=false
 want_fuzz=false
-[ $# -gt 0 ] || set -- build redis network node python servers twemproxy
+[ $# -gt 0 ] || set -- build redis network node python servers guard twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
@@ -49,6 +49,7 @@ for part in "$@"; do
       want_servers=true
       python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
       ;;
+    guard) have valgrind || packages+=(valgrind) ;;
     twemproxy) have nutcracker || packages+=(nutcracker) ;;
     envoy)
       want_envoy=true
