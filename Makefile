@@ -10,7 +10,8 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 
 help:
 	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
-	@echo "make test   unit and integration tests, then real client libraries through redbouncer"
+	@echo "make test   unit and integration tests, real client libraries through redbouncer, and the guard. Run again, it goes on"
+	@echo "            where it failed or was interrupted, if no file has changed; FRESH=1 runs all; PARTS=\"clients soak\""
 	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
 	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
@@ -32,24 +33,10 @@ demo:
 	fi
 	exec node demo.mjs --proxy "$(abspath $(TARGET))/release/redbouncer"
 
-# The debug build, for its assertions and overflow checks.
+# In parts, several at a time: tests/suite says which and when.
 test:
 	@deploy/install.sh build redis network node python servers guard
-	cargo build --bin redbouncer --example tagged
-	if cargo nextest --version >/dev/null 2>&1; then
-	  cargo nextest run
-	  cargo test --doc
-	else
-	  cargo test
-	fi
-	tests/run-clients "$(TARGET)/debug/redbouncer"
-	tests/clients/outage/run --quick --proxy "$(TARGET)/debug/redbouncer"
-	PYTHONDONTWRITEBYTECODE=1 tests/clients/.venv/bin/python -m pytest -q -p no:cacheprovider tests/clients/soak
-	tests/clients/soak/run --quick --proxy "$(TARGET)/debug/redbouncer" --tagged "$(TARGET)/debug/examples/tagged"
-	tests/clients/soak/run --self-test --tagged "$(TARGET)/debug/examples/tagged"
-	benches/run --quick --only complete --proxy "$(TARGET)/debug/redbouncer"
-	cargo build --release --quiet --bin redbouncer
-	benches/guard --proxy "$(abspath $(TARGET))/release/redbouncer"
+	tests/suite $(if $(FRESH),--fresh) $(PARTS)
 
 # Of a release build, as it is shipped. REPEAT measures so often and tells the spread; ONLY="get wake" is some of the cases.
 guard:
