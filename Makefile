@@ -3,13 +3,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo test guard lint differential fuzz simulate bench bench-hubs prove-hygiene outages soak
+.PHONY: help demo check test guard lint differential fuzz simulate bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 
 help:
 	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
+	@echo "make check  formatting, clippy and unit tests: what to run after every change"
 	@echo "make test   unit and integration tests, real client libraries through redbouncer, and the guard. Run again, it goes on"
 	@echo "            where it failed or was interrupted, if no file has changed; FRESH=1 runs all; PARTS=\"clients soak\""
 	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
@@ -37,6 +38,16 @@ demo:
 test:
 	@deploy/install.sh build redis network node python servers guard
 	tests/suite $(if $(FRESH),--fresh) $(PARTS)
+
+# What needs no server. Properties that are tried for long, with thousands of schedules, are left to `make test`.
+check:
+	@cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	if cargo nextest --version >/dev/null 2>&1; then
+	  cargo nextest run --lib --status-level fail -E 'not test(schedules)'
+	else
+	  cargo test --quiet --lib -- --skip schedules
+	fi
 
 # Of a release build, as it is shipped. REPEAT measures so often and tells the spread; ONLY="get wake" is some of the cases.
 guard:
