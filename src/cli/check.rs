@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{counted, terminal};
+use super::output::counted;
+use super::terminal;
 use crate::config::{Config, ConfigError};
 use crate::downstream::{AuthMode, ServerTls};
 use crate::hygiene::doctor::{Finding, Findings, Level, Plan, examine, examine_own_certificate};

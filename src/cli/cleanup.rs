@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{counted, fail, print, terminal};
+use super::output::{counted, fail, print};
+use super::terminal;
 use crate::config::{self, Config};
 use crate::hygiene::cleanup::{Group, Include, Selection, Spared, Wanted, groups, select};
 use crate::hygiene::{Swept, Visit, VisitError, sweep};

@@ -7,11 +7,12 @@
 mod check;
 mod cleanup;
 pub mod commands;
+mod output;
 mod status;
 mod terminal;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Flags};
 use crate::hygiene::doctor::Level;
+use output::{fail, print};
 
 /// A flag, key, variable or value that the operator must mend.
 const BAD_CONFIGURATION: u8 = 64;
@@ -202,25 +204,6 @@ fn without_urls(text: &str, arguments: &[OsString]) -> String {
         let secret = |value: &&str| value.contains("://") || value.contains('@');
         values.into_iter().flatten().filter(secret).fold(text, |text, value| text.replace(value, "***"))
     })
-}
-
-/// Writes the answer to stdout. A reader that has gone (`| head`) is no failure.
-fn print(text: &str) -> ExitCode {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(wrong) if wrong.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        Ok(()) | Err(_) => ExitCode::SUCCESS,
-    }
-}
-
-/// `1 failure`, `2 failures`.
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
-fn fail(text: &str, code: u8) -> ExitCode {
-    // stderr is the last resort: if it cannot be written to, the exit code still says it.
-    let _ = io::stderr().lock().write_all(text.as_bytes());
-    ExitCode::from(code)
 }
 
 #[cfg(test)]

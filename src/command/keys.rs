@@ -3,27 +3,9 @@
 //! Most commands say it by position. The others (`movablekeys` in `COMMAND`) count them, or put them behind a word
 //! among the options; those rules are written here once, and a test compares them with `COMMAND GETKEYS`.
 
-use super::Row;
 use super::blocking::options_end;
+use super::{Keys, Row};
 use crate::resp::Request;
-
-/// Where a command's keys are among its words; word 0 is the name.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Keys {
-    /// No keys.
-    None,
-    /// From `first` to `last` in steps of `step`; a negative `last` counts from the end, -1 being the last word.
-    Range {
-        /// Index of the first key.
-        first: i8,
-        /// Index of the last key, or counted from the end.
-        last: i8,
-        /// Distance from one key to the next.
-        step: i8,
-    },
-    /// The arguments decide.
-    Special,
-}
 
 /// The indices of the keys in a request; empty for malformed arguments, which the server will complain about.
 ///

@@ -1,49 +1,17 @@
 //! Secrets that others on this host can read. That is allowed, and told at the start: a file may be read by others on purpose,
 //! and a password on a command line is how everybody begins.
 
-use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Config;
 use super::error::Origin;
 use super::key::Key;
 use super::keys::KEYS;
 use super::source::Layers;
+use super::{Config, Exposure};
 
 /// Files that are secrets, or hold some.
 const FILES: [&str; 4] = ["listen.tls.key", "auth.users_file", "upstream.password_file", "upstream.tls.key"];
-
-/// Where others can read a secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exposure {
-    /// On the command line, with this flag.
-    CommandLine(String),
-    /// In a file that every user of this host may read.
-    File {
-        /// The key that names it, or whose value it holds.
-        key: &'static str,
-        /// Where it is.
-        path: PathBuf,
-    },
-}
-
-impl fmt::Display for Exposure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CommandLine(flag) => write!(
-                f,
-                "the password given by {flag} stands in the list of processes, where every user of this host can read it: \
-                 set the environment variable REDBOUNCER_UPSTREAM, or upstream.password_file, instead"
-            ),
-            Self::File { key, path } => write!(
-                f,
-                "{key}: every user of this host may read {}, which holds a secret: chmod o-r",
-                path.display()
-            ),
-        }
-    }
-}
 
 /// What is exposed of a configuration that is right.
 pub(super) fn found(config: &Config, layers: &Layers) -> Vec<Exposure> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::key::{Field, Key, store};
-use super::value::{Given, Wrong, show_duration, show_size};
+use super::value::{Given, Wrong, choose, show_duration, show_size};
 use super::{Config, url, users};
 use crate::downstream::{AdminCommands, AuthMode, ClientAuth, MemoryMax, OutputLimit};
 use crate::hub::Resubscribe;
@@ -330,15 +330,6 @@ const NAME: Field = Field::Text {
     },
     show: |c| Some(c.naming.name.clone()),
 };
-
-/// The value that a word stands for, or the words there are.
-pub(super) fn choose<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T, Wrong> {
-    let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-    found.ok_or_else(|| {
-        let all: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        format!("expected {}, {}", all.join(" or "), Given::Text(text.to_owned()).found())
-    })
-}
 
 /// The word that stands for a value, if one does.
 fn word<T: PartialEq>(words: &[(&str, T)], value: &T) -> Option<String> {

@@ -10,7 +10,9 @@ mod error;
 mod exposure;
 mod key;
 mod keys;
+mod settings;
 mod source;
+mod text;
 mod url;
 mod users;
 mod value;
@@ -25,7 +27,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
-pub use exposure::Exposure;
+pub use settings::{Config, Exposure, Flags};
 #[cfg(any(test, fuzzing))]
 pub(crate) use url::{apply as parse_url, show as show_url};
 #[cfg(any(test, fuzzing))]
@@ -33,68 +35,8 @@ pub(crate) use users::parse_alone as parse_users;
 pub use users::{outlasting, read_users};
 pub use value::parse_duration as duration;
 
-use crate::admin::AdminOptions;
-use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
-use crate::hub::{BlockingOptions, PubSubOptions};
-use crate::hygiene::HygieneOptions;
-use crate::pool::PoolOptions;
-use crate::shutdown::ShutdownOptions;
-use crate::telemetry::logging::LogOptions;
-use crate::upstream::{NameOptions, UpstreamOptions};
 use keys::KEYS;
 use source::{CONFIG_VARIABLE, Layers};
-
-/// Everything that can be set, checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Where clients connect.
-    pub listen: ListenOptions,
-    /// Threads that serve clients, one runtime each (`listen.workers`).
-    pub workers: usize,
-    /// What one client may cost.
-    pub client: ClientOptions,
-    /// Who a client is and what it may ask for.
-    pub auth: AuthOptions,
-    /// How blocking calls wait.
-    pub blocking: BlockingOptions,
-    /// How subscribers are served.
-    pub pubsub: PubSubOptions,
-    /// How to reach the server.
-    pub upstream: UpstreamOptions,
-    /// How this instance names itself on the server (`[hygiene]`).
-    pub naming: NameOptions,
-    /// What becomes of connections without an owner.
-    pub hygiene: HygieneOptions,
-    /// The bound on upstream connections.
-    pub pool: PoolOptions,
-    /// The operator's HTTP listener.
-    pub admin: AdminOptions,
-    /// How long a stop may take.
-    pub shutdown: ShutdownOptions,
-    /// What is logged and how.
-    pub log: LogOptions,
-    /// Secrets of it that others on this host can read.
-    pub exposed: Vec<Exposure>,
-}
-
-/// The command line's part, as text. No `Debug`: a URL holds a password.
-#[derive(Clone, Default)]
-pub struct Flags {
-    /// `--config`: the file to read instead of the one named by `REDBOUNCER_CONFIG`.
-    pub config: Option<PathBuf>,
-    /// `--listen`, once for each address.
-    pub listen: Vec<String>,
-    /// `--upstream`
-    pub upstream: Option<String>,
-    /// `--admin`
-    pub admin: Option<String>,
-    /// `--max-connections`
-    pub max_connections: Option<String>,
-    /// `--workers`
-    pub workers: Option<String>,
-    /// `--set section.key=value`, each.
-    pub set: Vec<String>,
-}
 
 impl Config {
     /// Merges and checks what the command line, the environment and the file say.
@@ -149,27 +91,6 @@ impl Config {
         }
         config.exposed = exposure::found(&config, &layers);
         Ok(config)
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: ListenOptions::default(),
-            workers: 1,
-            client: ClientOptions::default(),
-            auth: AuthOptions::default(),
-            blocking: BlockingOptions::default(),
-            pubsub: PubSubOptions::default(),
-            upstream: UpstreamOptions::default(),
-            naming: NameOptions::default(),
-            hygiene: HygieneOptions::default(),
-            pool: PoolOptions::default(),
-            admin: AdminOptions::default(),
-            shutdown: ShutdownOptions::default(),
-            log: LogOptions::default(),
-            exposed: Vec::new(),
-        }
     }
 }
 

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::choose;
-use super::source::{nearest, shown, syntax};
-use super::value::{Given, Wrong, show_duration};
+use super::text::{nearest, shown, syntax};
+use super::value::{Given, Wrong, choose, show_duration};
 use crate::downstream::{Cost, PasswordHash, StaticUser, toll};
 use crate::session::{Right, Rights};
 use crate::upstream::{Identity, Secret};

@@ -177,6 +177,15 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, unit.trim_start()))
 }
 
+/// The value that a word stands for, or the words there are.
+pub(super) fn choose<T: Copy>(words: &[(&str, T)], text: &str) -> Result<T, Wrong> {
+    let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    found.ok_or_else(|| {
+        let all: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        format!("expected {}, {}", all.join(" or "), Given::Text(text.to_owned()).found())
+    })
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -5,18 +5,20 @@
 //! when a connection is made or ends: it is never touched by a command that goes over a lane.
 
 mod kinds;
+mod ledger;
 mod permit;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
-use super::queue::{Queue, Waiting};
+use super::queue::Queue;
 pub use kinds::{Claim, Holder, Holding, Hubs, Kind, Phase, Pressure};
+use ledger::{Grant, Share, State, without_reserve};
 pub use permit::{Permit, Place};
 
 /// The cap and what is held under it.
@@ -28,58 +30,6 @@ pub struct Budget {
     state: Mutex<State>,
     pressure: watch::Sender<Pressure>,
     lost: Notify,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    holdings: BTreeMap<u64, Holding>,
-    held: [usize; Kind::ALL.len()],
-    /// The users that have a cap of their own.
-    users: HashMap<u64, Share>,
-    /// Leases that stand.
-    standing: usize,
-    /// How many may.
-    standing_max: usize,
-    lanes: Queue<Grant>,
-    leases: Queue<Grant>,
-    standing_leases: Queue<Grant>,
-    hubs: Queue<Grant>,
-    blocking: Queue<Grant>,
-    next: u64,
-    /// The claim that got the last open permit: the others come first now.
-    last: Option<Claim>,
-}
-
-/// Where a permit goes that somebody waits for, and what listings show of it.
-#[derive(Debug)]
-struct Grant {
-    holder: String,
-    hand: oneshot::Sender<Permit>,
-}
-
-/// One user's part of the cap.
-#[derive(Clone, Copy, Debug)]
-struct Share {
-    held: usize,
-    limit: usize,
-    /// Of `held`, leases that stand.
-    standing: usize,
-}
-
-impl Share {
-    /// How many leases of this user may stand: one connection is a lane.
-    fn standing_max(self) -> usize {
-        without_reserve(self.limit.saturating_sub(1))
-    }
-}
-
-/// Of `leases` so many may stand (MONITOR, CLIENT TRACKING, blocked …): a quarter, and where there are two or more at least
-/// one, is kept for those that end by themselves (WATCH, MULTI …).
-fn without_reserve(leases: usize) -> usize {
-    match leases {
-        0 | 1 => leases,
-        _ => leases - (leases / 4).max(1),
-    }
 }
 
 impl Budget {
@@ -134,42 +84,6 @@ impl Budget {
     #[must_use]
     pub fn watch_pressure(&self) -> watch::Receiver<Pressure> {
         self.pressure.subscribe()
-    }
-
-    /// A permit now, or none. Never overtakes those who wait.
-    #[must_use]
-    pub fn try_acquire<'a>(self: &Arc<Self>, kind: Kind, holder: impl Into<Holder<'a>>) -> Option<Permit> {
-        let holder = holder.into();
-        let mut state = self.state.lock();
-        let somebody_waits = match kind {
-            Kind::Control => false,
-            Kind::Lane => state.first(Claim::Lane).is_some(),
-            Kind::Lease | Kind::Blocking | Kind::PubSub if self.is_within_floor(&state, kind) => false,
-            Kind::Lease | Kind::Blocking | Kind::PubSub => state.anybody_waits(),
-        };
-        if somebody_waits || !state.has_share(holder.user) || !self.has_room(&state, kind) {
-            return None;
-        }
-        Some(self.grant(&mut state, kind, (holder.user, false), holder.what.to_owned()))
-    }
-
-    /// A place in the queue for `claim`, granted at once when there is room. `holder` says in listings who it is for.
-    #[must_use]
-    pub fn queue<'a>(self: &Arc<Self>, claim: Claim, holder: impl Into<Holder<'a>>) -> Place {
-        let holder = holder.into();
-        let (hand, granted) = oneshot::channel();
-        let mut state = self.state.lock();
-        state.next += 1;
-        let ticket = state.next;
-        state.queue(claim).push(Waiting {
-            ticket,
-            user: holder.user,
-            address: holder.address,
-            grant: Grant { holder: holder.what.to_owned(), hand },
-        });
-        self.serve(&mut state);
-        drop(state);
-        Place { ticket, user: holder.user, address: holder.address, claim, granted, budget: Arc::clone(self) }
     }
 
     /// Whether `place` is the one that the next open permit of its kind goes to.
@@ -362,26 +276,8 @@ impl Budget {
             || (kind != Kind::Control && self.open_used(state) < self.open_permits())
     }
 
-    fn grant(
-        self: &Arc<Self>,
-        state: &mut State,
-        kind: Kind,
-        (user, stands): (u64, bool),
-        holder: String,
-    ) -> Permit {
-        state.next += 1;
-        let id = state.next;
-        state.held[kind as usize] += 1;
-        if let Some(share) = state.users.get_mut(&user) {
-            share.held += 1;
-        }
-        state.holdings.insert(id, Holding::new(kind, user, holder));
-        state.set_standing(id, stands);
-        Permit { id, kind, budget: Some(Arc::clone(self)) }
-    }
-
     /// Grants what can be granted: first what lies within a floor, which nobody else can use; then the queues in turn.
-    fn serve(self: &Arc<Self>, state: &mut State) {
+    fn serve(&self, state: &mut State) {
         while let Some(claim) = self.next_claim(state) {
             let kind = claim.kind();
             if !self.is_within_floor(state, kind) {
@@ -389,10 +285,9 @@ impl Budget {
             }
             let Some(waiting) = state.pop(claim) else { break };
             let Grant { holder, hand } = waiting.grant;
-            let permit = self.grant(state, kind, (waiting.user, claim.stands()), holder);
-            if let Err(mut unwanted) = hand.send(permit) {
-                unwanted.budget = None;
-                state.give_back(unwanted.id, kind);
+            let id = state.grant(kind, (waiting.user, claim.stands()), holder);
+            if hand.send(id).is_err() {
+                state.give_back(id, kind);
             }
         }
         // Who waits for its own user's share is not helped by what others give up.
@@ -424,88 +319,6 @@ impl Budget {
         waiting.retain(|claim| state.first(*claim).is_some() && self.has_room(state, claim.kind()));
         let within = waiting.iter().find(|claim| self.is_within_floor(state, claim.kind()));
         within.or(waiting.first()).copied()
-    }
-}
-
-impl State {
-    fn queue(&mut self, claim: Claim) -> &mut Queue<Grant> {
-        match claim {
-            Claim::Lane => &mut self.lanes,
-            Claim::Lease => &mut self.leases,
-            Claim::StandingLease => &mut self.standing_leases,
-            Claim::PubSub => &mut self.hubs,
-            Claim::BlockingLease => &mut self.blocking,
-        }
-    }
-
-    fn queue_of(&self, claim: Claim) -> &Queue<Grant> {
-        match claim {
-            Claim::Lane => &self.lanes,
-            Claim::Lease => &self.leases,
-            Claim::StandingLease => &self.standing_leases,
-            Claim::PubSub => &self.hubs,
-            Claim::BlockingLease => &self.blocking,
-        }
-    }
-
-    fn queues(&self) -> impl Iterator<Item = &Queue<Grant>> {
-        Claim::ALL.into_iter().map(|claim| self.queue_of(claim))
-    }
-
-    /// Whether `user` may hold one more.
-    fn has_share(&self, user: u64) -> bool {
-        self.users.get(&user).is_none_or(|share| share.held < share.limit)
-    }
-
-    /// Whether one more lease of `user` may stand.
-    fn may_stand(&self, user: u64) -> bool {
-        self.standing < self.standing_max
-            && self.users.get(&user).is_none_or(|share| share.standing < share.standing_max())
-    }
-
-    /// Whether `user` may hold one more for `claim`, as far as shares go.
-    fn may_have(&self, claim: Claim, user: u64) -> bool {
-        self.has_share(user) && (!claim.stands() || self.may_stand(user))
-    }
-
-    /// Says whether a lease stands.
-    fn set_standing(&mut self, id: u64, stands: bool) {
-        let Some(row) = self.holdings.get_mut(&id).filter(|row| row.stands != stands) else { return };
-        row.stands = stands;
-        let user = row.user;
-        let change = |count: &mut usize| *count = if stands { *count + 1 } else { count.saturating_sub(1) };
-        change(&mut self.standing);
-        if let Some(share) = self.users.get_mut(&user) {
-            change(&mut share.standing);
-        }
-    }
-
-    /// The ticket of who comes first in a queue: those whose user holds all it may are passed over.
-    fn first(&self, claim: Claim) -> Option<u64> {
-        self.queue_of(claim).first(|user| self.may_have(claim, user))
-    }
-
-    /// Takes the first one out of its queue.
-    fn pop(&mut self, claim: Claim) -> Option<Waiting<Grant>> {
-        let mut queue = std::mem::take(self.queue(claim));
-        let waiting = queue.pop(|user| self.may_have(claim, user));
-        *self.queue(claim) = queue;
-        waiting
-    }
-
-    fn anybody_waits(&self) -> bool {
-        Claim::ALL.into_iter().any(|claim| self.first(claim).is_some())
-    }
-
-    /// Returns what was held.
-    fn give_back(&mut self, id: u64, kind: Kind) -> Option<Holding> {
-        self.set_standing(id, false);
-        let row = self.holdings.remove(&id)?;
-        self.held[kind as usize] -= 1;
-        if let Some(share) = self.users.get_mut(&row.user) {
-            share.held = share.held.saturating_sub(1);
-        }
-        Some(row)
     }
 }
 

@@ -8,8 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::rotation::Turn;
-use super::{Lane, LaneKey, PoolOptions, Stage, Unavailable};
+use super::{Lane, LaneKey, PoolOptions, Unavailable};
 use crate::telemetry::UpstreamClose;
 use crate::upstream::Identity;
 
@@ -18,6 +17,29 @@ pub(super) const BUSY: Duration = Duration::from_millis(10);
 
 /// Lanes that have been held this long are worth one more than `pool.lanes_per_key`.
 const HELD: Duration = Duration::from_millis(50);
+
+/// How far the search for a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for a place under the cap.
+    Queued,
+    /// It has one, and waits for `upstream.connect_rate`.
+    Slowed,
+    /// The server is being dialled.
+    Dialling,
+}
+
+/// Whether a group waits for a lane of another key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It has lanes, or a dial is to bring one.
+    #[default]
+    None,
+    /// It is in the queue.
+    Queued,
+    /// A lane is being moved to it.
+    Coming,
+}
 
 /// All lanes of one key inside one worker.
 #[derive(Debug)]

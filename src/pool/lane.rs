@@ -13,7 +13,6 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
-use std::future::poll_fn;
 use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::task::Waker;
@@ -22,13 +21,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use carrier::Carrier;
-
 use super::Permit;
 use super::tracker::{Reader, Tracked, Tracker};
 use crate::resp::{self, Unsent, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
-use crate::upstream::UpstreamStream;
 
 /// What keeps lanes apart: nothing of one key is ever seen under another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -659,59 +655,6 @@ impl Lane {
 
     pub(super) fn take_permit(&self) -> Option<Permit> {
         self.permit.borrow_mut().take()
-    }
-
-    /// Carries commands and replies until the lane leaves or is lost; calls `idle` when all that was read has left no reply
-    /// outstanding. Returns why, with the stream where it is still
-    /// fit to be closed in order.
-    pub(super) async fn carry(
-        self: &Rc<Self>,
-        stream: UpstreamStream,
-        scratch: &RefCell<Vec<u8>>,
-        idle: impl Fn(),
-    ) -> (UpstreamClose, Option<UpstreamStream>) {
-        let mut carrier = Carrier::new(Rc::clone(self), stream);
-        let reason = poll_fn(|cx| carrier.poll(cx, scratch, &idle)).await;
-        self.closed.set(true);
-        self.waker.borrow_mut().take();
-        self.written.borrow_mut().clear();
-        self.lose_the_rest(carrier.is_mid_reply());
-        self.forget_readers();
-        let orderly = self.leaving.get() == Some(reason);
-        (reason, orderly.then(|| carrier.into_stream()))
-    }
-
-    fn lose_the_rest(&self, mut partial: bool) {
-        let slots = std::mem::take(&mut *self.fifo.borrow_mut());
-        for slot in slots {
-            match slot {
-                Slot::Replies { to, count, muted, .. } => {
-                    to.lost(count, muted, std::mem::take(&mut partial) && !muted);
-                }
-                Slot::Changed { to, change, .. } => {
-                    partial = false;
-                    to.gathers(0);
-                    to.lost(1, change.is_none(), false);
-                }
-                Slot::Whole { owner, then, .. } => {
-                    partial = false;
-                    if let Some(owner) = owner {
-                        owner.gathers(0);
-                    }
-                    if let Some(then) = then {
-                        then(Err(Lost));
-                    }
-                }
-            }
-        }
-        self.outstanding.set(0);
-        self.resume_the_blocked();
-    }
-
-    fn resume_the_blocked(&self) {
-        for receiver in std::mem::take(&mut *self.blocked.borrow_mut()) {
-            receiver.resume();
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod budget;
 mod closing;
 mod control;
+mod demotion;
 mod dial;
 mod gate;
 mod group;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -42,8 +43,8 @@ use crate::upstream::{Connector, DialError, Identity, Instance, Lacking, Upstrea
 pub use budget::{Budget, Claim, Holder, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
 pub use control::Control;
 pub use gate::DialGate;
-pub use group::Group;
 use group::Pick;
+pub use group::{Group, Stage};
 pub use health::Health;
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
@@ -97,7 +98,8 @@ pub struct Pool {
     groups: RefCell<BTreeMap<LaneKey, Rc<Group>>>,
     parked: RefCell<Vec<(Instant, Lease)>>,
     lease_waiters: RefCell<Vec<LeaseWaiter>>,
-    blocked: RefCell<Vec<Rc<recall::Entry>>>,
+    /// Blocking calls whose leases can be called back, longest held first.
+    blocked: RefCell<Vec<Rc<Notify>>>,
     /// Users whom the server has refused, until somebody has asked for them.
     refusals: RefCell<HashSet<u64>>,
     scratch: RefCell<Vec<u8>>,
@@ -108,17 +110,6 @@ pub struct Pool {
     rotation: Rotation,
     /// A lane was lost, and nobody has asked since.
     lost: Cell<bool>,
-}
-
-/// How far the search for a connection has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// It waits for a place under the cap.
-    Queued,
-    /// It has one, and waits for `upstream.connect_rate`.
-    Slowed,
-    /// The server is being dialled.
-    Dialling,
 }
 
 struct LeaseWaiter {
@@ -227,7 +218,7 @@ impl Pool {
                 }
                 Some(Choice::Lane(lane))
             }
-            Pick::Another(_) if group.dialling.get() || group.turn.get() != rotation::Turn::None => {
+            Pick::Another(_) if group.dialling.get() || group.turn.get() != group::Turn::None => {
                 Some(Choice::Wait)
             }
             Pick::Another(_) if group.deserves_another(limit, now) && self.find_another(group, now) => {
@@ -244,7 +235,7 @@ impl Pool {
         self.forget_a_vain_turn(group, now);
         let is_stuck = group.has_waiters()
             && !group.dialling.get()
-            && group.turn.get() == rotation::Turn::None
+            && group.turn.get() == group::Turn::None
             && !group.lanes().is_empty();
         if is_stuck
             && !group.may_deserve_another(limit, now)

@@ -11,24 +11,18 @@ use tokio::time::Instant;
 
 use super::Pool;
 
-/// A blocking call that holds a lease.
-#[derive(Debug, Default)]
-pub(super) struct Entry {
-    notify: Notify,
-}
-
 /// The place of a blocking call in the list of leases that can be called back. It ends with this value, so that a
 /// recall never goes to a call that is over.
 #[derive(Debug)]
 pub struct Blocked {
     pool: Rc<Pool>,
-    entry: Rc<Entry>,
+    entry: Rc<Notify>,
 }
 
 impl Blocked {
     /// Returns when the lease is wanted back.
     pub async fn recalled(&self) {
-        self.entry.notify.notified().await;
+        self.entry.notified().await;
     }
 }
 
@@ -42,7 +36,7 @@ impl Pool {
     /// Enters a blocking call in the list, until the value returned is dropped.
     #[must_use]
     pub fn blocked(self: &Rc<Self>) -> Blocked {
-        let entry = Rc::new(Entry::default());
+        let entry = Rc::new(Notify::new());
         self.blocked.borrow_mut().push(Rc::clone(&entry));
         let pressure = self.shared.budget.pressure();
         if pressure.leases + pressure.hubs + pressure.lanes > 0 {
@@ -57,7 +51,7 @@ impl Pool {
         let mut blocked = self.blocked.borrow_mut();
         let count = count.min(blocked.len());
         for entry in blocked.drain(..count) {
-            entry.notify.notify_one();
+            entry.notify_one();
         }
         count
     }

@@ -6,19 +6,21 @@
 //! turn. A move is one round trip: commands of the new key are sent when the server has confirmed it, because behind a
 //! refused SELECT they would run in the database of others.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+mod queue;
+
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::group::BUSY;
+use super::group::{BUSY, Turn};
 use super::lane::Hold;
 use super::{Group, Lane, LaneKey, Lost, Pool, Tracked, holder_of};
 use crate::resp::{self, encode};
 use crate::telemetry::{UpstreamClose, printable};
+
+pub(super) use queue::Rotation;
 
 /// In this time every key that waits gets a lane, where lanes never run empty: turns are shorter where many wait.
 const ROUND: Duration = Duration::from_millis(100);
@@ -26,60 +28,6 @@ const ROUND: Duration = Duration::from_millis(100);
 const SHORTEST: Duration = Duration::from_millis(2);
 /// A lane that was moved for sessions which do not use it is free again after this time.
 const UNUSED: Duration = Duration::from_millis(5);
-
-/// Whether a group waits for a lane of another key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// It has lanes, or a dial is to bring one.
-    #[default]
-    None,
-    /// It is in the queue.
-    Queued,
-    /// A lane is being moved to it.
-    Coming,
-}
-
-/// The groups that wait for a lane of another key, first come, first served.
-#[derive(Debug, Default)]
-pub(super) struct Rotation {
-    queue: RefCell<VecDeque<Rc<Group>>>,
-    /// A task ends the turns of lanes that never run empty.
-    watched: Cell<bool>,
-}
-
-impl Rotation {
-    fn is_empty(&self) -> bool {
-        self.queue.borrow().is_empty()
-    }
-
-    /// Takes out the first group that a lane of `user` can serve. Those for whom nobody waits any more are forgotten.
-    fn next(&self, user: u64, readonly: bool) -> Option<Rc<Group>> {
-        let mut queue = self.queue.borrow_mut();
-        queue.retain(|group| {
-            let is_wanted = group.has_waiters();
-            if !is_wanted {
-                group.turn.set(Turn::None);
-            }
-            is_wanted
-        });
-        let serves = |group: &Rc<Group>| group.key().user == user && group.key().readonly == readonly;
-        let group = queue.iter().position(serves).and_then(|at| queue.remove(at))?;
-        group.turn.set(Turn::None);
-        Some(group)
-    }
-
-    /// How many groups of `user` wait.
-    fn waiting(&self, user: u64) -> usize {
-        self.queue.borrow().iter().filter(|group| group.key().user == user).count()
-    }
-
-    fn users(&self) -> Vec<u64> {
-        let mut users: Vec<_> = self.queue.borrow().iter().map(|group| group.key().user).collect();
-        users.sort_unstable();
-        users.dedup();
-        users
-    }
-}
 
 impl Pool {
     /// Sees to it that `group`, for which somebody waits, gets a lane: by a dial where there is a permit, else by a lane

@@ -1,7 +1,8 @@
 //! The parts of one whole request.
 
+use super::limits::RequestLimits;
 use super::number::header;
-use super::request::{Form, RequestFrame, RequestLimits, RequestScanner, RequestStep};
+use super::request::{Form, RequestFrame, RequestScanner, RequestStep};
 
 #[cfg(test)]
 thread_local! {

@@ -3,7 +3,7 @@
 //! Clients match on Redis's texts, so a malformed request is refused in exactly the words of Redis's
 //! `networking.c`. Errors about a server's bytes never reach a client and carry none of the bytes.
 
-use super::request::MAX_LINE;
+use super::limits::MAX_LINE;
 
 /// A request that cannot be read: the client's fault; it gets [`RequestError::reply`] and is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

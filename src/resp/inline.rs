@@ -9,8 +9,9 @@ use bytes::BytesMut;
 
 use super::encode;
 use super::error::RequestError;
+use super::limits::RequestLimits;
 use super::number::string2ll;
-use super::request::{Form, RequestFrame, RequestLimits, RequestScanner, RequestStep};
+use super::request::{Form, RequestFrame, RequestScanner, RequestStep, is_space};
 
 /// Appends a request to `out` as a canonical multibulk and says where its parts lie, counted from where it begins
 /// in `out`; `None`, with nothing appended, when the line holds no word.
@@ -87,11 +88,6 @@ fn after_line(frame: &[u8]) -> &[u8] {
 fn line_of(frame: &[u8]) -> &[u8] {
     let line = frame.strip_suffix(b"\n").unwrap_or(frame);
     line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// C's `isspace` in the C locale.
-pub(super) fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
 /// Splits a line into words as `sdssplitargs` does; `None` for quotes that do not balance.

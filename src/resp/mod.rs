@@ -16,6 +16,7 @@ mod elements;
 pub mod encode;
 mod error;
 mod inline;
+mod limits;
 mod number;
 mod reply;
 mod request;
@@ -34,11 +35,9 @@ pub use downgrade::downgrade;
 pub use elements::{Elements, bulk, elements, error_text, integer, is_error, is_null};
 pub use error::{DecodeError, ReplyError, RequestError};
 pub use inline::normalise;
+pub use limits::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD, MAX_REQUEST, RequestLimits};
 pub use reply::{ReplyKind, ReplyScanner, ReplyStep};
-pub use request::{
-    Form, MAX_ARGUMENTS, MAX_ARGUMENTS_OLD, MAX_REQUEST, RequestFrame, RequestLimits, RequestScanner,
-    RequestStep,
-};
+pub use request::{Form, RequestFrame, RequestScanner, RequestStep};
 pub use room::{append, make_room, moves};
 pub use spares::{give as give_buffer, give_bytes};
 pub use unsent::Unsent;

@@ -12,43 +12,13 @@
 use memchr::memchr2;
 
 use super::error::RequestError;
+use super::limits::{
+    MAX_ARGUMENTS_UNAUTHENTICATED, MAX_BULK_UNAUTHENTICATED, MAX_LINE, MAX_REQUEST, RequestLimits,
+};
 use super::number::{header, string2ll};
-
-/// Longest inline request or header line in bytes (`PROTO_INLINE_MAX_SIZE` in Redis's `server.h`).
-pub(super) const MAX_LINE: usize = 64 * 1024;
-/// Most arguments of one request, the name included (`INT_MAX`, as in Redis).
-pub const MAX_ARGUMENTS: u32 = i32::MAX as u32;
-/// Most arguments of a request before Redis 7.0.
-pub const MAX_ARGUMENTS_OLD: u32 = 1 << 20;
-/// Most arguments before authentication, as in Redis.
-const MAX_ARGUMENTS_UNAUTHENTICATED: i64 = 10;
-/// Longest argument in bytes before authentication, as in Redis.
-const MAX_BULK_UNAUTHENTICATED: u64 = 16_384;
 
 /// How a TLS client begins: a handshake record of some version 3 (RFC 8446, 5.1). No command has such a name.
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 3];
-
-/// Longest request in bytes whatever the limits say: positions are 32 bits wide, and a line beyond it must fit too.
-pub const MAX_REQUEST: usize = u32::MAX as usize - 2 * MAX_LINE;
-
-/// How much one request may be; the lengths it announces are checked against this before anything is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestLimits {
-    /// Longest argument in bytes (the server's `proto-max-bulk-len`).
-    pub max_bulk: u64,
-    /// Longest request in bytes, all of it. Values near 4 GiB and beyond count as [`MAX_REQUEST`].
-    pub max_request: usize,
-    /// Most arguments of one request: [`MAX_ARGUMENTS`], or [`MAX_ARGUMENTS_OLD`].
-    pub max_arguments: u32,
-    /// Whether the client has logged in, or need not: before that, Redis takes 10 arguments of 16 KiB.
-    pub authenticated: bool,
-}
-
-impl Default for RequestLimits {
-    fn default() -> Self {
-        Self { max_bulk: 512 << 20, max_request: 1 << 30, max_arguments: MAX_ARGUMENTS, authenticated: true }
-    }
-}
 
 /// How a request is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,7 +286,7 @@ impl RequestScanner {
             return Ok(RequestStep::Incomplete { need: 1 });
         };
         let len = position(at + 1, limits)? as usize;
-        let blank = buf.get(..at).unwrap_or_default().iter().all(|&byte| super::inline::is_space(byte));
+        let blank = buf.get(..at).unwrap_or_default().iter().all(|&byte| is_space(byte));
         *self = Self::default();
         if blank {
             return Ok(RequestStep::Nothing { len });
@@ -337,6 +307,11 @@ impl RequestScanner {
         let name = buf.get(frame.name.0 as usize..frame.name.1 as usize).unwrap_or_default();
         if is_http(name) { Err(RequestError::Http) } else { Ok(RequestStep::Request(frame)) }
     }
+}
+
+/// C's `isspace` in the C locale.
+pub(super) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
 /// `end` as a 32-bit position, when a request may reach that far.

@@ -5,7 +5,8 @@ use bytes::BytesMut;
 use crate::command::{Asked, Class};
 use crate::resp::{Request, encode};
 
-use super::{ReplyMode, Route, Session};
+pub use super::text::{is_plain_name, one_line};
+use super::{ReplyMode, Session};
 
 /// What HELLO says about the server, as it was at the last upstream login.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,41 +137,6 @@ pub fn unknown_subcommand(request: &Request<'_>) -> String {
             format!("ERR unknown subcommand '{}'. Try CLIENT HELP.", one_line(shown))
         },
     )
-}
-
-/// Bytes made fit for one line of an error that a client gets: blanks for what is no sign, as Redis has them for line ends.
-#[must_use]
-pub fn one_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).replace(|c: char| c.is_control(), " ")
-}
-
-/// SELECT: nothing to do, a database to verify, or an error (`selectCommand` in redis `db.c`).
-pub(super) fn select(session: &Session, request: &Request<'_>) -> Route {
-    let refuse = |text: &str| Route::Refuse(text.to_owned());
-    let Some(index) = request.arg(1).and_then(decimal) else {
-        return refuse("ERR value is not an integer or out of range");
-    };
-    if i32::try_from(index).is_err() {
-        return refuse("ERR value is out of range, value must between -2147483648 and 2147483647");
-    }
-    match u32::try_from(index) {
-        Err(_) => refuse("ERR DB index is out of range"),
-        Ok(index) if index == session.database => Route::Local(Class::Select),
-        Ok(index) => Route::Select(index),
-    }
-}
-
-/// A decimal number as redis's `string2ll` reads it.
-pub(super) fn decimal(text: &[u8]) -> Option<i64> {
-    let text = std::str::from_utf8(text).ok()?;
-    let value: i64 = text.parse().ok()?;
-    (value.to_string() == text).then_some(value)
-}
-
-/// Whether a name may be given to a connection (`clientSetName`: printable ASCII without the space).
-#[must_use]
-pub fn is_plain_name(name: &[u8]) -> bool {
-    name.iter().all(|byte| (b'!'..=b'~').contains(byte))
 }
 
 /// Writes the HELLO reply: the server's facts, our own client id.

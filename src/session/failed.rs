@@ -2,24 +2,9 @@
 
 use bytes::BytesMut;
 
-use super::{Route, Session};
+use super::{Failed, Route, Session};
 use crate::command::{Asked, Class};
 use crate::resp::encode;
-
-/// What was refused, and stands between the client and its next transaction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Failed {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// A WATCH: the next transaction has no guard.
-    Watch {
-        /// The client had sent nothing behind it, so what it sends from now on is sent in knowledge of the refusal.
-        known: bool,
-    },
-    /// A MULTI: the transaction is open, and failed.
-    Multi,
-}
 
 /// EXEC of a failed transaction, in the server's words (`execCommand` in redis `multi.c`).
 pub const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";

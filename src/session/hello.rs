@@ -5,11 +5,10 @@ use std::fmt;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use crate::command::Class;
 use crate::resp::{Protocol, Request};
 
-use super::answers::{decimal, is_plain_name, one_line};
-use super::{Route, Session};
+use super::Session;
+use super::text::{decimal, is_plain_name, one_line};
 
 /// What a client offers as its identity. Never printed, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -40,19 +39,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    pub(super) fn route(session: &Session, class: Class, request: &Request<'_>) -> Route {
-        let parsed = if class == Class::Auth { Self::of_auth(request) } else { Self::of_hello(request) };
-        match parsed {
-            Err(text) => Route::Refuse(text),
-            Ok(hello) if hello.credentials.is_none() && session.user.is_none() => Route::Refuse(
-                "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time"
-                    .to_owned(),
-            ),
-            Ok(hello) => Route::Login(hello),
-        }
-    }
-
-    fn of_auth(request: &Request<'_>) -> Result<Self, String> {
+    pub(super) fn of_auth(request: &Request<'_>) -> Result<Self, String> {
         let (username, password) = match (request.arg(1), request.arg(2), request.argc()) {
             (Some(password), None, _) => (None, password),
             (Some(username), Some(password), 3) => (Some(text(username)?), password),
@@ -104,4 +91,16 @@ fn syntax(option: &[u8]) -> String {
 fn text(bytes: &[u8]) -> Result<String, String> {
     String::from_utf8(bytes.to_vec())
         .map_err(|_| "WRONGPASS invalid username-password pair or user is disabled.".to_owned())
+}
+
+impl Hello {
+    /// Makes the session what the accepted HELLO asked for (the identity aside).
+    pub fn apply(self, session: &mut Session) {
+        if let Some(protocol) = self.protocol {
+            session.protocol = protocol;
+        }
+        if let Some(name) = self.name {
+            session.name = name[..].into();
+        }
+    }
 }

@@ -4,7 +4,6 @@
 //! would queue what others send. So a lane is only for what the server describes as a plain data command. Everything
 //! else gets a connection of its own, which nobody uses after it.
 
-use super::Expect;
 use crate::resp;
 
 /// Where one command may run.
@@ -73,17 +72,6 @@ impl Described {
         } else {
             Placement::Once
         })
-    }
-}
-
-impl Placement {
-    /// What its reply on a lease means.
-    pub(super) fn expected(self) -> Expect {
-        match self {
-            Self::Lane | Self::Once => Expect::Reply,
-            Self::MayBlock => Expect::Blocking,
-            Self::Lasting => Expect::State,
-        }
     }
 }
 

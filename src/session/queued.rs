@@ -9,8 +9,10 @@
 
 use bytes::Bytes;
 
-use super::answers::{self, is_plain_name, one_line};
+use super::answers;
 use super::kill::{NOBODY, unblocking_nobody};
+use super::route::select;
+use super::text::{is_plain_name, one_line};
 use super::{ALWAYS_TAKEN, Filter, Hello, Placement, Policy, ReplyMode, Route, Session, tracking};
 use crate::command::{Asked, Class};
 use crate::resp::{Protocol, Request, encode, error_text};
@@ -114,7 +116,7 @@ pub(super) fn sent(
         | Class::Asking
         | Class::Control => Sent::Itself(None),
         Class::Publish | Class::PubSub => itself(Member::Counted(whole())),
-        Class::Select => match answers::select(session, request) {
+        Class::Select => match select(session, request) {
             Route::Select(index) => itself(Member::Select(index)),
             Route::Local(_) => itself(Member::Select(session.database)),
             // A database that there is not is EXEC's matter; a wrong number of words is the server's at once.

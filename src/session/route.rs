@@ -3,6 +3,7 @@
 use crate::command::{Asked, Blocking, Class};
 use crate::resp::{Protocol, Request};
 
+use super::text::decimal;
 use super::{Hello, Listen, Policy, Session, answers};
 
 /// Why a session needs an upstream connection of its own.
@@ -182,8 +183,8 @@ impl Session {
             // Without MULTI or WATCH these answer from the connection's (empty) state, the same on every lane.
             Class::Exec | Class::Discard | Class::Unwatch => Route::Lane,
             Class::Watch => Route::Lease(Pin::Watch),
-            Class::Select => answers::select(self, request),
-            Class::Auth | Class::Hello => match Hello::route(self, asked.class, request) {
+            Class::Select => select(self, request),
+            Class::Auth | Class::Hello => match login(self, asked.class, request) {
                 Route::Login(hello) if hello.credentials.is_some() && self.listens > 0 => {
                     Route::Refuse(answers::AUTH_WHILE_HELD.to_owned())
                 }
@@ -249,10 +250,39 @@ impl Session {
             return Route::Refuse(refusal);
         }
         match asked.class {
-            Class::Auth | Class::Hello => Hello::route(self, asked.class, request),
+            Class::Auth | Class::Hello => login(self, asked.class, request),
             Class::Quit | Class::Reset => Route::Local(asked.class),
             _ => Route::Refuse(answers::rejection(asked, "NOAUTH Authentication required.".to_owned())),
         }
+    }
+}
+
+/// HELLO or AUTH.
+fn login(session: &Session, class: Class, request: &Request<'_>) -> Route {
+    let parsed = if class == Class::Auth { Hello::of_auth(request) } else { Hello::of_hello(request) };
+    match parsed {
+        Err(text) => Route::Refuse(text),
+        Ok(hello) if hello.credentials.is_none() && session.user.is_none() => Route::Refuse(
+            "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time"
+                .to_owned(),
+        ),
+        Ok(hello) => Route::Login(hello),
+    }
+}
+
+/// SELECT: nothing to do, a database to verify, or an error (`selectCommand` in redis `db.c`).
+pub(super) fn select(session: &Session, request: &Request<'_>) -> Route {
+    let refuse = |text: &str| Route::Refuse(text.to_owned());
+    let Some(index) = request.arg(1).and_then(decimal) else {
+        return refuse("ERR value is not an integer or out of range");
+    };
+    if i32::try_from(index).is_err() {
+        return refuse("ERR value is out of range, value must between -2147483648 and 2147483647");
+    }
+    match u32::try_from(index) {
+        Err(_) => refuse("ERR DB index is out of range"),
+        Ok(index) if index == session.database => Route::Local(Class::Select),
+        Ok(index) => Route::Select(index),
     }
 }
 

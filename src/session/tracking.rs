@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::Session;
-use super::answers::decimal;
+pub use super::caching::holds_alone;
+use super::text::decimal;
 use crate::command::{Asked, Class, key_positions};
-use crate::resp::{Protocol, Request, encode};
+use crate::resp::Request;
 
 /// Which reads are remembered where nothing was said about one of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Reads {
     Unknown,
 }
 
-const SYNTAX: &str = "ERR syntax error";
+pub(super) const SYNTAX: &str = "ERR syntax error";
 
 impl Tracking {
     /// What CLIENT TRACKING makes of `now`; `Err`: the server's error (no leading `-`). No client may be redirected to.
@@ -88,7 +88,7 @@ impl Tracking {
     }
 
     /// Whether reads are remembered one by one, and not told of by prefix.
-    fn remembers_next(&self) -> bool {
+    pub(super) fn remembers_next(&self) -> bool {
         self.prefixes.is_none()
             && match self.caching {
                 Caching::All => true,
@@ -205,118 +205,7 @@ pub fn sure_write<'a>(asked: &Asked, request: &Request<'a>) -> Option<&'a [u8]> 
     if is_set && has_no_condition { request.arg(1) } else { None }
 }
 
-/// Whether `request`, CLIENT TRACKING, asks for what lanes do not carry.
-#[must_use]
-pub fn holds_alone(session: &Session, request: &Request<'_>) -> bool {
-    session.tracking.is_none() && mentions_broadcast(request)
-}
-
 /// Whether `request`, CLIENT TRACKING, asks for BCAST.
 pub(super) fn mentions_broadcast(request: &Request<'_>) -> bool {
     request.args().skip(3).any(|word| word.eq_ignore_ascii_case(b"bcast"))
-}
-
-impl Session {
-    /// Whether the server tracks for this client over its lane: a RESP2 client is told nothing (`sendTrackingMessage` in
-    /// redis `tracking.c`).
-    #[must_use]
-    pub fn hears_invalidations(&self) -> bool {
-        self.tracking.is_some() && self.protocol == Protocol::Resp3
-    }
-
-    /// Whether what the next command reads is remembered for the client.
-    #[must_use]
-    pub fn remembers_next(&self) -> bool {
-        self.tracking.as_ref().is_some_and(|tracking| tracking.remembers_next())
-    }
-
-    /// A command has been taken: CLIENT CACHING was about it, unless it is another CLIENT command (`resetClient` in redis
-    /// `networking.c`) or opens a transaction.
-    pub fn has_taken(&mut self, asked: &Asked) {
-        if let Some(tracking) = &mut self.tracking
-            && !asked.row.is_some_and(|row| row.name.starts_with("client"))
-            && asked.class != Class::Multi
-        {
-            tracking.is_next_marked = false;
-        }
-    }
-
-    /// A transaction has been taken as a whole: CLIENT CACHING was about it.
-    pub fn ends_mark(&mut self) {
-        if let Some(tracking) = &mut self.tracking {
-            tracking.is_next_marked = false;
-        }
-    }
-
-    /// CLIENT CACHING.
-    pub(super) fn mark_next(&mut self, request: &Request<'_>, out: &mut BytesMut) {
-        let is = |word: &[u8]| request.arg(2).is_some_and(|given| given.eq_ignore_ascii_case(word));
-        let caching = self.tracking.as_ref().map(|tracking| tracking.caching);
-        let refusal = match caching {
-            None => Some(
-                "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
-            ),
-            Some(Caching::OptIn) if is(b"yes") => None,
-            Some(Caching::OptOut) if is(b"no") => None,
-            Some(_) if is(b"yes") => {
-                Some("ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode.")
-            }
-            Some(_) if is(b"no") => {
-                Some("ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode.")
-            }
-            Some(_) => Some(SYNTAX),
-        };
-        match (refusal, &mut self.tracking) {
-            (None, Some(tracking)) => {
-                tracking.is_next_marked = true;
-                encode::simple(out, "OK");
-            }
-            (refusal, _) => encode::error(out, refusal.unwrap_or(SYNTAX)),
-        }
-    }
-
-    /// CLIENT TRACKING, where nobody has to be asked any more.
-    pub(super) fn set_tracking(&mut self, request: &Request<'_>, out: &mut BytesMut) {
-        match Tracking::after(self.tracking.as_deref(), request) {
-            Ok(tracking) => {
-                self.tracking = tracking.map(Box::new);
-                encode::simple(out, "OK");
-            }
-            Err(text) => encode::error(out, &text),
-        }
-    }
-
-    /// CLIENT GETREDIR.
-    pub(super) fn redirection(&self) -> i64 {
-        if self.tracking.is_some() { 0 } else { -1 }
-    }
-
-    /// CLIENT TRACKINGINFO: flags, redirect, prefixes.
-    pub(super) fn tracking_info(&self, out: &mut BytesMut) {
-        let tracking = self.tracking.as_deref();
-        let mut flags = vec![if tracking.is_some() { "on" } else { "off" }];
-        if let Some(tracking) = tracking {
-            flags.extend(tracking.prefixes.as_ref().map(|_| "bcast"));
-            let marked = |word| tracking.is_next_marked.then_some(word);
-            match tracking.caching {
-                Caching::All => {}
-                Caching::OptIn => flags.extend(["optin"].into_iter().chain(marked("caching-yes"))),
-                Caching::OptOut => flags.extend(["optout"].into_iter().chain(marked("caching-no"))),
-            }
-            flags.extend(tracking.no_loop.then_some("noloop"));
-        }
-        encode::map(out, self.protocol, 3);
-        encode::bulk(out, b"flags");
-        match self.protocol {
-            Protocol::Resp2 => encode::array(out, flags.len()),
-            Protocol::Resp3 => encode::set(out, flags.len()),
-        }
-        flags.iter().for_each(|flag| encode::bulk(out, flag.as_bytes()));
-        encode::bulk(out, b"redirect");
-        encode::integer(out, self.redirection());
-        encode::bulk(out, b"prefixes");
-        let prefixes = tracking.and_then(|tracking| tracking.prefixes.as_ref());
-        encode::array(out, prefixes.map_or(0, BTreeSet::len));
-        prefixes.into_iter().flatten().for_each(|prefix| encode::bulk(out, prefix));
-    }
 }

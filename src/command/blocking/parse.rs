@@ -1,6 +1,8 @@
 //! The grammar of the blocking commands.
 
-use super::{Blocking, Call, timeout};
+use super::call::Call;
+use super::timeout;
+use crate::command::Blocking;
 use crate::resp::Request;
 
 /// Takes a call apart.

@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
 use super::*;
+use crate::command::{Blocking, Class, classify};
+use crate::resp::{Protocol, Request, encode};
 use crate::resp::{RequestLimits, RequestScanner, RequestStep};
 
 fn frame(words: &[impl AsRef<[u8]>]) -> BytesMut {

@@ -3,7 +3,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Blocking, Call};
+use super::Call;
+use crate::command::Blocking;
 use crate::resp::{Request, encode};
 
 /// What a call waits for.

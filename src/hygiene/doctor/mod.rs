@@ -7,35 +7,14 @@ mod finding;
 mod flavour;
 mod lookout;
 mod places;
+mod plan;
 mod rights;
 mod way;
 
 pub use finding::{Finding, Findings, Level};
+pub use plan::Plan;
 
-use std::time::Duration;
-
-use super::{HygieneOptions, Visit, VisitError};
-use crate::upstream::UpstreamOptions;
-
-/// How the server lists us while we look: no name of a proxy's connection, so that no rule takes it for one.
-const NAME: &str = "redbouncer-check";
-
-/// What a proxy would be set to.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan<'a> {
-    /// How to reach the server.
-    pub upstream: &'a UpstreamOptions,
-    /// When connections count as orphans.
-    pub hygiene: &'a HygieneOptions,
-    /// `hygiene.name`: what a running proxy of this configuration calls itself.
-    pub name: &'a str,
-    /// `hygiene.heartbeat`
-    pub heartbeat: Duration,
-    /// `pool.max_connections`
-    pub cap: usize,
-    /// Every client has to log in: then a proxy can do without credentials of its own.
-    pub clients_log_in: bool,
-}
+use super::{Visit, VisitError};
 
 /// Looks at the way to the server and at the server itself. Changes nothing there but its own connection's state.
 pub async fn examine(plan: Plan<'_>) -> Findings {

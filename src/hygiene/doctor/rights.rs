@@ -33,7 +33,7 @@ const PROBES: [Probe; 15] = [
     matters(&["CLIENT", "LIST"], "orphans are not found"),
     matters(&["CLIENT", "KILL", "ID", NOBODY], "orphans are not killed"),
     matters(
-        &["CLIENT", "SETNAME", super::NAME],
+        &["CLIENT", "SETNAME", super::plan::NAME],
         "connections have no name, so those of a dead proxy cannot be told from others",
     ),
     matters(

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Findings, NAME, Plan, blame, certificate};
+use super::plan::{NAME, Plan};
+use super::{Findings, blame, certificate};
 use crate::hygiene::{Visit, VisitError};
 use crate::upstream::{Connector, DialError, UpstreamOptions};
 

@@ -6,26 +6,28 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Budget, Claim, Holding, Kind, Phase};
+use super::ledger::Grant;
+use super::{Budget, Claim, Holder, Holding, Kind, Phase};
+use crate::pool::queue::Waiting;
 use crate::telemetry::{UpstreamClose, upstream_closed};
 
 /// A place in a queue of the budget. Dropping it leaves the queue; a permit granted meanwhile goes to the next.
 #[derive(Debug)]
 pub struct Place {
-    pub(super) ticket: u64,
-    pub(super) user: u64,
-    pub(super) address: Option<IpAddr>,
-    pub(super) claim: Claim,
-    pub(super) granted: oneshot::Receiver<Permit>,
-    pub(super) budget: Arc<Budget>,
+    ticket: u64,
+    user: u64,
+    address: Option<IpAddr>,
+    claim: Claim,
+    granted: oneshot::Receiver<u64>,
+    budget: Arc<Budget>,
 }
 
 /// The right to one upstream connection. Held until the socket is closed, given back by dropping.
 #[derive(Debug)]
 pub struct Permit {
-    pub(super) id: u64,
-    pub(super) kind: Kind,
-    pub(super) budget: Option<Arc<Budget>>,
+    id: u64,
+    kind: Kind,
+    budget: Option<Arc<Budget>>,
 }
 
 impl Place {
@@ -37,7 +39,12 @@ impl Place {
 
     /// The permit, when it is this place's turn. The caller sets the deadline.
     pub async fn granted(&mut self) -> Option<Permit> {
-        (&mut self.granted).await.ok()
+        let id = (&mut self.granted).await.ok()?;
+        Some(self.permit(id))
+    }
+
+    fn permit(&self, id: u64) -> Permit {
+        Permit { id, kind: self.claim.kind(), budget: Some(Arc::clone(&self.budget)) }
     }
 }
 
@@ -49,7 +56,7 @@ impl Drop for Place {
         self.budget.serve(&mut state);
         drop(state);
         // A permit that was granted but never taken is dropped here, after the lock: it gives itself back.
-        drop(self.granted.try_recv());
+        drop(self.granted.try_recv().map(|id| self.permit(id)));
     }
 }
 
@@ -167,6 +174,43 @@ impl Drop for Permit {
 }
 
 impl Budget {
+    /// A permit now, or none. Never overtakes those who wait.
+    #[must_use]
+    pub fn try_acquire<'a>(self: &Arc<Self>, kind: Kind, holder: impl Into<Holder<'a>>) -> Option<Permit> {
+        let holder = holder.into();
+        let mut state = self.state.lock();
+        let somebody_waits = match kind {
+            Kind::Control => false,
+            Kind::Lane => state.first(Claim::Lane).is_some(),
+            Kind::Lease | Kind::Blocking | Kind::PubSub if self.is_within_floor(&state, kind) => false,
+            Kind::Lease | Kind::Blocking | Kind::PubSub => state.anybody_waits(),
+        };
+        if somebody_waits || !state.has_share(holder.user) || !self.has_room(&state, kind) {
+            return None;
+        }
+        let id = state.grant(kind, (holder.user, false), holder.what.to_owned());
+        Some(Permit { id, kind, budget: Some(Arc::clone(self)) })
+    }
+
+    /// A place in the queue for `claim`, granted at once when there is room. `holder` says in listings who it is for.
+    #[must_use]
+    pub fn queue<'a>(self: &Arc<Self>, claim: Claim, holder: impl Into<Holder<'a>>) -> Place {
+        let holder = holder.into();
+        let (hand, granted) = oneshot::channel();
+        let mut state = self.state.lock();
+        state.next += 1;
+        let ticket = state.next;
+        state.queue(claim).push(Waiting {
+            ticket,
+            user: holder.user,
+            address: holder.address,
+            grant: Grant { holder: holder.what.to_owned(), hand },
+        });
+        self.serve(&mut state);
+        drop(state);
+        Place { ticket, user: holder.user, address: holder.address, claim, granted, budget: Arc::clone(self) }
+    }
+
     /// What was held is no more.
     fn note_the_end(&self, was: &Holding) {
         if was.uncounted {

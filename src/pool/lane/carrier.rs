@@ -2,6 +2,7 @@
 //! out.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -11,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::super::LONG;
-use super::{FULL, KEEP, Lane, Slot, Then};
+use super::{FULL, KEEP, Lane, Lost, Slot, Then};
 use crate::resp::{self, ReplyKind, ReplyScanner};
 use crate::telemetry::{UpstreamClose, printable};
 use crate::upstream::UpstreamStream;
@@ -32,6 +33,60 @@ pub(super) struct Carrier {
     /// What has arrived of a push that is not whole.
     push: BytesMut,
     in_push: bool,
+}
+
+impl Lane {
+    /// Carries commands and replies until the lane leaves or is lost; calls `idle` when all that was read has left no reply
+    /// outstanding. Returns why, with the stream where it is still fit to be closed in order.
+    pub(in crate::pool) async fn carry(
+        self: &Rc<Self>,
+        stream: UpstreamStream,
+        scratch: &RefCell<Vec<u8>>,
+        idle: impl Fn(),
+    ) -> (UpstreamClose, Option<UpstreamStream>) {
+        let mut carrier = Carrier::new(Rc::clone(self), stream);
+        let reason = poll_fn(|cx| carrier.poll(cx, scratch, &idle)).await;
+        self.closed.set(true);
+        self.waker.borrow_mut().take();
+        self.written.borrow_mut().clear();
+        self.lose_the_rest(carrier.is_mid_reply());
+        self.forget_readers();
+        let orderly = self.leaving.get() == Some(reason);
+        (reason, orderly.then(|| carrier.into_stream()))
+    }
+
+    pub(super) fn lose_the_rest(&self, mut partial: bool) {
+        let slots = std::mem::take(&mut *self.fifo.borrow_mut());
+        for slot in slots {
+            match slot {
+                Slot::Replies { to, count, muted, .. } => {
+                    to.lost(count, muted, std::mem::take(&mut partial) && !muted);
+                }
+                Slot::Changed { to, change, .. } => {
+                    partial = false;
+                    to.gathers(0);
+                    to.lost(1, change.is_none(), false);
+                }
+                Slot::Whole { owner, then, .. } => {
+                    partial = false;
+                    if let Some(owner) = owner {
+                        owner.gathers(0);
+                    }
+                    if let Some(then) = then {
+                        then(Err(Lost));
+                    }
+                }
+            }
+        }
+        self.outstanding.set(0);
+        self.resume_the_blocked();
+    }
+
+    fn resume_the_blocked(&self) {
+        for receiver in std::mem::take(&mut *self.blocked.borrow_mut()) {
+            receiver.resume();
+        }
+    }
 }
 
 /// Whether `frame` may be the answer to PING with `nonce`. A refusal, and the answer to a PING without a word, which some

@@ -1,6 +1,8 @@
+use super::carrier::Carrier;
 use super::*;
 use crate::pool::{Budget, Kind};
 use crate::resp::Protocol;
+use crate::upstream::UpstreamStream;
 
 #[derive(Default)]
 struct Listener {

@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::super::waiter::{End, State};
+use super::sent::{Ask, Purpose, Sent};
 use super::spot::stream_id;
-use super::tries::{Ask, Purpose, Sent};
 use super::{Access, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
 use crate::command::blocking::{Waited, is_code, is_nothing, is_passing, last_generated_id};

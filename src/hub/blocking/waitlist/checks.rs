@@ -8,14 +8,14 @@
 //! Rights may also differ between keys. They are asked about in the same way, but at most once every [`KEYS_PACE`] for
 //! all keys together.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::super::waiter::{End, Waiter};
-use super::tries::Ask;
+use super::accepted::{FORMS, Form};
+use super::sent::Ask;
 use super::{GiveUp, Waitlist};
 use crate::command::blocking::{DEMOTED, is_code};
 use crate::resp;
@@ -25,42 +25,9 @@ use crate::telemetry::ClientClose;
 const FRESH: Duration = Duration::from_millis(250);
 /// Between two calls that look whether their key may still be used, where their form was seen to be in order.
 const KEYS_PACE: Duration = Duration::from_millis(100);
-/// Bytes of a form, with its keys, that is remembered.
-const LONGEST: usize = 4 << 10;
-/// So many forms of calls are known to be accepted at once, and so many forms with their keys.
-const FORMS: usize = 1_000;
 /// A server that was never seen to accept a write is left for its role this rarely: the name may always point to a
 /// replica.
 const RARELY: Duration = Duration::from_secs(15);
-
-#[derive(Debug)]
-struct Form {
-    accepted: Instant,
-    /// A call of this form is on its way, to see whether that still holds.
-    asking: bool,
-}
-
-/// What is known of what the server accepts.
-#[derive(Debug, Default)]
-pub(super) struct Checks {
-    /// By what the server judges apart from the keys.
-    forms: HashMap<Bytes, Form>,
-    /// Forms with their keys, and when they were last asked.
-    keyed: HashMap<Bytes, Instant>,
-    last_key: Option<Instant>,
-    /// The last moment at which this connection's server is known to have been a master: it ran a write, or said so.
-    master_at: Option<Instant>,
-    /// The user may not ask for the server's role.
-    role_refused: bool,
-    left_for_role: Option<Instant>,
-}
-
-impl Checks {
-    /// Another connection, perhaps to another server.
-    pub(super) fn forget(&mut self) {
-        *self = Self { left_for_role: self.left_for_role, ..Self::default() };
-    }
-}
 
 impl Waitlist {
     /// Whether a call like this one is known to have passed the server's checks.
@@ -219,22 +186,5 @@ impl Waitlist {
             Some(_) => {}
             None => self.checks.role_refused = true,
         }
-    }
-}
-
-impl Checks {
-    fn was_master(&mut self, at: Instant) {
-        self.master_at = self.master_at.max(Some(at));
-    }
-
-    fn note_key(&mut self, keyed: Bytes, now: Instant) {
-        // One that is not remembered is asked about again, at the same pace.
-        if keyed.len() > LONGEST {
-            return;
-        }
-        if self.keyed.len() >= FORMS && !self.keyed.contains_key(&keyed) {
-            self.keyed.clear();
-        }
-        self.keyed.insert(keyed, now);
     }
 }

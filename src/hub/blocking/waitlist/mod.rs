@@ -20,6 +20,7 @@
 //!
 //! Pure: bytes in, bytes out, the time as an argument; clients are called through [`Waiting`].
 
+mod accepted;
 mod answers;
 #[cfg(any(test, fuzzing))]
 mod bench;
@@ -27,6 +28,7 @@ mod checks;
 mod endings;
 #[cfg(any(test, fuzzing))]
 pub(in crate::hub) mod property;
+mod sent;
 mod spot;
 mod sweep;
 #[cfg(test)]
@@ -50,9 +52,9 @@ use crate::resp::{self, ReplyKind};
 use crate::telemetry::{ClientClose, UpstreamClose};
 use crate::upstream::Identity;
 
-use checks::Checks;
+use accepted::Checks;
+use sent::Sent;
 use spot::{Known, Pace, Spots};
-use tries::Sent;
 
 /// Puts an element back that nobody can be given: the request that does it, as whom, under which key.
 pub(super) type GiveBack = Rc<dyn Fn(LaneKey, &Arc<Identity>, Option<Bytes>)>;

@@ -1,0 +1,117 @@
+//! Everything that can be set, and what the command line says of it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::admin::AdminOptions;
+use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
+use crate::hub::{BlockingOptions, PubSubOptions};
+use crate::hygiene::HygieneOptions;
+use crate::pool::PoolOptions;
+use crate::shutdown::ShutdownOptions;
+use crate::telemetry::logging::LogOptions;
+use crate::upstream::{NameOptions, UpstreamOptions};
+
+/// Everything that can be set, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: ListenOptions,
+    /// Threads that serve clients, one runtime each (`listen.workers`).
+    pub workers: usize,
+    /// What one client may cost.
+    pub client: ClientOptions,
+    /// Who a client is and what it may ask for.
+    pub auth: AuthOptions,
+    /// How blocking calls wait.
+    pub blocking: BlockingOptions,
+    /// How subscribers are served.
+    pub pubsub: PubSubOptions,
+    /// How to reach the server.
+    pub upstream: UpstreamOptions,
+    /// How this instance names itself on the server (`[hygiene]`).
+    pub naming: NameOptions,
+    /// What becomes of connections without an owner.
+    pub hygiene: HygieneOptions,
+    /// The bound on upstream connections.
+    pub pool: PoolOptions,
+    /// The operator's HTTP listener.
+    pub admin: AdminOptions,
+    /// How long a stop may take.
+    pub shutdown: ShutdownOptions,
+    /// What is logged and how.
+    pub log: LogOptions,
+    /// Secrets of it that others on this host can read.
+    pub exposed: Vec<Exposure>,
+}
+
+/// The command line's part, as text. No `Debug`: a URL holds a password.
+#[derive(Clone, Default)]
+pub struct Flags {
+    /// `--config`: the file to read instead of the one named by `REDBOUNCER_CONFIG`.
+    pub config: Option<PathBuf>,
+    /// `--listen`, once for each address.
+    pub listen: Vec<String>,
+    /// `--upstream`
+    pub upstream: Option<String>,
+    /// `--admin`
+    pub admin: Option<String>,
+    /// `--max-connections`
+    pub max_connections: Option<String>,
+    /// `--workers`
+    pub workers: Option<String>,
+    /// `--set section.key=value`, each.
+    pub set: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ListenOptions::default(),
+            workers: 1,
+            client: ClientOptions::default(),
+            auth: AuthOptions::default(),
+            blocking: BlockingOptions::default(),
+            pubsub: PubSubOptions::default(),
+            upstream: UpstreamOptions::default(),
+            naming: NameOptions::default(),
+            hygiene: HygieneOptions::default(),
+            pool: PoolOptions::default(),
+            admin: AdminOptions::default(),
+            shutdown: ShutdownOptions::default(),
+            log: LogOptions::default(),
+            exposed: Vec::new(),
+        }
+    }
+}
+
+/// Where others can read a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// On the command line, with this flag.
+    CommandLine(String),
+    /// In a file that every user of this host may read.
+    File {
+        /// The key that names it, or whose value it holds.
+        key: &'static str,
+        /// Where it is.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine(flag) => write!(
+                f,
+                "the password given by {flag} stands in the list of processes, where every user of this host can read it: \
+                 set the environment variable REDBOUNCER_UPSTREAM, or upstream.password_file, instead"
+            ),
+            Self::File { key, path } => write!(
+                f,
+                "{key}: every user of this host may read {}, which holds a secret: chmod o-r",
+                path.display()
+            ),
+        }
+    }
+}
