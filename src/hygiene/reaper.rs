@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{HygieneOptions, Orphan, Own, orphans};
 use crate::pool::{Control, Kind, Phase, Pool, Unavailable};
-use crate::resp::{self, Protocol, encode};
+use crate::resp::{self, ErrorCode, Protocol, encode};
 use crate::session::Listed;
 use crate::telemetry::{Reap, UpstreamClose, printable};
 use crate::upstream::{Backoff, Identity, Instance};
@@ -364,7 +364,7 @@ impl Reaper {
     fn refusal(&self, obstacle: Obstacle, answer: &[u8]) -> Obstacle {
         let text = resp::error_text(answer).map(printable).unwrap_or_default();
         // A script that runs for too long, a server that loads: it allows later what it does not allow now.
-        if text.starts_with("BUSY ") || text.starts_with("LOADING ") {
+        if matches!(ErrorCode::of_text(&text), ErrorCode::Busy | ErrorCode::Loading) {
             return self.stall();
         }
         if self.told.replace(Some(obstacle)) != Some(obstacle) {

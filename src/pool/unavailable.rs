@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Short;
+use crate::resp::ErrorCode;
 use crate::upstream::DialError;
 
 /// No upstream connection. The texts are whole errors without the leading `-`, and name no address and no credential.
@@ -33,7 +34,7 @@ impl Unavailable {
         let text = error.public_text();
         match error {
             // The server speaks of our HELLO there, which the client knows nothing of.
-            DialError::Login { .. } if text.starts_with("NOAUTH") => Self::NoAuth,
+            DialError::Login { .. } if ErrorCode::of_text(&text) == ErrorCode::NoAuth => Self::NoAuth,
             DialError::Login { .. } if error.refuses_identity() => Self::LoginRefused(text),
             DialError::Loading { .. } => Self::Busy(text),
             DialError::SelectRefused { .. }

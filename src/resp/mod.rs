@@ -10,6 +10,7 @@
 //! specification (<https://github.com/redis/redis-specifications/blob/master/protocol/RESP3.md>).
 
 mod arguments;
+mod code;
 mod decode;
 mod downgrade;
 mod elements;
@@ -30,6 +31,7 @@ mod tests;
 #[cfg(test)]
 pub(crate) use arguments::WALKED;
 pub use arguments::{Args, Request};
+pub use code::ErrorCode;
 pub use decode::{MAX_DEPTH, decode};
 pub use downgrade::downgrade;
 pub use elements::{Elements, bulk, elements, error_text, integer, is_error, is_null};

@@ -15,7 +15,7 @@ use super::route::select;
 use super::text::{is_plain_name, one_line};
 use super::{ALWAYS_TAKEN, Filter, Hello, Placement, Policy, ReplyMode, Route, Session, tracking};
 use crate::command::{Asked, Class};
-use crate::resp::{Protocol, Request, encode, error_text};
+use crate::resp::{ErrorCode, Protocol, Request, encode, error_text};
 
 /// What is sent for a command inside MULTI.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,7 +227,9 @@ impl Member {
         let Some(text) = error_text(reply) else { return false };
         match self {
             // Its stand-in fails, for its name.
-            Self::Local(Class::ClientSetName | Class::ClientCaching, _) => text.starts_with(b"NOPERM"),
+            Self::Local(Class::ClientSetName | Class::ClientCaching, _) => {
+                ErrorCode::of_text(text) == ErrorCode::NoPerm
+            }
             Self::Fixed(_) | Self::Unknown(_) => false,
             // The server's verdict on their words is part of what they are answered from.
             Self::Beside(_) => false,

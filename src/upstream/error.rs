@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::tls::TlsFault;
+use crate::resp::ErrorCode;
 
 /// The steps of a dial, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +164,7 @@ impl DialError {
             Self::Tls { fault, .. } => fault.retryable(),
             Self::SelectRefused { text, .. }
             | Self::ReadOnlyRefused { text }
-            | Self::TrackingRefused { text } => is_passing(text),
+            | Self::TrackingRefused { text } => ErrorCode::of_text(text).is_transient(),
             Self::SpeaksTls { .. } | Self::Login { .. } | Self::NoResp3 { .. } | Self::Protocol { .. } => {
                 false
             }
@@ -173,7 +174,7 @@ impl DialError {
     /// Whether the server has looked at who we are and does not let us in: the user is gone, switched off, or has another
     /// password. (`DENIED` is about where we come from.)
     pub fn refuses_identity(&self) -> bool {
-        matches!(self, Self::Login { text } if code(text) != "DENIED")
+        matches!(self, Self::Login { text } if ErrorCode::of_text(text) != ErrorCode::Denied)
     }
 
     /// Whether the connection broke off or hung, rather than being refused in words.
@@ -245,16 +246,8 @@ impl DialError {
     }
 }
 
-/// Errors that say how the server is just now, not what we may do.
-pub(super) fn is_passing(text: &str) -> bool {
-    matches!(
-        code(text),
-        "BUSY" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "MISCONF" | "OOM" | "NOREPLICAS"
-    )
-}
-
 /// The first word of a server's error.
-pub(super) fn code(text: &str) -> &str {
+pub(super) fn first_word(text: &str) -> &str {
     text.split(' ').next().unwrap_or_default()
 }
 

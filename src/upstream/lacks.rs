@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::error::{code, is_passing};
+use crate::resp::ErrorCode;
 use crate::telemetry::printable;
 
 /// How long a refusal is believed before it is asked for again.
@@ -146,7 +146,7 @@ impl Refusal {
     /// Reads an error's text, code first. `None`: it speaks of something else, so the command itself is there.
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {
-        if is_passing(text) {
+        if ErrorCode::of_text(text).is_transient() {
             return None;
         }
         const WORDS: [&str; 7] = [
@@ -158,15 +158,16 @@ impl Refusal {
             "not available",
             "disabled",
         ];
-        let rights = code(text) == "NOPERM"
-            // EXEC quotes what a member, or itself, was refused for.
-            || code(text) == "EXECABORT" && text.contains("NOPERM");
+        let code = ErrorCode::of_text(text);
+        // EXEC quotes what a member, or itself, was refused for.
+        let rights = code == ErrorCode::NoPerm || code == ErrorCode::ExecAbort && text.contains("NOPERM");
         if rights {
             return Some(Self::Rights);
         }
         // What the client's own arguments say must not be taken for the server's words.
         let said = said_by_the_server(text).to_ascii_lowercase();
-        (code(text) == "NOPROTO" || WORDS.iter().any(|words| said.contains(words))).then_some(Self::Missing)
+        (code == ErrorCode::NoProto || WORDS.iter().any(|words| said.contains(words)))
+            .then_some(Self::Missing)
     }
 }
 
@@ -188,7 +189,7 @@ struct Known {
 impl Lacks {
     /// `user` was refused `what` with the error `text`. Logged the first time. What passes by itself is not believed.
     pub fn note(&self, what: Lacking, user: &str, text: &str) {
-        if is_passing(text) {
+        if ErrorCode::of_text(text).is_transient() {
             return;
         }
         let words = printable(said_by_the_server(text).as_bytes());

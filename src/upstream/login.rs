@@ -12,10 +12,10 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::Secret;
-use super::error::{DialError, code, is_passing};
+use super::error::{DialError, first_word};
 use super::lacks::{Lacking, Refusal};
 use super::server::{Greeting, ServerInfo};
-use crate::resp::{Protocol, ReplyKind, bulk, encode, error_text, integer};
+use crate::resp::{ErrorCode, Protocol, ReplyKind, bulk, encode, error_text, integer};
 use crate::telemetry::printable;
 
 /// The user we log in as.
@@ -220,18 +220,18 @@ impl<'a> LoginMachine<'a> {
     }
 
     fn on_error(&mut self, ask: Ask, text: String) -> Result<(), DialError> {
-        match code(&text) {
-            "LOADING" => {
+        match ErrorCode::of_text(&text) {
+            ErrorCode::Loading => {
                 self.again.push(ask);
                 self.loading = text;
                 return Ok(());
             }
             // Redis before 6 looks a command up first and at the password second, so HELLO is never answered so there.
-            "NOAUTH" if ask != Ask::Hello || self.login.identity.password.is_none() => {
+            ErrorCode::NoAuth if ask != Ask::Hello || self.login.identity.password.is_none() => {
                 return Err(DialError::Login { text });
             }
-            "DENIED" => return Err(DialError::Login { text }),
-            "ERR" if is_max_clients(&text) => return Err(DialError::MaxClients { text }),
+            ErrorCode::Denied => return Err(DialError::Login { text }),
+            ErrorCode::Err if is_max_clients(&text) => return Err(DialError::MaxClients { text }),
             _ => {} // what else it means depends on what was asked
         }
         match ask {
@@ -257,10 +257,10 @@ impl<'a> LoginMachine<'a> {
 
     /// HELLO was refused: for its own sake, then RESP2 does without, or for our identity's.
     fn on_hello_refused(&mut self, text: String) -> Result<(), DialError> {
-        let has_no_hello = match code(&text) {
+        let has_no_hello = match ErrorCode::of_text(&text) {
             // With our credentials in it: whoever answered has looked at the connection, not at the command.
-            "NOAUTH" | "NOPROTO" | "NOPERM" => true,
-            "ERR" => Refusal::of(&text).is_some(),
+            ErrorCode::NoAuth | ErrorCode::NoProto | ErrorCode::NoPerm => true,
+            ErrorCode::Err => Refusal::of(&text).is_some(),
             _ => false, // WRONGPASS and whatever else a server may say about an identity
         };
         match (has_no_hello, self.login.protocol) {
@@ -411,7 +411,7 @@ impl<'a> LoginMachine<'a> {
 
     fn lack(&mut self, what: Lacking, text: String) {
         // A busy server refuses today what it allows tomorrow.
-        if !is_passing(&text) {
+        if !ErrorCode::of_text(&text).is_transient() {
             self.lacks.push(Lack { what, text });
         }
     }
@@ -455,7 +455,7 @@ fn readable(error: &[u8], secret: Option<&Secret>) -> String {
     if password.is_empty() || !text.contains(password.as_ref()) || CONSTANT.contains(&text) {
         return shown;
     }
-    let code = code(&shown);
+    let code = first_word(&shown);
     // A password may even be where the code is expected.
     let code = if code.contains(password.as_ref()) { "ERR" } else { code };
     format!("{code} (text withheld: it contains the password)")

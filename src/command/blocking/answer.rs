@@ -11,15 +11,3 @@ pub const DEMOTED: &[u8] =
 pub fn is_nothing(reply: &[u8]) -> bool {
     resp::is_null(reply) || matches!(reply, b"*0\r\n" | b"%0\r\n")
 }
-
-/// Whether it is an error that begins with this word.
-pub fn is_code(reply: &[u8], code: &[u8]) -> bool {
-    resp::error_text(reply).is_some_and(|text| text.starts_with(code))
-}
-
-/// Errors that a blocked client of Redis would not see: the server's state, which passes.
-pub fn is_passing(reply: &[u8]) -> bool {
-    const CODES: [&[u8]; 7] =
-        [b"BUSY", b"LOADING", b"MASTERDOWN", b"CLUSTERDOWN", b"TRYAGAIN", b"MISCONF", b"OOM"];
-    CODES.iter().any(|code| is_code(reply, code))
-}

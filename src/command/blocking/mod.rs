@@ -18,7 +18,7 @@ mod tests;
 mod timeout;
 mod waits;
 
-pub use answer::{DEMOTED, is_code, is_nothing, is_passing};
+pub use answer::{DEMOTED, is_nothing};
 pub use call::{Call, Timeout};
 pub use parse::parse;
 pub(super) use parse::{blocks, options_end};

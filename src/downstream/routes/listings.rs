@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::downstream::client::Client;
 use crate::downstream::links::Message;
 use crate::pool::{Slice, Unavailable};
-use crate::resp::{self, Request, encode};
+use crate::resp::{self, ErrorCode, Request, encode};
 use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat, unblocking_nobody};
 use crate::telemetry::ClientClose;
 use crate::upstream::{Lacking, Refusal};
@@ -297,5 +297,5 @@ fn is_missing(text: &[u8]) -> bool {
 
 /// What the server refuses once it refuses always.
 fn is_for_good(text: &[u8]) -> bool {
-    is_missing(text) || text.starts_with(b"NOPERM")
+    is_missing(text) || ErrorCode::of_text(text) == ErrorCode::NoPerm
 }

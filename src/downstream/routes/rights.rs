@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::downstream::client::Client;
 use crate::pool::Unavailable;
-use crate::resp::{self, encode};
+use crate::resp::{self, ErrorCode, encode};
 
 impl Client {
     /// The refusal where this client's user may not CLIENT LIST, and where that is not known: the server is silent, or
@@ -24,10 +24,11 @@ impl Client {
             Err(why) => return Some(encode::one_error(&why.to_string())),
         };
         let refusal = match resp::error_text(&reply) {
-            Some(text) if text.starts_with(b"ERR ") => None,
-            Some(text) if text.starts_with(b"NOPERM") => Some(reply),
-            // It will say later.
-            Some(_) => return Some(reply),
+            Some(text) => match ErrorCode::of_text(text) {
+                ErrorCode::Err => None,
+                ErrorCode::NoPerm => Some(reply),
+                _ => return Some(reply), // it will say later
+            },
             None => None,
         };
         self.context.permissions.remember(key.user, refusal.clone());

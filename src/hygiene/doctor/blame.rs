@@ -1,6 +1,7 @@
 //! What a failed dial means, and what helps.
 
 use super::Findings;
+use crate::resp::ErrorCode;
 use crate::upstream::{DialError, Phase, TlsFault};
 
 /// A dial that failed: at which step, and what helps.
@@ -65,14 +66,14 @@ fn advice(wrong: &DialError) -> &'static str {
                 "look at what the server offers: openssl s_client -connect HOST:PORT"
             }
         },
-        DialError::Login { text } if text.starts_with("NOAUTH") => {
+        DialError::Login { text } if ErrorCode::of_text(text) == ErrorCode::NoAuth => {
             "the server wants a password: redis://user:password@host, or upstream.password_file. Without one redbouncer \
              serves only clients that log in themselves, and looks for orphans as the last one that has."
         }
-        DialError::Login { text } if text.starts_with("WRONGPASS") => {
+        DialError::Login { text } if ErrorCode::of_text(text) == ErrorCode::WrongPass => {
             "user or password is wrong; special characters in a URL have to be percent-encoded"
         }
-        DialError::Login { text } if text.starts_with("DENIED") => {
+        DialError::Login { text } if ErrorCode::of_text(text) == ErrorCode::Denied => {
             "the server's protected mode admits only its own host while it has no password: give it one (requirepass or \
              ACL SETUSER), or switch protected-mode off where the network is private"
         }

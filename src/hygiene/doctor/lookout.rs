@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::flavour::{Flavour, Program};
 use super::{Findings, Plan};
 use crate::hygiene::{Visit, VisitError, config_value, info_field};
-use crate::resp;
+use crate::resp::{self, ErrorCode};
 use crate::telemetry::printable;
 
 /// PINGs for the round-trip time.
@@ -47,15 +47,15 @@ pub(super) async fn round_trip(visit: &mut Visit, findings: &mut Findings) -> Re
 
 /// What to do about an error that says how the server is just now; `None` for one that says what we may do.
 fn passing(text: &str) -> Option<&'static str> {
-    match text.split(' ').next().unwrap_or_default() {
-        "LOADING" => Some("it reads its data from disk: try again when it is done"),
-        "BUSY" => Some(
+    match ErrorCode::of_text(text) {
+        ErrorCode::Loading => Some("it reads its data from disk: try again when it is done"),
+        ErrorCode::Busy => Some(
             "a script runs for longer than the server likes: SCRIPT KILL ends it, FUNCTION KILL a function",
         ),
-        "MASTERDOWN" => {
+        ErrorCode::MasterDown => {
             Some("this replica has lost its master and is set not to answer: name another server")
         }
-        "CLUSTERDOWN" => Some("the cluster is not whole: look at CLUSTER INFO"),
+        ErrorCode::ClusterDown => Some("the cluster is not whole: look at CLUSTER INFO"),
         _ => None, // the server's words; all others are no passing state
     }
 }

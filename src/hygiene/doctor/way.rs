@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::plan::{NAME, Plan};
 use super::{Findings, blame, certificate};
 use crate::hygiene::{Visit, VisitError};
+use crate::resp::ErrorCode;
 use crate::upstream::{Connector, DialError, UpstreamOptions};
 
 /// Goes the whole way, as far as it goes.
@@ -47,7 +48,7 @@ pub(super) async fn travel(plan: Plan<'_>, findings: &mut Findings) -> Option<Vi
             Some(visit)
         }
         Err(VisitError::Dial(DialError::Login { text }))
-            if plan.clients_log_in && text.starts_with("NOAUTH") =>
+            if plan.clients_log_in && ErrorCode::of_text(&text) == ErrorCode::NoAuth =>
         {
             findings.warning(
                 "login",

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::super::LONG;
 use super::{FULL, KEEP, Lane, Lost, Slot, Then};
-use crate::resp::{self, ReplyKind, ReplyScanner};
+use crate::resp::{self, ErrorCode, ReplyKind, ReplyScanner};
 use crate::telemetry::{UpstreamClose, printable};
 use crate::upstream::UpstreamStream;
 
@@ -311,10 +311,16 @@ impl Carrier {
             Slot::Changed { is_exec, .. } => (false, *is_exec),
             Slot::Whole { .. } => (false, false),
         };
-        if !may_invent && error.starts_with(b"-READONLY ") {
-            self.lane.was_refused_a_write.set(true);
-        } else if !may_invent && error.starts_with(b"-MOVED ") {
-            self.lane.redirection.replace(Some(printable(error[1..].trim_ascii_end())));
+        if !may_invent {
+            // It may have begun only, but its first word is there.
+            let text = error.strip_prefix(b"-").unwrap_or_default();
+            match ErrorCode::of_text(text) {
+                ErrorCode::ReadOnly => self.lane.was_refused_a_write.set(true),
+                ErrorCode::Moved => {
+                    self.lane.redirection.replace(Some(printable(text.trim_ascii_end())));
+                }
+                _ => {} // says nothing of the server that outlives the reply
+            }
         }
         // Without EXEC the transaction that came this way stays open, and what follows would be queued in it.
         self.in_multi = is_exec && is_unknown_exec(error);

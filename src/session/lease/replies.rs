@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::LeaseState;
 use super::expected::{Beside, Expect, Received};
-use crate::resp::{self, Protocol, ReplyKind, Request, encode};
+use crate::resp::{self, ErrorCode, Protocol, ReplyKind, Request, encode};
 use crate::session::queued::Member;
 use crate::session::transaction::Transaction;
 use crate::session::{Listen, Session, answers};
@@ -176,7 +176,7 @@ impl LeaseState {
 
     /// EXEC: an array or nil ends transaction and watch, EXECABORT too; any other error leaves both on.
     fn executed(&mut self, kind: ReplyKind, frame: &[u8]) {
-        let aborted = frame.starts_with(b"-EXECABORT");
+        let aborted = ErrorCode::ExecAbort.is(frame);
         if !matches!(kind, ReplyKind::Error | ReplyKind::BlobError) || aborted {
             self.watching = false;
             self.multi = None;

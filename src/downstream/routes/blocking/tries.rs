@@ -10,11 +10,11 @@ use super::answer::own_answer;
 use super::undelivered::undelivered;
 use super::waiter::{State, Waiter};
 use crate::command::Blocking;
-use crate::command::blocking::{self, Call, is_code, is_nothing, is_passing};
+use crate::command::blocking::{self, Call, is_nothing};
 use crate::downstream::client::sleep_until;
 use crate::downstream::context::Context;
 use crate::pool::{Choice, Lost, Receiver};
-use crate::resp::{self, Request, encode};
+use crate::resp::{self, ErrorCode, Request, encode};
 use crate::telemetry::ClientClose;
 use crate::upstream::Lacking;
 
@@ -220,7 +220,7 @@ impl Waiter {
     /// answer.
     fn waits_through(&self, error: &[u8]) -> bool {
         // Of the try, not of the call: outside of MULTI, on a lease, it may run.
-        if is_code(error, b"OOM") {
+        if ErrorCode::Oom.is(error) {
             return true;
         }
         if !self.has_looked.get() {
@@ -235,11 +235,11 @@ impl Waiter {
             | Blocking::BZPopMin
             | Blocking::BZPopMax
             | Blocking::BZMPop
-            | Blocking::XRead => is_code(error, b"WRONGTYPE"),
+            | Blocking::XRead => ErrorCode::WrongType.is(error),
         };
         if is_its_own && self.call.keys.len() > 1 {
             self.key_by_key.set(true);
         }
-        is_its_own || is_passing(error)
+        is_its_own || ErrorCode::of(error).is_some_and(ErrorCode::is_transient)
     }
 }

@@ -10,11 +10,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::command::Aftermath;
-use crate::command::blocking::{Call, DEMOTED, is_code};
+use crate::command::blocking::{Call, DEMOTED};
 use crate::downstream::client::{BlockedCall, Client, LastCall};
 use crate::downstream::context::TakesElement;
 use crate::pool::{LaneKey, Unavailable};
-use crate::resp::Request;
+use crate::resp::{ErrorCode, Request};
 use crate::telemetry::ClientClose;
 use crate::upstream::Identity;
 
@@ -169,7 +169,7 @@ impl Waiter {
             return;
         }
         self.state.set(State::Done);
-        let demoted = error == DEMOTED || self.has_looked.get() && is_code(error, b"READONLY");
+        let demoted = error == DEMOTED || self.has_looked.get() && ErrorCode::ReadOnly.is(error);
         if !self.muted {
             self.client.send(if demoted { DEMOTED } else { error });
         }

@@ -11,8 +11,8 @@ use super::sent::{Ask, Purpose, Sent};
 use super::spot::stream_id;
 use super::{Access, GiveUp, Known, Waitlist};
 use crate::command::Blocking;
-use crate::command::blocking::{Waited, is_code, is_nothing, is_passing, last_generated_id};
-use crate::resp::{self, Protocol, Request};
+use crate::command::blocking::{Waited, is_nothing, last_generated_id};
+use crate::resp::{self, ErrorCode, Protocol, Request};
 use crate::telemetry::{ClientClose, UpstreamClose};
 
 /// How long a call waits after an error that passes by itself.
@@ -93,7 +93,7 @@ impl Waitlist {
         let select = usize::from(sent.select.is_some());
         let uncountable = sent.refused.as_ref().is_some_and(|(at, _)| *at > select);
         match own {
-            None if uncountable && error.starts_with(b"-NOPERM") => Own::Uncountable,
+            None if uncountable && ErrorCode::NoPerm.is(error) => Own::Uncountable,
             None => Own::Error(error),
             Some(reply) if resp::is_error(reply) => Own::Error(reply),
             Some(reply) if is_nothing(reply) => Own::Nothing,
@@ -112,7 +112,7 @@ impl Waitlist {
             let reply = cards.get(i).copied().unwrap_or_default();
             spot.known = match resp::integer(reply) {
                 Some(left) => Known::Left(u64::try_from(left).unwrap_or(0)),
-                None if is_code(reply, b"WRONGTYPE") => Known::OtherType,
+                None if ErrorCode::WrongType.is(reply) => Known::OtherType,
                 None => Known::Unknown,
             };
             // Newer than any wake that was heard of. A stream's waiters have to look for themselves.
@@ -252,7 +252,7 @@ impl Waitlist {
     fn failed(&mut self, id: u64, reply: &[u8], now: Instant) {
         let Some(waiter) = self.waiters.get(&id) else { return };
         let (first, probes) = (waiter.first, waiter.probes);
-        let demoted = is_code(reply, b"READONLY");
+        let demoted = ErrorCode::ReadOnly.is(reply);
         if demoted {
             self.demoted();
         } else if probes {
@@ -264,7 +264,7 @@ impl Waitlist {
         let Some(waiter) = self.waiters.get(&id) else { return };
         // At its limit Redis queues nothing in MULTI (`processCommand` in redis `server.c`), but lets the same call pop
         // when it stands alone: only a lease can serve it, and its popping may be what makes room.
-        if is_code(reply, b"OOM") {
+        if ErrorCode::Oom.is(reply) {
             return self.end_or_forget(id, End::Fallback);
         }
         if demoted && !first {
@@ -274,7 +274,7 @@ impl Waitlist {
             return self.end_or_forget(id, End::Error(Bytes::copy_from_slice(reply)));
         }
         let spots = waiter.spots.clone();
-        if is_passing(reply) {
+        if ErrorCode::of(reply).is_some_and(ErrorCode::is_transient) {
             for at in spots {
                 if let Some(spot) = self.spots.at_mut(at) {
                     spot.forget();
@@ -289,7 +289,7 @@ impl Waitlist {
                 }
             }
             self.nothing_for(id);
-        } else if is_code(reply, b"WRONGTYPE") {
+        } else if ErrorCode::WrongType.is(reply) {
             let keep = self.usable(waiter);
             if spots.iter().any(|at| self.spots.at(*at).is_some_and(|spot| spot.known == Known::Unknown)) {
                 // It may be a key that has changed since it was last asked about: asked with it this time.
@@ -397,7 +397,7 @@ impl Waitlist {
             } else {
                 self.send_request(vec![id], &now, Ask::All);
             }
-        } else if answers.iter().any(|reply| is_code(reply, b"WRONGTYPE")) {
+        } else if answers.iter().any(|reply| ErrorCode::WrongType.is(reply)) {
             // The call itself will be told.
             let request = waiter.request.clone();
             self.send_request(vec![id], &request, Ask::All);

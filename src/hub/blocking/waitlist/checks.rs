@@ -17,8 +17,8 @@ use super::super::waiter::{End, Waiter};
 use super::accepted::{FORMS, Form};
 use super::sent::Ask;
 use super::{GiveUp, Waitlist};
-use crate::command::blocking::{DEMOTED, is_code};
-use crate::resp;
+use crate::command::blocking::DEMOTED;
+use crate::resp::{self, ErrorCode};
 use crate::telemetry::ClientClose;
 
 /// How long an answer is believed for calls that come after it.
@@ -79,13 +79,13 @@ impl Waitlist {
     /// The first answer to a call was this error.
     pub(super) fn refused(&mut self, id: u64, error: &[u8]) {
         let Some(form) = self.waiters.get(&id).map(Waiter::form) else { return };
-        if is_code(error, b"WRONGTYPE") || is_code(error, b"NOGROUP") {
+        if ErrorCode::WrongType.is(error) || ErrorCode::NoGroup.is(error) {
             // It has run: the error is of the key alone.
             return self.accepted(id);
         }
         let Some(known) = self.checks.forms.get_mut(&form) else { return };
         known.asking = false;
-        if is_code(error, b"OOM") {
+        if ErrorCode::Oom.is(error) {
             // Of the try, not of the call.
             return;
         }
