@@ -515,7 +515,7 @@ async fn greet(pool: Rc<Pool>, directory: Arc<Directory>) {
     let database = pool.shared.upstream.database;
     let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
     let group = pool.group(key, &identity);
-    group.join();
+    let _session = group.attach();
     match pool.lane_ready(&group, pool.wait_deadline()).await {
         Ok(()) => {
             if let Some(server) = pool.shared.connector.server() {
@@ -527,5 +527,4 @@ async fn greet(pool: Rc<Pool>, directory: Arc<Directory>) {
             tracing::error!(reason = %why, "the upstream cannot be used yet; clients wait and are told");
         }
     }
-    group.part(Instant::now());
 }

@@ -3,7 +3,6 @@
 //! What can be neither handed on nor put back is lost, as it would be with a direct connection, and is counted with its
 //! reason; its value is never logged.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::pool::{LaneKey, Pool};
 use crate::resp;
-use crate::telemetry::printable;
+use crate::telemetry::{Count, printable};
 use crate::upstream::Identity;
 
 /// Puts elements back where they came from.
@@ -21,14 +20,14 @@ pub struct GiveBack {
     pool: Rc<Pool>,
     /// `blocking.give_back`
     enabled: bool,
-    pending: Cell<usize>,
+    pending: Count,
 }
 
 impl GiveBack {
     /// Gives back over the lanes of `pool`, where it is `enabled`.
     #[must_use]
     pub fn new(pool: Rc<Pool>, enabled: bool) -> Rc<Self> {
-        Rc::new(Self { pool, enabled, pending: Cell::new(0) })
+        Rc::new(Self { pool, enabled, pending: Count::default() })
     }
 
     /// How many elements are on their way.
@@ -45,11 +44,12 @@ impl GiveBack {
             return fate("lost");
         };
         let (this, identity) = (Rc::clone(self), Arc::clone(identity));
-        self.pending.set(self.pending.get() + 1);
+        let on_its_way = self.pending.one();
         self.pool.tasks().spawn_local(async move {
+            let _on_its_way = on_its_way;
             let pool = &this.pool;
             let group = pool.group(key, &identity);
-            group.join();
+            let _session = group.attach();
             let ready = pool.lane_ready(&group, pool.wait_deadline()).await;
             match (ready, group.lane()) {
                 (Ok(()), Some(lane)) => lane.exchange(
@@ -78,8 +78,6 @@ impl GiveBack {
                     fate("lost");
                 }
             }
-            group.part(Instant::now());
-            this.pending.set(this.pending.get() - 1);
         });
     }
 }

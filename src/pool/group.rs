@@ -65,6 +65,28 @@ pub struct Group {
     held: Cell<bool>,
 }
 
+/// A session's use of the lanes of one key. While there is one they stay, whether they are used or not.
+#[derive(Debug)]
+pub struct SessionGuard(Rc<Group>);
+
+impl std::ops::Deref for SessionGuard {
+    type Target = Rc<Group>;
+
+    fn deref(&self) -> &Rc<Group> {
+        &self.0
+    }
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        let left = self.0.sessions.get().saturating_sub(1);
+        self.0.sessions.set(left);
+        if left == 0 {
+            self.0.empty_since.set(Some(Instant::now()));
+        }
+    }
+}
+
 /// Where a command goes.
 #[derive(Debug)]
 pub(super) enum Pick {
@@ -189,19 +211,12 @@ impl Group {
             && lanes.iter().all(|lane| lane.oldest(now).is_some_and(|age| age > BUSY))
     }
 
-    /// A session begins to use this key.
-    pub fn join(&self) {
+    /// A session uses this key from now on, until the value returned is dropped.
+    #[must_use]
+    pub fn attach(self: &Rc<Self>) -> SessionGuard {
         self.sessions.set(self.sessions.get() + 1);
         self.empty_since.set(None);
-    }
-
-    /// A session no longer uses this key.
-    pub fn part(&self, now: Instant) {
-        let left = self.sessions.get().saturating_sub(1);
-        self.sessions.set(left);
-        if left == 0 {
-            self.empty_since.set(Some(now));
-        }
+        SessionGuard(Rc::clone(self))
     }
 
     /// How many sessions use this key.

@@ -44,7 +44,7 @@ pub use budget::{Budget, Claim, Holder, Holding, Hubs, Kind, Permit, Phase, Pres
 pub use control::Control;
 pub use gate::DialGate;
 use group::Pick;
-pub use group::{Group, Stage};
+pub use group::{Group, SessionGuard, Stage};
 pub use health::Health;
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;

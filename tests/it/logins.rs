@@ -391,3 +391,29 @@ fn a_wrong_upstream_password_is_not_believed_because_a_client_offers_it_too() {
     assert_eq!(proxy.connect().call("AUTH stale").error(), WRONG);
     assert_eq!(proxy.connect().call("AUTH sesame").text(), "OK");
 }
+
+/// Cause: a key's sessions were counted by two calls around a wait, and the wait ended with the client. The lanes of the key
+/// were kept as if it were still in use, and the key itself for good.
+#[test]
+fn a_client_that_resets_during_its_login_holds_no_lanes() {
+    let server = secured(&Version::usual());
+    let relay = Relay::to(server.address());
+    let url = format!("redis://{}", relay.address());
+    let proxy = crate::harness::Proxy::launch(&url, &[PASSTHROUGH]).unwrap();
+    let sessions = || {
+        let status = proxy.status();
+        let lanes = status["lanes"].as_array().unwrap().iter();
+        lanes
+            .filter(|lane| lane["user"] == "alice")
+            .map(|lane| lane["sessions"].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    relay.freeze();
+    let mut client = proxy.connect();
+    client.start("AUTH alice alice-secret");
+    until("the login waits for the server", PATIENCE, || sessions() == 1);
+    client.reset();
+    until("nobody uses the lanes any more", PATIENCE, || sessions() == 0);
+    relay.pass();
+    until("the lane that was dialled for it leaves", PATIENCE, || connections(&server, "alice") == 0);
+}

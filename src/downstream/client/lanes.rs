@@ -3,9 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use tokio::time::Instant;
-
-use crate::pool::{Group, Lane};
+use crate::pool::{Group, Lane, SessionGuard};
 
 /// The lanes of one client.
 #[derive(Default)]
@@ -14,7 +12,8 @@ pub(super) struct Lanes {
     outstanding: Cell<u32>,
     /// The lane that its last command went over.
     last: Cell<Option<Rc<Lane>>>,
-    group: Cell<Option<Rc<Group>>>,
+    /// Its use of the lanes of its key.
+    session: Cell<Option<SessionGuard>>,
     /// Since its last blocking call it has sent commands, and may wait for what they wrote.
     has_written: Cell<bool>,
 }
@@ -42,26 +41,23 @@ impl Lanes {
 
     /// The lane that its last command went over.
     pub(super) fn last(&self) -> Option<Rc<Lane>> {
-        look(&self.last)
+        look(&self.last, Rc::clone)
     }
 
     /// Its lanes, if it has used any since its key has changed.
     pub(super) fn group(&self) -> Option<Rc<Group>> {
-        look(&self.group)
+        look(&self.session, |session| Rc::clone(session))
     }
 
     /// These are its lanes from now on.
     pub(super) fn join(&self, group: &Rc<Group>) {
-        group.join();
-        self.group.set(Some(Rc::clone(group)));
+        self.session.set(Some(group.attach()));
     }
 
     /// Its lanes are no longer its own.
     pub(super) fn leave(&self) {
         self.last.set(None);
-        if let Some(group) = self.group.take() {
-            group.part(Instant::now());
-        }
+        self.session.set(None);
     }
 
     /// It has sent a command that a blocking call behind it may wait for.
@@ -75,10 +71,10 @@ impl Lanes {
     }
 }
 
-/// What `cell` holds, which stays there.
-fn look<T>(cell: &Cell<Option<Rc<T>>>) -> Option<Rc<T>> {
+/// A copy of what `cell` holds, which stays there.
+fn look<T, C>(cell: &Cell<Option<T>>, copy: impl FnOnce(&T) -> C) -> Option<C> {
     let held = cell.take();
-    let copy = held.clone();
+    let copied = held.as_ref().map(copy);
     cell.set(held);
-    copy
+    copied
 }

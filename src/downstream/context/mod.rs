@@ -20,6 +20,7 @@ use super::links::{Links, Message};
 use super::options::ClientOptions;
 use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
 use crate::pool::{Pool, Turns};
+use crate::telemetry::Count;
 
 use metrics::WorkerMetrics;
 use permissions::ListPermissions;
@@ -62,7 +63,7 @@ pub(in crate::downstream) struct Context {
     /// Blocking calls that wait without a hub.
     pub(in crate::downstream) waiters: RefCell<Vec<Rc<dyn TakesElement>>>,
     /// Elements on their way back into their keys.
-    pub(in crate::downstream) saving: Cell<usize>,
+    pub(in crate::downstream) saving: Count,
     /// Whose CLIENT LIST or KILL is worked on here: one at a time.
     pub(in crate::downstream) listings: Arc<Turns>,
     /// The same for PROXY, which waits for no CLIENT LIST.
@@ -106,7 +107,7 @@ impl Context {
             slow_readers: RefCell::default(),
             paused: RefCell::default(),
             waiters: RefCell::default(),
-            saving: Cell::new(0),
+            saving: Count::default(),
             listings: Arc::default(),
             proxy_listings: Arc::default(),
             stopping: Cell::new(false),

@@ -164,10 +164,10 @@ impl Client {
         let group = self.context.pool.group(LaneKey { database: index, ..key }, &identity);
         if !group.is_verified() {
             // Counted as a user of the key while it waits, so that the lane is not closed for want of one.
-            group.join();
+            let session = group.attach();
             let deadline = self.context.pool.wait_deadline();
             let ready = self.patiently(self.context.pool.lane_ready(&group, deadline)).await;
-            group.part(Instant::now());
+            drop(session);
             match ready? {
                 Ok(()) => {}
                 // Of this very database.

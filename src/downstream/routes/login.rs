@@ -265,10 +265,8 @@ impl Client {
             pool.check_login(key, &identity, pool.wait_deadline()).await
         } else {
             let group = pool.group(key, &identity);
-            group.join();
-            let ready = pool.lane_ready(&group, pool.wait_deadline()).await;
-            group.part(Instant::now());
-            ready
+            let _session = group.attach();
+            pool.lane_ready(&group, pool.wait_deadline()).await
         };
         match answer {
             Ok(()) => {
@@ -329,10 +327,9 @@ impl Client {
         let key =
             LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
         let group = self.context.pool.group(key, &identity);
-        group.join();
+        let _session = group.attach();
         let deadline = self.context.pool.wait_deadline();
         let ready = self.patiently(self.context.pool.lane_ready(&group, deadline)).await;
-        group.part(Instant::now());
         Ok(match ready? {
             Ok(()) => Ok(self.context.server.facts().unwrap_or_default()),
             Err(why) => Err(why),

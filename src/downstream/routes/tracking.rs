@@ -107,10 +107,10 @@ impl Client {
         if needs_a_lane && self.tracked() == Tracked::No {
             let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
             let group = self.context.pool.group(LaneKey { tracked: Tracked::Reads, ..key }, &identity);
-            group.join();
+            let session = group.attach();
             let ready =
                 self.patiently(self.context.pool.lane_ready(&group, self.context.pool.wait_deadline())).await;
-            group.part(Instant::now());
+            drop(session);
             match ready? {
                 Ok(()) => {}
                 Err(why @ Unavailable::SelectRefused(_)) => {

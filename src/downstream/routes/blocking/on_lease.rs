@@ -269,11 +269,10 @@ impl Salvage {
     /// `false`: the server did not come to its end of file in time.
     async fn finish(self, lease: Lease, reason: UpstreamClose, gone: Option<Instant>) -> bool {
         let context = Rc::clone(&self.context);
-        context.saving.set(context.saving.get() + 1);
+        let _saving = context.saving.one();
         let rest = context.pool.close_and_keep(lease, reason, gone).await;
         let said_all = rest.is_some();
         self.save(&rest.unwrap_or_default());
-        context.saving.set(context.saving.get() - 1);
         said_all
     }
 
