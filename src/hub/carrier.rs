@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::pool::{Charge, LONG, Permit, Pool, Slice, go_on_later};
@@ -84,8 +84,6 @@ pub(super) struct Carrier {
     /// What a long part counts: nobody knows yet for whom it is, so it counts for nobody by name.
     held: Charge,
     clock: Clock,
-    /// Something was written since the last flush that succeeded.
-    unflushed: bool,
     /// A write has found the connection closed; what was sent before, perhaps an element, is still read.
     severed: bool,
 }
@@ -99,7 +97,6 @@ impl Carrier {
             partial: BytesMut::new(),
             held: pool.shared.memory.unnamed(),
             clock: Clock::default(),
-            unflushed: false,
             severed: false,
         }
     }
@@ -173,24 +170,12 @@ impl Carrier {
     fn poll_write(&mut self, cx: &mut Context<'_>, desk: &RefCell<impl Desk>) -> Poll<std::io::Result<()>> {
         let mut desk = desk.borrow_mut();
         let out = desk.out();
-        self.unflushed |= !out.is_empty();
-        while !out.is_empty() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, out))? {
-                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                sent => out.advance(sent),
-            }
-        }
-        if self.unflushed {
-            // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
-            if out.capacity() > KEEP {
-                *out = BytesMut::new();
-            } else {
-                out.clear();
-            }
-            if self.stream.is_buffered() {
-                ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            }
-            self.unflushed = false;
+        ready!(self.stream.poll_write_all(cx, out))?;
+        // `advance` leaves the buffer at its end: clearing lets it start again at the front of its memory.
+        if out.capacity() > KEEP {
+            *out = BytesMut::new();
+        } else {
+            out.clear();
         }
         Poll::Ready(Ok(()))
     }

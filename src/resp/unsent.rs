@@ -167,6 +167,20 @@ impl Unsent {
     }
 }
 
+impl Buf for Unsent {
+    fn remaining(&self) -> usize {
+        self.len
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.front()
+    }
+
+    fn advance(&mut self, sent: usize) {
+        Unsent::advance(self, sent);
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -9,9 +9,10 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::Buf;
 use rustls::ClientConnection;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -37,6 +38,8 @@ pub struct UpstreamStream {
     timer: Option<Pin<Box<Sleep>>>,
     /// The timer runs, and wakes this task.
     armed: Option<Waker>,
+    /// Something was written by [`UpstreamStream::poll_write_all`] since its last flush that succeeded.
+    unflushed: bool,
 }
 
 #[derive(Debug)]
@@ -79,7 +82,7 @@ impl UpstreamStream {
     }
 
     fn by(way: Way, patience: Duration) -> Self {
-        Self { way, watch: PeerWatch::new(patience), timer: None, armed: None }
+        Self { way, watch: PeerWatch::new(patience), timer: None, armed: None, unflushed: false }
     }
 
     /// The socket underneath, for its options; not for reading or writing.
@@ -150,6 +153,26 @@ impl UpstreamStream {
             #[cfg(test)]
             Way::Simulated(_) => None,
         }
+    }
+
+    /// Writes all of `out` and has it sent. Ready when nothing of it is left here, in rustls neither: with TLS what was
+    /// written may lie there until a flush is ready, however many turns that takes.
+    ///
+    /// # Errors
+    /// What the socket says ([`Self::is_to_be_read_out`]); [`io::ErrorKind::WriteZero`] where it takes nothing.
+    pub fn poll_write_all(&mut self, cx: &mut Context<'_>, out: &mut impl Buf) -> Poll<io::Result<()>> {
+        self.unflushed |= out.has_remaining();
+        while out.has_remaining() {
+            match ready!(Pin::new(&mut *self).poll_write(cx, out.chunk()))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => out.advance(sent),
+            }
+        }
+        if self.unflushed && self.is_buffered() {
+            ready!(Pin::new(&mut *self).poll_flush(cx))?;
+        }
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     /// Whether written bytes may wait for a flush.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::super::LONG;
@@ -22,8 +22,6 @@ pub(super) struct Carrier {
     lane: Rc<Lane>,
     stream: UpstreamStream,
     scanner: ReplyScanner,
-    /// Something was written since the last flush that succeeded.
-    unflushed: bool,
     /// The beginning of an error that is not whole yet.
     begun_error: Vec<u8>,
     /// A client's MULTI was not ended by its EXEC.
@@ -114,7 +112,6 @@ impl Carrier {
             lane,
             stream,
             scanner: ReplyScanner::default(),
-            unflushed: false,
             begun_error: Vec::new(),
             in_multi: false,
             begun_echo: Vec::new(),
@@ -180,14 +177,9 @@ impl Carrier {
         let mut written = self.lane.written.borrow_mut();
         let was_full = written.len() > FULL;
         let had = !written.is_empty();
-        self.unflushed |= had;
-        while !written.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, written.front()) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(sent)) => written.advance(sent),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => break,
-            }
+        let sent = self.stream.poll_write_all(cx, &mut *written);
+        if let Poll::Ready(Err(error)) = sent {
+            return Poll::Ready(Err(error));
         }
         if written.is_empty() && had {
             written.shrink(KEEP);
@@ -197,11 +189,6 @@ impl Carrier {
         if has_room && (was_full || !self.lane.blocked.borrow().is_empty()) {
             self.lane.resume_the_blocked();
         }
-        // Over TLS what was written may lie in rustls until a flush is ready, however many turns that takes.
-        if self.unflushed && self.stream.is_buffered() {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        }
-        self.unflushed = false;
         Poll::Pending
     }
 
