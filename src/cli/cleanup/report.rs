@@ -1,230 +1,40 @@
-//! `redbouncer cleanup`: shows who is connected to the server, and takes away what is wanted away.
+//! What is printed: a table for people, JSON for programs.
 
-use std::collections::HashSet;
-use std::io::{self, IsTerminal, Write as _};
-use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, ValueEnum};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
-use ipnet::IpNet;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::output::{counted, fail, print};
-use super::terminal;
-use crate::config::{self, Config};
-use crate::hygiene::cleanup::{Group, Include, Selection, Spared, Wanted, groups, select};
-use crate::hygiene::{Swept, Visit, VisitError, sweep};
-use crate::session::Listed;
+use crate::cli::output::counted;
+use crate::cli::terminal;
+use crate::hygiene::Swept;
+use crate::hygiene::cleanup::{Group, Selection, Spared};
 use crate::telemetry::printable;
-use crate::upstream::{Connector, DialError, UpstreamOptions};
 
-/// How the server lists us: no name of a proxy's connection, so no rule takes it for one.
-const NAME: &str = "redbouncer-cleanup";
-/// How long a place on a full server is waited for, and how often it is asked for.
-const FOR_A_PLACE: Duration = Duration::from_secs(10);
-const AGAIN: Duration = Duration::from_millis(50);
-/// Fewer are killed before anybody could read how far it is.
-const LONG: usize = 100;
 /// The columns of the table; so many of them are numbers.
 const HEAD: [&str; 7] = ["count", "chosen", "oldest", "idle", "address", "name", "library"];
+
 const NUMBERS: usize = 4;
+
 /// Addresses of IPv4 are not broken.
 const WHOLE: usize = 15;
+
 /// Unicode's mark for a place where a line may be broken; taken out again before anything is printed.
 const BREAK: char = '\u{200b}';
 
-/// What to take away. Everything that is given has to fit; with nothing given, connections are only shown.
-#[derive(Args)]
-#[command(group = ArgGroup::new("wish").multiple(true).args(["idle", "age", "name", "addr", "user", "orphans"]))]
-pub(super) struct Arguments {
-    /// Idle for at least this long (30s, 5m, 1h)
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    idle: Option<Duration>,
-    /// Connected for at least this long
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    age: Option<Duration>,
-    /// Whose CLIENT SETNAME fits this pattern (web-*)
-    #[arg(long, value_name = "GLOB")]
-    name: Option<String>,
-    /// From this address or network (10.0.0.7, 10.0.0.0/24)
-    #[arg(long, value_name = "CIDR", value_parser = network)]
-    addr: Option<IpNet>,
-    /// Logged in as this user
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// Left by a redbouncer that is dead
-    #[arg(long)]
-    orphans: bool,
-    /// These too, which are left alone otherwise (unclear: the server does not show what they are)
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
-    include: Vec<Kind>,
-    /// Kill what fits; without it nothing is killed
-    #[arg(long, requires = "wish")]
-    yes: bool,
-    /// Print JSON instead of a listing
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    Replicas,
-    Masters,
-    Monitors,
-    Subscribers,
-    Blocked,
-    Unclear,
-}
-
-impl From<Kind> for Include {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Replicas => Self::Replicas,
-            Kind::Masters => Self::Masters,
-            Kind::Monitors => Self::Monitors,
-            Kind::Subscribers => Self::Subscribers,
-            Kind::Blocked => Self::Blocked,
-            Kind::Unclear => Self::Unclear,
-        }
-    }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    config::duration(text).ok_or_else(|| "a number and ms, s, m, h or d, such as 60s".to_owned())
-}
-
-/// A network, or one address.
-fn network(text: &str) -> Result<IpNet, String> {
-    let one = || text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip.to_canonical()));
-    text.parse().ok().or_else(one).ok_or_else(|| "an address or a network, such as 10.0.0.0/24".to_owned())
-}
-
 /// What was found.
-struct Found<'a> {
-    upstream: String,
-    connections: usize,
-    limit: Option<usize>,
-    groups: Vec<Group>,
-    selection: Selection<'a>,
+pub(super) struct Found<'a> {
+    pub(super) upstream: String,
+    pub(super) connections: usize,
+    pub(super) limit: Option<usize>,
+    pub(super) groups: Vec<Group>,
+    pub(super) selection: Selection<'a>,
     /// Nothing says what is to be taken away.
-    only_shown: bool,
-}
-
-/// Visits the server, prints what is there, and takes away what is wanted away.
-///
-/// # Errors
-/// The server cannot be reached, or does not let us look.
-pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCode, VisitError> {
-    let wanted = Wanted {
-        idle: arguments.idle,
-        age: arguments.age,
-        name: arguments.name,
-        addr: arguments.addr,
-        user: arguments.user,
-        orphans: arguments.orphans,
-        include: arguments.include.into_iter().map(Include::from).collect(),
-    };
-    let mut visit = enter(&config.upstream).await?;
-    let limit = visit.limit().await?;
-    let mut listed = Instant::now();
-    let mut rows = visit.list_to_judge().await?;
-    let mine: HashSet<u64> = rows.iter().filter(|row| visit.is_own(row)).map(|row| row.id).collect();
-    let is_own = |row: &Listed| mine.contains(&row.id);
-    let orphan_after = config.hygiene.orphan_after;
-    let first = select(&rows, is_own, &wanted, orphan_after);
-    let earlier = (arguments.yes && first.is_uncertain()).then_some(first.orphans);
-    if earlier.is_some() {
-        look_again_in(config.naming.heartbeat).await;
-        listed = Instant::now();
-        rows = visit.list_to_judge().await?;
-    }
-    let mut selection = select(&rows, is_own, &wanted, orphan_after);
-    if let Some(earlier) = &earlier {
-        selection.confirm(earlier);
-    }
-    let found = Found {
-        upstream: config.upstream_shown(),
-        connections: rows.len(),
-        limit,
-        groups: groups(&rows, &selection),
-        selection,
-        only_shown: wanted.is_nothing(),
-    };
-    if !arguments.json {
-        print(&listing(&found, terminal::width()));
-    }
-    let swept = match arguments.yes {
-        false => None,
-        true => {
-            let chosen = &found.selection.chosen;
-            let choose = |rows: &[Listed]| {
-                select(rows, is_own, &wanted, orphan_after).chosen.iter().map(|row| row.id).collect()
-            };
-            Some(sweep(&mut visit, chosen, listed, choose, progress(chosen.len())).await)
-        }
-    };
-    let printed = print(&if arguments.json {
-        terminal::json(&as_json(&found, swept.as_ref()))
-    } else {
-        outcome(&found, swept.as_ref(), terminal::text_width())
-    });
-    let all = found.selection.chosen.len();
-    Ok(match swept {
-        Some(Swept { stopped: Some(wrong), killed, escaped, .. }) => {
-            fail(&format!("redbouncer: stopped after {} of {all}: {wrong}\n", killed + escaped), 1)
-        }
-        Some(Swept { stopped: None, .. }) | None => printed,
-    })
-}
-
-/// Connects. A server at its limit is the one that needs this most: a place there is waited for.
-async fn enter(options: &UpstreamOptions) -> Result<Visit, VisitError> {
-    let connector = Connector::new(options)?;
-    let end = Instant::now() + FOR_A_PLACE;
-    let mut told = false;
-    loop {
-        match Visit::over(&connector, options, NAME).await {
-            Err(VisitError::Dial(full @ DialError::MaxClients { .. })) if Instant::now() < end => {
-                if !told {
-                    told = true;
-                    let seconds = FOR_A_PLACE.as_secs();
-                    // stderr may be closed; that is no reason not to wait.
-                    let _ = writeln!(io::stderr(), "redbouncer: {full}; waiting {seconds} s for one");
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// An instance without a lane and without a control connection may be between two of them.
-async fn look_again_in(heartbeat: Duration) {
-    // stderr may be closed; that is no reason not to wait.
-    let _ = writeln!(
-        io::stderr(),
-        "redbouncer: an instance that looks dead has neither a lane nor a control connection to show its life; looking \
-         again in {heartbeat:?}"
-    );
-    tokio::time::sleep(heartbeat).await;
-}
-
-/// Says on a terminal how far it is.
-fn progress(all: usize) -> impl FnMut(usize) {
-    let shown = all > LONG && io::stderr().is_terminal();
-    move |done| {
-        if shown {
-            let end = if done == all { "\n" } else { "" };
-            // A terminal that is gone is no reason to stop.
-            let _ = write!(io::stderr(), "\r{done} of {all}{end}");
-        }
-    }
+    pub(super) only_shown: bool,
 }
 
 /// Who is there.
-fn listing(found: &Found<'_>, width: usize) -> String {
+pub(super) fn listing(found: &Found<'_>, width: usize) -> String {
     let limit = found.limit.map_or_else(String::new, |limit| format!(" of {limit}"));
     let head = format!(
         "{}{limit} on {}, this one included",
@@ -235,7 +45,7 @@ fn listing(found: &Found<'_>, width: usize) -> String {
 }
 
 /// What follows from it, a line each.
-fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) -> String {
+pub(super) fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) -> String {
     let selection = &found.selection;
     let chosen = selection.chosen.len();
     let mut lines = match swept {
@@ -331,7 +141,7 @@ fn short(duration: Duration) -> String {
     }
 }
 
-fn as_json(found: &Found<'_>, swept: Option<&Swept>) -> Value {
+pub(super) fn as_json(found: &Found<'_>, swept: Option<&Swept>) -> Value {
     let Found { upstream, connections, limit, groups, selection, only_shown: _ } = found;
     let groups: Vec<Value> = groups
         .iter()
@@ -447,12 +257,5 @@ mod tests {
     fn what_a_client_calls_itself_does_nothing_to_the_terminal() {
         let out = table(&[group("10.0.0.1", "a\u{1b}[2Jb\u{7}", "\r\nx")], 80);
         assert!(out.chars().all(|sign| sign == '\n' || !sign.is_control()), "{out:?}");
-    }
-
-    #[test]
-    fn an_address_is_a_network_of_one() {
-        assert_eq!(network("10.0.0.7").unwrap().to_string(), "10.0.0.7/32");
-        assert_eq!(network("2001:db8::/32").unwrap().to_string(), "2001:db8::/32");
-        assert!(network("example.com").is_err());
     }
 }
