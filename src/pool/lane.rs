@@ -6,14 +6,14 @@
 //! their receivers: a run of replies for one client is one call.
 
 mod carrier;
+mod echo;
+mod slot;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Duration;
@@ -23,8 +23,11 @@ use tokio::time::Instant;
 
 use super::Permit;
 use super::tracker::{Reader, Tracked, Tracker};
-use crate::resp::{self, Unsent, encode};
+use crate::resp::{Unsent, encode};
 use crate::telemetry::{CommandSeconds, UpstreamClose};
+
+use slot::Slot;
+pub use slot::{Change, Lost, Nature, Receiver, Then};
 
 /// What keeps lanes apart: nothing of one key is ever seen under another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,97 +52,6 @@ impl LaneKey {
     }
 }
 
-/// Who gets replies. Called from the lane's task; must not call back into the lane.
-pub trait Receiver {
-    /// Bytes of replies, in order; with them `ended` replies are complete, and with `begun` the last one is not.
-    fn replies(&self, bytes: &[u8], ended: u32, begun: bool);
-    /// `ended` complete replies, which were held here until they were whole.
-    fn whole(&self, replies: Bytes, ended: u32);
-    /// The connection is lost: `unanswered` commands were written and have no reply; `partial` when the first of them
-    /// had begun. With `muted` nothing is owed for them: their replies were unwanted, or a time-out was the answer.
-    fn lost(&self, unanswered: u32, muted: bool, partial: bool);
-    /// The lane takes commands again after [`Lane::is_full`].
-    fn resume(&self);
-    /// So many bytes of a reply that must be whole are held here for it. `false`: it is being closed, and they need not be.
-    fn gathers(&self, bytes: usize) -> bool;
-}
-
-/// The connection was lost before the reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost;
-
-/// What becomes of an exchange of our own: all its reply frames, whole, or the loss.
-pub type Then = Box<dyn FnOnce(Result<Vec<Bytes>, Lost>)>;
-
-/// What becomes of a reply on its way to its receiver. Must not call back into the lane.
-pub type Change = Box<dyn FnOnce(Bytes) -> Bytes>;
-
-/// What is to be known of commands that are pushed together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nature {
-    /// Their replies are not wanted (CLIENT REPLY): they are read and dropped.
-    pub muted: bool,
-    /// The text of a reply may be of a script's making, or a module's: it says nothing of the server.
-    pub may_invent: bool,
-    /// They are a whole transaction: the last one is its EXEC.
-    pub is_block: bool,
-}
-
-/// The promise of replies, in the order of the commands.
-enum Slot {
-    Replies {
-        to: Rc<dyn Receiver>,
-        count: u32,
-        since: Instant,
-        /// Replies are read and dropped: CLIENT REPLY OFF, or the client was answered with a time-out.
-        muted: bool,
-        /// See [`Nature`].
-        may_invent: bool,
-        is_block: bool,
-        /// Answered with a time-out already; only the late reply is awaited.
-        abandoned: bool,
-    },
-    /// One reply that is read whole, changed, and delivered in its turn.
-    Changed {
-        to: Rc<dyn Receiver>,
-        left: u32,
-        partial: BytesMut,
-        since: Instant,
-        /// It is the EXEC of a transaction.
-        is_exec: bool,
-        /// Gone when the client was answered with a time-out.
-        change: Option<Change>,
-    },
-    Whole {
-        /// For whom it is made, if it is for one client.
-        owner: Option<Rc<dyn Receiver>>,
-        left: u32,
-        frames: Vec<Bytes>,
-        partial: BytesMut,
-        since: Instant,
-        then: Option<Then>,
-        /// What a PING must be answered with.
-        nonce: Option<Bytes>,
-    },
-}
-
-impl Slot {
-    fn since(&self) -> Instant {
-        match self {
-            Self::Replies { since, .. } | Self::Changed { since, .. } | Self::Whole { since, .. } => *since,
-        }
-    }
-
-    fn left(&self) -> u32 {
-        match self {
-            Self::Replies { count, .. } => *count,
-            Self::Changed { left, .. } | Self::Whole { left, .. } => *left,
-        }
-    }
-}
-
-/// After this many commands an echo is asked for before its time.
-const ECHO_AFTER: u32 = 10_000;
 /// Above this many unwritten bytes a lane takes no more commands until the server has read.
 const FULL: usize = 4 << 20;
 /// Commands of one client this close together share a slot, and so a time from which they are measured.
@@ -490,53 +402,6 @@ impl Lane {
     /// The same for no client.
     pub fn exchange(&self, commands: &[u8], replies: u32, now: Instant, then: Then) {
         self.exchange_for(None, commands, replies, now, then);
-    }
-
-    /// Asks for an echo of a word that nobody else asks for, which shows that replies are still counted right.
-    pub(super) fn ask_for_an_echo(&self, now: Instant) {
-        let number = RandomState::new().hash_one(now);
-        let nonce = Bytes::from(format!("redbouncer:{number:016x}"));
-        let mut ping = BytesMut::new();
-        encode::command(&mut ping, &[b"PING", &nonce]);
-        self.append(|written| written.append(&ping), 1, now);
-        self.echo_asked.set(now);
-        self.since_echo.set(0);
-        self.echo.replace(Some(nonce.clone()));
-        self.fifo.borrow_mut().push_back(Slot::Whole {
-            owner: None,
-            left: 1,
-            frames: Vec::new(),
-            partial: BytesMut::new(),
-            since: now,
-            then: None,
-            nonce: Some(nonce),
-        });
-    }
-
-    /// Whether `reply`, which is for another slot, is the echo that is outstanding.
-    fn is_echo(&self, reply: &[u8], slot: &Slot) -> bool {
-        let echo = self.echo.borrow();
-        echo.as_ref().is_some_and(|word| {
-            resp::bulk(reply) == Some(word) && !matches!(slot, Slot::Whole { nonce: Some(_), .. })
-        })
-    }
-
-    /// Whether `reply`, the beginning of a reply that is for another slot, may turn out to be the echo that is outstanding.
-    fn is_begun_echo(&self, reply: &[u8], slot: &Slot) -> bool {
-        let echo = self.echo.borrow();
-        echo.as_ref().is_some_and(|word| {
-            let mut frame = BytesMut::new();
-            encode::bulk(&mut frame, word);
-            frame.starts_with(reply) && !matches!(slot, Slot::Whole { nonce: Some(_), .. })
-        })
-    }
-
-    /// Whether the next echo is due: the lane has been silent for `limit`, or has carried commands for as long, or very
-    /// many.
-    pub(super) fn wants_an_echo(&self, limit: Duration, now: Instant) -> bool {
-        let carried = self.since_echo.get();
-        let is_long_ago = now.saturating_duration_since(self.echo_asked.get()) >= limit;
-        self.is_silent(limit, now) || carried >= ECHO_AFTER || carried > 0 && is_long_ago
     }
 
     /// Notes a use by a session whose commands went by [`Self::exchange`].

@@ -13,9 +13,11 @@ mod group;
 mod health;
 mod lane;
 mod lease;
+mod lease_queue;
 mod limits;
 mod memory;
 mod options;
+mod pressure;
 mod pulse;
 mod queue;
 mod recall;
@@ -321,70 +323,6 @@ impl Pool {
         health.has_tried_for(waited).then(|| Unavailable::still_connecting(waited))
     }
 
-    /// Closes `lease` in order, or hands it on: when `clean`, to the next session that waits for the same key, or to
-    /// the next of the same key within `pool.linger`. `gone` is when the client left, where it did.
-    pub fn end_lease(
-        self: &Rc<Self>,
-        lease: Lease,
-        clean: bool,
-        reason: UpstreamClose,
-        gone: Option<Instant>,
-    ) {
-        let young = lease.opened.elapsed() < self.shared.options.max_lifetime;
-        if clean && gone.is_none() && young && !self.stopping.get() && lease.is_quiet() {
-            self.keep_lease(lease);
-        } else {
-            self.close(lease.stream, lease.permit, reason, gone);
-        }
-    }
-
-    fn keep_lease(self: &Rc<Self>, lease: Lease) {
-        let mut waiters = self.lease_waiters.borrow_mut();
-        waiters.retain(|waiter| !waiter.hand.is_closed());
-        lease.permit.stands(false);
-        let next = waiters.iter().position(|waiter| {
-            waiter.key == lease.key
-                && self.shared.budget.is_next(waiter.ticket)
-                && (!waiter.stands || lease.permit.may_stand())
-        });
-        let lease = match next.map(|at| waiters.remove(at)) {
-            Some(waiter) => match waiter.hand.send(Ok(lease)) {
-                Err(Ok(lease)) => lease,
-                Ok(()) | Err(Err(_)) => return,
-            },
-            None => lease,
-        };
-        lease.permit.stands(false);
-        drop(waiters);
-        if self.shared.budget.pressure().any() {
-            self.close(lease.stream, lease.permit, UpstreamClose::LeaseEnded, None);
-        } else {
-            lease.permit.describe("parked");
-            self.parked.borrow_mut().push((Instant::now(), lease));
-        }
-    }
-
-    /// A clean connection of `key` that was held a moment ago, if it is still good and `claim` may have it.
-    #[must_use]
-    pub fn parked_lease(self: &Rc<Self>, key: LaneKey, claim: Claim) -> Option<Lease> {
-        loop {
-            let mut parked = self.parked.borrow_mut();
-            let at = parked.iter().rposition(|(_, lease)| lease.key == key)?;
-            let (_, lease) = parked.swap_remove(at);
-            drop(parked);
-            if !lease.is_quiet() {
-                self.close(lease.stream, lease.permit, UpstreamClose::Lost, None);
-                continue;
-            }
-            if claim.stands() && !lease.permit.may_stand() {
-                // Somebody else may.
-                self.parked.borrow_mut().push((Instant::now(), lease));
-                return None;
-            }
-            return Some(lease);
-        }
-    }
-
     /// Closes a connection in the background. See [`closing`].
     pub fn close(
         &self,
@@ -464,64 +402,6 @@ impl Pool {
         self.tend_role(lane, now);
         if lane.is_usable() && lane.wants_an_echo(self.shared.heartbeat, now) {
             lane.ask_for_an_echo(now);
-        }
-    }
-
-    /// Lets `waiting` others have a lane's place: the one longest in use (an idle one first) takes no new command,
-    /// empties its FIFO and closes. Each has had at least `pool.min_turn`.
-    fn give_a_turn(self: &Rc<Self>, waiting: usize, now: Instant) {
-        let mut lanes: Vec<_> = self.groups.borrow().values().flat_map(|group| group.lanes()).collect();
-        let leaving = lanes.iter().filter(|lane| lane.is_leaving()).count();
-        lanes.retain(|lane| {
-            !lane.is_leaving() && now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn
-        });
-        lanes.sort_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
-        for lane in lanes.into_iter().take(waiting.saturating_sub(leaving)) {
-            lane.leave(UpstreamClose::Turn);
-        }
-    }
-
-    /// Gives up what others wait for: parked leases, then blocked ones where a session cannot do without a lease, and
-    /// lanes in turn.
-    pub fn relieve(self: &Rc<Self>, pressure: Pressure, now: Instant) {
-        let for_sessions = pressure.leases + pressure.hubs;
-        let waiting = for_sessions + pressure.blocking + pressure.lanes;
-        let mut freed = 0;
-        while freed < waiting {
-            let Some((_, lease)) = self.parked.borrow_mut().pop() else { break };
-            self.close(lease.stream, lease.permit, UpstreamClose::Turn, None);
-            freed += 1;
-        }
-        let coming = freed + self.shared.budget.closing();
-        // A parked lease does not stand.
-        let recalled =
-            self.recall((for_sessions + pressure.lanes).saturating_sub(coming) + pressure.standing);
-        // Lanes beyond their floor live in permits that leases may have too.
-        let unserved = for_sessions.saturating_sub(freed + recalled);
-        let lanes = pressure.lanes + unserved.min(self.shared.budget.lanes_above_floor());
-        if lanes > 0 {
-            self.give_a_turn(lanes, now);
-        }
-    }
-
-    /// Lets those of `user` take turns who wait for a connection that only the user's own cap keeps from them: a parked
-    /// lease is closed, else the lane longest in use (an idle one first) makes way.
-    pub fn make_room_within(self: &Rc<Self>, user: u64, now: Instant) {
-        let mut parked = self.parked.borrow_mut();
-        if let Some(at) = parked.iter().position(|(_, lease)| lease.key.user == user) {
-            let (_, lease) = parked.swap_remove(at);
-            drop(parked);
-            return self.close(lease.stream, lease.permit, UpstreamClose::Turn, None);
-        }
-        drop(parked);
-        let mut lanes: Vec<_> = self.lanes_of(user).collect();
-        if lanes.iter().any(|lane| lane.is_leaving()) {
-            return; // one is on its way out
-        }
-        lanes.retain(|lane| now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn);
-        let first = lanes.into_iter().min_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
-        if let Some(lane) = first {
-            lane.leave(UpstreamClose::Turn);
         }
     }
 
