@@ -29,9 +29,6 @@ const ORDER: [&str; 15] = [
     "fuzzing",
 ];
 
-/// Modules whose files still import each other in circles.
-const NOT_YET: [&str; 1] = ["downstream"];
-
 fn position(module: &str) -> Option<usize> {
     ORDER.iter().position(|name| *name == module)
 }
@@ -112,11 +109,9 @@ fn a_module_imports_only_from_those_above_it() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The circles among files, but for those in [`NOT_YET`].
+/// The circles among files.
 fn circles_in<'a>(files: impl IntoIterator<Item = (&'a Path, &'a str)>) -> Vec<Vec<String>> {
-    let is_open = |file: &String| NOT_YET.iter().any(|module| file.split('/').next() == Some(module));
-    let circles = circles(&Sources::read(files).edges());
-    circles.into_iter().filter(|circle| !circle.iter().all(is_open)).collect()
+    circles(&Sources::read(files).edges())
 }
 
 #[test]
@@ -129,15 +124,8 @@ fn no_files_import_each_other_in_a_circle() {
             (path.strip_prefix(&root).unwrap().to_owned(), text)
         })
         .collect();
-    let files = || texts.iter().map(|(path, text)| (path.as_path(), text.as_str()));
-    let found = circles_in(files());
+    let found = circles_in(texts.iter().map(|(path, text)| (path.as_path(), text.as_str())));
     assert!(found.is_empty(), "these import each other: {found:?}");
-
-    let all = circles(&Sources::read(files()).edges());
-    for module in NOT_YET {
-        let is_left = all.iter().flatten().any(|file| file.split('/').next() == Some(module));
-        assert!(is_left, "{module} has no circle left: it does not belong into NOT_YET any more");
-    }
 }
 
 /// A circle planted in each way that an import can be written; and what looks like one and is none.
