@@ -37,14 +37,14 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "Precedence: flag, then environment (REDBOUNCER_SECTION__KEY, and REDBOUNCER_UPSTREAM, \
-    REDBOUNCER_LISTEN, REDBOUNCER_ADMIN, REDBOUNCER_CONFIG), then file, then default. Every key: docs/configuration.md.";
+    REDBOUNCER_LISTEN, REDBOUNCER_ADMIN, REDBOUNCER_CONFIG), then file, then default. Every key: docs/reference/configuration.md.";
 
 const CHECK_HELP: &str = "Exit codes: 0 redbouncer can serve (warnings included), 1 it could not, 64 the configuration \
-    cannot be used. See docs/hygiene.md.";
+    cannot be used. See docs/reference/command-line.md.";
 
 const CLEANUP_HELP: &str = "Left alone: this connection, a living redbouncer's, and (without --include) replicas, masters, \
     MONITOR, subscribers and blocked clients. Exit codes: 0 shown, or killed what was chosen; 1 the server cannot be \
-    reached, is too slow to judge by, refuses, or stopped in the middle; 64 wrong arguments. See docs/hygiene.md.";
+    reached, is too slow to judge by, refuses, or stopped in the middle; 64 wrong arguments. See docs/reference/command-line.md.";
 
 #[derive(Subcommand)]
 enum Command {

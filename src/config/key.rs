@@ -1,6 +1,6 @@
 //! What one key is: its name, what it takes, and which field of [`Config`] it stands for.
 //!
-//! Reading a value, showing it, naming its type in an error and in `docs/configuration.md` all come from here, so the
+//! Reading a value, showing it, naming its type in an error and in `docs/reference/configuration.md` all come from here, so the
 //! four cannot disagree.
 
 use std::ops::RangeInclusive;

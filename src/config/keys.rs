@@ -1,4 +1,4 @@
-//! Every key there is, one row each, in the order of `config.toml` and `docs/configuration.md`.
+//! Every key there is, one row each, in the order of `config.toml` and `docs/reference/configuration.md`.
 //!
 //! Defaults are not here: they stand beside the fields, in the options of the part that owns them. Bounds are: they keep
 //! out values that would switch a safeguard off by accident or that the kernel would refuse later.

@@ -1,4 +1,4 @@
-//! Holds `config.toml`, `docs/configuration.md` and the code's defaults to each other: whichever drifts, fails.
+//! Holds `config.toml`, `docs/reference/configuration.md` and the code's defaults to each other: whichever drifts, fails.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -6,7 +6,7 @@ use super::keys::KEYS;
 use super::*;
 
 const FILE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml"));
-const REFERENCE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md"));
+const REFERENCE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/configuration.md"));
 
 /// One `key = value` line of `config.toml`.
 struct Line {
@@ -99,7 +99,7 @@ fn every_key_of_config_toml_is_explained_above_it() {
     }
 }
 
-/// One row of the tables in `docs/configuration.md`: its cells.
+/// One row of the tables in `docs/reference/configuration.md`: its cells.
 fn rows() -> Vec<(String, Vec<String>)> {
     let mut section = String::new();
     let mut rows = Vec::new();

@@ -127,7 +127,7 @@ pub fn publish_tasks(thread: &str) {
     publish_gauge("redbouncer_tasks", &[("thread", thread)], tasks);
 }
 
-/// Every metric with its type, labels and meaning: what `docs/metrics.md` lists, and what is described to the exporter.
+/// Every metric with its type, labels and meaning: what `docs/reference/metrics.md` lists, and what is described to the exporter.
 pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("redbouncer_build_info", "gauge", "version", "1, with the version that runs."),
     ("redbouncer_clients", "gauge", "worker", "Connected clients."),

@@ -600,7 +600,7 @@ fn subjects(source: &str) -> Vec<String> {
 #[test]
 fn every_subject_is_in_the_page() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = fs::read_to_string(root.join("docs/hygiene.md")).unwrap();
+    let page = fs::read_to_string(root.join("docs/reference/command-line.md")).unwrap();
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
     let doctor = fs::read_dir(root.join("src/hygiene/doctor")).unwrap().map(|file| file.unwrap().path());
     let mut seen = std::collections::BTreeSet::new();
@@ -610,6 +610,6 @@ fn every_subject_is_in_the_page() {
     assert!(seen.len() >= 18, "{seen:?}");
     for subject in seen {
         let first_cell = |row: &&str| row.split(" | ").next().unwrap().contains(&format!("`{subject}`"));
-        assert!(rows.iter().any(first_cell), "docs/hygiene.md has no row for {subject}");
+        assert!(rows.iter().any(first_cell), "docs/reference/command-line.md has no row for {subject}");
     }
 }

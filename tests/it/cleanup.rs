@@ -331,11 +331,13 @@ fn every_flag_is_in_the_help_and_in_the_page() {
     let (exit, help) = Proxy::run_to_end(&["cleanup", "--help"], &[]);
     assert_eq!(exit.code, Some(0));
     let own = help.split("Settings:").next().unwrap();
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hygiene.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/command-line.md"))
+            .unwrap();
     let flags: Vec<&str> = own.split_whitespace().filter(|word| word.starts_with("--")).collect();
     assert!(flags.len() >= 9, "{help}");
     for flag in flags.iter().map(|flag| flag.trim_end_matches([',', ')'])).filter(|flag| *flag != "--help") {
-        assert!(page.contains(flag), "docs/hygiene.md does not know {flag}");
+        assert!(page.contains(flag), "docs/reference/command-line.md does not know {flag}");
     }
     for kind in ["replicas", "masters", "monitors", "subscribers", "blocked", "unclear"] {
         assert!(own.contains(kind) && page.contains(kind), "{kind}");

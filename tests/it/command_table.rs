@@ -189,7 +189,7 @@ fn every_server_at_hand_agrees_with_the_table() {
 /// a script's text, so the page says it.
 #[test]
 fn what_scripts_reach_past_the_policy_is_documented() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/users.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guides/users.md")).unwrap();
     let (_, list) = page.split_once("Scripts reach, past `auth.admin_commands`").expect("the list");
     let list = list.split("\n\n").next().unwrap();
     let documented: BTreeSet<&str> = list.split('`').skip(1).step_by(2).collect();

@@ -1,4 +1,4 @@
-//! The differences that docs/compatibility.md tells of and no other file shows: each is seen directly and through the proxy.
+//! The differences that docs/reference/compatibility.md tells of and no other file shows: each is seen directly and through the proxy.
 //!
 //! A difference is half a promise: what stands on that page must still be so, or the page misleads who plans by it.
 

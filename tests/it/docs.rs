@@ -25,6 +25,16 @@ fn table<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
+/// The rows of all tables of a page, without their heads.
+fn tables(page: &str) -> Vec<Vec<&str>> {
+    let mut rows = Vec::new();
+    for block in page.split("\n\n") {
+        let lines = block.lines().skip_while(|line| !line.starts_with("|---"));
+        rows.extend(lines.skip(1).map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()));
+    }
+    rows
+}
+
 /// The words in backquotes of each row's first cell.
 fn first_words(rows: &[Vec<&str>]) -> Vec<String> {
     rows.iter().map(|row| row[0].trim_matches('`').to_owned()).collect()
@@ -50,7 +60,7 @@ fn files(directory: &Path, end: &str) -> Vec<PathBuf> {
 
 #[test]
 fn every_metric_is_documented_as_the_code_describes_it() {
-    let page = read("docs/metrics.md");
+    let page = read("docs/reference/metrics.md");
     let documented = table(&page, "# Metrics");
     let expected: Vec<Vec<String>> = METRICS
         .iter()
@@ -79,21 +89,21 @@ fn every_metric_is_counted_somewhere() {
 
 #[test]
 fn every_reason_for_closing_a_client_is_documented() {
-    let page = read("docs/metrics.md");
+    let page = read("docs/reference/metrics.md");
     let known: Vec<_> = ClientClose::ALL.iter().map(|reason| reason.label()).collect();
     assert_eq!(first_words(&table(&page, "## Why clients are closed")), known);
 }
 
 #[test]
 fn every_reason_for_closing_an_upstream_connection_is_documented() {
-    let page = read("docs/metrics.md");
+    let page = read("docs/reference/metrics.md");
     let known: Vec<_> = UpstreamClose::ALL.iter().map(|reason| reason.label()).collect();
     assert_eq!(first_words(&table(&page, "## Why upstream connections are closed")), known);
 }
 
 #[test]
 fn every_reason_for_killing_an_orphan_is_documented() {
-    let page = read("docs/metrics.md");
+    let page = read("docs/reference/metrics.md");
     let known: Vec<_> = Reap::ALL.iter().map(|reason| reason.label()).collect();
     assert_eq!(first_words(&table(&page, "## Why orphans are killed")), known);
 }
@@ -127,7 +137,7 @@ fn closes_are_reported_by_those_who_hold_the_connection() {
 
 #[test]
 fn everything_that_can_be_lacking_is_documented_with_what_follows() {
-    let page = read("docs/providers.md");
+    let page = read("docs/guides/providers.md");
     let rows = table(&page, "## What is done without");
     let documented: Vec<_> = rows.iter().map(|row| (row[0].trim_matches('`'), row[2])).collect();
     let names = Lacking::ALL.map(|what| what.to_string());
@@ -138,7 +148,7 @@ fn everything_that_can_be_lacking_is_documented_with_what_follows() {
 
 #[test]
 fn every_recipe_for_a_provider_names_tests_that_exist() {
-    let page = read("docs/providers.md");
+    let page = read("docs/guides/providers.md");
     let tests = read("tests/it/providers.rs");
     let recipes = page.split("\n## ").filter(|section| section.contains("REDBOUNCER_UPSTREAM__URL"));
     let mut count = 0;
@@ -173,12 +183,12 @@ fn tests_of(source: &str) -> BTreeSet<&str> {
 
 #[test]
 fn tests_that_the_compatibility_page_names_exist() {
-    let page = read("docs/compatibility.md");
+    let page = read("docs/reference/compatibility.md");
     let mut checked = 0;
     for word in page.split('`').skip(1).step_by(2) {
         let Some((file, test)) = word.split_once("::") else { continue };
         let is_known = tests_of(&read(&format!("tests/it/{file}.rs"))).contains(test);
-        assert!(is_known, "docs/compatibility.md names {word}");
+        assert!(is_known, "docs/reference/compatibility.md names {word}");
         checked += 1;
     }
     assert!(checked >= 80, "only {checked} names were found: the reader is broken");
@@ -187,7 +197,7 @@ fn tests_that_the_compatibility_page_names_exist() {
 /// Every row and every item of the page names the tests that show it.
 #[test]
 fn every_difference_on_the_compatibility_page_has_its_test() {
-    let page = read("docs/compatibility.md");
+    let page = read("docs/reference/compatibility.md");
     for section in page.split("\n## ").skip(1) {
         let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
         let items = section.split("\n- ").skip(1).map(|item| item.split("\n\n").next().unwrap_or_default());
@@ -200,25 +210,26 @@ fn every_difference_on_the_compatibility_page_has_its_test() {
 
 #[test]
 fn every_pin_is_documented() {
-    let page = read("docs/metrics.md");
+    let page = read("docs/reference/metrics.md");
     let known: Vec<_> = Pin::ALL.iter().map(|pin| pin.label()).collect();
     assert_eq!(first_words(&table(&page, "## Why leases are taken")), known);
 }
 
-/// The fixed beginnings of our own error texts in a source file: up to the first value.
+/// The fixed beginnings of our own error texts in a source file: up to the first value or line end.
 fn error_texts(source: &str) -> BTreeSet<String> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     let literals = |before: &str, put: &str| -> Vec<String> {
         code.match_indices(before)
             .map(|(at, _)| {
                 let text = &code[at + before.len()..];
-                format!("{put}{}", text[..text.find(['"', '{']).unwrap_or(0)].trim_end())
+                format!("{put}{}", text[..text.find(['"', '{', '\\']).unwrap_or(0)].trim_end())
             })
             .collect()
     };
     let dial = "ERR redbouncer: no upstream connection: ";
     let mut texts = BTreeSet::new();
     texts.extend(literals("\"ERR redbouncer: ", "ERR redbouncer: "));
+    texts.extend(literals("\"-ERR redbouncer: ", "ERR redbouncer: "));
     texts.extend(literals("\"redbouncer: no upstream", "ERR redbouncer: no upstream"));
     texts.extend(literals(" own(\"", dial));
     texts.extend(literals(" own(&format!(\"", dial));
@@ -226,23 +237,27 @@ fn error_texts(source: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_error_text_of_ours_is_in_the_operations_page() {
-    let page = read("docs/operations.md");
-    let documented: Vec<String> = first_words(&table(&page, "## Error texts"));
-    let mut seen = 0;
+fn every_error_text_of_ours_is_in_the_page_of_errors() {
+    let page = read("docs/reference/errors.md");
+    let documented: Vec<String> = first_words(&tables(&page));
+    let mut texts = BTreeSet::new();
     // Modules of tests that have a file of their own are tests as those behind `#[cfg(test)]` are.
     let is_test = |path: &Path| path.iter().any(|part| part == "tests" || part == "tests.rs");
     let source = root().join("src");
     for path in files(&source, ".rs").into_iter().filter(|path| !is_test(path.strip_prefix(&source).unwrap()))
     {
         for text in error_texts(&fs::read_to_string(&path).unwrap()) {
-            seen += 1;
             // The page writes ⟨value⟩ where the source has {value}.
             let known = documented.iter().any(|row| row.starts_with(&text));
-            assert!(known, "{}: {text:?} has no row in docs/operations.md", path.display());
+            assert!(known, "{}: {text:?} has no row in docs/reference/errors.md", path.display());
+            texts.insert(text);
         }
     }
-    assert!(seen >= 15, "only {seen} texts were found: the reader is broken");
+    assert!(texts.len() >= 15, "only {texts:?} were found: the reader is broken");
+    // A row whose text is no longer in the source is an error as well.
+    for row in documented.iter().filter(|row| row.starts_with("ERR redbouncer: ")) {
+        assert!(texts.iter().any(|text| row.starts_with(text.as_str())), "no such error: {row}");
+    }
 }
 
 #[test]
@@ -291,6 +306,116 @@ fn links_between_pages_resolve() {
         }
     }
     assert!(checked >= 20, "only {checked} links were found: the reader is broken");
+}
+
+#[test]
+fn every_file_of_integration_tests_is_in_one_group_of_the_contributing_page() {
+    let page = read("CONTRIBUTING.md");
+    let commands =
+        page.lines().filter_map(|line| line.split_once("cargo nextest run -E 'binary(it) & test(/^("));
+    // Commands inside a sentence are no groups.
+    let groups = commands.filter(|(before, _)| before.trim().is_empty());
+    let mut grouped: Vec<&str> = groups
+        .filter_map(|(_, rest)| rest.split_once(")::/)'"))
+        .flat_map(|(names, _)| names.split('|'))
+        .collect();
+    grouped.sort_unstable();
+    let main = read("tests/it/main.rs");
+    let mut modules: Vec<&str> =
+        main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).collect();
+    modules.retain(|name| *name != "harness");
+    assert_eq!(grouped, modules);
+}
+
+/// All pages in the root and in `docs/` by path, except decision records, which are never rewritten.
+fn pages() -> Vec<(String, String)> {
+    let mut pages = Vec::new();
+    for path in files(root(), ".md") {
+        let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        if !name.starts_with("docs/decisions/") && (name.starts_with("docs/") || !name.contains('/')) {
+            pages.push((name, fs::read_to_string(path).unwrap()));
+        }
+    }
+    pages
+}
+
+#[test]
+fn every_page_is_in_the_index() {
+    let index = read("docs/README.md");
+    let listed = links(&index);
+    for (name, _) in pages() {
+        if let Some(page) = name.strip_prefix("docs/").filter(|page| *page != "README.md") {
+            assert!(listed.iter().any(|link| link.split('#').next() == Some(page)), "docs/README.md: {page}");
+        }
+    }
+}
+
+/// A page's words outside code blocks and backquotes, in lower case, with one space between them.
+fn words(page: &str) -> String {
+    let mut prose = String::new();
+    let mut is_code = false;
+    let mut is_behind_gap = true;
+    for line in page.lines() {
+        is_code = line.starts_with("    ") && (is_code || is_behind_gap);
+        is_behind_gap = line.is_empty();
+        if !is_code {
+            prose += line;
+            prose.push(' ');
+        }
+    }
+    let plain: String = prose.split('`').step_by(2).collect::<Vec<_>>().join(" ");
+    let plain = plain.to_lowercase();
+    let words = plain.split(|sign: char| !sign.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Idioms that are not plain technical English, each with its replacement.
+const IDIOMS: [(&str, &str); 8] = [
+    ("somebody", "name who: a client, a user, a process"),
+    ("nobody", "no client, no user, no process"),
+    ("anew", "again"),
+    ("at the most", "at most"),
+    ("belongs into", "belongs in"),
+    ("let in", "accepted"),
+    ("be had", "be obtained, be available"),
+    ("all the same", "still"),
+];
+
+fn idioms(page: &str) -> Vec<(&'static str, &'static str)> {
+    let words = format!(" {} ", words(page));
+    IDIOMS.into_iter().filter(|(idiom, _)| words.contains(&format!(" {idiom} "))).collect()
+}
+
+#[test]
+fn pages_are_free_of_listed_idioms() {
+    // Cells that other tests compare with the code. The last one is the type of `hygiene.name`.
+    let of_the_code = METRICS.iter().map(|(.., meaning)| *meaning).chain(Lacking::ALL.map(Lacking::without));
+    let of_the_code: Vec<&str> = of_the_code.chain(["63 at the most"]).collect();
+    for (name, page) in pages() {
+        if ["docs/architecture.md", "docs/internals.md"].contains(&name.as_str()) {
+            continue;
+        }
+        let page = of_the_code.iter().fold(page, |page, text| page.replace(text, ""));
+        assert_eq!(idioms(&page), [], "{name}");
+    }
+}
+
+#[test]
+fn the_reader_of_idioms_sees_line_ends_and_skips_what_is_quoted() {
+    assert_eq!(idioms("At the\nmost two, and nobody.").len(), 2);
+    assert_eq!(idioms("The line `nobody reads` is a quote, outlet in is none.\n\n    let in\n").len(), 0);
+}
+
+/// A longer page should be two pages. Tables do not count; reference pages may be long.
+#[test]
+fn guides_and_explanations_are_short() {
+    for (name, page) in pages() {
+        if name.starts_with("docs/guides/") || name.starts_with("docs/explanation/") {
+            let prose: Vec<&str> = page.lines().filter(|line| !line.starts_with('|')).collect();
+            let count = prose.join("\n").split_whitespace().count();
+            assert!(count < 2000, "{name}: {count} words");
+        }
+    }
 }
 
 #[test]

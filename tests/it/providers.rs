@@ -581,7 +581,7 @@ fn errors_that_pass_are_passed_on_and_not_remembered() {
     assert!(told(&proxy).is_empty(), "{}", proxy.log());
 }
 
-/// A provider as its documentation describes it (docs/providers.md): what it does not know, what it forbids, how many
+/// A provider as its documentation describes it (docs/guides/providers.md): what it does not know, what it forbids, how many
 /// clients it takes.
 struct Provider {
     name: &'static str,

@@ -145,7 +145,7 @@ impl LeaseState {
                     let mut out = BytesMut::new();
                     encode::error(
                         &mut out,
-                        "ERR redbouncer: WAIT needs PUBLISH, which the server refused; see docs/compatibility.md",
+                        "ERR redbouncer: WAIT needs PUBLISH, which the server refused; see docs/reference/compatibility.md",
                     );
                     return Received::Instead(out.freeze());
                 }

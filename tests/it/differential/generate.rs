@@ -1,6 +1,6 @@
 //! From a seed to a sequence: a few clients, each with themes of its own, mixed.
 //!
-//! What differs by design is not generated; each such thing stands here with its reason, and in docs/compatibility.md for
+//! What differs by design is not generated; each such thing stands here with its reason, and in docs/reference/compatibility.md for
 //! the reader. What no two servers agree on (random members, times, the order of a hash table) is left out too.
 
 use std::collections::HashSet;

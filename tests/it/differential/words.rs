@@ -43,7 +43,7 @@ pub(crate) const NOT_COMPARED: &[(&str, &str)] = &[
     ("pfdebug", "stalls the server"),
     ("psetex", "in milliseconds"),
     ("pttl", "in milliseconds"),
-    ("pubsub", "counted by connection: docs/compatibility.md"),
+    ("pubsub", "counted by connection: docs/reference/compatibility.md"),
     ("randomkey", "random"),
     ("replicaof", "changes the server for everybody"),
     ("role", "offsets"),
