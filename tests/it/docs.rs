@@ -260,6 +260,57 @@ fn every_error_text_of_ours_is_in_the_page_of_errors() {
     }
 }
 
+/// The fixed beginnings of the warnings and errors that a source file logs. The message is the last text of the call.
+fn warnings(source: &str) -> BTreeSet<String> {
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for call in ["tracing::warn!(", "tracing::error!("] {
+        for rest in code.split(call).skip(1) {
+            let (mut open, mut last, mut begin) = (1, "", None);
+            for (at, sign) in rest.char_indices() {
+                match (sign, begin) {
+                    ('"', Some(from)) => (last, begin) = (&rest[from..at], None),
+                    ('"', None) => begin = Some(at + 1),
+                    ('(', None) => open += 1,
+                    (')', None) => open -= 1,
+                    _ => {}
+                }
+                if open == 0 {
+                    break;
+                }
+            }
+            found.extend(last.split(['{', '\\']).next().map(|text| text.trim_end().to_owned()));
+        }
+    }
+    // A message that is one value is documented where the value comes from.
+    found.remove("");
+    found
+}
+
+#[test]
+fn every_warning_and_error_of_the_log_is_documented() {
+    let page = read("docs/reference/log.md");
+    let mut seen = 0;
+    let source = root().join("src");
+    let is_test =
+        |path: &Path| path.iter().any(|part| part == "tests" || part == "tests.rs" || part == "fuzzing");
+    for path in files(&source, ".rs").into_iter().filter(|path| !is_test(path.strip_prefix(&source).unwrap()))
+    {
+        for text in warnings(&fs::read_to_string(&path).unwrap()) {
+            seen += 1;
+            let known = page.contains(&format!("`{text}"));
+            assert!(known, "{}: {text:?} has no row in docs/reference/log.md", path.display());
+        }
+    }
+    assert!(seen >= 20, "only {seen} texts were found: the reader is broken");
+}
+
+#[test]
+fn the_reader_of_warnings_takes_the_message_up_to_its_first_value() {
+    let source = "tracing::warn!(user = %name(\"a\"), \"a login {failed}\"); tracing::info!(\"up\"); tracing::error!(\"down\")";
+    assert_eq!(warnings(source).into_iter().collect::<Vec<_>>(), ["a login", "down"]);
+}
+
 #[test]
 fn the_reader_of_error_texts_stops_at_values_and_skips_tests() {
     let source =
