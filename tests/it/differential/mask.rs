@@ -39,7 +39,7 @@ pub(crate) struct Heard {
     pub(crate) ended: bool,
 }
 
-/// Of which keys a tracking client was told. In front of the proxy it may be told of more than directly (docs/compatibility.md), but
+/// Of which keys a tracking client was told. In front of the proxy it may be told of more than directly (docs/reference/compatibility.md), but
 /// of no key less: what it keeps too long is wrong.
 #[derive(Clone, Debug, Default)]
 struct Told {
