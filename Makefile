@@ -95,7 +95,7 @@ bench-hubs:
 prove-hygiene:
 	@deploy/install.sh build redis network servers
 	cargo build
-	for part in cut_off:: network::; do
+	for part in network_partition:: network::; do
 	  REDBOUNCER_LONG=1 cargo test --test it "$$part" -- --nocapture --test-threads 2
 	done
 

@@ -1,12 +1,12 @@
 //! The whole proxy: assembled, run, drained.
 //!
 //! The main thread accepts, serves the admin port, watches signals and the server's address; each worker is a thread
-//! with a runtime of its own. They share the budget, the links between them, and the metrics.
+//! with a runtime of its own. They share the budget, the workers between them, and the metrics.
 
+mod certificates;
 mod files;
 mod memory;
-mod renewal;
-mod roster;
+mod users_file;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -30,20 +30,20 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, AdminError, View};
 use crate::config::Config;
 use crate::downstream::{
-    Directory, Doorkeeper, Limits, Link, Links, ListenError, Listener, Message, Places, ServerTls, Terms,
-    Worker, listen,
+    AcceptOptions, Admission, Directory, Limits, ListenError, Listener, Message, ServerTls, Worker,
+    WorkerConfig, WorkerHandle, Workers, listen,
 };
 use crate::pool::{
-    Budget, ClientMemory, DialGate, Hubs, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared, Short, Tracked,
-    Unavailable,
+    Budget, ClientMemory, DialRateLimiter, Hubs, HumanDuration, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared,
+    Tracked, Unavailable,
 };
 use crate::resp::Protocol;
 use crate::session::FIRST_CLIENT_ID;
 use crate::shutdown::StopSignals;
 use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks};
 use crate::upstream::{Connector, Instance, TlsSetupError};
-use renewal::Renewal;
-use roster::Roster;
+use certificates::CertificateReloader;
+use users_file::UsersFileReloader;
 
 /// The configuration names something that cannot be used (a certificate that is not there).
 const BAD_CONFIGURATION: u8 = 64;
@@ -85,7 +85,7 @@ impl StartError {
 pub fn run(config: Config) -> ExitCode {
     let log = match Log::start(&config.log) {
         Ok(log) => Rc::new(log),
-        Err(error) => return complain(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
+        Err(error) => return report_start_error(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
     };
     warn_of_what_is_retired(&config);
     for exposure in &config.exposed {
@@ -99,7 +99,7 @@ pub fn run(config: Config) -> ExitCode {
     });
     let code = match outcome {
         Ok(code) => code,
-        Err(error) => complain(&error.to_string(), error.exit_code()),
+        Err(error) => report_start_error(&error.to_string(), error.exit_code()),
     };
     log.finish();
     code
@@ -115,7 +115,7 @@ fn warn_of_what_is_retired(config: &Config) {
     }
 }
 
-fn complain(text: &str, code: ExitCode) -> ExitCode {
+fn report_start_error(text: &str, code: ExitCode) -> ExitCode {
     tracing::error!("{text}");
     code
 }
@@ -127,7 +127,7 @@ fn runtime() -> std::io::Result<LocalRuntime> {
 /// Everything that lives as long as the process.
 struct Proxy {
     shared: Shared,
-    links: Links,
+    workers: Workers,
     directory: Arc<Directory>,
     /// Users that the metrics have shown.
     shown: RefCell<BTreeSet<String>>,
@@ -149,7 +149,7 @@ impl Proxy {
         };
         let connector = Arc::new(Connector::new(&config.upstream)?);
         let tls = ServerTls::new(&config.listen.tls)?;
-        let renewal = Renewal::new(Arc::clone(&connector), tls.clone());
+        let renewal = CertificateReloader::new(Arc::clone(&connector), tls.clone());
         let listeners = listen(&config.listen, tls.as_ref()).await?;
         let admin = match &config.admin.address {
             Some(address) => Some(admin::Server::bind(address, &config.admin.hosts).await?),
@@ -163,25 +163,25 @@ impl Proxy {
                 Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub },
             ),
             connector,
-            gate: Arc::new(DialGate::new(config.upstream.connect_rate)),
+            dial_rate: Arc::new(DialRateLimiter::new(config.upstream.connect_rate)),
             health: Arc::default(),
             options: config.pool.clone(),
             upstream: config.upstream.clone(),
             heartbeat: config.naming.heartbeat,
-            pulse: Arc::default(),
+            liveness: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: ClientMemory::new(memory::bound(&config.client)),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };
-        let places = Places::new(limits);
+        let places = Admission::new(limits);
         let first_look = CancellationToken::new();
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
-        let (links, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
+        let (workers, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
         let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
         let (shown, stopping) = (RefCell::default(), AtomicBool::new(false));
-        let proxy = Rc::new(Self { shared, links, directory, shown, exporter, listening, stopping, log });
-        let door = Doorkeeper {
-            links: proxy.links.clone(),
+        let proxy = Rc::new(Self { shared, workers, directory, shown, exporter, listening, stopping, log });
+        let door = AcceptOptions {
+            workers: proxy.workers.clone(),
             max_clients: limits.inside.min(limits.together),
             login_timeout: config.client.login_timeout,
             mode: config.auth.mode,
@@ -192,12 +192,12 @@ impl Proxy {
         let patience = config.upstream.connect_timeout.min(FIRST_LOOK);
         drop(tokio::time::timeout(patience, first_look.cancelled()).await);
         proxy.announce(&config, admin.as_ref());
-        let doors = Doors::open(listeners, &door)?;
+        let doors = Listeners::open(listeners, &door)?;
         if let Some(server) = admin {
             tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
         }
         let hangup = signal(SignalKind::hangup())?;
-        let roster = Roster::new(&config, Arc::clone(&proxy.directory), proxy.links.clone());
+        let roster = UsersFileReloader::new(&config, Arc::clone(&proxy.directory), proxy.workers.clone());
         tokio::task::spawn_local(renew(renewal, roster, hangup));
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         let first = signals.next().await;
@@ -238,7 +238,7 @@ impl Proxy {
                 _ = resolve.tick() => {
                     if matches!(self.shared.connector.address_changed().await, Ok(true)) {
                         tracing::warn!("the upstream's address has changed; lanes move to the new one");
-                        self.links.address_changed().await;
+                        self.workers.address_changed().await;
                     }
                 }
             }
@@ -270,7 +270,7 @@ impl Proxy {
         publish_gauge("redbouncer_standing_leases", &[], standing);
         publish_gauge("redbouncer_standing_leases_max", &[], standing_max);
         let memory = &self.shared.memory;
-        publish_gauge("redbouncer_clients_unauthenticated", &[], self.links.places().waiting());
+        publish_gauge("redbouncer_clients_unauthenticated", &[], self.workers.places().waiting());
         publish_gauge("redbouncer_client_memory_bytes", &[], memory.used());
         publish_gauge("redbouncer_client_memory_bytes_max", &[], memory.bound().unwrap_or(0));
         publish_tasks("main");
@@ -302,14 +302,20 @@ impl Proxy {
     }
 
     /// Closes the door, drains the workers, says what was closed.
-    async fn stop(&self, signal: &str, doors: Doors, signals: &mut StopSignals, grace: Duration) -> ExitCode {
+    async fn stop(
+        &self,
+        signal: &str,
+        doors: Listeners,
+        signals: &mut StopSignals,
+        grace: Duration,
+    ) -> ExitCode {
         self.stopping.store(true, Ordering::Relaxed);
         doors.close();
-        let clients = self.links.clients();
+        let clients = self.workers.clients();
         let upstreams = self.shared.budget.held();
-        tracing::info!(signal, clients, upstreams, grace = %Short(grace), "stopping");
+        tracing::info!(signal, clients, upstreams, grace = %HumanDuration(grace), "stopping");
         let cut = tokio::select! {
-            cut = self.links.drain(Instant::now() + grace) => cut,
+            cut = self.workers.drain(Instant::now() + grace) => cut,
             second = async { signals.settle().await; signals.next().await } => {
                 tracing::warn!(signal = second, "stopping at once");
                 self.log.finish();
@@ -332,14 +338,14 @@ impl Proxy {
 
 /// The open listeners. Those with TLS have a thread of their own, because a handshake takes longer than anything that
 /// the others do.
-struct Doors {
+struct Listeners {
     plain: Vec<AbortHandle>,
     closed: CancellationToken,
     tls: Option<JoinHandle<()>>,
 }
 
-impl Doors {
-    fn open(listeners: Vec<Listener>, door: &Doorkeeper) -> std::io::Result<Self> {
+impl Listeners {
+    fn open(listeners: Vec<Listener>, door: &AcceptOptions) -> std::io::Result<Self> {
         let (tls, plain): (Vec<_>, Vec<_>) = listeners.into_iter().partition(Listener::is_tls);
         let start = |listener| tokio::task::spawn_local(accept(listener, door.clone())).abort_handle();
         let plain = plain.into_iter().map(start).collect();
@@ -376,7 +382,7 @@ impl Doors {
     }
 }
 
-async fn accept(listener: Listener, door: Doorkeeper) {
+async fn accept(listener: Listener, door: AcceptOptions) {
     let address = listener.address();
     if let Err(error) = listener.accept(door).await {
         tracing::error!(listen = address, %error, "no client can be accepted");
@@ -384,7 +390,7 @@ async fn accept(listener: Listener, door: Doorkeeper) {
 }
 
 /// Reads certificates and users again, on SIGHUP and when they have changed.
-async fn renew(mut renewal: Renewal, mut roster: Roster, mut hangup: Signal) {
+async fn renew(mut renewal: CertificateReloader, mut roster: UsersFileReloader, mut hangup: Signal) {
     let mut look = tokio::time::interval(LOOK_AT_CERTIFICATES);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -402,7 +408,7 @@ async fn renew(mut renewal: Renewal, mut roster: Roster, mut hangup: Signal) {
 
 impl View for Proxy {
     async fn metrics(&self) -> String {
-        let seconds = self.links.publish().await;
+        let seconds = self.workers.publish().await;
         self.publish();
         self.exporter.render() + &CommandSeconds::render(&seconds)
     }
@@ -435,12 +441,12 @@ impl View for Proxy {
                 "last_reason": closed.reason,
             });
         }
-        let (lanes, mut clients) = (self.links.lanes().await, self.links.rows().await);
+        let (lanes, mut clients) = (self.workers.lanes().await, self.workers.rows().await);
         clients.sort_by_key(|row| row.id);
         let users = self.directory.rows();
         let mut status =
             admin::status(state, &self.listening, &upstream, &self.shared, &lanes, &users, &clients);
-        status["unauthenticated"] = json!(self.links.places().waiting());
+        status["unauthenticated"] = json!(self.workers.places().waiting());
         status
     }
 }
@@ -464,12 +470,12 @@ fn start_workers(
     config: &Config,
     shared: &Shared,
     directory: &Arc<Directory>,
-    places: &Arc<Places>,
+    places: &Arc<Admission>,
     first_look: &CancellationToken,
-) -> Result<(Links, Vec<JoinHandle<()>>), StartError> {
-    let (links, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| Link::new()).unzip();
-    let links = Links::new(links, Arc::clone(places));
-    let terms = Terms {
+) -> Result<(Workers, Vec<JoinHandle<()>>), StartError> {
+    let (workers, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| WorkerHandle::new()).unzip();
+    let workers = Workers::new(workers, Arc::clone(places));
+    let terms = WorkerConfig {
         clients: config.client.clone(),
         auth: config.auth.clone(),
         blocking: config.blocking.clone(),
@@ -482,16 +488,22 @@ fn start_workers(
     };
     let mut threads = Vec::new();
     for (index, end) in ends.into_iter().enumerate() {
-        let (shared, terms, links) = (shared.clone(), terms.clone(), links.clone());
+        let (shared, terms, workers) = (shared.clone(), terms.clone(), workers.clone());
         // Built here, so that a refusal of the operating system is an error at the start and not a panic later.
-        let work = move || work(index, shared, terms, links, end);
+        let work = move || work(index, shared, terms, workers, end);
         threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?);
     }
-    Ok((links, threads))
+    Ok((workers, threads))
 }
 
 /// A worker's thread.
-fn work(index: usize, shared: Shared, terms: Terms, links: Links, messages: mpsc::Receiver<Message>) {
+fn work(
+    index: usize,
+    shared: Shared,
+    terms: WorkerConfig,
+    workers: Workers,
+    messages: mpsc::Receiver<Message>,
+) {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -502,15 +514,15 @@ fn work(index: usize, shared: Shared, terms: Terms, links: Links, messages: mpsc
     runtime.block_on(async {
         let pool = Pool::new(shared, TaskTracker::new());
         if index == 0 {
-            pool.tasks().spawn_local(greet(Rc::clone(&pool), Arc::clone(&terms.directory)));
+            pool.tasks().spawn_local(verify_upstream(Rc::clone(&pool), Arc::clone(&terms.directory)));
         }
-        Worker::new(index, pool, terms, links).run(messages).await;
+        Worker::new(index, pool, terms, workers).run(messages).await;
     });
     runtime.shutdown_background();
 }
 
 /// The first login, before any client needs it: a wrong address or password is in the log at once.
-async fn greet(pool: Rc<Pool>, directory: Arc<Directory>) {
+async fn verify_upstream(pool: Rc<Pool>, directory: Arc<Directory>) {
     let (user, identity) = directory.own_identity();
     let database = pool.shared.upstream.database;
     let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };

@@ -6,7 +6,7 @@ use super::output::counted;
 use super::terminal;
 use crate::config::{Config, ConfigError};
 use crate::downstream::{AuthMode, ServerTls};
-use crate::hygiene::doctor::{Finding, Findings, Level, Plan, examine, examine_own_certificate};
+use crate::hygiene::check::{Finding, Findings, Level, Plan, examine, examine_own_certificate};
 use crate::pool::{Budget, Hubs, Kind};
 use serde_json::{Value, json};
 

@@ -20,7 +20,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Flags};
-use crate::hygiene::doctor::Level;
+use crate::hygiene::check::Level;
 use output::{fail, print};
 
 /// A flag, key, variable or value that the operator must mend.

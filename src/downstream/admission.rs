@@ -31,7 +31,7 @@ pub struct Limits {
 
 /// All places.
 #[derive(Debug)]
-pub struct Places {
+pub struct Admission {
     limits: Limits,
     state: Mutex<State>,
 }
@@ -97,8 +97,8 @@ pub(in crate::downstream) enum Refused {
 }
 
 /// A place, given back when dropped.
-pub(in crate::downstream) struct Place {
-    places: Arc<Places>,
+pub(in crate::downstream) struct AdmissionGuard {
+    places: Arc<Admission>,
     /// Where it comes from, if places are counted by address.
     address: Option<Box<IpAddr>>,
     /// Not inside yet.
@@ -116,7 +116,7 @@ fn neighbourhood(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Places {
+impl Admission {
     /// All places are free.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
@@ -135,7 +135,7 @@ impl Places {
         self: &Arc<Self>,
         peer: &Endpoint,
         waits: bool,
-    ) -> Result<Place, Refused> {
+    ) -> Result<AdmissionGuard, Refused> {
         let address = peer.host().map(|address| address.to_canonical());
         let mut state = self.state.lock();
         // Whoever waits would be refused when it has logged in.
@@ -155,7 +155,7 @@ impl Places {
         }
         drop(state);
         let address = address.filter(|_| self.limits.per_address > 0).map(Box::new);
-        Ok(Place { places: Arc::clone(self), address, waits: Cell::new(stay) })
+        Ok(AdmissionGuard { places: Arc::clone(self), address, waits: Cell::new(stay) })
     }
 }
 
@@ -222,13 +222,13 @@ impl State {
     }
 }
 
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for AdmissionGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Place").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("AdmissionGuard").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
-impl Place {
+impl AdmissionGuard {
     /// Its stay among those that have not logged in; `None`: it is inside.
     pub(in crate::downstream) fn stay(&self) -> Option<Arc<Stay>> {
         let stay = self.waits.take();
@@ -263,7 +263,7 @@ impl Place {
     }
 }
 
-/// See [`Place::is_checked`].
+/// See [`AdmissionGuard::is_checked`].
 pub(in crate::downstream) struct Checked(Arc<Stay>);
 
 impl Drop for Checked {
@@ -272,7 +272,7 @@ impl Drop for Checked {
     }
 }
 
-impl Drop for Place {
+impl Drop for AdmissionGuard {
     fn drop(&mut self) {
         let mut state = self.places.state.lock();
         if let Some(stay) = self.waits.take() {
@@ -300,21 +300,21 @@ mod tests {
 
     use super::*;
 
-    fn places(inside: usize, waiting: usize) -> Arc<Places> {
-        Places::new(Limits { inside, waiting, together: usize::MAX, per_address: 0 })
+    fn places(inside: usize, waiting: usize) -> Arc<Admission> {
+        Admission::new(Limits { inside, waiting, together: usize::MAX, per_address: 0 })
     }
 
     fn at(text: &str) -> Endpoint {
         Endpoint::Tcp(SocketAddr::new(text.parse().unwrap(), 1000))
     }
 
-    fn gave_way(place: &Place) -> bool {
+    fn gave_way(place: &AdmissionGuard) -> bool {
         place.stay().is_some_and(|stay| stay.end.load(SeqCst) == GAVE_WAY)
     }
 
     #[test]
     fn every_address_has_its_own_places() {
-        let places = Places::new(Limits { inside: 100, waiting: 100, together: 200, per_address: 2 });
+        let places = Admission::new(Limits { inside: 100, waiting: 100, together: 200, per_address: 2 });
         let [one, other] = [at("10.0.0.1"), at("10.0.0.2")];
         let mut taken: Vec<_> =
             [&one, &one, &other].iter().map(|peer| places.enter(peer, false).unwrap()).collect();
@@ -399,12 +399,12 @@ mod tests {
 
     #[test]
     fn open_files_are_taken_from_those_who_wait() {
-        let places = Places::new(Limits { inside: 4, waiting: 4, together: 5, per_address: 0 });
+        let places = Admission::new(Limits { inside: 4, waiting: 4, together: 5, per_address: 0 });
         let strangers: Vec<_> = (0..4).map(|_| places.enter(&at("10.0.0.1"), true).unwrap()).collect();
         let inside: Vec<_> = (0..4).map(|_| places.enter(&at("10.0.0.2"), false).unwrap()).collect();
         assert_eq!(strangers.iter().filter(|place| gave_way(place)).count(), 3);
         assert_eq!(inside.len() + places.waiting(), 5);
-        let tight = Places::new(Limits { inside: 9, waiting: 4, together: 2, per_address: 0 });
+        let tight = Admission::new(Limits { inside: 9, waiting: 4, together: 2, per_address: 0 });
         let all: Vec<_> = (0..2).map(|_| tight.enter(&at("10.0.0.1"), false).unwrap()).collect();
         assert_eq!(tight.enter(&at("10.0.0.1"), false).unwrap_err(), Refused::Full);
         drop(all);

@@ -1,28 +1,29 @@
 //! The clients' side: accept, and for each client read, route, write.
 //!
 //! A worker is one thread and owns everything it touches. Reading order: `options`, `identity` (who clients are),
-//! `admission` (how many there may be), `socket`, `links` (how workers are reached), `listen` (accept and handshakes),
+//! `admission` (how many there may be), `socket`, `workers` (how workers are reached), `listen` (accept and handshakes),
 //! `context` (what the clients of a worker share), `client` (the parts of one), `routes` (where its commands go), `worker` (the event loop).
 
 mod admission;
 mod client;
 mod context;
 mod identity;
-mod links;
 mod listen;
 mod options;
 mod routes;
 mod socket;
 mod worker;
+mod workers;
 
-pub use admission::{Limits, Places};
+pub use admission::{Admission, Limits};
 pub use identity::{
     Account, AdminCommands, AuthMode, AuthOptions, Cost, Directory, PasswordHash, StaticUser, toll,
 };
-pub use links::{Accepted, Incoming, Link, Links, Message};
 pub use listen::{
-    ClientAuth, Doorkeeper, ListenError, ListenOptions, ListenTlsOptions, Listener, ServerTls, UNIX, listen,
+    AcceptOptions, ClientAuth, ListenError, ListenOptions, ListenTlsOptions, Listener, ServerTls, UNIX,
+    listen,
 };
 pub use options::{ClientOptions, MemoryMax, OutputLimit};
-pub use worker::Terms;
 pub(crate) use worker::Worker;
+pub use worker::WorkerConfig;
+pub use workers::{Accepted, Incoming, Message, WorkerHandle, Workers};

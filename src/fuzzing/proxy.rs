@@ -28,11 +28,12 @@ use tokio_util::task::TaskTracker;
 use super::Input;
 use super::proxy_server::Server;
 use crate::downstream::{
-    AuthMode, AuthOptions, ClientOptions, Directory, Incoming, Limits, Link, Links, Places, Terms, Worker,
+    Admission, AuthMode, AuthOptions, ClientOptions, Directory, Incoming, Limits, Worker, WorkerConfig,
+    WorkerHandle, Workers,
 };
 use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
-use crate::pool::{Budget, ClientMemory, DialGate, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
+use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
 use crate::resp::encode;
 use crate::session::{Endpoint, FIRST_CLIENT_ID};
 use crate::upstream::{Connector, Instance, OnLoss, UpstreamOptions};
@@ -145,10 +146,10 @@ async fn run(data: &[u8]) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let serving = tokio::task::spawn_local(Rc::clone(&server).accept(listener));
-    let (links, worker, budget) = settings.start(port);
+    let (workers, worker, budget) = settings.start(port);
     let mut clients = Vec::new();
     for _ in 0..settings.clients {
-        clients.push(Peer::connect(&links, settings.trusted).await);
+        clients.push(Peer::connect(&workers, settings.trusted).await);
     }
     let mut hasher = DefaultHasher::new();
     data.hash(&mut hasher);
@@ -171,7 +172,7 @@ async fn run(data: &[u8]) {
     }
     drop(clients);
     server.ending.cancel();
-    let drained = tokio::time::timeout(NEVER, links.drain(Instant::now() + PATIENCE)).await;
+    let drained = tokio::time::timeout(NEVER, workers.drain(Instant::now() + PATIENCE)).await;
     assert!(drained.is_ok(), "the drain ends");
     assert!(tokio::time::timeout(NEVER, worker).await.is_ok(), "the worker ends");
     assert!(budget.held() == 0, "held after the drain: {:?}", budget.holdings());
@@ -209,7 +210,7 @@ impl Settings {
     }
 
     /// One worker, on this runtime.
-    fn start(&self, port: u16) -> (Links, tokio::task::JoinHandle<()>, Arc<Budget>) {
+    fn start(&self, port: u16) -> (Workers, tokio::task::JoinHandle<()>, Arc<Budget>) {
         let upstream = UpstreamOptions {
             port,
             connect_timeout: Duration::from_millis(200),
@@ -240,20 +241,20 @@ impl Settings {
         let shared = Shared {
             budget: Arc::clone(&budget),
             connector: Arc::new(Connector::new(&upstream).unwrap()),
-            gate: Arc::new(DialGate::new(upstream.connect_rate)),
+            dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
             health: Arc::default(),
             options: pool,
             upstream,
             heartbeat: Duration::from_millis(50),
-            pulse: Arc::default(),
+            liveness: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: ClientMemory::new(32 << 20),
             instance: Arc::new(Instance::start("fuzz")),
         };
-        let places = Places::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
-        let (link, messages) = Link::new();
-        let links = Links::new(vec![link], places);
-        let terms = Terms {
+        let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
+        let (link, messages) = WorkerHandle::new();
+        let workers = Workers::new(vec![link], places);
+        let terms = WorkerConfig {
             clients: ClientOptions {
                 output_hard_limit: 1 << 20,
                 pipeline_limit: 16,
@@ -272,8 +273,8 @@ impl Settings {
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
         };
         let pool = Pool::new(shared, TaskTracker::new());
-        let worker = Worker::new(0, pool, terms, links.clone());
-        (links, tokio::task::spawn_local(worker.run(messages)), budget)
+        let worker = Worker::new(0, pool, terms, workers.clone());
+        (workers, tokio::task::spawn_local(worker.run(messages)), budget)
     }
 }
 
@@ -286,11 +287,11 @@ struct Peer {
 }
 
 impl Peer {
-    async fn connect(links: &Links, trusted: bool) -> Self {
+    async fn connect(workers: &Workers, trusted: bool) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
-        links.admit(Incoming::Unix(theirs), Endpoint::Unix("fuzz".into()), trusted).await;
+        workers.admit(Incoming::Unix(theirs), Endpoint::Unix("fuzz".into()), trusted).await;
         Self { stream: Some(ours), got: Vec::new(), marks: 0 }
     }
 

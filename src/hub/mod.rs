@@ -4,7 +4,7 @@
 //! who needs one; only what PUBLISH is corrected by ([`Audience`]) is common to all workers.
 
 mod blocking;
-mod carrier;
+mod driver;
 mod give_back;
 mod options;
 mod pubsub;

@@ -4,8 +4,8 @@
 //! for hours or for ever. Their names say whose they are, and CLIENT LIST says how long they have been idle; that is
 //! enough, without a key written and without the proxies knowing of each other.
 
+pub mod check;
 pub mod cleanup;
-pub mod doctor;
 mod options;
 mod orphans;
 mod reaper;

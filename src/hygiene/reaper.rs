@@ -147,7 +147,7 @@ impl Reaper {
             let until_round = if self.options.reap { due.saturating_duration_since(done) } else { heartbeat };
             let event = tokio::select! {
                 biased;
-                () = self.pool.shared.pulse.relief_called() => Event::Relief,
+                () = self.pool.shared.liveness.control_requested() => Event::Relief,
                 () = self.pool.shared.budget.lost() => Event::Loss,
                 () = self.pool.shared.health.recovered() => Event::Loss,
                 () = tokio::time::sleep(until_round.min(heartbeat / 4)) => Event::Time,
@@ -326,7 +326,7 @@ impl Reaper {
         let mut held = shared.budget.holdings();
         held.retain(|row| row.phase == Phase::Open && row.kind != Kind::Control);
         let has_lane = held.iter().any(|row| row.kind == Kind::Lane);
-        let lanes_speak = has_lane && shared.pulse.age(Instant::now()) < shared.heartbeat.mul_f64(1.5);
+        let lanes_speak = has_lane && shared.liveness.age(Instant::now()) < shared.heartbeat.mul_f64(1.5);
         !held.is_empty() && !lanes_speak
     }
 

@@ -213,14 +213,14 @@ impl Budget {
         {
             return format!(
                 "redbouncer: no upstream connection within {}: this user holds {held} of its {limit}",
-                Short(waited)
+                HumanDuration(waited)
             );
         }
         let [control, lanes, leases, blocking, pubsub] = state.held;
         let beyond = self.open_used(&state) - leases;
         let mut text = format!(
             "redbouncer: no upstream connection within {} ({} of {}: {control} control, {lanes} lanes, {} hubs, {leases} of {} leases",
-            Short(waited),
+            HumanDuration(waited),
             state.holdings.len(),
             self.cap,
             blocking + pubsub,
@@ -232,7 +232,7 @@ impl Budget {
         let longest =
             state.holdings.values().filter(|row| row.kind == Kind::Lease).min_by_key(|row| row.since);
         if let Some(row) = longest {
-            let _ = write!(text, "; longest: {}, {}", Short(row.since.elapsed()), row.holder);
+            let _ = write!(text, "; longest: {}, {}", HumanDuration(row.since.elapsed()), row.holder);
         }
         text.push(')');
         text
@@ -324,9 +324,9 @@ impl Budget {
 
 /// A duration as people say it: `2s`, `41s`, `250ms`, `3m`.
 #[derive(Clone, Copy, Debug)]
-pub struct Short(pub Duration);
+pub struct HumanDuration(pub Duration);
 
-impl std::fmt::Display for Short {
+impl std::fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ms = self.0.as_millis();
         match ms {

@@ -274,7 +274,7 @@ impl Pool {
         // Nothing has been sent while the gate is closed: a client that leaves here gives its permit back at once.
         let turn = self.shared.health.turn().await;
         stage.set(Stage::Slowed);
-        self.shared.gate.lease(key.user, address).await;
+        self.shared.dial_rate.lease(key.user, address).await;
         stage.set(Stage::Dialling);
         let (pool, login) = (Rc::clone(self), login.clone());
         let (hand, mut handed) = Handed::new(self);
@@ -305,7 +305,7 @@ impl Pool {
     ) -> Result<Established, DialError> {
         let _turn = self.shared.health.turn().await;
         stage.set(Stage::Slowed);
-        self.shared.gate.lane(user).await;
+        self.shared.dial_rate.lane(user).await;
         stage.set(Stage::Dialling);
         self.connect(login, user, kind).await
     }

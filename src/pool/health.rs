@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
-use super::{Kind, Short};
+use super::{HumanDuration, Kind};
 use crate::upstream::DialError;
 
 /// A failure is a warning again after this long.
@@ -152,7 +152,7 @@ impl Health {
         if let Some(outage) = self.outage.lock().take() {
             self.recovered.notify_one();
             self.reached.notify_waiters();
-            tracing::info!(after = %Short(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
+            tracing::info!(after = %HumanDuration(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
         }
     }
 
@@ -181,7 +181,7 @@ impl Health {
                 outage.dials += 1;
                 if now - outage.warned >= REPEAT {
                     outage.warned = now;
-                    let down = Short(outage.since.elapsed());
+                    let down = HumanDuration(outage.since.elapsed());
                     tracing::warn!(kind, user, %error, %down, dials = outage.dials, "upstream connection failed");
                 } else {
                     tracing::debug!(kind, user, %error, "upstream connection failed");

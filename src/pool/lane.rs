@@ -5,8 +5,8 @@
 //! their commands leave together. Replies are matched first in, first out, and go from the read buffer straight to
 //! their receivers: a run of replies for one client is one call.
 
-mod carrier;
 mod echo;
+mod io;
 mod slot;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use super::{Group, Lane, Lost, Pool};
 use crate::resp::{self, encode};
-use crate::upstream::{Identity, Lacking};
+use crate::upstream::{Capability, Identity};
 
 impl Pool {
     /// The question. `None`: this user may not ask.
     pub fn limit_question(&self, identity: &Identity) -> Option<Bytes> {
-        if self.shared.connector.lacks().has(Lacking::Config, identity.name()) {
+        if self.shared.connector.missing_capabilities().has(Capability::Config, identity.name()) {
             return None;
         }
         Some(encode::one_command(&[b"CONFIG", b"GET", b"proto-max-bulk-len"]))
@@ -24,16 +24,16 @@ impl Pool {
     /// Notes the answer.
     pub fn heed_limit(&self, identity: &Identity, answer: &[Bytes]) {
         let answer = answer.first();
-        let lacks = self.shared.connector.lacks();
+        let missing = self.shared.connector.missing_capabilities();
         match answer.and_then(|frame| value_in(frame)) {
             Some(value) => {
                 self.shared.max_bulk.store(value, Ordering::Relaxed);
-                lacks.met(Lacking::Config, identity.name());
+                missing.record_support(Capability::Config, identity.name());
             }
             None => {
                 let words = answer.and_then(|frame| resp::error_text(frame));
                 let words = words.map_or("(an answer without a value)".into(), String::from_utf8_lossy);
-                lacks.note(Lacking::Config, identity.name(), &words);
+                missing.record_refusal(Capability::Config, identity.name(), &words);
             }
         }
     }

@@ -8,19 +8,19 @@ mod closing;
 mod control;
 mod demotion;
 mod dial;
-mod gate;
+mod dial_rate;
 mod group;
 mod health;
 mod lane;
 mod lease;
 mod lease_queue;
 mod limits;
+mod liveness;
 mod memory;
 mod options;
 mod pressure;
-mod pulse;
 mod queue;
-mod recall;
+mod reclaim;
 mod roles;
 mod rotation;
 mod slice;
@@ -40,20 +40,20 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::{CommandSeconds, UpstreamClose};
-use crate::upstream::{Connector, DialError, Identity, Instance, Lacking, UpstreamOptions};
+use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamOptions};
 
-pub use budget::{Budget, Claim, Holder, Holding, Hubs, Kind, Permit, Phase, Pressure, Short};
+pub use budget::{Budget, Claim, Holder, Holding, Hubs, HumanDuration, Kind, Permit, Phase, Pressure};
 pub use control::Control;
-pub use gate::DialGate;
+pub use dial_rate::DialRateLimiter;
 use group::Pick;
 pub use group::{Group, SessionGuard, Stage};
 pub use health::Health;
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
+pub use liveness::Liveness;
 pub use memory::{Account, Charge, ClientMemory, LONG, Victim};
 pub use options::PoolOptions;
-pub use pulse::Pulse;
-pub use recall::Blocked;
+pub use reclaim::Blocked;
 use roles::Roles;
 use rotation::Rotation;
 pub use slice::{SLICE, Slice, go_on_later};
@@ -73,7 +73,7 @@ pub struct Shared {
     /// How to dial.
     pub connector: Arc<Connector>,
     /// How often to dial.
-    pub gate: Arc<DialGate>,
+    pub dial_rate: Arc<DialRateLimiter>,
     /// Whether dials succeed.
     pub health: Arc<Health>,
     /// Sizes and times of the pool.
@@ -83,7 +83,7 @@ pub struct Shared {
     /// How often our connections show activity in the server's CLIENT LIST.
     pub heartbeat: Duration,
     /// When a lane last showed others that we live.
-    pub pulse: Arc<Pulse>,
+    pub liveness: Arc<Liveness>,
     /// The server's `proto-max-bulk-len` in bytes: a longer bulk is refused before it reaches a lane, where the
     /// server's own refusal would end everybody's connection.
     pub max_bulk: Arc<AtomicU64>,
@@ -285,12 +285,12 @@ impl Pool {
                 Ok(Ok(Err(why))) => return Err(why),
                 // The dialling task ended without a word: it found nobody waiting just before we came.
                 Ok(Err(_)) => {}
-                Err(_) => return Err(self.why_not(group)),
+                Err(_) => return Err(self.unavailable_reason(group)),
             }
         }
     }
 
-    fn why_not(&self, group: &Group) -> Unavailable {
+    fn unavailable_reason(&self, group: &Group) -> Unavailable {
         group.last_failure().unwrap_or_else(|| self.why_nothing(group.key().user, group.stage.get()))
     }
 
@@ -306,7 +306,7 @@ impl Pool {
             Stage::Queued => Unavailable::Full(self.shared.budget.full_text(user, waited)),
             Stage::Slowed => Unavailable::Full(format!(
                 "redbouncer: no upstream connection within {}: as many are being opened as upstream.connect_rate allows",
-                Short(waited)
+                HumanDuration(waited)
             )),
             Stage::Dialling => Unavailable::still_connecting(waited),
         }
@@ -365,13 +365,13 @@ impl Pool {
         let may_leave = self.shared.budget.can_do_without_lanes();
         for group in groups {
             if group.age(options, may_leave, now) {
-                self.shared.pulse.call_relief();
+                self.shared.liveness.request_control();
             }
             group.release(now);
             self.end_the_wait_for_another(&group, now);
             for lane in group.lanes() {
-                self.shared.pulse.beat(lane.progress());
-                self.tend(&lane, now);
+                self.shared.liveness.record_activity(lane.progress());
+                self.check_lane(&lane, now);
             }
             if group.is_forgettable(options.linger, now) {
                 self.groups.borrow_mut().remove(&group.key());
@@ -387,17 +387,17 @@ impl Pool {
         }
     }
 
-    fn tend(self: &Rc<Self>, lane: &Rc<Lane>, now: Instant) {
+    fn check_lane(self: &Rc<Self>, lane: &Rc<Lane>, now: Instant) {
         let upstream = &self.shared.upstream;
         if let Some(timeout) = upstream.command_timeout {
-            let text = format!("ERR redbouncer: no reply within {}", Short(timeout));
+            let text = format!("ERR redbouncer: no reply within {}", HumanDuration(timeout));
             lane.time_out(timeout, now, &text);
         }
         if lane.is_stalled(upstream.stall_timeout, now) {
             lane.condemn();
         }
         if let Some(text) = lane.take_redirection() {
-            self.shared.connector.lacks().note(Lacking::WholeKeyspace, "", &text);
+            self.shared.connector.missing_capabilities().record_refusal(Capability::WholeKeyspace, "", &text);
         }
         self.tend_role(lane, now);
         if lane.is_usable() && lane.wants_an_echo(self.shared.heartbeat, now) {

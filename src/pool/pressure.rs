@@ -10,7 +10,7 @@ use crate::telemetry::UpstreamClose;
 impl Pool {
     /// Lets `waiting` others have a lane's place: the one longest in use (an idle one first) takes no new command,
     /// empties its FIFO and closes. Each has had at least `pool.min_turn`.
-    fn give_a_turn(self: &Rc<Self>, waiting: usize, now: Instant) {
+    fn rotate_lanes(self: &Rc<Self>, waiting: usize, now: Instant) {
         let mut lanes: Vec<_> = self.groups.borrow().values().flat_map(|group| group.lanes()).collect();
         let leaving = lanes.iter().filter(|lane| lane.is_leaving()).count();
         lanes.retain(|lane| {
@@ -24,7 +24,7 @@ impl Pool {
 
     /// Gives up what others wait for: parked leases, then blocked ones where a session cannot do without a lease, and
     /// lanes in turn.
-    pub fn relieve(self: &Rc<Self>, pressure: Pressure, now: Instant) {
+    pub fn release_under_pressure(self: &Rc<Self>, pressure: Pressure, now: Instant) {
         let for_sessions = pressure.leases + pressure.hubs;
         let waiting = for_sessions + pressure.blocking + pressure.lanes;
         let mut freed = 0;
@@ -35,13 +35,13 @@ impl Pool {
         }
         let coming = freed + self.shared.budget.closing();
         // A parked lease does not stand.
-        let recalled =
-            self.recall((for_sessions + pressure.lanes).saturating_sub(coming) + pressure.standing);
+        let reclaimed =
+            self.reclaim((for_sessions + pressure.lanes).saturating_sub(coming) + pressure.standing);
         // Lanes beyond their floor live in permits that leases may have too.
-        let unserved = for_sessions.saturating_sub(freed + recalled);
+        let unserved = for_sessions.saturating_sub(freed + reclaimed);
         let lanes = pressure.lanes + unserved.min(self.shared.budget.lanes_above_floor());
         if lanes > 0 {
-            self.give_a_turn(lanes, now);
+            self.rotate_lanes(lanes, now);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Short;
+use super::HumanDuration;
 use crate::resp::ErrorCode;
 use crate::upstream::DialError;
 
@@ -66,7 +66,7 @@ impl Unavailable {
     pub fn still_connecting(waited: std::time::Duration) -> Self {
         Self::Down(format!(
             "ERR redbouncer: no upstream connection within {}: still connecting",
-            Short(waited)
+            HumanDuration(waited)
         ))
     }
 }

@@ -18,10 +18,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::capabilities::{Capability, MissingCapabilities, Refusal};
 use super::conversation::{Conversation, Step};
 use super::error::{DialError, Phase};
-use super::lacks::{Lacking, Lacks, Refusal};
-use super::login::{Lack, LoggedIn, Login};
+use super::login::{LoggedIn, Login, MissingCapability};
 use super::pem::{Fingerprint, TlsSetupError};
 use super::resolve::Resolver;
 use super::runs::{Change, Met, Runs};
@@ -74,7 +74,7 @@ pub struct Connector {
     keepalive: Keepalive,
     /// As of the last login.
     server: Mutex<Option<Arc<ServerInfo>>>,
-    lacks: Lacks,
+    missing: MissingCapabilities,
     runs: Runs,
 }
 
@@ -117,7 +117,7 @@ impl Connector {
             user_timeout: options.user_timeout,
             keepalive: options.keepalive,
             server: Mutex::default(),
-            lacks: Lacks::default(),
+            missing: MissingCapabilities::default(),
             runs: Runs::default(),
         })
     }
@@ -184,13 +184,13 @@ impl Connector {
     }
 
     /// What the server, or a user's rights there, lack.
-    pub fn lacks(&self) -> &Lacks {
-        &self.lacks
+    pub fn missing_capabilities(&self) -> &MissingCapabilities {
+        &self.missing
     }
 
     /// Whether `user` can have RESP3, as far as is known.
     pub fn speaks_resp3(&self, user: &str) -> bool {
-        self.server().is_none_or(|server| server.hello) && !self.lacks.has(Lacking::Resp3, user)
+        self.server().is_none_or(|server| server.hello) && !self.missing.has(Capability::Resp3, user)
     }
 
     /// The address that serves us: where new connections go first. A connection to another one is to be drained.
@@ -301,7 +301,7 @@ impl Connector {
         greatest_before: u64,
     ) -> Result<Established, DialError> {
         let user = login.identity.name();
-        let known = Lacking::ALL.into_iter().filter(|what| self.lacks.has(*what, user)).collect();
+        let known = Capability::ALL.into_iter().filter(|what| self.missing.has(*what, user)).collect();
         let mut conversation = Conversation::start(stream, peer, login, known);
         let first = match self.within(deadline, Phase::Login, Some(peer), conversation.proceed()).await? {
             Ok(step) => step,
@@ -377,23 +377,27 @@ impl Connector {
 
     /// Remembers what a login was given and what not.
     fn note(&self, logged_in: &LoggedIn, user: &str) {
-        for Lack { what, text } in &logged_in.lacks {
-            self.lacks.note(*what, user, text);
+        for MissingCapability { what, text } in &logged_in.missing {
+            self.missing.record_refusal(*what, user, text);
         }
         for what in &logged_in.met {
-            self.lacks.met(*what, user);
+            self.missing.record_support(*what, user);
         }
         if logged_in.server.mode == "cluster" {
-            self.lacks.note(Lacking::WholeKeyspace, user, "(it calls itself a node of a cluster)");
+            self.missing.record_refusal(
+                Capability::WholeKeyspace,
+                user,
+                "(it calls itself a node of a cluster)",
+            );
         }
     }
 
     /// Remembers what a login has failed for, where that is lacking for good.
     fn note_refusal(&self, error: &DialError, user: &str) {
         match error {
-            DialError::NoResp3 { text } => self.lacks.note(Lacking::Resp3, user, text),
+            DialError::NoResp3 { text } => self.missing.record_refusal(Capability::Resp3, user, text),
             DialError::SelectRefused { text, .. } if Refusal::of(text).is_some() => {
-                self.lacks.note(Lacking::Select, user, text);
+                self.missing.record_refusal(Capability::Select, user, text);
             }
             _ => {} // says nothing about what the server has
         }

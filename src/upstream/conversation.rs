@@ -9,8 +9,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroize;
 
+use super::capabilities::Capability;
 use super::error::{DialError, Phase};
-use super::lacks::Lacking;
 use super::login::{LoggedIn, Login, LoginMachine, Progress};
 use crate::resp::{ReplyKind, ReplyScanner};
 
@@ -42,7 +42,7 @@ pub(super) struct Conversation<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Conversation<'a, S> {
-    pub(super) fn start(stream: S, peer: SocketAddr, login: &'a Login, known: Vec<Lacking>) -> Self {
+    pub(super) fn start(stream: S, peer: SocketAddr, login: &'a Login, known: Vec<Capability>) -> Self {
         // Large enough not to grow: a buffer that moves leaves its old bytes, the password, behind.
         let identity = &login.identity;
         let secret = identity.password.as_ref().map_or(0, |p| p.expose().len());

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::Secret;
+use super::capabilities::{Capability, Refusal};
 use super::error::{DialError, first_word};
-use super::lacks::{Lacking, Refusal};
 use super::server::{Greeting, ServerInfo};
 use crate::resp::{ErrorCode, Protocol, ReplyKind, bulk, encode, error_text, integer};
 use crate::telemetry::printable;
@@ -84,8 +84,8 @@ pub(super) enum Ask {
 
 /// Something that the server or the user's rights lack; the connection works without.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Lack {
-    pub(super) what: Lacking,
+pub(super) struct MissingCapability {
+    pub(super) what: Capability,
     /// The server's error.
     pub(super) text: String,
 }
@@ -97,9 +97,9 @@ pub(super) struct LoggedIn {
     pub(super) id: Option<u64>,
     /// Drawn by the server at its start.
     pub(super) run: Option<String>,
-    pub(super) lacks: Vec<Lack>,
+    pub(super) missing: Vec<MissingCapability>,
     /// What was asked for and given.
-    pub(super) met: Vec<Lacking>,
+    pub(super) met: Vec<Capability>,
 }
 
 /// The exchanges of a login; each is over before the next is written.
@@ -126,14 +126,14 @@ pub(super) struct LoginMachine<'a> {
     id: Option<u64>,
     run: Option<String>,
     /// Known to be refused: not asked for.
-    known: Vec<Lacking>,
-    lacks: Vec<Lack>,
-    met: Vec<Lacking>,
+    known: Vec<Capability>,
+    missing: Vec<MissingCapability>,
+    met: Vec<Capability>,
 }
 
 impl<'a> LoginMachine<'a> {
     /// A login whose first command is appended to `out`. What is `known` to be lacking is not asked for.
-    pub(super) fn start(login: &'a Login, known: Vec<Lacking>, out: &mut BytesMut) -> Self {
+    pub(super) fn start(login: &'a Login, known: Vec<Capability>, out: &mut BytesMut) -> Self {
         let mut machine = Self {
             login,
             stage: Stage::Hello,
@@ -144,7 +144,7 @@ impl<'a> LoginMachine<'a> {
             id: None,
             run: None,
             known,
-            lacks: Vec::new(),
+            missing: Vec::new(),
             met: Vec::new(),
         };
         if machine.authenticates_first() {
@@ -214,7 +214,7 @@ impl<'a> LoginMachine<'a> {
             server: self.server.unwrap_or_default(),
             id: self.id,
             run: self.run,
-            lacks: self.lacks,
+            missing: self.missing,
             met: self.met,
         }
     }
@@ -241,13 +241,13 @@ impl<'a> LoginMachine<'a> {
                 if !self.login.identity.of_client
                     && (text.contains("no password is set") || text.contains("without any password")) =>
             {
-                self.lack(Lacking::Password, text);
+                self.lack(Capability::Password, text);
             }
             Ask::Auth => return Err(DialError::Login { text }),
-            Ask::SetName => self.lack(Lacking::SetName, text),
-            Ask::Id => self.lack(Lacking::Id, text),
-            Ask::Info => self.lack(Lacking::Info, text),
-            Ask::Ping => self.lack(Lacking::Ping, text),
+            Ask::SetName => self.lack(Capability::SetName, text),
+            Ask::Id => self.lack(Capability::Id, text),
+            Ask::Info => self.lack(Capability::Info, text),
+            Ask::Ping => self.lack(Capability::Ping, text),
             Ask::Select => return Err(DialError::SelectRefused { database: self.login.database, text }),
             Ask::ReadOnly => return Err(DialError::ReadOnlyRefused { text }),
             Ask::Tracking => return Err(DialError::TrackingRefused { text }),
@@ -267,7 +267,7 @@ impl<'a> LoginMachine<'a> {
             (false, _) => Err(DialError::Login { text }),
             (true, Protocol::Resp3) => Err(DialError::NoResp3 { text }),
             (true, Protocol::Resp2) => {
-                self.lack(Lacking::Resp3, text);
+                self.lack(Capability::Resp3, text);
                 Ok(())
             }
         }
@@ -285,28 +285,28 @@ impl<'a> LoginMachine<'a> {
                 self.id = greeting.id;
                 self.server = Some(greeting.info);
                 if self.login.protocol == Protocol::Resp3 {
-                    self.met.push(Lacking::Resp3);
+                    self.met.push(Capability::Resp3);
                 }
             }
             Ask::Auth | Ask::SetName | Ask::Select | Ask::ReadOnly | Ask::Tracking => {
                 expect_text(ask, frame, kind, b"OK")?;
                 self.met.extend(match ask {
-                    Ask::SetName => Some(Lacking::SetName),
-                    Ask::Select => Some(Lacking::Select),
+                    Ask::SetName => Some(Capability::SetName),
+                    Ask::Select => Some(Capability::Select),
                     _ => None, // nothing that can be done without
                 });
             }
             Ask::Ping => {
                 expect_text(ask, frame, kind, b"PONG")?;
-                self.met.push(Lacking::Ping);
+                self.met.push(Capability::Ping);
             }
             // An answer in a shape of its own: it is not what we need, but it is the one reply that was owed.
             Ask::Id => match integer(frame).and_then(|id| u64::try_from(id).ok()) {
                 Some(id) => {
                     self.id = Some(id);
-                    self.met.push(Lacking::Id);
+                    self.met.push(Capability::Id);
                 }
-                None => self.lack(Lacking::Id, "(an answer that is no number)".to_owned()),
+                None => self.lack(Capability::Id, "(an answer that is no number)".to_owned()),
             },
             Ask::Info => match bulk(frame) {
                 Some(text) => {
@@ -314,9 +314,9 @@ impl<'a> LoginMachine<'a> {
                     self.run = run_id(&text);
                     // HELLO says more.
                     self.server.get_or_insert_with(|| ServerInfo::from_info(&text));
-                    self.met.push(Lacking::Info);
+                    self.met.push(Capability::Info);
                 }
-                None => self.lack(Lacking::Info, "(an answer that is no text)".to_owned()),
+                None => self.lack(Capability::Info, "(an answer that is no text)".to_owned()),
             },
         }
         Ok(())
@@ -360,14 +360,14 @@ impl<'a> LoginMachine<'a> {
     fn setup(&self) -> Vec<Ask> {
         let hopeful = |what| !self.known.contains(&what);
         [
-            (Ask::SetName, hopeful(Lacking::SetName)),
+            (Ask::SetName, hopeful(Capability::SetName)),
             // HELLO has said it.
-            (Ask::Id, self.id.is_none() && hopeful(Lacking::Id)),
+            (Ask::Id, self.id.is_none() && hopeful(Capability::Id)),
             (Ask::Select, self.login.database != 0),
             (Ask::ReadOnly, self.login.readonly),
             (Ask::Tracking, self.login.tracking),
-            (Ask::Info, hopeful(Lacking::Info)),
-            (Ask::Ping, hopeful(Lacking::Ping)),
+            (Ask::Info, hopeful(Capability::Info)),
+            (Ask::Ping, hopeful(Capability::Ping)),
         ]
         .into_iter()
         .filter_map(|(ask, wanted)| wanted.then_some(ask))
@@ -409,10 +409,10 @@ impl<'a> LoginMachine<'a> {
         }
     }
 
-    fn lack(&mut self, what: Lacking, text: String) {
+    fn lack(&mut self, what: Capability, text: String) {
         // A busy server refuses today what it allows tomorrow.
         if !ErrorCode::of_text(&text).is_transient() {
-            self.lacks.push(Lack { what, text });
+            self.missing.push(MissingCapability { what, text });
         }
     }
 }

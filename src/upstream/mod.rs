@@ -6,11 +6,11 @@
 
 mod ask;
 mod backoff;
+mod capabilities;
 mod connector;
 mod conversation;
 mod error;
 mod instance;
-mod lacks;
 mod login;
 mod options;
 mod peer;
@@ -34,10 +34,10 @@ mod testing;
 mod tests;
 
 pub use backoff::Backoff;
+pub use capabilities::{Capability, MissingCapabilities, Refusal};
 pub use connector::{Connector, Established};
 pub use error::{DialError, Phase};
 pub use instance::Instance;
-pub use lacks::{Lacking, Lacks, Refusal};
 pub use login::{Identity, Login};
 pub use options::{Keepalive, NameOptions, OnLoss, Secret, TlsOptions, UpstreamOptions};
 pub use peer::{Peer, PeerWatch};

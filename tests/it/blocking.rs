@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Ended, PATIENCE, Row, Stage, Twins, Value, encode, throughout, until};
+use crate::harness::{Client, Ended, PATIENCE, PairedServers, Row, Stage, Value, encode, throughout, until};
 
 on_both!(
     an_element_that_is_there_is_popped_at_once,
@@ -32,7 +32,7 @@ on_both!(
 
 #[test]
 fn errors_and_arguments_are_judged_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     let script = [
         "SET str x",
         "BLPOP str 1",

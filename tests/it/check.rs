@@ -11,7 +11,7 @@ use rcgen::{
 };
 use serde_json::Value as Json;
 
-use crate::harness::{Client, Fake, PATIENCE, Proxy, Server, Version, bulk, encode, free_port, until};
+use crate::harness::{Client, FakeServer, PATIENCE, Proxy, Server, Version, bulk, encode, free_port, until};
 
 /// What `check` said.
 #[derive(Debug)]
@@ -182,19 +182,19 @@ fn a_host_that_does_not_answer() {
 
 #[test]
 fn a_web_server() {
-    let fake = Fake::saying("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    let fake = FakeServer::saying("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
     check(&fake.url()).blames("protocol", "not a Redis server's answer", "something else than Redis");
 }
 
 #[test]
 fn something_that_accepts_and_never_says_a_word() {
-    let fake = Fake::silent(false);
+    let fake = FakeServer::silent(false);
     check(&fake.url()).blames("login", "login with", "says nothing");
 }
 
 #[test]
 fn something_that_hangs_up() {
-    let fake = Fake::silent(true);
+    let fake = FakeServer::silent(true);
     check(&fake.url()).blames("login", "closed the connection during login", "rediss://");
 }
 
@@ -463,7 +463,7 @@ fn a_replica() {
 
 #[test]
 fn a_sentinel() {
-    let fake = Fake::server(|words| match words {
+    let fake = FakeServer::server(|words| match words {
         ["HELLO", "2"] => hello("redis", "sentinel"),
         ["PING"] => "+PONG\r\n".to_owned(),
         ["CLIENT", "LIST"] => bulk("id=7 addr=127.0.0.1:1 flags=N age=0 idle=0\n"),
@@ -482,7 +482,7 @@ fn hello(server: &str, mode: &str) -> String {
 
 #[test]
 fn a_provider_without_reset_select_and_config() {
-    let fake = Fake::server(|words| match words {
+    let fake = FakeServer::server(|words| match words {
         ["HELLO", "2"] => hello("redis", "standalone"),
         ["PING"] => "+PONG\r\n".to_owned(),
         ["CLIENT", "SETNAME", _] | ["CLIENT", "TRACKING", _] | ["MULTI"] | ["DISCARD"] => {

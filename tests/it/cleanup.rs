@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
-use crate::harness::{Client, Fake, PATIENCE, Proxy, Server, Version, bulk, until};
+use crate::harness::{Client, FakeServer, PATIENCE, Proxy, Server, Version, bulk, until};
 
 /// Short times, so that a test sees what takes a minute otherwise.
 const QUICK: [&str; 2] = ["hygiene.heartbeat=1s", "hygiene.orphan_after=3s"];
@@ -203,8 +203,8 @@ fn what_stands_in_the_way_is_said_and_no_secret_with_it() {
 fn provider(
     rows: impl Fn() -> String + Send + Sync + 'static,
     on_kill: impl Fn(&str) -> String + Send + Sync + 'static,
-) -> Fake {
-    Fake::server(move |words| match words {
+) -> FakeServer {
+    FakeServer::server(move |words| match words {
         ["PING"] => "+PONG\r\n".to_owned(),
         ["CLIENT", "SETNAME", _] => "+OK\r\n".to_owned(),
         ["INFO", ..] => bulk("# Server\r\nredis_version:7.2.0\r\n"),
@@ -281,7 +281,7 @@ fn a_refusal_in_the_middle_ends_it_and_what_was_done_is_said() {
 #[test]
 fn a_server_that_was_busy_is_not_judged() {
     let pinged = Mutex::new(0);
-    let fake = Fake::server(move |words| match words {
+    let fake = FakeServer::server(move |words| match words {
         ["PING"] => {
             let mut pinged = pinged.lock().unwrap();
             *pinged += 1;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use redbouncer::session::Pin;
 use redbouncer::telemetry::{ClientClose, METRICS, Reap, UpstreamClose};
-use redbouncer::upstream::Lacking;
+use redbouncer::upstream::Capability;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -130,7 +130,8 @@ fn closes_are_reported_by_those_who_hold_the_connection() {
         users.map(|path| path.strip_prefix(root().join("src")).unwrap().display().to_string()).collect()
     };
     assert_eq!(users("upstream_closed("), ["pool/budget/permit.rs", "telemetry/metrics.rs"]);
-    let clients = ["links", "listen/accept", "listen/handshake", "routes/task", "worker/drain", "worker/mod"];
+    let clients =
+        ["listen/accept", "listen/handshake", "routes/task", "worker/drain", "worker/mod", "workers"];
     let clients = clients.map(|name| format!("downstream/{name}.rs"));
     assert_eq!(users("client_closed("), [&clients[..], &["telemetry/metrics.rs".to_owned()]].concat());
 }
@@ -140,9 +141,9 @@ fn everything_that_can_be_lacking_is_documented_with_what_follows() {
     let page = read("docs/guides/providers.md");
     let rows = table(&page, "## What is done without");
     let documented: Vec<_> = rows.iter().map(|row| (row[0].trim_matches('`'), row[2])).collect();
-    let names = Lacking::ALL.map(|what| what.to_string());
+    let names = Capability::ALL.map(|what| what.to_string());
     let expected: Vec<_> =
-        names.iter().zip(Lacking::ALL).map(|(name, what)| (name.as_str(), what.without())).collect();
+        names.iter().zip(Capability::ALL).map(|(name, what)| (name.as_str(), what.without())).collect();
     assert_eq!(documented, expected);
 }
 
@@ -440,7 +441,8 @@ fn idioms(page: &str) -> Vec<(&'static str, &'static str)> {
 #[test]
 fn pages_are_free_of_listed_idioms() {
     // Cells that other tests compare with the code. The last one is the type of `hygiene.name`.
-    let of_the_code = METRICS.iter().map(|(.., meaning)| *meaning).chain(Lacking::ALL.map(Lacking::without));
+    let of_the_code =
+        METRICS.iter().map(|(.., meaning)| *meaning).chain(Capability::ALL.map(Capability::without));
     let of_the_code: Vec<&str> = of_the_code.chain(["63 at the most"]).collect();
     for (name, page) in pages() {
         if ["docs/architecture.md", "docs/internals.md"].contains(&name.as_str()) {

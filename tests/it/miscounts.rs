@@ -3,12 +3,12 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Fake, PATIENCE, Proxy, bulk, until};
+use crate::harness::{FakeServer, PATIENCE, Proxy, bulk, until};
 
 /// A server that keeps each GET's reply until the next command comes, so that its lane is never quiet, and that miscounts
 /// for the key `wrong`: `wrong` is its reply.
-fn miscounting(wrong: &'static str) -> Fake {
-    Fake::server_of_connections(move || {
+fn miscounting(wrong: &'static str) -> FakeServer {
+    FakeServer::server_of_connections(move || {
         let kept = Mutex::new(String::new());
         move |words: &[&str]| keep(&kept, words, wrong)
     })

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use redbouncer::upstream::Keepalive;
 
 use crate::harness::{
-    Client, Crowd, Namespace, PATIENCE, Proxy, Server, Stage, State, encode, is_root, long, throughout, until,
+    Client, ClientFleet, Namespace, PATIENCE, Proxy, Server, Stage, State, encode, is_root, long, throughout,
+    until,
 };
 
 /// The design's promise for a client whose host is gone.
@@ -67,7 +68,7 @@ fn a_host_that_vanishes_behind_a_window_shut_for_long_is_known_in_25_seconds() {
     let server = Server::start();
     server.call(&format!("SET big {}", "x".repeat(3 << 20)));
     let proxy = proxy_on_the_link(&namespace, &server, &[]);
-    let crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::NotReading);
+    let crowd = ClientFleet::start_in(&namespace, proxy.address(), 3, State::NotReading);
     throughout("they do not read, and stay", shut(), || {
         thread::sleep(Duration::from_millis(100));
         connected(&proxy) == 3.0
@@ -117,7 +118,7 @@ fn clients_whose_host_vanishes(state: State, settings: &[&str]) {
     let server = Server::start();
     server.call(&format!("SET big {}", "x".repeat(3 << 20)));
     let proxy = proxy_on_the_link(&namespace, &server, settings);
-    let crowd = Crowd::start_in(&namespace, proxy.address(), 3, state);
+    let crowd = ClientFleet::start_in(&namespace, proxy.address(), 3, state);
     until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
     namespace.vanish();
     let start = Instant::now();
@@ -136,11 +137,11 @@ fn clients_whose_host_vanishes(state: State, settings: &[&str]) {
 }
 
 /// Blocks three clients, lets their host vanish, and writes to each of them `after` that.
-fn written_to_after_their_host_vanished(after: Duration) -> (Namespace, Server, Proxy, Crowd) {
+fn written_to_after_their_host_vanished(after: Duration) -> (Namespace, Server, Proxy, ClientFleet) {
     let namespace = Namespace::create();
     let server = Server::start();
     let proxy = proxy_on_the_link(&namespace, &server, &[]);
-    let crowd = Crowd::start_in(&namespace, proxy.address(), 3, State::InBlpop);
+    let crowd = ClientFleet::start_in(&namespace, proxy.address(), 3, State::InBlpop);
     until("the clients hold something", Duration::from_secs(5), || server.clients() > 0);
     namespace.vanish();
     if !after.is_zero() {
@@ -246,7 +247,7 @@ fn stopped_clients_that_never_read_stay_bounded_and_stop_nobody() {
     let mut steady = stage.connect();
     steady.call("PING");
     let before = stage.proxy().resident();
-    let crowd = Crowd::start(stage.address(), 40, State::Idle);
+    let crowd = ClientFleet::start(stage.address(), 40, State::Idle);
     crowd.freeze();
     // Clients of this process that never read either, beside the stopped process that holds its connections.
     let mut deaf: Vec<Client> = (0..40).map(|_| stage.connect()).collect();

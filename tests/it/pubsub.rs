@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::harness::{Client, PATIENCE, Reply, Server, Stage, Twins, Value, Version, until};
+use crate::harness::{Client, PATIENCE, PairedServers, Reply, Server, Stage, Value, Version, until};
 
 on_both!(
     a_subscriber_gets_messages_in_order,
@@ -24,7 +24,7 @@ on_both!(
 
 #[test]
 fn a_subscribed_resp2_client_is_answered_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     twins.agree(&[
         "SUBSCRIBE",
         "UNSUBSCRIBE",
@@ -64,7 +64,7 @@ fn a_subscribed_resp2_client_is_answered_in_the_servers_words() {
 
 #[test]
 fn a_subscribed_resp3_client_is_answered_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     twins.agree(&[
         "HELLO 3",
         "UNSUBSCRIBE",
@@ -89,7 +89,7 @@ fn a_subscribed_resp3_client_is_answered_in_the_servers_words() {
 /// What follows HELLO 2 in one write came before its reply, and ran.
 #[test]
 fn a_subscriber_that_goes_back_to_resp2_may_do_no_more_than_others() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     for first in ["PING", "WATCH s", "CLIENT NO-TOUCH off"] {
         twins.agree(&[
             "HELLO 3",

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::harness::{Client, Ended, PATIENCE, Row, Server, Stage, Twins, Value, Version, encode, until};
+use crate::harness::{
+    Client, Ended, PATIENCE, PairedServers, Row, Server, Stage, Value, Version, encode, until,
+};
 
 /// Plays a scenario before every server, directly and through the proxy; each of the things that it returns must be the
 /// same.
@@ -241,7 +243,7 @@ fn it_makes_no_difference_how_the_commands_arrive() {
 
 #[test]
 fn in_any_framing_and_with_either_protocol_the_bytes_are_the_servers() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     for hello in ["HELLO 2", "HELLO 3"] {
         twins.agree(&[
             &format!("{hello} SETNAME x")[..],

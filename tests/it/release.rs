@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::harness::{Client, Crowd, PATIENCE, Proxy, Server, Stage, State, enter_state, throughout, until};
+use crate::harness::{
+    Client, ClientFleet, PATIENCE, Proxy, Server, Stage, State, enter_state, throughout, until,
+};
 
 /// `pool.linger` plus one second, plus what a busy machine needs to look.
 const RELEASED: Duration = Duration::from_millis(1_000 + 1_000 + 300);
@@ -78,7 +80,7 @@ fn nothing_happens_afterwards(stage: &Stage) {
 }
 
 fn killed_with_their_process(stage: &Stage, state: State) {
-    let crowd = Crowd::start(stage.address(), 200, state);
+    let crowd = ClientFleet::start(stage.address(), 200, state);
     let clients = stage.server.clients();
     assert!(if stage.is_proxied() { clients <= 8 } else { clients == 200 }, "{clients} connections");
     crowd.kill();

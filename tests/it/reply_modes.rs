@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Proxy, Relay, Server, Stage, Twins, encode, until};
+use crate::harness::{PATIENCE, PairedServers, Proxy, Relay, Server, Stage, encode, until};
 
 on_both!(replies_are_swallowed_while_they_are_off, a_monitor_shows_nothing_while_replies_are_off);
 
 #[test]
 fn reply_modes_leave_the_same_replies_as_the_server() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     twins.agree(&[
         "CLIENT REPLY SKIP => 0",
         "PING => 0",
@@ -34,7 +34,7 @@ fn reply_modes_leave_the_same_replies_as_the_server() {
 
 #[test]
 fn reply_modes_meet_errors_resets_and_transactions_as_on_the_server() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     for script in [
         // RESET ends OFF before it answers, and SKIP after.
         &["CLIENT REPLY OFF => 0", "RESET", "PING"][..],

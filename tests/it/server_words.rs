@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Fake, PATIENCE, Proxy, bulk, until};
+use crate::harness::{FakeServer, PATIENCE, Proxy, bulk, until};
 
 /// ESC and CSI (7 and 8 bits), DEL, BEL, a change of direction.
 const EVIL: &str = "\u{1b}[31mX\u{9b}2J\u{7f}\u{7}\u{202e}";
@@ -21,8 +21,8 @@ fn info() -> String {
 }
 
 /// Serves, and refuses what may be refused in its own words.
-fn evil() -> Fake {
-    Fake::server(|words| match words {
+fn evil() -> FakeServer {
+    FakeServer::server(|words| match words {
         ["HELLO", "2" | "3", ..] => hello(),
         ["PING"] => "+PONG\r\n".to_owned(),
         ["PING", word] => bulk(word),
@@ -42,8 +42,8 @@ fn evil() -> Fake {
 }
 
 /// Refuses everybody.
-fn hostile() -> Fake {
-    Fake::server(|_| format!("-WRONGPASS {EVIL}\r\n"))
+fn hostile() -> FakeServer {
+    FakeServer::server(|_| format!("-WRONGPASS {EVIL}\r\n"))
 }
 
 fn expect_tame(what: &str, text: &str) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::harness::{Client, PATIENCE, Row, Stage, Twins, Value, encode};
+use crate::harness::{Client, PATIENCE, PairedServers, Row, Stage, Value, encode};
 
 on_both!(
     client_ids_are_unique_and_stay,
@@ -23,7 +23,7 @@ on_both!(
 
 #[test]
 fn hello_is_answered_in_the_servers_shape_and_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     twins.agree(&[
         "HELLO",
         "HELLO 2",
@@ -52,13 +52,13 @@ fn hello_is_answered_in_the_servers_shape_and_words() {
 
 #[test]
 fn auth_without_a_password_is_answered_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     twins.agree(&["AUTH foo", "AUTH default foo", "AUTH nobody x", "AUTH a b c", "AUTH", "PING"]);
 }
 
 #[test]
 fn auth_with_a_password_is_answered_in_the_servers_words() {
-    let twins = Twins::start_with(&["--requirepass", "sesame"], &["auth.mode=passthrough"]);
+    let twins = PairedServers::start_with(&["--requirepass", "sesame"], &["auth.mode=passthrough"]);
     twins.agree(&[
         "PING",
         "AUTH wrong",
@@ -77,7 +77,7 @@ fn auth_with_a_password_is_answered_in_the_servers_words() {
 
 #[test]
 fn select_is_answered_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     twins.agree(&[
         "SELECT 1",
         "SET where one",
@@ -101,7 +101,7 @@ fn select_is_answered_in_the_servers_words() {
 
 #[test]
 fn client_subcommands_are_answered_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     let script = [
         "CLIENT",
         "CLIENT FOO",
@@ -150,7 +150,7 @@ fn client_subcommands_are_answered_in_the_servers_words() {
 
 #[test]
 fn ordinary_commands_are_answered_byte_for_byte() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     let script = [
         "PING",
         "PING hello",

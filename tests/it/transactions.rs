@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Client, PATIENCE, Reply, Stage, Twins, Value, encode, until};
+use crate::harness::{Client, PATIENCE, PairedServers, Reply, Stage, Value, encode, until};
 
 on_both!(
     a_transaction_in_one_write_is_executed,
@@ -26,7 +26,7 @@ on_both!(
 
 #[test]
 fn transactions_are_answered_in_the_servers_words() {
-    let twins = Twins::start();
+    let twins = PairedServers::start();
     let script = [
         "MULTI",
         "MULTI",

@@ -181,7 +181,7 @@ impl AttachmentCell {
     }
 
     /// Its FIN has come: a blocking call decides what that means for it.
-    pub(in crate::downstream) fn has_said_all(&self) {
+    pub(in crate::downstream) fn wake_blocked(&self) {
         if let Some(call) = self.blocked() {
             call.woken.notify_one();
         }

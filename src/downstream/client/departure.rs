@@ -32,15 +32,15 @@ pub(in crate::downstream) const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 /// Whether a blocking call and its client's FIN came together.
 #[derive(Debug)]
-pub(in crate::downstream) struct LastCall {
+pub(in crate::downstream) struct FinTiming {
     since: Instant,
     together: Cell<bool>,
 }
 
-impl LastCall {
+impl FinTiming {
     /// For a call whose turn is now.
     pub(in crate::downstream) fn new(client: &Client) -> Self {
-        Self { since: Instant::now(), together: Cell::new(client.has_said_all()) }
+        Self { since: Instant::now(), together: Cell::new(client.has_ended_input()) }
     }
 
     /// The FIN is known now: whether the call is still to look once.
@@ -59,29 +59,29 @@ impl LastCall {
 
 impl Client {
     /// Runs `work` until it is done or the client is gone, whichever is first. A client that has only closed its sending
-    /// side is not gone: `work` may ask [`Self::has_said_all`], and a blocking call is woken when that becomes true.
+    /// side is not gone: `work` may ask [`Self::has_ended_input`], and a blocking call is woken when that becomes true.
     ///
     /// # Errors
     /// Why the client is to be closed.
-    pub(in crate::downstream) async fn patiently<T>(
+    pub(in crate::downstream) async fn unless_gone<T>(
         &self,
         work: impl Future<Output = T>,
     ) -> Result<T, ClientClose> {
         tokio::pin!(work);
-        if !self.has_said_all() {
+        if !self.has_ended_input() {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
                 reason = self.departure() => if reason != ClientClose::ClientEof {
-                    return Err(self.departs(reason));
+                    return Err(self.mark_departed(reason));
                 },
             }
-            self.note_farewell();
+            self.input_has_ended();
         }
         tokio::select! {
             biased;
             done = work => Ok(done),
-            reason = poll_fn(|cx| self.poll_closed(cx)) => Err(self.departs(reason)),
+            reason = poll_fn(|cx| self.poll_close_requested(cx)) => Err(self.mark_departed(reason)),
         }
     }
 
@@ -94,10 +94,10 @@ impl Client {
         tokio::select! {
             biased;
             hangup = self.hangup() => match hangup {
-                Hangup::Farewell => ClientClose::ClientEof,
+                Hangup::Fin => ClientClose::ClientEof,
                 Hangup::Reset => ClientClose::ClientLost,
             },
-            reason = poll_fn(|cx| self.poll_closed(cx)) => reason,
+            reason = poll_fn(|cx| self.poll_close_requested(cx)) => reason,
         }
     }
 
@@ -133,7 +133,7 @@ impl Client {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(Some(came))) => self.has_read(came),
             Poll::Ready(Ok(None)) => {}
-            Poll::Ready(Err(_)) => self.close(self.departs(ClientClose::ClientLost)),
+            Poll::Ready(Err(_)) => self.close(self.mark_departed(ClientClose::ClientLost)),
         }
         Poll::Ready(())
     }
@@ -149,7 +149,7 @@ impl Client {
     ) -> Poll<Result<(), ClientClose>> {
         match ready!(self.outbound.socket().poll_read(cx, buffer)) {
             Ok(()) => self.has_read(buffer.filled().len()),
-            Err(_) => return Poll::Ready(Err(self.departs(ClientClose::ClientLost))),
+            Err(_) => return Poll::Ready(Err(self.mark_departed(ClientClose::ClientLost))),
         }
         Poll::Ready(Ok(()))
     }
@@ -157,7 +157,7 @@ impl Client {
     fn has_read(&self, came: usize) {
         self.inbound.note_input(came);
         if came == 0 {
-            self.outbound.says_no_more();
+            self.outbound.note_end_of_input();
         }
         self.is_caught_up.set(false);
     }
@@ -194,20 +194,20 @@ impl Client {
     }
 
     /// Ready when the client is to be closed; sends what waits for it meanwhile.
-    pub(in crate::downstream) fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<ClientClose> {
+    pub(in crate::downstream) fn poll_close_requested(&self, cx: &mut Context<'_>) -> Poll<ClientClose> {
         self.is_polled(cx);
         let _ = self.poll_flush(cx);
         self.close_reason().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Whether its FIN is known to have come: what it has sent is all there will be.
-    pub(in crate::downstream) fn has_said_all(&self) -> bool {
-        self.outbound.has_said_all()
+    pub(in crate::downstream) fn has_ended_input(&self) -> bool {
+        self.outbound.has_ended_input()
     }
 
-    pub(in crate::downstream) fn note_farewell(&self) {
-        self.outbound.says_no_more();
-        self.attachment.has_said_all();
+    pub(in crate::downstream) fn input_has_ended(&self) {
+        self.outbound.note_end_of_input();
+        self.attachment.wake_blocked();
     }
 
     /// Whether its FIN, or its end, is known to the kernel.
@@ -220,8 +220,8 @@ impl Client {
     }
 
     /// Notes the moment of departure, for the release metric.
-    pub(in crate::downstream) fn departs(&self, reason: ClientClose) -> ClientClose {
-        self.outbound.departs();
+    pub(in crate::downstream) fn mark_departed(&self, reason: ClientClose) -> ClientClose {
+        self.outbound.mark_departed();
         reason
     }
 
@@ -231,9 +231,9 @@ impl Client {
     }
 
     /// Its FIN has ended a wait: like the server, nothing of what it sent behind that call is run.
-    pub(in crate::downstream) fn hears_no_more(&self) {
+    pub(in crate::downstream) fn discard_input(&self) {
         self.inbound.end();
-        self.outbound.says_no_more();
+        self.outbound.note_end_of_input();
     }
 }
 

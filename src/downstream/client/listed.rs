@@ -7,7 +7,7 @@ use crate::session::{ClientRow, Endpoint, Flags, Listen};
 
 impl Client {
     /// How listings and the full-pool error call this client.
-    pub(in crate::downstream) fn called(&self) -> String {
+    pub(in crate::downstream) fn display_name(&self) -> String {
         let session = self.session.borrow();
         if session.name.is_empty() {
             format!("client {} ({})", self.id(), self.peer)

@@ -7,11 +7,11 @@
 //! none holds a borrow of a part across an await.
 
 mod attachment;
-mod identified;
+mod client_identity;
 mod inbound;
 mod lanes;
-mod learned;
 mod outbound;
+mod server_knowledge;
 mod subscriber;
 
 mod departure;
@@ -26,7 +26,7 @@ mod who;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::admission::Place;
+use super::admission::AdmissionGuard;
 use super::context::Context;
 use super::identity::Membership;
 use super::socket::ClientSocket;
@@ -34,14 +34,14 @@ use crate::command::Row;
 use crate::resp::Protocol;
 use crate::session::{Endpoint, Session};
 
-use identified::Identified;
+use client_identity::ClientIdentity;
 use inbound::Inbound;
 use lanes::Lanes;
-use learned::Learned;
 use outbound::{Outbound, Reader};
+use server_knowledge::ServerKnowledge;
 
 pub(in crate::downstream) use attachment::{Attachment, AttachmentCell, BlockedCall, BlockedOn, LeasedState};
-pub(in crate::downstream) use departure::{FIRST_LOOK, LastCall, READ_AHEAD, sleep_until};
+pub(in crate::downstream) use departure::{FIRST_LOOK, FinTiming, READ_AHEAD, sleep_until};
 pub(in crate::downstream) use inbound::Begun;
 pub(in crate::downstream) use subscriber::Subscriber;
 
@@ -54,7 +54,7 @@ pub(in crate::downstream) struct Client {
     inbound: Inbound,
     outbound: Outbound,
     pub(in crate::downstream) session: RefCell<Session>,
-    identified: Identified,
+    identified: ClientIdentity,
     pub(in crate::downstream) attachment: AttachmentCell,
     lanes: Lanes,
     /// Its subscriptions, if it has any.
@@ -66,7 +66,7 @@ pub(in crate::downstream) struct Client {
     /// It could not be told that all it has read may have changed.
     pub(in crate::downstream) has_missed: Cell<bool>,
     /// What it knows of the server and forgets with its connection.
-    learned: Learned,
+    learned: ServerKnowledge,
     pub(in crate::downstream) last_command: Cell<Option<&'static Row>>,
 }
 
@@ -78,7 +78,7 @@ pub(in crate::downstream) struct Arrived {
     pub(in crate::downstream) membership: Option<Membership>,
     /// It came by a listener that only this host can reach.
     pub(in crate::downstream) trusted: bool,
-    pub(in crate::downstream) place: Place,
+    pub(in crate::downstream) place: AdmissionGuard,
 }
 
 /// With the counts of its `Rc` it fills a size class of the allocator; ten thousand idle clients feel a byte more.
@@ -101,14 +101,14 @@ impl Client {
             outbound: Outbound::new(session.id, Rc::clone(&context), socket, reader),
             context,
             session: RefCell::new(session),
-            identified: Identified::new(membership, trusted, place),
+            identified: ClientIdentity::new(membership, trusted, place),
             attachment: AttachmentCell::default(),
             lanes: Lanes::default(),
             subscriber: RefCell::new(None),
             is_caught_up: Cell::new(false),
             has_tracked: Cell::new(false),
             has_missed: Cell::new(false),
-            learned: Learned::default(),
+            learned: ServerKnowledge::default(),
             last_command: Cell::new(None),
         })
     }

@@ -202,7 +202,7 @@ impl Outbound {
     }
 
     /// Notes the moment of departure, for the release metric.
-    pub(super) fn departs(&self) {
+    pub(super) fn mark_departed(&self) {
         self.departed.get_or_init(|| Box::new(Instant::now()));
     }
 
@@ -211,18 +211,18 @@ impl Outbound {
     }
 
     /// Whether its FIN is known to have come: what it has sent is all there will be.
-    pub(super) fn has_said_all(&self) -> bool {
+    pub(super) fn has_ended_input(&self) -> bool {
         self.said_all.get()
     }
 
-    pub(super) fn says_no_more(&self) {
+    pub(super) fn note_end_of_input(&self) {
         self.said_all.set(true);
     }
 
     /// The socket takes no more. Behind a FIN only nobody listens any more; else the client is lost.
     fn write_failed(&self, error: &std::io::Error) {
         // Linux says EPIPE where the peer had closed its side before it reset (`tcp_reset` in `tcp_input.c`).
-        if self.has_said_all() || error.kind() == std::io::ErrorKind::BrokenPipe {
+        if self.has_ended_input() || error.kind() == std::io::ErrorKind::BrokenPipe {
             self.deaf.set(true);
             self.wake();
         } else {
@@ -232,7 +232,7 @@ impl Outbound {
 
     /// What TLS has taken and the kernel has not is flushed by the client's own task.
     fn flush_later(&self) {
-        if self.socket.holds_back() {
+        if self.socket.has_unflushed() {
             self.wake();
         }
     }
@@ -430,7 +430,7 @@ impl Outbound {
 
     /// Whether bytes for the client lie here that the kernel has not taken.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.is_drained() || self.socket.holds_back()
+        !self.is_drained() || self.socket.has_unflushed()
     }
 
     /// More is unsent than the client may leave unread now: nothing more is read from it or run for it.

@@ -70,7 +70,7 @@ impl Client {
 
     /// The same for a lease. A client that has closed its side has a bounded number of commands left, and they wait once.
     pub(in crate::downstream) fn lease_deadline(&self) -> Instant {
-        if self.has_said_all() { self.lane_deadline() } else { self.context.pool.wait_deadline() }
+        if self.has_ended_input() { self.lane_deadline() } else { self.context.pool.wait_deadline() }
     }
 
     /// Its lanes, if it has used any since its key has changed.

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::identity::{AuthOptions, Directory};
-use super::links::{Links, Message};
 use super::options::ClientOptions;
+use super::workers::{Message, Workers};
 use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
 use crate::pool::{Pool, Turns};
 use crate::telemetry::Count;
@@ -26,7 +26,7 @@ use metrics::WorkerMetrics;
 use permissions::ListPermissions;
 use warnings::Warnings;
 
-pub(in crate::downstream) use served::{Served, TakesElement};
+pub(in crate::downstream) use served::{ElementTaker, Served};
 pub(in crate::downstream) use server::ServerView;
 
 /// What the clients of one worker share.
@@ -44,7 +44,7 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: BlockingOptions,
     pub(in crate::downstream) directory: Arc<Directory>,
-    pub(in crate::downstream) links: Links,
+    pub(in crate::downstream) workers: Workers,
     /// What the server is, as far as it has told.
     pub(in crate::downstream) server: ServerView,
     /// What the server has said about who may list clients.
@@ -61,7 +61,7 @@ pub(in crate::downstream) struct Context {
     /// Clients that are not read for the memory they hold, and since when.
     pub(in crate::downstream) paused: RefCell<BTreeMap<u64, Instant>>,
     /// Blocking calls that wait without a hub.
-    pub(in crate::downstream) waiters: RefCell<Vec<Rc<dyn TakesElement>>>,
+    pub(in crate::downstream) waiters: RefCell<Vec<Rc<dyn ElementTaker>>>,
     /// Elements on their way back into their keys.
     pub(in crate::downstream) saving: Count,
     /// Whose CLIENT LIST or KILL is worked on here: one at a time.
@@ -83,7 +83,7 @@ pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: BlockingOptions,
     pub(in crate::downstream) directory: Arc<Directory>,
-    pub(in crate::downstream) links: Links,
+    pub(in crate::downstream) workers: Workers,
     pub(in crate::downstream) has_pubsub_hub: bool,
 }
 
@@ -92,8 +92,9 @@ const SCRATCH: usize = 64 << 10;
 
 impl Context {
     pub(in crate::downstream) fn new(parts: Parts) -> Rc<Self> {
-        let Parts { index, pool, hubs, pubsub, give_back, options, auth, blocking, directory, links, .. } =
-            parts;
+        let Parts {
+            index, pool, hubs, pubsub, give_back, options, auth, blocking, directory, workers, ..
+        } = parts;
         Rc::new(Self {
             index,
             begun: Instant::now(),
@@ -119,7 +120,7 @@ impl Context {
             auth,
             blocking,
             directory,
-            links,
+            workers,
         })
     }
 
@@ -142,7 +143,7 @@ impl Context {
     pub(in crate::downstream) fn forget(&self, id: u64) {
         self.clients.borrow_mut().remove(&id);
         self.paused.borrow_mut().remove(&id);
-        self.links.client_left(self.index);
+        self.workers.client_left(self.index);
     }
 
     /// Closes the clients that hold most memory, one after the other, while all hold more than they may.
@@ -154,7 +155,7 @@ impl Context {
                 if let Some(client) = self.client(victim.id) {
                     client.yield_memory();
                 }
-            } else if !self.links.try_send(victim.worker, Message::YieldMemory(victim.id)) {
+            } else if !self.workers.try_send(victim.worker, Message::YieldMemory(victim.id)) {
                 // Its worker has a thousand other messages before it: that one finds out by itself.
                 memory.is_not_told(victim.id);
                 return;

@@ -45,7 +45,7 @@ pub(in crate::downstream) trait Served {
 }
 
 /// A blocking call that may be given an element popped for another client.
-pub(in crate::downstream) trait TakesElement {
+pub(in crate::downstream) trait ElementTaker {
     /// Gives it `element`, the reply to `request` on connections of `key`, if it is the same call and waits. `false`: it does
     /// not take it.
     fn take_element(&self, key: LaneKey, request: &Request<'_>, element: &[u8]) -> bool;

@@ -11,7 +11,7 @@ use crate::downstream::identity::{AdminCommands, AuthOptions};
 use crate::pool::Pool;
 use crate::resp::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD};
 use crate::session::{ALWAYS_TAKEN, LoadedModule, Placement, Policy, RowFormat, ServerFacts};
-use crate::upstream::Lacks;
+use crate::upstream::MissingCapabilities;
 
 /// How long the server's limit on arguments is believed before a client is told of it.
 const FRESH: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl ServerView {
     }
 
     /// Learns from the last login what the server is.
-    pub(in crate::downstream) fn heed_login(&self) {
+    pub(in crate::downstream) fn learn_from_login(&self) {
         if let Some(server) = self.pool.shared.connector.server() {
             let mut policy = self.policy.get();
             policy.cluster = server.mode == "cluster";
@@ -95,8 +95,8 @@ impl ServerView {
     }
 
     /// What the server, or a user's rights there, lack.
-    pub(in crate::downstream) fn lacks(&self) -> &Lacks {
-        self.pool.shared.connector.lacks()
+    pub(in crate::downstream) fn missing_capabilities(&self) -> &MissingCapabilities {
+        self.pool.shared.connector.missing_capabilities()
     }
 
     /// Where the command `name` may run, if the server has been asked.

@@ -21,14 +21,14 @@ use subtle::ConstantTimeEq;
 pub use account::Account;
 pub(super) use account::Membership;
 use failures::Failures;
+pub(super) use offer::{CachedVerdict, Credential};
 use offer::{Fingerprint, fingerprint};
-pub(super) use offer::{Offer, Remembered};
 pub use options::{AdminCommands, AuthMode, AuthOptions};
 pub(super) use turns::Turns;
 pub(super) use users::look;
 pub use users::{Cost, PasswordHash, StaticUser, toll};
 
-use crate::pool::{Budget, DialGate};
+use crate::pool::{Budget, DialRateLimiter};
 use crate::session::{Credentials, User, UserRow};
 use crate::upstream::{Identity, UpstreamOptions};
 
@@ -47,7 +47,7 @@ pub struct Directory {
     users: Mutex<HashMap<String, Arc<Known>>>,
     /// What a login costs that fails (`auth.mode = "static"`).
     toll: Mutex<Arc<[Cost]>>,
-    offers: Mutex<HashMap<Fingerprint, Arc<Offer>>>,
+    offers: Mutex<HashMap<Fingerprint, Arc<Credential>>>,
     /// The last one that the server let in, besides our own.
     verified: Mutex<Option<(u64, Weak<Identity>)>>,
     pub(super) failures: Failures,
@@ -56,7 +56,7 @@ pub struct Directory {
     /// One Argon2 at a time: it takes a core and some memory.
     pub(super) hashing: Arc<Turns>,
     /// How often a login is checked upstream: guesses must not use up the rate at which others' connections are dialled.
-    pub(super) gate: DialGate,
+    pub(super) gate: DialRateLimiter,
     /// Keys the fingerprints, so that what is kept is not a plain hash of a secret.
     salt: [u8; 32],
     last: AtomicU64,
@@ -102,7 +102,7 @@ impl Directory {
             failures: Failures::default(),
             asking: Arc::default(),
             hashing: Arc::default(),
-            gate: DialGate::new(upstream.connect_rate.div_ceil(2)),
+            gate: DialRateLimiter::new(upstream.connect_rate.div_ceil(2)),
             salt,
             last: AtomicU64::new(OWN_ID),
             budget,
@@ -146,25 +146,25 @@ impl Directory {
     }
 
     /// What is known of a name and secret without making a note of them: guesses are not worth it.
-    pub(super) fn known(&self, offered: &Credentials) -> Option<Arc<Offer>> {
+    pub(super) fn known(&self, offered: &Credentials) -> Option<Arc<Credential>> {
         self.offers.lock().get(&fingerprint(&self.salt, offered)).cloned()
     }
 
     /// The note about a name and secret.
-    pub(super) fn offer(&self, offered: &Credentials) -> Arc<Offer> {
+    pub(super) fn offer(&self, offered: &Credentials) -> Arc<Credential> {
         let fingerprint = fingerprint(&self.salt, offered);
         let mut offers = self.offers.lock();
         if let Some(known) = offers.get(&fingerprint) {
             return Arc::clone(known);
         }
         if offers.len() >= MOST {
-            let in_use = |offer: &Arc<Offer>| Arc::strong_count(offer) > 1 || offer.is_live();
-            offers.retain(|_, offer| in_use(offer) || offer.remembered(self.ttl) != Remembered::Nothing);
+            let in_use = |offer: &Arc<Credential>| Arc::strong_count(offer) > 1 || offer.is_live();
+            offers.retain(|_, offer| in_use(offer) || offer.remembered(self.ttl) != CachedVerdict::Nothing);
             if offers.len() >= MOST {
                 offers.retain(|_, offer| in_use(offer));
             }
         }
-        let offer = Offer::new(self.account_of(offered));
+        let offer = Credential::new(self.account_of(offered));
         offers.insert(fingerprint, Arc::clone(&offer));
         offer
     }
@@ -213,7 +213,7 @@ impl Directory {
 
     /// Those with clients whom the server let in so long ago that it should be asked again before what is remembered is
     /// too old.
-    pub(super) fn due(&self) -> Vec<(Arc<Offer>, Arc<Account>, Arc<Identity>)> {
+    pub(super) fn due(&self) -> Vec<(Arc<Credential>, Arc<Account>, Arc<Identity>)> {
         if self.mode == AuthMode::Static {
             return Vec::new();
         }

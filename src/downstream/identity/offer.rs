@@ -34,7 +34,7 @@ pub(super) fn fingerprint(salt: &[u8], offered: &Credentials) -> Fingerprint {
 
 /// What is known of one name and secret.
 #[derive(Debug)]
-pub(in crate::downstream) struct Offer {
+pub(in crate::downstream) struct Credential {
     /// Who it would be; `None`: there is no such user.
     pub(in crate::downstream) account: Option<Arc<Account>>,
     /// One look at it at a time; the others wait for what it says.
@@ -51,7 +51,7 @@ enum Standing {
 
 /// What is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::downstream) enum Remembered {
+pub(in crate::downstream) enum CachedVerdict {
     /// It was let in not long ago.
     Good,
     /// It was refused a moment ago, in these words.
@@ -60,7 +60,7 @@ pub(in crate::downstream) enum Remembered {
     Nothing,
 }
 
-impl Offer {
+impl Credential {
     pub(super) fn new(account: Option<Arc<Account>>) -> Arc<Self> {
         Arc::new(Self {
             account,
@@ -70,11 +70,11 @@ impl Offer {
     }
 
     /// What is remembered; a success for `ttl`.
-    pub(in crate::downstream) fn remembered(&self, ttl: Duration) -> Remembered {
+    pub(in crate::downstream) fn remembered(&self, ttl: Duration) -> CachedVerdict {
         match &*self.standing.lock() {
-            Standing::Good(at) if at.elapsed() < ttl => Remembered::Good,
-            Standing::Bad(at, text) if at.elapsed() < REFUSAL => Remembered::Bad(text.clone()),
-            Standing::Good(_) | Standing::Bad(..) | Standing::Unknown => Remembered::Nothing,
+            Standing::Good(at) if at.elapsed() < ttl => CachedVerdict::Good,
+            Standing::Bad(at, text) if at.elapsed() < REFUSAL => CachedVerdict::Bad(text.clone()),
+            Standing::Good(_) | Standing::Bad(..) | Standing::Unknown => CachedVerdict::Nothing,
         }
     }
 

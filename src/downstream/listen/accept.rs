@@ -14,7 +14,7 @@ use super::listener::{ListenSocket, Listener};
 use super::tls::ServerTls;
 use crate::downstream::admission::Refused;
 use crate::downstream::identity::AuthMode;
-use crate::downstream::links::{Accepted, Incoming, Links};
+use crate::downstream::workers::{Accepted, Incoming, Workers};
 use crate::pool::Turns;
 use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
@@ -35,9 +35,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a listener needs to know.
 #[derive(Clone, Debug)]
-pub struct Doorkeeper {
+pub struct AcceptOptions {
     /// Where accepted clients go.
-    pub links: Links,
+    pub workers: Workers,
     /// `client.max`.
     pub max_clients: usize,
     /// `client.login_timeout`, for TLS handshakes.
@@ -58,7 +58,7 @@ enum Arrived {
 /// What one listener knows while it accepts.
 struct Accepting {
     address: Endpoint,
-    door: Doorkeeper,
+    door: AcceptOptions,
     warned: Option<Instant>,
     /// Beyond this host nobody can come here.
     trusted: bool,
@@ -73,7 +73,7 @@ impl Listener {
     ///
     /// # Errors
     /// The operating system's refusal to have the socket watched.
-    pub async fn accept(self, door: Doorkeeper) -> io::Result<()> {
+    pub async fn accept(self, door: AcceptOptions) -> io::Result<()> {
         let trusted = self.address.is_local();
         let handshakes = Arc::default();
         let mut accepting =
@@ -149,11 +149,11 @@ impl Accepting {
             return;
         }
         let must_log_in = door.mode.needs_login(self.trusted);
-        let seat = match door.links.seat(&peer, must_log_in || tls.is_some()) {
+        let seat = match door.workers.seat(&peer, must_log_in || tls.is_some()) {
             Ok(seat) => seat,
             Err(Refused::Full) => {
                 if self.may_warn() {
-                    let held_by = most_clients(&self.door.links).await;
+                    let held_by = most_clients(&self.door.workers).await;
                     let reason = ClientClose::TooMany.label();
                     tracing::warn!(%peer, reason, max = self.door.max_clients, held_by, "client refused");
                 }
@@ -233,9 +233,9 @@ fn refuse(arrived: &Arrived, text: &[u8], reason: ClientClose) {
 }
 
 /// Which hosts hold the most clients, for the warning that says why others are refused.
-async fn most_clients(links: &Links) -> String {
+async fn most_clients(workers: &Workers) -> String {
     let mut hosts = std::collections::HashMap::new();
-    for row in links.rows().await {
+    for row in workers.rows().await {
         let host = row.peer.host().map_or_else(|| row.peer.to_string(), |host| host.to_string());
         *hosts.entry(host).or_insert(0_usize) += 1;
     }

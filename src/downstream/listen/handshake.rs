@@ -22,8 +22,8 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::tls::ServerTls;
-use crate::downstream::admission::Place;
-use crate::downstream::links::Seat;
+use crate::downstream::admission::AdmissionGuard;
+use crate::downstream::workers::WorkerSlot;
 use crate::pool::Turns;
 use crate::session::Endpoint;
 use crate::telemetry::{ClientClose, client_closed};
@@ -52,14 +52,14 @@ impl Failure {
 /// Makes the handshake of the peer that has `seat`, within `limit`. `None`: it failed, was counted and said, and the socket
 /// is closed.
 pub(in crate::downstream) async fn make(
-    seat: Seat,
+    seat: WorkerSlot,
     mut stream: TcpStream,
     tls: &ServerTls,
     turns: &Arc<Turns>,
     limit: Duration,
-) -> Option<(TcpStream, Box<ServerConnection>, Seat)> {
+) -> Option<(TcpStream, Box<ServerConnection>, WorkerSlot)> {
     let gives_way = async {
-        match seat.place().and_then(Place::stay) {
+        match seat.place().and_then(AdmissionGuard::stay) {
             Some(stay) if stay.is_given_up().await => {}
             _ => std::future::pending().await,
         }

@@ -6,7 +6,7 @@ mod listener;
 mod options;
 mod tls;
 
-pub use accept::Doorkeeper;
+pub use accept::AcceptOptions;
 pub(in crate::downstream) use accept::{TOO_MANY, TOO_MANY_HERE};
 pub use listener::{ListenError, Listener, UNIX, listen};
 pub use options::{ClientAuth, ListenOptions, ListenTlsOptions};

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::pipeline::{Ran, Run};
+use super::pipeline::{Batch, Progress};
 use crate::command::{Aftermath, Asked};
 use crate::downstream::client::Client;
 use crate::downstream::context::Context;
@@ -29,13 +29,13 @@ impl Beside for Context {
 
 impl Client {
     /// Takes PUBLISH, or a transaction with members that count, over the lane.
-    pub(in crate::downstream) fn take_counted(
+    pub(in crate::downstream) fn accept_counted(
         self: &Rc<Self>,
         frames: &[u8],
         replies: u32,
         asked: &Asked,
-        run: &mut Run,
-    ) -> Result<(), (usize, Ran)> {
+        run: &mut Batch,
+    ) -> Result<(), (usize, Progress)> {
         self.lane_for(run, asked, frames, (replies, true))?;
         self.count(asked);
         if let Some(lane) = run.lane.take() {

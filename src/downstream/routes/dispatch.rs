@@ -1,6 +1,6 @@
 //! What the fast path cannot finish: commands that wait for a connection, a login, or another's answer.
 //!
-//! Every wait here runs inside [`Client::patiently`], so a client that leaves is noticed at once.
+//! Every wait here runs inside [`Client::unless_gone`], so a client that leaves is noticed at once.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::deferred::Taken;
+use super::pending::PendingCommand;
 use super::unserved::aftermath_of;
 use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::downstream::admission::Refused;
@@ -19,14 +19,17 @@ use crate::resp::{self, Request, RequestError, encode};
 use crate::session::answers::After;
 use crate::session::{ALWAYS_TAKEN, Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
-use crate::upstream::Lacking;
+use crate::upstream::Capability;
 
 impl Client {
     /// Finishes one command.
     ///
     /// # Errors
     /// Why the client is to be closed.
-    pub(in crate::downstream) async fn dispatch(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+    pub(in crate::downstream) async fn dispatch(
+        self: &Rc<Self>,
+        taken: PendingCommand,
+    ) -> Result<(), ClientClose> {
         if !matches!(taken.route, Route::Listen(..) | Route::Local(_)) {
             self.is_caught_up.set(false);
         }
@@ -41,7 +44,7 @@ impl Client {
             Route::Blocking(command) => {
                 let request = (command == Blocking::XRead).then(|| taken.request.clone());
                 self.blocking(taken, command).await?;
-                self.disown_all_of(request.as_ref());
+                self.invalidate_reads_of(request.as_ref());
                 Ok(())
             }
             Route::Login(hello) => {
@@ -56,7 +59,7 @@ impl Client {
             | Route::Proxy
             | Route::Listen(..)
             | Route::Misplaced
-            | Route::PubSub) => self.aside(route, &taken.request, taken.muted).await,
+            | Route::PubSub) => self.answer_off_lane(route, &taken.request, taken.muted).await,
             Route::Local(class) => self.answer_a_subscriber(class, &taken.request).await,
             // Answered on the fast path.
             Route::Refuse(_) => Ok(()),
@@ -77,7 +80,7 @@ impl Client {
     ///
     /// # Errors
     /// There is none; it has been told.
-    pub(in crate::downstream) fn comes_in(&self, muted: bool) -> Result<(), ClientClose> {
+    pub(in crate::downstream) fn take_place(&self, muted: bool) -> Result<(), ClientClose> {
         let (text, reason) = match self.go_inside() {
             Ok(()) => return Ok(()),
             Err(Refused::Full) => (TOO_MANY, ClientClose::TooMany),
@@ -92,14 +95,14 @@ impl Client {
     /// Waits for a lane and sends the command over it, or answers that there is none.
     pub(in crate::downstream) async fn over_a_lane(
         self: &Rc<Self>,
-        taken: Taken,
+        taken: PendingCommand,
         aftermath: Aftermath,
     ) -> Result<(), ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let deadline = self.lane_deadline();
         loop {
             let waits = self.attachment.enter(Attachment::AwaitingLane);
-            let ready = self.patiently(self.context.pool.lane_ready(&group, deadline)).await?;
+            let ready = self.unless_gone(self.context.pool.lane_ready(&group, deadline)).await?;
             drop(waits);
             self.inbound().note_wait(matches!(ready, Err(Unavailable::Down(_))));
             if let Err(why) = ready {
@@ -111,7 +114,7 @@ impl Client {
                 if taken.counts && !taken.muted {
                     self.counted_on(&lane, &taken.request, taken.replies);
                 } else {
-                    let Taken { request, muted, may_invent, replies, .. } = taken;
+                    let PendingCommand { request, muted, may_invent, replies, .. } = taken;
                     let nature = Nature { muted, may_invent, is_block: replies > 1 };
                     self.push_long_on(&lane, request, replies, nature);
                 }
@@ -125,7 +128,7 @@ impl Client {
     async fn lane_that_is_not_held(
         &self,
         group: &Rc<Group>,
-        taken: &Taken,
+        taken: &PendingCommand,
     ) -> Result<Option<Rc<Lane>>, ClientClose> {
         let only_reads = || {
             let asked = Request::parse(&taken.request).map(|request| classify(&request));
@@ -140,7 +143,7 @@ impl Client {
             None => return Ok(None),
         }
         let waits = self.attachment.enter(Attachment::AwaitingLane);
-        let opened = self.patiently(tokio::time::timeout(patience, group.wait())).await?;
+        let opened = self.unless_gone(tokio::time::timeout(patience, group.wait())).await?;
         drop(waits);
         Ok(match opened {
             Ok(Ok(Ok(()))) => match self.context.pool.lane(group, only_reads, Instant::now()) {
@@ -156,7 +159,8 @@ impl Client {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         // Each attempt would cost a connection.
         if index != 0
-            && let Some(words) = self.context.server.lacks().refusal_of(Lacking::Select, identity.name())
+            && let Some(words) =
+                self.context.server.missing_capabilities().refusal_of(Capability::Select, identity.name())
         {
             self.error(&words, muted);
             return Ok(());
@@ -166,7 +170,7 @@ impl Client {
             // Counted as a user of the key while it waits, so that the lane is not closed for want of one.
             let session = group.attach();
             let deadline = self.context.pool.wait_deadline();
-            let ready = self.patiently(self.context.pool.lane_ready(&group, deadline)).await;
+            let ready = self.unless_gone(self.context.pool.lane_ready(&group, deadline)).await;
             drop(session);
             match ready? {
                 Ok(()) => {}
@@ -186,7 +190,7 @@ impl Client {
     }
 
     /// A command that is in no table: the server is asked what it is, once per worker.
-    async fn ask(self: &Rc<Self>, mut taken: Taken) -> Result<(), ClientClose> {
+    async fn ask(self: &Rc<Self>, mut taken: PendingCommand) -> Result<(), ClientClose> {
         let Some(request) = Request::parse(&taken.request) else { return Err(ClientClose::ProtocolError) };
         let name = request.name().to_ascii_lowercase();
         let placement = match self.context.server.placement_of(&name) {
@@ -219,8 +223,8 @@ impl Client {
         name: &[u8],
     ) -> Result<Result<Placement, Unavailable>, ClientClose> {
         let Some((_, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
-        let (lacks, user) = (self.context.server.lacks(), identity.name());
-        if lacks.has(Lacking::CommandInfo, user) {
+        let (missing, user) = (self.context.server.missing_capabilities(), identity.name());
+        if missing.has(Capability::CommandInfo, user) {
             return Ok(Ok(Placement::MayBlock));
         }
         let mut question = BytesMut::new();
@@ -231,22 +235,22 @@ impl Client {
         };
         let answer = frames.first();
         if let Some(text) = answer.and_then(|answer| resp::error_text(answer)) {
-            lacks.note(Lacking::CommandInfo, user, &String::from_utf8_lossy(text));
+            missing.record_refusal(Capability::CommandInfo, user, &String::from_utf8_lossy(text));
             return Ok(Ok(Placement::MayBlock));
         }
         match Described::read(answer.map_or(&b""[..], |answer| answer)) {
             Described::Known(placement) => {
-                lacks.met(Lacking::CommandInfo, user);
+                missing.record_support(Capability::CommandInfo, user);
                 self.context.server.remember_placement(name, placement);
                 Ok(Ok(placement))
             }
             // The server will say so; a module may bring it later.
             Described::Unknown => {
-                lacks.met(Lacking::CommandInfo, user);
+                missing.record_support(Capability::CommandInfo, user);
                 Ok(Ok(Placement::Lane))
             }
             Described::NotAtAll => {
-                lacks.note(Lacking::CommandInfo, user, "(an answer without a command)");
+                missing.record_refusal(Capability::CommandInfo, user, "(an answer without a command)");
                 Ok(Ok(Placement::MayBlock))
             }
         }
@@ -266,7 +270,7 @@ impl Client {
         if let Some(question) = self.context.pool.limit_question(&identity) {
             match self.exchange(&question, 1).await? {
                 Ok(answer) => self.context.pool.heed_limit(&identity, &answer),
-                Err(why) => self.ends_for(&why).map_or(Ok(()), Err)?,
+                Err(why) => self.close_reason_for(&why).map_or(Ok(()), Err)?,
             }
         }
         self.context.server.limit_was_asked();
@@ -282,7 +286,7 @@ impl Client {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let deadline = self.context.pool.wait_deadline();
         let lane = loop {
-            if let Err(why) = self.patiently(self.context.pool.lane_ready(&group, deadline)).await? {
+            if let Err(why) = self.unless_gone(self.context.pool.lane_ready(&group, deadline)).await? {
                 return Ok(Err(why));
             }
             if let Some(lane) = group.lane() {
@@ -293,24 +297,24 @@ impl Client {
         let then = Box::new(move |frames| drop(sender.send(frames)));
         let owner = Rc::clone(self) as Rc<dyn Receiver>;
         lane.exchange_for(Some(owner), commands, replies, Instant::now(), then);
-        match self.patiently(receiver).await? {
+        match self.unless_gone(receiver).await? {
             Ok(Ok(frames)) => Ok(Ok(frames)),
             Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
         }
     }
 
     /// What is answered beside the client's own connection: listings, kills, the control connection.
-    pub(in crate::downstream) async fn aside(
+    pub(in crate::downstream) async fn answer_off_lane(
         self: &Rc<Self>,
         route: Route,
         request: &Bytes,
         muted: bool,
     ) -> Result<(), ClientClose> {
         let reply = match route {
-            Route::Listen(listen, true) => return self.listen(listen, request, muted).await,
+            Route::Listen(listen, true) => return self.subscribe(listen, request, muted).await,
             Route::Listen(listen, false) => {
                 self.catch_up().await?;
-                self.unlisten(listen, request).await;
+                self.unsubscribe(listen, request).await;
                 return Ok(());
             }
             Route::Tracking => {
@@ -320,12 +324,12 @@ impl Client {
             }
             Route::PubSub => return self.pubsub(request, muted).await,
             Route::Misplaced => return self.misplaced(request, muted).await,
-            Route::Clients(Class::ClientInfo) => self.patiently(self.client_info()).await?,
-            Route::Clients(Class::ClientList) => self.patiently(self.client_list(request)).await?,
-            Route::Clients(Class::ClientKill) => self.patiently(self.client_kill(request)).await?,
-            Route::Clients(_) => self.patiently(self.client_unblock(request)).await?,
-            Route::Proxy => self.patiently(self.proxy_command(request)).await?,
-            _ => self.patiently(self.on_control(request)).await?,
+            Route::Clients(Class::ClientInfo) => self.unless_gone(self.client_info()).await?,
+            Route::Clients(Class::ClientList) => self.unless_gone(self.client_list(request)).await?,
+            Route::Clients(Class::ClientKill) => self.unless_gone(self.client_kill(request)).await?,
+            Route::Clients(_) => self.unless_gone(self.client_unblock(request)).await?,
+            Route::Proxy => self.unless_gone(self.proxy_command(request)).await?,
+            _ => self.unless_gone(self.on_control(request)).await?,
         };
         let doomed = self.close_reason();
         // CLIENT KILL of oneself is answered first (`clientCommand` in redis `networking.c`). Whoever is closed for want of

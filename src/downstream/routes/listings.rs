@@ -8,12 +8,12 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::downstream::client::Client;
-use crate::downstream::links::Message;
+use crate::downstream::workers::Message;
 use crate::pool::{Slice, Unavailable};
 use crate::resp::{self, ErrorCode, Request, encode};
 use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat, unblocking_nobody};
 use crate::telemetry::ClientClose;
-use crate::upstream::{Lacking, Refusal};
+use crate::upstream::{Capability, Refusal};
 
 /// Killing by anything else than what is ours would close lanes.
 const UNTOLD: &str = "ERR redbouncer: the server tells neither names nor ids of connections, so only redbouncer's clients are killed";
@@ -33,7 +33,7 @@ impl Client {
                     pool.pause(&mut backoff, true).await;
                 }
                 Err(why) => {
-                    if let Some(reason) = self.ends_for(&why) {
+                    if let Some(reason) = self.close_reason_for(&why) {
                         self.close(reason);
                     }
                     return encode::one_error(&why.to_string());
@@ -51,7 +51,7 @@ impl Client {
         let protocol = key.protocol;
         let address = self.peer.host();
         let message = Message::Control { user: key.user, address, identity, protocol, request, reply };
-        if self.context.links.send(0, message).await.is_err() {
+        if self.context.workers.send(0, message).await.is_err() {
             return Err(Unavailable::Stopping);
         }
         answer.await.unwrap_or(Err(Unavailable::Stopping))
@@ -59,7 +59,7 @@ impl Client {
 
     /// Every worker's clients.
     async fn all_rows(&self) -> Vec<ClientRow> {
-        let mut rows = self.context.links.rows().await;
+        let mut rows = self.context.workers.rows().await;
         rows.sort_by_key(|row| row.id);
         rows
     }
@@ -68,7 +68,7 @@ impl Client {
         let shared = &self.context.pool.shared;
         OwnConnections {
             prefix: shared.instance.to_string(),
-            are_named: !shared.connector.lacks().has_been_refused(Lacking::SetName),
+            are_named: !shared.connector.missing_capabilities().has_been_refused(Capability::SetName),
             ids: shared.budget.ids(),
         }
     }
@@ -164,7 +164,8 @@ impl Client {
         let Some(filter) = Filter::of_kill(asked) else { return encode::one_error("ERR syntax error") };
         let is_meant = self.is_meant(&filter);
         let turn = self.context.listings.turn(self.user(), self.peer.host()).await;
-        let mut killed = self.context.links.kill(&filter.sparing_me(), self.id()).await + i64::from(is_meant);
+        let mut killed =
+            self.context.workers.kill(&filter.sparing_me(), self.id()).await + i64::from(is_meant);
         drop(turn);
         let only_ours = filter.means_only(|id| id >= FIRST_CLIENT_ID) || (filter.old_form && killed > 0);
         if !only_ours {
@@ -254,7 +255,7 @@ impl Client {
         let mut out = BytesMut::new();
         let id = u64::try_from(id).unwrap_or(0);
         if id >= FIRST_CLIENT_ID {
-            encode::integer(&mut out, i64::from(self.context.links.unblock(id, with_error).await));
+            encode::integer(&mut out, i64::from(self.context.workers.unblock(id, with_error).await));
             return out.freeze();
         }
         let listing = self.on_control(&encode::one_command(&[b"CLIENT", b"LIST"])).await;

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use crate::command::Aftermath;
 use crate::downstream::client::Client;
 use crate::downstream::identity::AuthMode;
-use crate::downstream::identity::{Membership, Offer, Remembered, look};
-use crate::pool::{LaneKey, Short, Tracked, Unavailable};
+use crate::downstream::identity::{CachedVerdict, Credential, Membership, look};
+use crate::pool::{HumanDuration, LaneKey, Tracked, Unavailable};
 use crate::resp::{Protocol, encode};
 use crate::session::{Credentials, Hello, ServerFacts, answers};
 use crate::telemetry::ClientClose;
@@ -30,7 +30,7 @@ enum Outcome {
     /// The server, or the users file, let it in.
     Verified,
     /// The same had been let in not long ago.
-    Remembered,
+    CachedVerdict,
     /// The server, or the users file, refused it.
     Refused,
     /// Nobody was asked: its address has failed too often.
@@ -43,7 +43,7 @@ impl Outcome {
     fn count(self) {
         let outcome = match self {
             Self::Verified => "verified",
-            Self::Remembered => "remembered",
+            Self::CachedVerdict => "remembered",
             Self::Refused => "refused",
             Self::Limited => "limited",
             Self::Unavailable => "unavailable",
@@ -83,7 +83,7 @@ impl Client {
         if let Some(offered) = &hello.credentials {
             match self.authenticate(offered, hello.protocol).await? {
                 Ok(accepted) => {
-                    self.comes_in(muted)?;
+                    self.take_place(muted)?;
                     membership = Some(accepted);
                 }
                 Err(Failure::Refused(text)) => {
@@ -148,7 +148,7 @@ impl Client {
                 Some(_) => Err(wrong_password()),
             });
         }
-        let checked = self.patiently(self.check(offered, protocol.unwrap_or(self.protocol()))).await?;
+        let checked = self.unless_gone(self.check(offered, protocol.unwrap_or(self.protocol()))).await?;
         let (outcome, result) = match checked {
             Ok((outcome, membership)) => (outcome, Ok(membership)),
             Err(failure) => (failure.outcome(), Err(failure)),
@@ -198,11 +198,15 @@ impl Client {
     }
 
     /// What is remembered of `offer`, if anything.
-    fn recall(&self, offer: &Offer, offered: &Credentials) -> Option<Result<(Outcome, Membership), Failure>> {
+    fn recall(
+        &self,
+        offer: &Credential,
+        offered: &Credentials,
+    ) -> Option<Result<(Outcome, Membership), Failure>> {
         match offer.remembered(self.context.auth.cache_ttl) {
-            Remembered::Nothing => None,
-            Remembered::Bad(text) => Some(Err(Failure::Refused(text))),
-            Remembered::Good => Some(enter(offer, offered).map(|own| (Outcome::Remembered, own))),
+            CachedVerdict::Nothing => None,
+            CachedVerdict::Bad(text) => Some(Err(Failure::Refused(text))),
+            CachedVerdict::Good => Some(enter(offer, offered).map(|own| (Outcome::CachedVerdict, own))),
         }
     }
 
@@ -215,8 +219,10 @@ impl Client {
     fn refuse_after_failures(&self, address: IpAddr) -> Result<(), Failure> {
         let Some(wait) = self.context.directory.failures.wait(address, Instant::now()) else { return Ok(()) };
         self.context.warnings.failed_logins(address);
-        let text =
-            format!("ERR redbouncer: too many failed logins from this address, try again in {}", Short(wait));
+        let text = format!(
+            "ERR redbouncer: too many failed logins from this address, try again in {}",
+            HumanDuration(wait)
+        );
         Err(Failure::Ours(Outcome::Limited, text))
     }
 
@@ -227,7 +233,7 @@ impl Client {
             if let Some(away) = self.context.pool.away() {
                 return Failure::Unserved(away);
             }
-            let waited = Short(self.context.pool.shared.options.wait_timeout);
+            let waited = HumanDuration(self.context.pool.shared.options.wait_timeout);
             let text = format!(
                 "ERR redbouncer: login not checked within {waited}: too many others are being checked"
             );
@@ -238,7 +244,7 @@ impl Client {
     /// Logs in upstream as that user.
     async fn ask_server(
         self: &Rc<Self>,
-        offer: &Arc<Offer>,
+        offer: &Arc<Credential>,
         offered: &Credentials,
         protocol: Protocol,
         deadline: Instant,
@@ -284,7 +290,7 @@ impl Client {
     /// the same for every name, one that does not exist included.
     async fn ask_users_file(
         &self,
-        offer: &Offer,
+        offer: &Credential,
         offered: &Credentials,
         deadline: Instant,
     ) -> Result<Membership, Failure> {
@@ -329,7 +335,7 @@ impl Client {
         let group = self.context.pool.group(key, &identity);
         let _session = group.attach();
         let deadline = self.context.pool.wait_deadline();
-        let ready = self.patiently(self.context.pool.lane_ready(&group, deadline)).await;
+        let ready = self.unless_gone(self.context.pool.lane_ready(&group, deadline)).await;
         Ok(match ready? {
             Ok(()) => Ok(self.context.server.facts().unwrap_or_default()),
             Err(why) => Err(why),
@@ -342,7 +348,7 @@ fn wrong_password() -> Failure {
 }
 
 /// Lets a client in whose secret is good.
-fn enter(offer: &Offer, offered: &Credentials) -> Result<Membership, Failure> {
+fn enter(offer: &Credential, offered: &Credentials) -> Result<Membership, Failure> {
     let Some(account) = &offer.account else { return Err(wrong_password()) };
     account.join(account.identity_of(offered), true).ok_or_else(|| {
         let most = account.max_clients.unwrap_or_default();

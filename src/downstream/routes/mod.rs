@@ -2,12 +2,12 @@
 
 mod blocking;
 mod counted;
-mod deferred;
 mod dispatch;
 mod lease;
 mod listings;
 mod login;
 mod misplaced;
+mod pending;
 mod pipeline;
 mod proxy_commands;
 mod queued;

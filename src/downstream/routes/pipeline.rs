@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::ReadBuf;
 use tokio::time::Instant;
 
-use super::deferred::Taken;
+use super::pending::PendingCommand;
 use crate::command::{Asked, Class, classify};
 use crate::downstream::client::{Begun, Client};
 use crate::pool::{Charge, Choice, LONG, Lane, Nature, Receiver, SLICE, go_on_later};
@@ -22,9 +22,9 @@ use crate::telemetry::ClientClose;
 
 /// Why the fast path stops.
 #[derive(Debug)]
-pub(in crate::downstream) enum Step {
+pub(in crate::downstream) enum Next {
     /// A command needs more than a lane that is there. Boxed: the task of every client has room for one.
-    Slow(Box<Taken>),
+    Slow(Box<PendingCommand>),
     /// It has announced more than the server took when it was last asked ([`Client::ask_for_limit`]).
     AskForLimit,
     /// A subscriber has closed its side, and what was published before may not have come.
@@ -34,20 +34,20 @@ pub(in crate::downstream) enum Step {
 }
 
 /// How far the input could be run.
-pub(in crate::downstream) enum Ran {
+pub(in crate::downstream) enum Progress {
     /// More bytes are needed; at least this many of the command that has begun.
     Hungry(usize),
     /// Something else must happen first, and will wake us: replies, or room in the lane.
     Waiting,
     /// Others are to be served first.
     Later,
-    /// See [`Step`].
-    Stop(Step),
+    /// See [`Next`].
+    Stop(Next),
 }
 
 /// Commands found one behind the other that go over the lane in one append.
 #[derive(Default)]
-pub(in crate::downstream) struct Run {
+pub(in crate::downstream) struct Batch {
     start: usize,
     pub(in crate::downstream) count: u32,
     pub(in crate::downstream) lane: Option<Rc<Lane>>,
@@ -69,32 +69,32 @@ struct Source {
 
 impl Client {
     /// Runs the client until it needs the slow path or closes.
-    pub(in crate::downstream) fn poll_fast(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<Step> {
+    pub(in crate::downstream) fn poll_fast(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<Next> {
         self.is_polled(cx);
         self.context.slice.set(None);
         loop {
             let flushed = self.poll_flush(cx).is_ready();
             if let Some(reason) = self.close_reason() {
-                return Poll::Ready(Step::Close(reason));
+                return Poll::Ready(Next::Close(reason));
             }
             let mut need = 0;
             if !self.is_backpressured() {
                 match self.run_buffered() {
-                    Ran::Stop(step) => return Poll::Ready(step),
-                    Ran::Waiting => return Poll::Pending,
-                    Ran::Later => {
+                    Progress::Stop(step) => return Poll::Ready(step),
+                    Progress::Waiting => return Poll::Pending,
+                    Progress::Later => {
                         go_on_later(cx);
                         return Poll::Pending;
                     }
-                    Ran::Hungry(missing) => need = missing,
+                    Progress::Hungry(missing) => need = missing,
                 }
             }
             if self.inbound().is_at_end() {
                 if self.outstanding() == 0 && flushed {
                     if self.may_hear_more() {
-                        return Poll::Ready(Step::CatchUp);
+                        return Poll::Ready(Next::CatchUp);
                     }
-                    return Poll::Ready(Step::Close(self.departs(ClientClose::ClientEof)));
+                    return Poll::Ready(Next::Close(self.mark_departed(ClientClose::ClientEof)));
                 }
                 return Poll::Pending;
             }
@@ -108,7 +108,7 @@ impl Client {
                     return Poll::Pending;
                 }
                 if self.inbound().was_last_read() {
-                    return Poll::Ready(Step::Close(ClientClose::Shutdown));
+                    return Poll::Ready(Next::Close(ClientClose::Shutdown));
                 }
             }
             match self.poll_read_and_run(cx, need) {
@@ -116,9 +116,9 @@ impl Client {
                     self.shrink();
                     return Poll::Pending;
                 }
-                Poll::Ready(Ran::Stop(step)) => return Poll::Ready(step),
-                Poll::Ready(Ran::Hungry(_) | Ran::Waiting) if !self.has_read_for_long() => {}
-                Poll::Ready(Ran::Hungry(_) | Ran::Waiting | Ran::Later) => {
+                Poll::Ready(Progress::Stop(step)) => return Poll::Ready(step),
+                Poll::Ready(Progress::Hungry(_) | Progress::Waiting) if !self.has_read_for_long() => {}
+                Poll::Ready(Progress::Hungry(_) | Progress::Waiting | Progress::Later) => {
                     go_on_later(cx);
                     return Poll::Pending;
                 }
@@ -152,15 +152,15 @@ impl Client {
     }
 
     /// Reads once and runs what came: straight from the worker's scratch buffer, unless a command has begun before.
-    fn poll_read_and_run(self: &Rc<Self>, cx: &mut Context<'_>, need: usize) -> Poll<Ran> {
+    fn poll_read_and_run(self: &Rc<Self>, cx: &mut Context<'_>, need: usize) -> Poll<Progress> {
         if !self.inbound().is_empty() {
-            return self.poll_read_behind(cx, need).map(|()| Ran::Hungry(0));
+            return self.poll_read_behind(cx, need).map(|()| Progress::Hungry(0));
         }
         let mut scratch = self.context.scratch.borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch);
         let Poll::Ready(result) = self.poll_read(cx, &mut buffer) else { return Poll::Pending };
         if let Err(reason) = result {
-            return Poll::Ready(Ran::Stop(Step::Close(reason)));
+            return Poll::Ready(Progress::Stop(Next::Close(reason)));
         }
         let data = buffer.filled();
         let mut scanner = RequestScanner::default();
@@ -170,8 +170,8 @@ impl Client {
     }
 
     /// Runs what is buffered: whole frames that waited for their turn.
-    fn run_buffered(self: &Rc<Self>) -> Ran {
-        let Some(mut begun) = self.take_begun() else { return Ran::Hungry(0) };
+    fn run_buffered(self: &Rc<Self>) -> Progress {
+        let Some(mut begun) = self.take_begun() else { return Progress::Hungry(0) };
         let Begun { buffer, scanner, .. } = &mut *begun;
         let ran = if buffer.len() < LONG {
             let (used, ran) = self.consume(buffer, scanner, None);
@@ -181,7 +181,7 @@ impl Client {
             // What is not whole yet stays where it lies.
             let before = scanner.clone();
             match scanner.step(buffer, &self.limits()) {
-                Ok(RequestStep::Incomplete { need }) => Ran::Hungry(need),
+                Ok(RequestStep::Incomplete { need }) => Progress::Hungry(need),
                 Ok(_) | Err(_) => {
                     *scanner = before;
                     self.consume_long(&mut begun)
@@ -193,7 +193,7 @@ impl Client {
     }
 
     /// Runs the whole frames of a long buffer; long ones among them are not copied.
-    fn consume_long(self: &Rc<Self>, begun: &mut Begun) -> Ran {
+    fn consume_long(self: &Rc<Self>, begun: &mut Begun) -> Progress {
         let data = std::mem::take(&mut begun.buffer).freeze();
         let charge = std::mem::replace(&mut begun.charge, self.charge());
         let source = Source { bytes: data.clone(), is_charged: false, input: Some(charge) };
@@ -229,18 +229,18 @@ impl Client {
         data: &[u8],
         scanner: &mut RequestScanner,
         source: Option<Source>,
-    ) -> (usize, Ran) {
-        let mut run = Run { source, ..Run::default() };
+    ) -> (usize, Progress) {
+        let mut run = Batch { source, ..Batch::default() };
         let mut at = 0;
         let ran = loop {
             if at == data.len() {
-                break Ran::Hungry(0);
+                break Progress::Hungry(0);
             }
             if self.outstanding() as usize + run.count as usize >= self.context.options.pipeline_limit {
-                break Ran::Waiting;
+                break Progress::Waiting;
             }
             match scanner.step(&data[at..], &self.limits()) {
-                Ok(RequestStep::Incomplete { need }) => break Ran::Hungry(need),
+                Ok(RequestStep::Incomplete { need }) => break Progress::Hungry(need),
                 Ok(RequestStep::Nothing { len }) => {
                     self.push(&mut run, &data[..at]);
                     at += len;
@@ -249,9 +249,9 @@ impl Client {
                 Ok(RequestStep::Request(shape)) => {
                     let frame = &data[at..at + shape.len];
                     let taken = if shape.form == Form::Canonical {
-                        self.take(frame, &shape, &mut run, data, at)
+                        self.accept_frame(frame, &shape, &mut run, data, at)
                     } else {
-                        self.take_odd(frame, &shape, &mut run, data, at)
+                        self.accept_noncanonical(frame, &shape, &mut run, data, at)
                     };
                     match taken {
                         Ok(len) => at += len,
@@ -276,7 +276,7 @@ impl Client {
     }
 
     /// Appends the gathered run, which ends where `upto` ends, to its lane.
-    pub(in crate::downstream) fn push(self: &Rc<Self>, run: &mut Run, upto: &[u8]) {
+    pub(in crate::downstream) fn push(self: &Rc<Self>, run: &mut Batch, upto: &[u8]) {
         if let Some(lane) = run.lane.take()
             && run.count > 0
         {
@@ -317,14 +317,14 @@ impl Client {
     }
 
     /// Takes one canonical frame. `Ok`: it is done with, this many bytes. `Err`: stop, after this many bytes.
-    fn take(
+    fn accept_frame(
         self: &Rc<Self>,
         frame: &[u8],
         shape: &RequestFrame,
-        run: &mut Run,
+        run: &mut Batch,
         data: &[u8],
         at: usize,
-    ) -> Result<usize, (usize, Ran)> {
+    ) -> Result<usize, (usize, Progress)> {
         let request = Request::new(frame, shape);
         let asked = classify(&request);
         let (route, mode, tracks) = {
@@ -342,14 +342,14 @@ impl Client {
                 if !muted && asked.class == Class::Publish && !self.context.pubsub.audience().is_empty() =>
             {
                 self.push(run, &data[..at]);
-                self.take_counted(frame, 1, &asked, run)?;
+                self.accept_counted(frame, 1, &asked, run)?;
                 run.start = at + frame.len();
                 Ok(frame.len())
             }
             Route::Lane
                 if tracks
                     && !muted
-                    && self.take_own_write(frame, (&asked, &request), run, &data[..at])? =>
+                    && self.accept_own_write(frame, (&asked, &request), run, &data[..at])? =>
             {
                 self.session.borrow_mut().has_taken(&asked);
                 run.start = at + frame.len();
@@ -381,7 +381,7 @@ impl Client {
                             self.uses_scripts();
                         }
                         let frames = &data[at..at + block.len];
-                        self.take_counted(frames, block.commands, &asked, run)?;
+                        self.accept_counted(frames, block.commands, &asked, run)?;
                         run.start = at + block.len;
                         Ok(block.len)
                     }
@@ -406,7 +406,7 @@ impl Client {
                         run.start = at + block.len;
                         Ok(block.len)
                     }
-                    None => self.take_other(frame, &request, asked, route, run, &data[..at]),
+                    None => self.defer(frame, &request, asked, route, run, &data[..at]),
                 }
             }
             Route::Local(Class::ClientReply) if is_silent_mode(&request) => {
@@ -416,18 +416,18 @@ impl Client {
                 run.start = at + frame.len();
                 Ok(frame.len())
             }
-            route => self.take_other(frame, &request, asked, route, run, &data[..at]),
+            route => self.defer(frame, &request, asked, route, run, &data[..at]),
         }
     }
 
     /// The lane that `run` goes over, decided at its first command: the one with replies outstanding, else the best.
     pub(in crate::downstream) fn lane_for(
         self: &Rc<Self>,
-        run: &mut Run,
+        run: &mut Batch,
         asked: &Asked,
         frames: &[u8],
         (replies, counts): (u32, bool),
-    ) -> Result<(), (usize, Ran)> {
+    ) -> Result<(), (usize, Progress)> {
         if run.lane.is_some() {
             return Ok(());
         }
@@ -439,11 +439,11 @@ impl Client {
                     run.group_is_held = self.known_group().is_some_and(|group| group.is_held());
                     Some(lane)
                 }
-                None => return Err((0, Ran::Waiting)),
+                None => return Err((0, Progress::Waiting)),
             }
         } else {
             if self.has_outlived_the_server() {
-                return Err((0, Ran::Stop(Step::Close(ClientClose::ServerChanged))));
+                return Err((0, Progress::Stop(Next::Close(ClientClose::ServerChanged))));
             }
             let choice = self.current_group().and_then(|group| {
                 let only_reads = || replies == 1 && asked.only_reads();
@@ -459,7 +459,7 @@ impl Client {
         match lane {
             Some(lane) if lane.is_full() => {
                 lane.await_room(Rc::clone(self) as Rc<dyn Receiver>);
-                Err((0, Ran::Waiting))
+                Err((0, Progress::Waiting))
             }
             Some(lane) => {
                 run.lane = Some(lane);
@@ -468,7 +468,7 @@ impl Client {
             None => {
                 self.count(asked);
                 let muted = run.nature.muted && self.session.borrow_mut().mutes_this();
-                let taken = Taken {
+                let taken = PendingCommand {
                     request: self.taken(run, frames),
                     route: Route::Lane,
                     muted,
@@ -477,18 +477,18 @@ impl Client {
                     counts,
                     remembered: self.remembers_this(asked),
                 };
-                Err((frames.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
+                Err((frames.len(), Progress::Stop(Next::Slow(Box::new(taken)))))
             }
         }
     }
 
     /// `frames` for the slow path.
-    fn taken(&self, run: &mut Run, frames: &[u8]) -> Bytes {
+    fn taken(&self, run: &mut Batch, frames: &[u8]) -> Bytes {
         self.long_part(run, frames).unwrap_or_else(|| self.copied(frames))
     }
 
     /// `part` of the run's source, if it is so long that it should not be copied.
-    fn long_part(&self, run: &mut Run, part: &[u8]) -> Option<Bytes> {
+    fn long_part(&self, run: &mut Batch, part: &[u8]) -> Option<Bytes> {
         let source = run.source.as_mut().filter(|_| part.len() >= LONG)?;
         if !source.is_charged {
             source.input = None;
@@ -505,25 +505,25 @@ impl Client {
     }
 
     /// Takes a frame that does not simply go over the lane. All earlier replies must be out first.
-    fn take_other(
+    fn defer(
         self: &Rc<Self>,
         frame: &[u8],
         request: &Request<'_>,
         asked: Asked,
         route: Route,
-        run: &mut Run,
+        run: &mut Batch,
         before: &[u8],
-    ) -> Result<usize, (usize, Ran)> {
+    ) -> Result<usize, (usize, Progress)> {
         self.push(run, before);
         if self.outstanding() > 0 {
-            return Err((0, Ran::Waiting));
+            return Err((0, Progress::Waiting));
         }
         self.count(&asked);
         run.start = before.len() + frame.len();
         match route {
             Route::Local(Class::Quit | Class::Reset | Class::Ping) if self.subscriber.borrow().is_some() => {
                 let request = self.taken(run, frame);
-                let taken = Taken {
+                let taken = PendingCommand {
                     request,
                     route,
                     muted: false,
@@ -532,15 +532,15 @@ impl Client {
                     counts: false,
                     remembered: false,
                 };
-                Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
+                Err((frame.len(), Progress::Stop(Next::Slow(Box::new(taken)))))
             }
             Route::Local(class) => {
                 let _ = self.remembers_this(&asked);
                 let after = self.answer_locally(class, request);
                 match after {
-                    After::Continue if self.has_answered_for_long() => Err((frame.len(), Ran::Later)),
+                    After::Continue if self.has_answered_for_long() => Err((frame.len(), Progress::Later)),
                     After::Continue => Ok(frame.len()),
-                    After::Close => Err((frame.len(), Ran::Stop(Step::Close(ClientClose::Quit)))),
+                    After::Close => Err((frame.len(), Progress::Stop(Next::Close(ClientClose::Quit)))),
                 }
             }
             Route::Refuse(text) => {
@@ -548,10 +548,10 @@ impl Client {
                 let muted = self.session.borrow_mut().mutes_this();
                 self.error(&text, muted);
                 if ends_the_session(&text) {
-                    return Err((frame.len(), Ran::Stop(Step::Close(ClientClose::StateRefused))));
+                    return Err((frame.len(), Progress::Stop(Next::Close(ClientClose::StateRefused))));
                 }
                 if self.has_answered_for_long() {
-                    return Err((frame.len(), Ran::Later));
+                    return Err((frame.len(), Progress::Later));
                 }
                 Ok(frame.len())
             }
@@ -559,9 +559,16 @@ impl Client {
                 let muted = self.session.borrow_mut().mutes_this();
                 let request = self.taken(run, frame);
                 let remembered = self.remembers_this(&asked);
-                let taken =
-                    Taken { request, route, muted, may_invent: true, replies: 1, counts: false, remembered };
-                Err((frame.len(), Ran::Stop(Step::Slow(Box::new(taken)))))
+                let taken = PendingCommand {
+                    request,
+                    route,
+                    muted,
+                    may_invent: true,
+                    replies: 1,
+                    counts: false,
+                    remembered,
+                };
+                Err((frame.len(), Progress::Stop(Next::Slow(Box::new(taken)))))
             }
         }
     }
@@ -599,14 +606,14 @@ impl Client {
     }
 
     /// Takes a request that is not canonical: written anew, so that nothing odd ever enters a lane.
-    fn take_odd(
+    fn accept_noncanonical(
         self: &Rc<Self>,
         frame: &[u8],
         shape: &RequestFrame,
-        run: &mut Run,
+        run: &mut Batch,
         data: &[u8],
         at: usize,
-    ) -> Result<usize, (usize, Ran)> {
+    ) -> Result<usize, (usize, Progress)> {
         self.push(run, &data[..at]);
         let mut canonical = BytesMut::new();
         let done = frame.len();
@@ -616,7 +623,7 @@ impl Client {
                 Ok(done)
             }
             Err(error) => match self.broken(&error) {
-                Ran::Waiting => Err((0, Ran::Waiting)),
+                Progress::Waiting => Err((0, Progress::Waiting)),
                 stop => Err((done, stop)),
             },
             Ok(Some(shape)) => {
@@ -626,8 +633,8 @@ impl Client {
                     is_charged: false,
                     input: None,
                 });
-                let mut own = Run { source, ..Run::default() };
-                let result = self.take(&canonical, &shape, &mut own, &canonical, 0);
+                let mut own = Batch { source, ..Batch::default() };
+                let result = self.accept_frame(&canonical, &shape, &mut own, &canonical, 0);
                 if result.is_ok() {
                     self.push(&mut own, &canonical);
                 }
@@ -643,12 +650,12 @@ impl Client {
 
     /// A protocol error: one reply in Redis's words, after all earlier ones and unless CLIENT REPLY keeps it back, then the
     /// end.
-    fn broken(&self, error: &RequestError) -> Ran {
+    fn broken(&self, error: &RequestError) -> Progress {
         if self.outstanding() > 0 {
-            return Ran::Waiting;
+            return Progress::Waiting;
         }
         if self.may_have_been_raised(error) {
-            return Ran::Stop(Step::AskForLimit);
+            return Progress::Stop(Next::AskForLimit);
         }
         match error.reply() {
             Some(text) => {
@@ -660,10 +667,10 @@ impl Client {
                 } else {
                     ClientClose::ProtocolError
                 };
-                Ran::Stop(Step::Close(reason))
+                Progress::Stop(Next::Close(reason))
             }
-            None if matches!(error, RequestError::Http) => Ran::Stop(Step::Close(ClientClose::Http)),
-            None => Ran::Stop(Step::Close(ClientClose::RequestLimit)),
+            None if matches!(error, RequestError::Http) => Progress::Stop(Next::Close(ClientClose::Http)),
+            None => Progress::Stop(Next::Close(ClientClose::RequestLimit)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use crate::downstream::client::Client;
-use crate::pool::{Short, Slice};
+use crate::pool::{HumanDuration, Slice};
 use crate::resp::{Request, encode};
 
 const HELP: &str = "PROXY POOLS      upstream connections by kind and phase, and who waits\n\
@@ -69,7 +69,7 @@ impl Client {
                 "kind={} phase={} age={} holder={}",
                 row.kind.label(),
                 row.phase.label(),
-                Short(row.since.elapsed()),
+                HumanDuration(row.since.elapsed()),
                 row.holder
             );
         }
@@ -78,7 +78,7 @@ impl Client {
 
     async fn clients(&self) -> String {
         let _turn = self.context.proxy_listings.turn(self.user(), self.peer.host()).await;
-        let mut rows = self.context.links.rows().await;
+        let mut rows = self.context.workers.rows().await;
         rows.sort_by_key(|row| row.id);
         let mut slice = Slice::begin();
         let mut text = String::new();
@@ -91,8 +91,8 @@ impl Client {
                 row.peer,
                 row.transport,
                 row.name,
-                Short(row.age),
-                Short(row.idle),
+                HumanDuration(row.age),
+                HumanDuration(row.idle),
                 row.database,
                 row.user,
                 row.command,

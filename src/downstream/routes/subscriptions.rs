@@ -18,7 +18,7 @@ impl Client {
     ///
     /// # Errors
     /// Why the client is to be closed.
-    pub(in crate::downstream) async fn listen(
+    pub(in crate::downstream) async fn subscribe(
         self: &Rc<Self>,
         listen: Listen,
         request: &Bytes,
@@ -49,7 +49,7 @@ impl Client {
             let begun = Instant::now();
             let patience = self.context.pool.shared.options.wait_timeout;
             let answered = self
-                .patiently(async {
+                .unless_gone(async {
                     let mut deadline = begun + patience;
                     while !subscriber.is_done() {
                         tokio::select! {
@@ -97,10 +97,10 @@ impl Client {
             let deadline = self.context.pool.wait_deadline();
             let caught_up = subscriber.caught_up();
             // A server that says nothing for so long is not waited for.
-            let _ = self.patiently(tokio::time::timeout_at(deadline, caught_up)).await?;
+            let _ = self.unless_gone(tokio::time::timeout_at(deadline, caught_up)).await?;
         }
         self.is_caught_up.set(true);
-        subscriber.has_caught_up(self.has_said_all());
+        subscriber.has_caught_up(self.has_ended_input());
         Ok(())
     }
 
@@ -110,26 +110,26 @@ impl Client {
     }
 
     /// UNSUBSCRIBE and its kin, after [`Self::catch_up`]: done here, whatever the server still has to be told.
-    pub(in crate::downstream) async fn unlisten(&self, listen: Listen, request: &Bytes) {
+    pub(in crate::downstream) async fn unsubscribe(&self, listen: Listen, request: &Bytes) {
         let Some(parsed) = Request::parse(request) else { return };
         let named: Vec<Bytes> = parsed.args().skip(1).map(Bytes::copy_from_slice).collect();
         let subscriber = self.subscriber.borrow().clone();
-        let Some(subscriber) = subscriber else { return self.leave_none(listen, &named) };
+        let Some(subscriber) = subscriber else { return self.unsubscribe_none(listen, &named) };
         let names = if named.is_empty() { subscriber.names(listen) } else { named };
         if names.is_empty() {
-            self.leave_none(listen, &[]);
+            self.unsubscribe_none(listen, &[]);
         }
         let mut slice = Slice::begin();
         let mut left = &names[..];
         while !left.is_empty() {
-            left = self.leave_some(&subscriber, listen, left, &slice);
+            left = self.unsubscribe_some(&subscriber, listen, left, &slice);
             slice.breathe().await;
         }
         self.forget_subscriber_without_subscriptions();
     }
 
     /// Answers an UNSUBSCRIBE of one that is subscribed to nothing of this kind.
-    fn leave_none(&self, listen: Listen, named: &[Bytes]) {
+    fn unsubscribe_none(&self, listen: Listen, named: &[Bytes]) {
         let mut out = BytesMut::new();
         let subscriber = self.subscriber.borrow().clone();
         let mut none = Subscriptions::default();
@@ -148,7 +148,7 @@ impl Client {
     }
 
     /// Leaves names until others are to be served. Returns the rest.
-    fn leave_some<'a>(
+    fn unsubscribe_some<'a>(
         &self,
         subscriber: &Subscriber,
         listen: Listen,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::pipeline::Step;
+use super::pipeline::Next;
 use crate::downstream::client::{Attachment, Client};
 use crate::pool::{Slice, go_on_later};
 use crate::telemetry::{ClientClose, client_closed};
@@ -42,16 +42,16 @@ impl ClientTask {
     }
 
     /// What is to be done for `step`.
-    fn work(&self, step: Step) -> Pin<Box<dyn Future<Output = After>>> {
+    fn work(&self, step: Next) -> Pin<Box<dyn Future<Output = After>>> {
         let client = Rc::clone(&self.client);
         match step {
-            Step::Close(reason) => Box::pin(async move {
+            Next::Close(reason) => Box::pin(async move {
                 client.finish(reason).await;
                 After::Nothing
             }),
-            Step::AskForLimit => Box::pin(async move { After::Command(client.ask_for_limit().await) }),
-            Step::CatchUp => Box::pin(async move { After::Command(client.catch_up().await) }),
-            Step::Slow(taken) => Box::pin(async move {
+            Next::AskForLimit => Box::pin(async move { After::Command(client.ask_for_limit().await) }),
+            Next::CatchUp => Box::pin(async move { After::Command(client.catch_up().await) }),
+            Next::Slow(taken) => Box::pin(async move {
                 let _answers = client.attachment.enter(Attachment::Answering);
                 After::Command(client.dispatch(*taken).await)
             }),
@@ -72,7 +72,7 @@ impl Future for ClientTask {
                     self.work = None;
                     match after {
                         After::Nothing => return Poll::Ready(()),
-                        After::Command(Err(reason)) => Step::Close(reason),
+                        After::Command(Err(reason)) => Next::Close(reason),
                         After::Command(Ok(())) if slice.get_or_insert_with(Slice::begin).is_over() => {
                             go_on_later(cx);
                             return Poll::Pending;

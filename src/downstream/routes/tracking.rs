@@ -8,8 +8,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::deferred::Taken;
-use super::pipeline::{Ran, Run};
+use super::pending::PendingCommand;
+use super::pipeline::{Batch, Progress};
 use crate::command::{Aftermath, Asked, classify};
 use crate::downstream::client::Client;
 use crate::pool::{Lane, LaneKey, News, Reader, Receiver, Tracked, Unavailable};
@@ -53,7 +53,10 @@ impl Client {
     ///
     /// # Errors
     /// Why the client is to be closed.
-    pub(in crate::downstream) async fn track(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+    pub(in crate::downstream) async fn track(
+        self: &Rc<Self>,
+        taken: PendingCommand,
+    ) -> Result<(), ClientClose> {
         if let How::Alone = self.track_on_lanes(&taken.request, taken.muted).await? {
             return self.track_alone(taken).await;
         }
@@ -75,7 +78,7 @@ impl Client {
         {
             return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done);
         }
-        self.context.server.heed_login();
+        self.context.server.learn_from_login();
         if !self.context.server.policy().tracked_lanes
             || tracking::holds_alone(&self.session.borrow(), &request)
         {
@@ -108,8 +111,9 @@ impl Client {
             let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
             let group = self.context.pool.group(LaneKey { tracked: Tracked::Reads, ..key }, &identity);
             let session = group.attach();
-            let ready =
-                self.patiently(self.context.pool.lane_ready(&group, self.context.pool.wait_deadline())).await;
+            let ready = self
+                .unless_gone(self.context.pool.lane_ready(&group, self.context.pool.wait_deadline()))
+                .await;
             drop(session);
             match ready? {
                 Ok(()) => {}
@@ -133,7 +137,7 @@ impl Client {
     }
 
     /// CLIENT TRACKING on a connection of the client's own.
-    async fn track_alone(self: &Rc<Self>, taken: Taken) -> Result<(), ClientClose> {
+    async fn track_alone(self: &Rc<Self>, taken: PendingCommand) -> Result<(), ClientClose> {
         // What the lane's server was to tell, nobody will.
         let was_on = self.session.borrow_mut().tracking.take().is_some();
         if was_on {
@@ -181,7 +185,7 @@ impl Client {
     /// Notes what a command reads that is appended to `run` next.
     pub(in crate::downstream) fn note_reads(
         self: &Rc<Self>,
-        run: &Run,
+        run: &Batch,
         asked: &Asked,
         request: &Request<'_>,
     ) {
@@ -243,7 +247,7 @@ impl Client {
     }
 
     /// What was taken for the slow path goes over `lane` next.
-    pub(in crate::downstream) fn taken_reads_over(self: &Rc<Self>, lane: &Lane, taken: &Taken) {
+    pub(in crate::downstream) fn taken_reads_over(self: &Rc<Self>, lane: &Lane, taken: &PendingCommand) {
         if !self.session.borrow().hears_invalidations() {
             return;
         }
@@ -252,13 +256,13 @@ impl Client {
     }
 
     /// Sends a write that the client need not be told of, whose reply proves it done. `Ok(false)`: it is none.
-    pub(in crate::downstream) fn take_own_write(
+    pub(in crate::downstream) fn accept_own_write(
         self: &Rc<Self>,
         frame: &[u8],
         (asked, request): (&Asked, &Request<'_>),
-        run: &mut Run,
+        run: &mut Batch,
         before: &[u8],
-    ) -> Result<bool, (usize, Ran)> {
+    ) -> Result<bool, (usize, Progress)> {
         let is_told_of_others = {
             let session = self.session.borrow();
             let no_loop = session.tracking.as_ref().is_some_and(|tracking| tracking.no_loop);
@@ -288,15 +292,15 @@ impl Client {
     }
 
     /// Tells the client to forget what it has just read over a connection that the server does not track for it.
-    pub(in crate::downstream) fn disown(&self, reads: Reads) {
+    pub(in crate::downstream) fn invalidate_reads(&self, reads: Reads) {
         if !self.session.borrow().hears_invalidations() {
             return;
         }
-        self.tell_to_forget(reads);
+        self.invalidate(reads);
     }
 
     /// Tells the client to forget these.
-    pub(in crate::downstream) fn tell_to_forget(&self, reads: Reads) {
+    pub(in crate::downstream) fn invalidate(&self, reads: Reads) {
         let keys = match reads {
             Reads::Keys(keys) => Some(keys),
             Reads::Unknown => None,
@@ -305,10 +309,10 @@ impl Client {
     }
 
     /// Tells the client to forget what `request` has read, if it tracks.
-    pub(in crate::downstream) fn disown_all_of(&self, request: Option<&Bytes>) {
+    pub(in crate::downstream) fn invalidate_reads_of(&self, request: Option<&Bytes>) {
         let Some(request) = request.and_then(|request| Request::parse(request)) else { return };
         if let Some(reads) = self.reads_elsewhere(&classify(&request), &request) {
-            self.disown(reads);
+            self.invalidate_reads(reads);
         }
     }
 

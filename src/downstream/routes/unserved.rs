@@ -29,7 +29,7 @@ impl Client {
         replies: u32,
         muted: bool,
     ) -> Result<(), ClientClose> {
-        if let Some(reason) = self.ends_for(why) {
+        if let Some(reason) = self.close_reason_for(why) {
             return Err(reason);
         }
         if matches!(why, Unavailable::Full(_)) {
@@ -58,13 +58,15 @@ impl Client {
     }
 
     /// Why a client is closed rather than told that there is no connection; `None`: it is told.
-    pub(in crate::downstream) fn ends_for(&self, why: &Unavailable) -> Option<ClientClose> {
+    pub(in crate::downstream) fn close_reason_for(&self, why: &Unavailable) -> Option<ClientClose> {
         if self.context.pool.shared.upstream.on_loss == OnLoss::Error {
             return None;
         }
         match why {
-            Unavailable::Down(_) => Some(self.ends_for_want(why)),
-            Unavailable::LoginRefused(_) if self.is_of_the_configuration() => Some(self.ends_for_want(why)),
+            Unavailable::Down(_) => Some(self.close_for_outage(why)),
+            Unavailable::LoginRefused(_) if self.is_of_the_configuration() => {
+                Some(self.close_for_outage(why))
+            }
             Unavailable::Unanswered => Some(ClientClose::UpstreamLost),
             Unavailable::Stopping => Some(ClientClose::Shutdown),
             Unavailable::Full(_)
@@ -75,7 +77,7 @@ impl Client {
         }
     }
 
-    fn ends_for_want(&self, why: &Unavailable) -> ClientClose {
+    fn close_for_outage(&self, why: &Unavailable) -> ClientClose {
         self.context.warnings.outage(why);
         self.context.pool.shared.health.closes_a_client(why.to_string());
         ClientClose::NoUpstream

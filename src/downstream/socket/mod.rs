@@ -2,8 +2,8 @@
 //!
 //! An enum rather than a boxed trait object, so that the plain case costs one predictable branch.
 
-mod secured;
-mod wire;
+mod plain;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,26 +14,26 @@ use rustls::ServerConnection;
 use tokio::io::ReadBuf;
 use tokio::time::Instant;
 
-use secured::Secured;
+use tls::TlsSession;
 
-pub(in crate::downstream) use wire::{Hangup, Wire};
+pub(in crate::downstream) use plain::{Hangup, PlainSocket};
 
 /// A client's socket.
 #[derive(Debug)]
 pub(in crate::downstream) enum ClientSocket {
     /// TCP or a Unix socket as it is.
-    Plain(Wire),
+    Plain(PlainSocket),
     /// With TLS; boxed, because its state is some kilobytes and the plain case should not carry them.
-    Tls(Box<Secured>),
+    Tls(Box<TlsSession>),
 }
 
 impl ClientSocket {
     /// A socket whose handshake is done.
-    pub(in crate::downstream) fn secured(wire: Wire, tls: ServerConnection) -> Self {
-        Self::Tls(Box::new(Secured::new(wire, tls)))
+    pub(in crate::downstream) fn secured(wire: PlainSocket, tls: ServerConnection) -> Self {
+        Self::Tls(Box::new(TlsSession::new(wire, tls)))
     }
 
-    fn wire(&self) -> &Wire {
+    fn wire(&self) -> &PlainSocket {
         match self {
             Self::Plain(wire) => wire,
             Self::Tls(secured) => secured.wire(),
@@ -43,10 +43,10 @@ impl ClientSocket {
     /// How a client came, for listings.
     pub(in crate::downstream) fn transport(&self) -> &'static str {
         match self {
-            Self::Plain(Wire::Tcp { .. }) => "tcp",
-            Self::Plain(Wire::Unix { .. }) => "unix",
+            Self::Plain(PlainSocket::Tcp { .. }) => "tcp",
+            Self::Plain(PlainSocket::Unix { .. }) => "unix",
             #[cfg(test)]
-            Self::Plain(Wire::Simulated(_)) => "tcp",
+            Self::Plain(PlainSocket::Simulated(_)) => "tcp",
             Self::Tls(_) => "tls",
         }
     }
@@ -97,10 +97,10 @@ impl ClientSocket {
     }
 
     /// Whether bytes were taken that the kernel does not have yet: the client's own task has to flush them.
-    pub(in crate::downstream) fn holds_back(&self) -> bool {
+    pub(in crate::downstream) fn has_unflushed(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(secured) => secured.holds_back(),
+            Self::Tls(secured) => secured.has_unflushed(),
         }
     }
 
@@ -151,7 +151,7 @@ impl ClientSocket {
         self.wire().acknowledged()
     }
 
-    /// Whether the client's host has vanished with replies under way ([`Wire::has_vanished`]).
+    /// Whether the client's host has vanished with replies under way ([`PlainSocket::has_vanished`]).
     pub(in crate::downstream) fn has_vanished(&self, heard: bool, now: Instant) -> bool {
         self.wire().has_vanished(heard, now)
     }

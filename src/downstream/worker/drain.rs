@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Worker;
-use crate::downstream::links::Message;
+use crate::downstream::workers::Message;
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed};
 
 /// How often a drain looks whether it is done.

@@ -1,9 +1,9 @@
 //! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
 
 mod drain;
-mod heeded;
 mod recheck;
 mod server_change;
+mod server_changes;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Arrived, Client};
 use super::context::{Context, Parts, Served};
 use super::identity::{Account, AuthOptions, Directory};
-use super::links::{Accepted, Incoming, Links, Message};
 use super::options::ClientOptions;
 use super::routes::ClientTask;
-use super::socket::{ClientSocket, Wire};
+use super::socket::{ClientSocket, PlainSocket};
+use super::workers::{Accepted, Incoming, Message, Workers};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure, Slice, Turns};
@@ -31,15 +31,15 @@ use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed, publish_gauge, publish_tasks};
 use crate::upstream::tune;
 
-use heeded::Heeded;
 use recheck::recheck;
+use server_changes::ServerChanges;
 
 /// The rhythm of a worker's housekeeping.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What all workers' clients share.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct WorkerConfig {
     /// Limits and times of clients.
     pub clients: ClientOptions,
     /// Who may do what.
@@ -70,7 +70,7 @@ pub(crate) struct Worker {
     questions: Arc<Turns>,
     /// On the first worker, until the drain: what looks after connections and logins by itself.
     upkeep: RefCell<Vec<AbortHandle>>,
-    heeded: Heeded,
+    heeded: ServerChanges,
 }
 
 impl std::fmt::Debug for Worker {
@@ -84,7 +84,7 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     /// A worker without clients.
     #[must_use]
-    pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: Terms, links: Links) -> Rc<Self> {
+    pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: WorkerConfig, workers: Workers) -> Rc<Self> {
         let give_back = GiveBack::new(Rc::clone(&pool), terms.blocking.give_back);
         let hubs = BlockingHubs::new(
             Rc::clone(&pool),
@@ -101,7 +101,7 @@ impl Worker {
             let candidates = Box::new(move || directory.candidates());
             let reaper = Reaper::new(Rc::clone(&pool), Rc::clone(&control), terms.hygiene, candidates);
             upkeep.push(tokio::task::spawn_local(reaper.run(terms.first_look)).abort_handle());
-            let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), links.clone());
+            let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), workers.clone());
             upkeep.push(tokio::task::spawn_local(recheck).abort_handle());
         }
         let context = Context::new(Parts {
@@ -114,7 +114,7 @@ impl Worker {
             auth: terms.auth,
             blocking: terms.blocking,
             directory: terms.directory,
-            links,
+            workers,
             has_pubsub_hub: pubsub_hub,
         });
         Rc::new(Self {
@@ -123,7 +123,7 @@ impl Worker {
             control,
             questions: Arc::default(),
             upkeep: RefCell::new(upkeep),
-            heeded: Heeded::default(),
+            heeded: ServerChanges::default(),
         })
     }
 
@@ -139,7 +139,7 @@ impl Worker {
                 // Rare, both: they keep nobody waiting, and no number of messages keeps them waiting.
                 changed = pressure.changed() => if changed.is_ok() {
                     let now: Pressure = *pressure.borrow_and_update();
-                    self.relieve(now, Instant::now());
+                    self.release_under_pressure(now, Instant::now());
                 },
                 _ = tick.tick() => {
                     ticks += 1;
@@ -221,7 +221,7 @@ impl Worker {
                 let reason = ClientClose::ClientLost;
                 client_closed(reason);
                 tracing::debug!(peer = %accepted.peer, reason = reason.label(), %error, "client closed before it was served");
-                self.context.links.client_left(self.context.index);
+                self.context.workers.client_left(self.context.index);
                 return;
             }
         };
@@ -258,14 +258,14 @@ impl Worker {
         let tuned = |stream| {
             let stream = TcpStream::from_std(stream)?;
             tune(&stream, &self.context.options.keepalive, self.context.options.user_timeout)?;
-            std::io::Result::Ok(Wire::tcp(stream, self.context.options.user_timeout))
+            std::io::Result::Ok(PlainSocket::tcp(stream, self.context.options.user_timeout))
         };
         Ok(match incoming {
             Incoming::Tcp(stream) => ClientSocket::Plain(tuned(stream)?),
             Incoming::Tls(stream, session) => ClientSocket::secured(tuned(stream)?, *session),
             Incoming::Unix(stream) => ClientSocket::Plain(UnixStream::from_std(stream)?.into()),
             #[cfg(test)]
-            Incoming::Simulated(end) => ClientSocket::Plain(Wire::Simulated(end)),
+            Incoming::Simulated(end) => ClientSocket::Plain(PlainSocket::Simulated(end)),
         })
     }
 
@@ -291,8 +291,12 @@ impl Worker {
     fn heed_refusals(self: &Rc<Self>) {
         for user in self.context.pool.take_refusals() {
             for account in self.context.directory.live(user) {
-                let (directory, links) = (Arc::clone(&self.context.directory), self.context.links.clone());
-                self.context.pool.tasks().spawn_local(async move { links.revoke(&directory, account).await });
+                let (directory, workers) =
+                    (Arc::clone(&self.context.directory), self.context.workers.clone());
+                self.context
+                    .pool
+                    .tasks()
+                    .spawn_local(async move { workers.revoke(&directory, account).await });
             }
         }
     }
@@ -329,8 +333,8 @@ impl Worker {
     }
 
     /// Gives up what others wait for and cannot do without.
-    fn relieve(&self, pressure: Pressure, now: Instant) {
-        self.context.pool.relieve(pressure, now);
+    fn release_under_pressure(&self, pressure: Pressure, now: Instant) {
+        self.context.pool.release_under_pressure(pressure, now);
         let wanted = pressure.leases + pressure.hubs + pressure.lanes;
         let coming = self.context.pool.shared.budget.closing();
         self.context.hubs.yield_open_permits(wanted.saturating_sub(coming), now);
@@ -339,10 +343,10 @@ impl Worker {
     fn tick(self: &Rc<Self>, ticks: u64) {
         let now = Instant::now();
         self.context.pool.tick(now);
-        self.context.hubs.tick(now, self.context.links.clients() == 0);
+        self.context.hubs.tick(now, self.context.workers.clients() == 0);
         self.context.pubsub.tick(now);
         self.heed_refusals();
-        self.heed_changes();
+        self.close_outdated_clients();
         self.tend_slow_readers();
         self.tend_paused();
         self.context.keep_within_bound();
@@ -352,9 +356,9 @@ impl Worker {
         // A lane or a hub may have been too young to give up, a blocking call still on its way to its lease.
         let pressure = self.context.pool.shared.budget.pressure();
         if pressure.any() {
-            self.relieve(pressure, now);
+            self.release_under_pressure(pressure, now);
         }
-        self.context.server.heed_login();
+        self.context.server.learn_from_login();
         if !ticks.is_multiple_of(10) {
             return;
         }
@@ -364,7 +368,7 @@ impl Worker {
         self.publish();
         let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
         let options = &self.context.pool.shared.options;
-        let limit = if self.context.links.clients() == 0 { options.linger } else { options.idle_timeout };
+        let limit = if self.context.workers.clients() == 0 { options.linger } else { options.idle_timeout };
         self.context.pool.tasks().spawn_local(async move {
             // In use: then it is not idle.
             if let Ok(mut control) = control.try_lock() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::downstream::identity::Directory;
-use crate::downstream::links::Links;
+use crate::downstream::workers::Workers;
 use crate::pool::{LaneKey, Pool, Tracked, Unavailable};
 use crate::resp::Protocol;
 
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs on the first worker, until it is aborted.
-pub(in crate::downstream) async fn recheck(pool: Rc<Pool>, directory: Arc<Directory>, links: Links) {
+pub(in crate::downstream) async fn recheck(pool: Rc<Pool>, directory: Arc<Directory>, workers: Workers) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -39,7 +39,7 @@ pub(in crate::downstream) async fn recheck(pool: Rc<Pool>, directory: Arc<Direct
             match pool.check_login(key, &identity, pool.wait_deadline()).await {
                 Ok(()) | Err(Unavailable::SelectRefused(_)) => offer.let_in(),
                 Err(Unavailable::LoginRefused(_) | Unavailable::NoAuth) => {
-                    links.revoke(&directory, account).await;
+                    workers.revoke(&directory, account).await;
                 }
                 Err(
                     Unavailable::Full(_)

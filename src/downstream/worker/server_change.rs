@@ -13,7 +13,7 @@ const STEP: Duration = Duration::from_millis(100);
 
 impl Worker {
     /// Closes those who have outlived the server they knew; to be called in short intervals.
-    pub(super) fn heed_changes(self: &Rc<Self>) {
+    pub(super) fn close_outdated_clients(self: &Rc<Self>) {
         let change = self.context.pool.shared.connector.server_change();
         if change != self.heeded.change.get() || self.heeded.unfinished.get() {
             self.heeded.change.set(change);

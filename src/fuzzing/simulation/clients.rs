@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use crate::downstream::{Incoming, Links};
+use crate::downstream::{Incoming, Workers};
 use crate::resp::{self, ReplyKind, ReplyScanner, encode};
 use crate::session::Endpoint;
 use crate::upstream::simulated::{End, Network};
@@ -59,7 +59,7 @@ pub(super) struct Client {
     pub(super) number: usize,
     random: fastrand::Rng,
     network: Network,
-    links: Links,
+    workers: Workers,
     told: Rc<Told>,
     /// Clients that leave when it suits them.
     rude: bool,
@@ -108,7 +108,7 @@ impl Client {
         number: usize,
         seed: u64,
         network: &Network,
-        links: &Links,
+        workers: &Workers,
         told: &Rc<Told>,
         rude: bool,
         end: Instant,
@@ -119,7 +119,7 @@ impl Client {
             number,
             random,
             network: network.clone(),
-            links: links.clone(),
+            workers: workers.clone(),
             told: Rc::clone(told),
             rude,
             end,
@@ -172,7 +172,7 @@ impl Client {
     async fn connect(&mut self) -> Option<Wire> {
         let (ours, theirs) = self.network.pair(self.number);
         let peer = Endpoint::Tcp(([10, 0, 0, 1], u16::try_from(1024 + self.number).unwrap_or(1)).into());
-        self.links.admit(Incoming::Simulated(theirs), peer, true).await;
+        self.workers.admit(Incoming::Simulated(theirs), peer, true).await;
         let (scanner, partial, chunk) = (ReplyScanner::default(), BytesMut::new(), BytesMut::new());
         let mut wire = Wire { end: ours, scanner, partial, chunk };
         if self.resp3 {

@@ -28,11 +28,12 @@ use tokio_util::task::TaskTracker;
 
 use super::proxy::panics;
 use crate::downstream::{
-    AuthMode, AuthOptions, ClientOptions, Directory, Limits, Link, Links, Places, Terms, Worker,
+    Admission, AuthMode, AuthOptions, ClientOptions, Directory, Limits, Worker, WorkerConfig, WorkerHandle,
+    Workers,
 };
 use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
-use crate::pool::{Budget, ClientMemory, DialGate, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
+use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
 use crate::session::FIRST_CLIENT_ID;
 use crate::upstream::simulated::{Manners, Network, Path};
 use crate::upstream::{Connector, Instance, OnLoss, UpstreamOptions};
@@ -125,7 +126,7 @@ impl Plan {
 
 /// The proxy's worker in this runtime.
 struct Proxy {
-    links: Links,
+    workers: Workers,
     worker: tokio::task::JoinHandle<()>,
     budget: Arc<Budget>,
     memory: Arc<ClientMemory>,
@@ -151,20 +152,20 @@ impl Proxy {
         let shared = Shared {
             budget: Arc::clone(&budget),
             connector: Arc::new(Connector::new(&upstream).expect("a connector")),
-            gate: Arc::new(DialGate::new(upstream.connect_rate)),
+            dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
             health: Arc::default(),
             options: pool,
             upstream,
             heartbeat: Duration::from_secs(5),
-            pulse: Arc::default(),
+            liveness: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: Arc::clone(&memory),
             instance: Arc::new(Instance::start("simulation")),
         };
-        let places = Places::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
-        let (link, messages) = Link::new();
-        let links = Links::new(vec![link], places);
-        let terms = Terms {
+        let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
+        let (link, messages) = WorkerHandle::new();
+        let workers = Workers::new(vec![link], places);
+        let terms = WorkerConfig {
             clients: ClientOptions { pipeline_limit: 16, ..ClientOptions::default() },
             auth,
             blocking: BlockingOptions { hub: plan.hubs.blocking, ..BlockingOptions::default() },
@@ -180,9 +181,9 @@ impl Proxy {
         };
         let tasks = TaskTracker::new();
         let pool = Pool::new(shared, tasks.clone());
-        let worker = Worker::new(0, pool, terms, links.clone());
+        let worker = Worker::new(0, pool, terms, workers.clone());
         let worker = tokio::task::spawn_local(worker.run(messages));
-        Self { links, worker, budget, memory, tasks }
+        Self { workers, worker, budget, memory, tasks }
     }
 }
 
@@ -198,7 +199,7 @@ async fn run(seed: u64, is_logged: bool) -> Outcome {
     let mut running = Vec::new();
     for number in 0..plan.clients {
         let seed = plan.random.u64(..);
-        let client = Client::new(number, seed, &network, &proxy.links, &told, plan.rude, end);
+        let client = Client::new(number, seed, &network, &proxy.workers, &told, plan.rude, end);
         running.push(tokio::task::spawn_local(client.run()));
     }
     let mut faults = BTreeMap::new();
@@ -324,7 +325,7 @@ async fn drain(proxy: Proxy, network: &Network, server: &Server, told: &Told) {
         told.wrong.borrow_mut().push(what);
     };
     let grace = Duration::from_secs(5);
-    if tokio::time::timeout(NEVER, proxy.links.drain(Instant::now() + grace)).await.is_err() {
+    if tokio::time::timeout(NEVER, proxy.workers.drain(Instant::now() + grace)).await.is_err() {
         wrong("the drain does not end".to_owned());
     }
     if tokio::time::timeout(NEVER, proxy.worker).await.is_err() {

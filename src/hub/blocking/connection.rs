@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::super::carrier::{Bell, Carrier, Clock, Desk, Ended, Over, lost};
+use super::super::driver::{Clock, ConnectionEnd, Ended, HubDriver, HubProtocol, WakerSlot, lost};
 use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
@@ -19,7 +19,7 @@ use crate::command::Blocking;
 use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Tracked, Unavailable};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::UpstreamClose;
-use crate::upstream::{DialError, Identity, Lacking, OnLoss, UpstreamStream};
+use crate::upstream::{Capability, DialError, Identity, OnLoss, UpstreamStream};
 
 /// Replies to the first words on a connection come at once; a server that takes longer is not going to answer soon.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ pub(super) struct Hub {
     user: u64,
     identity: Arc<Identity>,
     waitlist: RefCell<Waitlist>,
-    bell: Bell,
+    bell: WakerSlot,
     leaving: Cell<Option<UpstreamClose>>,
     /// Its permit is wanted by somebody who cannot do without.
     yielding: Cell<bool>,
@@ -81,7 +81,7 @@ impl Hub {
             user: arrival.key.user,
             identity: Arc::clone(&arrival.identity),
             waitlist: RefCell::new(Waitlist::new(times, give_back)),
-            bell: Bell::default(),
+            bell: WakerSlot::default(),
             leaving: Cell::new(None),
             yielding: Cell::new(false),
             opened: Cell::new(None),
@@ -237,11 +237,11 @@ impl Hub {
                         backoff = self.pool.backoff();
                         let (over, stream) = self.carry(stream, database).await;
                         match over {
-                            Over::Refused => {
+                            ConnectionEnd::Refused => {
                                 self.pool.close(stream, permit, UpstreamClose::Unfit, None);
                                 return Ended::Refused;
                             }
-                            Over::Left(reason) => {
+                            ConnectionEnd::Left(reason) => {
                                 // A server that does not answer takes its time to close, too.
                                 tokio::select! {
                                     biased;
@@ -255,7 +255,7 @@ impl Hub {
                                     _ => return Ended::Done,
                                 }
                             }
-                            Over::Lost(reason) => {
+                            ConnectionEnd::Lost(reason) => {
                                 lost(&permit, reason);
                                 if self.yielding.get() {
                                     return Ended::NoPermit;
@@ -329,15 +329,18 @@ impl Hub {
             return Ok(Connection::Lost);
         };
         let [tracking, multi, exec, table] = answers;
-        let (lacks, user) = (self.pool.shared.connector.lacks(), self.identity.name());
-        let needs =
-            [(Lacking::Tracking, tracking), (Lacking::Transactions, multi), (Lacking::Transactions, exec)];
+        let (missing, user) = (self.pool.shared.connector.missing_capabilities(), self.identity.name());
+        let needs = [
+            (Capability::Tracking, tracking),
+            (Capability::Transactions, multi),
+            (Capability::Transactions, exec),
+        ];
         for (what, answer) in &needs {
             if let Some(refusal) = resp::error_text(answer) {
-                lacks.note(*what, user, &String::from_utf8_lossy(refusal));
+                missing.record_refusal(*what, user, &String::from_utf8_lossy(refusal));
                 return Ok(Connection::Unfit(stream));
             }
-            lacks.met(*what, user);
+            missing.record_support(*what, user);
         }
         let table = resp::elements(&table)
             .and_then(|mut pair| std::str::from_utf8(resp::bulk(pair.nth(1)?)?).ok()?.parse().ok())
@@ -348,14 +351,18 @@ impl Hub {
     }
 
     /// Carries the waitlist's bytes until the connection is over.
-    async fn carry(self: &Rc<Self>, stream: UpstreamStream, database: u32) -> (Over, UpstreamStream) {
+    async fn carry(
+        self: &Rc<Self>,
+        stream: UpstreamStream,
+        database: u32,
+    ) -> (ConnectionEnd, UpstreamStream) {
         let now = Instant::now();
         self.opened.set(Some(now));
         self.away_since.set(None);
         self.heard.set(now);
         self.swept.set(now);
         self.waitlist.borrow_mut().connected(database);
-        let mut carrier = Carrier::new(stream, &self.pool);
+        let mut carrier = HubDriver::new(stream, &self.pool);
         let over = poll_fn(|cx| {
             self.bell.answer_to(cx);
             carrier.poll(cx, &self.pool, &self.waitlist, &self.heard, || self.leaves())
@@ -368,11 +375,11 @@ impl Hub {
     }
 
     /// Whether the connection is to be left now.
-    fn leaves(&self) -> Option<Over> {
+    fn leaves(&self) -> Option<ConnectionEnd> {
         let mut waitlist = self.waitlist.borrow_mut();
         match waitlist.given_up() {
-            Some(GiveUp::Refused) => return Some(Over::Refused),
-            Some(GiveUp::Astray) => return Some(Over::Lost(UpstreamClose::Desync)),
+            Some(GiveUp::Refused) => return Some(ConnectionEnd::Refused),
+            Some(GiveUp::Astray) => return Some(ConnectionEnd::Lost(UpstreamClose::Desync)),
             Some(GiveUp::Moved) if self.leaving.get().is_none() => {
                 self.leaving.set(Some(UpstreamClose::Moved));
             }
@@ -380,7 +387,7 @@ impl Hub {
         }
         let reason = self.leaving.get()?;
         if reason == UpstreamClose::Stalled {
-            return Some(Over::Lost(reason));
+            return Some(ConnectionEnd::Lost(reason));
         }
         if reason == UpstreamClose::Idle && waitlist.waiting() > 0 {
             self.leaving.set(None);
@@ -390,7 +397,7 @@ impl Hub {
             return None;
         }
         waitlist.pause();
-        (waitlist.in_flight() == 0 && waitlist.out().is_empty()).then_some(Over::Left(reason))
+        (waitlist.in_flight() == 0 && waitlist.out().is_empty()).then_some(ConnectionEnd::Left(reason))
     }
 }
 
@@ -412,10 +419,10 @@ fn is_fit(pool: &Pool, user: &str) -> bool {
         let major = server.version.split('.').next().and_then(|major| major.parse().ok());
         major.is_none_or(|major: u32| major >= FIRST_VERSION)
     });
-    let needs = [Lacking::Tracking, Lacking::Transactions];
+    let needs = [Capability::Tracking, Capability::Transactions];
     is_new_enough
         && connector.speaks_resp3(user)
-        && !needs.iter().any(|what| connector.lacks().has(*what, user))
+        && !needs.iter().any(|what| connector.missing_capabilities().has(*what, user))
 }
 
 /// What is said first on a connection. MULTI and EXEC are tried out before any call depends on them: behind a MULTI that

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::carrier::Ended;
+use super::driver::Ended;
 use super::{BlockingOptions, GiveBack};
 use crate::pool::Pool;
 use crate::telemetry::UpstreamClose;

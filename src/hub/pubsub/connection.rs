@@ -9,10 +9,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::super::Resubscribe;
-use super::super::carrier::{Bell, Carrier, Desk, Ended, Over, lost};
+use super::super::driver::{ConnectionEnd, Ended, HubDriver, HubProtocol, WakerSlot, lost};
 use super::audience::Audience;
 use super::listener::Listener;
-use super::topics::Topics;
+use super::registry::SubscriptionRegistry;
 use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Stage, Tracked, Unavailable};
 use crate::resp::Protocol;
 use crate::session::Listen;
@@ -25,8 +25,8 @@ pub(super) struct Hub {
     user: u64,
     identity: Arc<Identity>,
     resubscribe: Resubscribe,
-    topics: RefCell<Topics>,
-    bell: Bell,
+    topics: RefCell<SubscriptionRegistry>,
+    bell: WakerSlot,
     leaving: Cell<Option<UpstreamClose>>,
     running: Cell<bool>,
     opened: Cell<Option<Instant>>,
@@ -62,8 +62,8 @@ impl Hub {
             user,
             identity,
             resubscribe,
-            topics: RefCell::new(Topics::new(audience)),
-            bell: Bell::default(),
+            topics: RefCell::new(SubscriptionRegistry::new(audience)),
+            bell: WakerSlot::default(),
             leaving: Cell::new(None),
             running: Cell::new(true),
             opened: Cell::new(None),
@@ -187,15 +187,15 @@ impl Hub {
                         backoff = self.pool.backoff();
                         let (over, stream) = self.carry(stream).await;
                         match over {
-                            Over::Left(reason) => {
+                            ConnectionEnd::Left(reason) => {
                                 self.pool.close_now(stream, permit, reason).await;
                                 if reason == UpstreamClose::Shutdown || !self.is_needed() {
                                     return Ended::Done;
                                 }
                                 continue 'permit;
                             }
-                            Over::Lost(reason) => lost(&permit, reason),
-                            Over::Refused => return Ended::Refused,
+                            ConnectionEnd::Lost(reason) => lost(&permit, reason),
+                            ConnectionEnd::Refused => return Ended::Refused,
                         }
                     }
                     Err(error) => {
@@ -263,14 +263,14 @@ impl Hub {
         }
     }
 
-    async fn carry(self: &Rc<Self>, stream: UpstreamStream) -> (Over, UpstreamStream) {
+    async fn carry(self: &Rc<Self>, stream: UpstreamStream) -> (ConnectionEnd, UpstreamStream) {
         let now = Instant::now();
         self.opened.set(Some(now));
         self.heard.set(now);
         self.pinged.set(now);
         self.last_failure.replace(None);
         self.topics.borrow_mut().connected();
-        let mut carrier = Carrier::new(stream, &self.pool);
+        let mut carrier = HubDriver::new(stream, &self.pool);
         let over = poll_fn(|cx| {
             self.bell.answer_to(cx);
             carrier.poll(cx, &self.pool, &self.topics, &self.heard, || self.leaves())
@@ -282,17 +282,17 @@ impl Hub {
     }
 
     /// Whether the connection is to be left now.
-    fn leaves(&self) -> Option<Over> {
+    fn leaves(&self) -> Option<ConnectionEnd> {
         let mut topics = self.topics.borrow_mut();
         let reason = self.leaving.get()?;
         if reason == UpstreamClose::Stalled {
-            return Some(Over::Lost(reason));
+            return Some(ConnectionEnd::Lost(reason));
         }
         if reason == UpstreamClose::Linger && topics.is_needed() {
             self.leaving.set(None);
             return None;
         }
         (topics.in_flight() == 0 && topics.out().is_empty() || reason == UpstreamClose::Shutdown)
-            .then_some(Over::Left(reason))
+            .then_some(ConnectionEnd::Left(reason))
     }
 }

@@ -5,7 +5,7 @@
 mod audience;
 mod connection;
 mod listener;
-mod topics;
+mod registry;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::PubSubOptions;
-use super::carrier::Ended;
+use super::driver::Ended;
 use crate::pool::{Pool, Unavailable};
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;

@@ -1,4 +1,4 @@
-use super::carrier::Carrier;
+use super::io::LaneIo;
 use super::*;
 use crate::pool::{Budget, Kind};
 use crate::resp::Protocol;
@@ -85,11 +85,11 @@ async fn after(first: &[u8], second: &[u8]) -> (Result<(), UpstreamClose>, Vec<u
     let block = Nature { is_block: true, ..Nature::default() };
     lane.push(b"MULTI GET EXEC", 3, &(Rc::clone(&own) as Rc<dyn Receiver>), block, now);
     lane.push(b"GET", 1, &(Rc::clone(&other) as Rc<dyn Receiver>), Nature::default(), now);
-    let mut carrier = Carrier::new(lane, UpstreamStream::plain(tcp, Duration::from_secs(12)));
+    let mut io = LaneIo::new(lane, UpstreamStream::plain(tcp, Duration::from_secs(12)));
     let mut finished = Vec::new();
     let mut end = Ok(());
     for data in [first, second] {
-        end = end.and_then(|()| carrier.distribute(data, now, &mut finished));
+        end = end.and_then(|()| io.distribute(data, now, &mut finished));
     }
     (end, own.heard.take(), other.heard.take())
 }
@@ -122,28 +122,28 @@ async fn our_echo_in_a_client_s_place_ends_the_lane_before_the_client_hears_it()
         lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
         lane.ask_for_an_echo(now);
         let echo = word_of(&lane);
-        let mut carrier = Carrier::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
+        let mut io = LaneIo::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
         // In its own place it ends nothing.
         let in_order = [&b"$1\r\nv\r\n"[..], &echo].concat();
         let (first, second) = in_order.split_at(cut);
-        assert_eq!(carrier.distribute(first, now, &mut Vec::new()), Ok(()));
-        assert_eq!(carrier.distribute(second, now, &mut Vec::new()), Ok(()));
+        assert_eq!(io.distribute(first, now, &mut Vec::new()), Ok(()));
+        assert_eq!(io.distribute(second, now, &mut Vec::new()), Ok(()));
         assert_eq!(&*own.heard.take(), b"$1\r\nv\r\n");
         lane.push(b"GET", 1, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
-        assert_eq!(carrier.distribute(&echo, now, &mut Vec::new()), Ok(()), "any client may have this value");
+        assert_eq!(io.distribute(&echo, now, &mut Vec::new()), Ok(()), "any client may have this value");
         own.heard.take();
         lane.push(b"GETGET", 2, &(Rc::clone(&own) as Rc<dyn Receiver>), Nature::default(), now);
         lane.ask_for_an_echo(now);
         // A value that begins like it is given out when it is seen to be another.
         let other = [&word_of(&lane)[..31], b"-\r\n"].concat();
         let (first, second) = other.split_at(cut.min(other.len()));
-        assert_eq!(carrier.distribute(first, now, &mut Vec::new()), Ok(()));
-        assert_eq!(carrier.distribute(second, now, &mut Vec::new()), Ok(()));
+        assert_eq!(io.distribute(first, now, &mut Vec::new()), Ok(()));
+        assert_eq!(io.distribute(second, now, &mut Vec::new()), Ok(()));
         assert_eq!(own.heard.take(), other);
         let echo = word_of(&lane);
         let (first, second) = echo.split_at(cut);
-        let end = carrier.distribute(first, now, &mut Vec::new());
-        let end = end.and_then(|()| carrier.distribute(second, now, &mut Vec::new()));
+        let end = io.distribute(first, now, &mut Vec::new());
+        let end = end.and_then(|()| io.distribute(second, now, &mut Vec::new()));
         assert_eq!(end, Err(UpstreamClose::Desync), "cut at {cut}");
         assert!(own.heard.borrow().is_empty(), "cut at {cut}");
     }

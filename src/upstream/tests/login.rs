@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use crate::resp::{Protocol, ReplyScanner};
 use crate::upstream::login::{LoggedIn, Login, LoginMachine, Progress};
 use crate::upstream::testing::{identity, login};
-use crate::upstream::{DialError, Lacking, Secret};
+use crate::upstream::{Capability, DialError, Secret};
 
 const HELLO2: &str = "*14\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n$5\r\nproto\r\n:2\r\n\
                       $2\r\nid\r\n:4\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n\
@@ -29,7 +29,7 @@ impl<'a> Dialogue<'a> {
         Self::start_knowing(login, &[])
     }
 
-    fn start_knowing(login: &'a Login, known: &[Lacking]) -> Self {
+    fn start_knowing(login: &'a Login, known: &[Capability]) -> Self {
         let mut out = BytesMut::new();
         Self { machine: LoginMachine::start(login, known.to_vec(), &mut out), out }
     }
@@ -67,8 +67,8 @@ fn with_password(protocol: Protocol) -> Login {
     Login { identity: identity(None, "s3cret"), ..login(protocol) }
 }
 
-fn lacks(logged_in: &LoggedIn) -> Vec<Lacking> {
-    logged_in.lacks.iter().map(|lack| lack.what).collect()
+fn missing_capabilities(logged_in: &LoggedIn) -> Vec<Capability> {
+    logged_in.missing.iter().map(|lack| lack.what).collect()
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn hello_goes_alone_and_the_rest_in_one_write() {
     assert_eq!(logged_in.id, Some(4), "HELLO has said it");
     assert_eq!((logged_in.server.version.as_str(), logged_in.server.hello), ("7.0.15", true));
     assert_eq!(logged_in.run.as_deref(), Some("b1946ac92492d234"));
-    assert!(logged_in.lacks.is_empty());
+    assert!(logged_in.missing.is_empty());
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_server_without_hello_gets_auth_alone_and_is_asked_for_info() {
     assert_eq!(dialogue.hears_all(&["+OK\r\n", ":9\r\n", info, "+PONG\r\n"]), Ok(Progress::Done));
     let logged_in = dialogue.finish();
     assert_eq!((logged_in.server.version.as_str(), logged_in.server.hello), ("5.0.14", false));
-    assert_eq!(lacks(&logged_in), [Lacking::Resp3]);
+    assert_eq!(missing_capabilities(&logged_in), [Capability::Resp3]);
     assert!(!format!("{logged_in:?}").contains("s3cret"));
 }
 
@@ -188,7 +188,7 @@ fn a_password_that_the_server_does_not_ask_for_is_no_failure() {
     dialogue.hears(UNKNOWN_HELLO).unwrap();
     let end = dialogue.hears("-ERR Client sent AUTH, but no password is set\r\n");
     assert_eq!(end, Ok(Progress::Write));
-    assert_eq!(lacks(&dialogue.finish()), [Lacking::Resp3, Lacking::Password]);
+    assert_eq!(missing_capabilities(&dialogue.finish()), [Capability::Resp3, Capability::Password]);
 }
 
 #[test]
@@ -212,21 +212,22 @@ fn refused_name_id_info_and_ping_are_done_without() {
     dialogue.hears(UNKNOWN_HELLO).unwrap();
     assert_eq!(dialogue.hears_all(&[NOPERM, NOPERM, NOPERM, NOPERM]), Ok(Progress::Done));
     let logged_in = dialogue.finish();
-    let all = [Lacking::Resp3, Lacking::SetName, Lacking::Id, Lacking::Info, Lacking::Ping];
-    assert_eq!((lacks(&logged_in), logged_in.id), (all.to_vec(), None));
+    let all = [Capability::Resp3, Capability::SetName, Capability::Id, Capability::Info, Capability::Ping];
+    assert_eq!((missing_capabilities(&logged_in), logged_in.id), (all.to_vec(), None));
     assert!(logged_in.met.is_empty());
 }
 
 #[test]
 fn what_is_known_to_be_lacking_is_not_asked_for() {
     let login = login(Protocol::Resp3);
-    let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName]);
+    let mut dialogue = Dialogue::start_knowing(&login, &[Capability::SetName]);
     dialogue.written();
     assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Write));
     assert_eq!(dialogue.written(), "INFO server\nPING");
     assert_eq!(dialogue.hears_all(&["$0\r\n\r\n", "+PONG\r\n"]), Ok(Progress::Done));
-    assert_eq!(dialogue.finish().met, [Lacking::Resp3, Lacking::Info, Lacking::Ping]);
-    let mut dialogue = Dialogue::start_knowing(&login, &[Lacking::SetName, Lacking::Info, Lacking::Ping]);
+    assert_eq!(dialogue.finish().met, [Capability::Resp3, Capability::Info, Capability::Ping]);
+    let mut dialogue =
+        Dialogue::start_knowing(&login, &[Capability::SetName, Capability::Info, Capability::Ping]);
     dialogue.written();
     assert_eq!(dialogue.hears(HELLO3), Ok(Progress::Done), "nothing is left to ask");
     assert_eq!(dialogue.written(), "");
@@ -238,7 +239,10 @@ fn answers_in_a_shape_of_their_own_are_done_without() {
     let mut dialogue = Dialogue::start(&login);
     dialogue.hears(UNKNOWN_HELLO).unwrap();
     assert_eq!(dialogue.hears_all(&["+OK\r\n", "$-1\r\n", ":1\r\n", "+PONG\r\n"]), Ok(Progress::Done));
-    assert_eq!(lacks(&dialogue.finish()), [Lacking::Resp3, Lacking::Id, Lacking::Info]);
+    assert_eq!(
+        missing_capabilities(&dialogue.finish()),
+        [Capability::Resp3, Capability::Id, Capability::Info]
+    );
 }
 
 #[test]
@@ -248,7 +252,7 @@ fn a_busy_servers_refusals_are_not_remembered() {
     dialogue.hears(HELLO3).unwrap();
     let busy = "-BUSY Redis is busy running a script.\r\n";
     assert_eq!(dialogue.hears_all(&[busy, busy, busy]), Ok(Progress::Done));
-    assert!(dialogue.finish().lacks.is_empty());
+    assert!(dialogue.finish().missing.is_empty());
 }
 
 #[test]

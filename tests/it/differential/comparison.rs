@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::fate::Fates;
 use super::mask::{Heard, masked};
 use super::record::Record;
+use super::runner::{Listed, World};
 use super::sequence::{Request, Sequence, Step, Tail};
 use super::wire::Wire;
-use super::world::{Listed, World};
 
 /// What contradicts the direct world stays wrong; only where a message is under way it may still become right.
 const BRIEFLY: Duration = Duration::from_millis(80);

@@ -10,7 +10,7 @@ use redbouncer::command::{Class, rows};
 
 use super::sequence::{Request, Sequence, Step, Tail};
 use super::trouble::Trouble;
-use super::words;
+use super::vocabulary;
 
 /// What a version of the server has; sequences speak only of what it knows where the proxy differs otherwise.
 #[derive(Debug)]
@@ -358,7 +358,7 @@ impl Generator<'_> {
     /// A command on data, its words filled in.
     pub(super) fn data(&mut self, client: usize) -> Request {
         let template = loop {
-            let template = self.pick(words::DATA);
+            let template = self.pick(vocabulary::DATA);
             let name = template.split(' ').next().unwrap_or_default().to_lowercase();
             let is_known = self.abilities.commands.contains(&name) && !template.ends_with("WITHSCORE");
             if !self.clients[client].listens || is_known {
@@ -388,14 +388,14 @@ impl Generator<'_> {
                 format!("{kind}{}", self.random.u8(1..=2)).into_bytes()
             }
             "V" => self.value(),
-            "W" => self.pick(words::SHORT).as_bytes().to_vec(),
-            "N" => self.pick(words::NUMBERS).as_bytes().to_vec(),
+            "W" => self.pick(vocabulary::SHORT).as_bytes().to_vec(),
+            "N" => self.pick(vocabulary::NUMBERS).as_bytes().to_vec(),
             "M" => self.random.u8(0..6).to_string().into_bytes(),
             "I" => {
                 self.number += 1;
                 format!("1-{}", self.number).into_bytes()
             }
-            "G" => self.pick(words::CHANNELS).as_bytes().to_vec(),
+            "G" => self.pick(vocabulary::CHANNELS).as_bytes().to_vec(),
             other => other.as_bytes().to_vec(),
         }
     }
@@ -406,8 +406,8 @@ impl Generator<'_> {
             1 => b"\r\n\0\xff$5\r\n*1\r\n".to_vec(),
             2 => vec![b'x'; self.random.usize(60..300)],
             3 if self.one_in(4) => vec![b'y'; self.random.usize(10_000..70_000)],
-            3..=8 => self.pick(words::NUMBERS).as_bytes().to_vec(),
-            _ => self.pick(words::SHORT).as_bytes().to_vec(),
+            3..=8 => self.pick(vocabulary::NUMBERS).as_bytes().to_vec(),
+            _ => self.pick(vocabulary::SHORT).as_bytes().to_vec(),
         }
     }
 
@@ -417,7 +417,7 @@ impl Generator<'_> {
         let beyond = matches!(row.class, Class::Control | Class::ClientUnknown | Class::ClientGetRedir);
         let local = matches!(row.class, Class::ClientGetName | Class::ClientCaching | Class::Select);
         if !matches!(row.class, Class::Pass | Class::Ping | Class::Unknown) && !beyond && !local
-            || words::NOT_COMPARED.iter().any(|(name, _)| row.name.starts_with(name))
+            || vocabulary::NOT_COMPARED.iter().any(|(name, _)| row.name.starts_with(name))
             || self.clients[client].listens
                 && !(row.class == Class::Pass
                     && self.abilities.commands.contains(row.name)
@@ -487,19 +487,19 @@ impl Generator<'_> {
         }
         let own = format!("CLIENT LIST ID {{id:{client}}}");
         let line = match self.random.usize(0..20) {
-            0..=3 => self.pick(words::HELLO),
+            0..=3 => self.pick(vocabulary::HELLO),
             // To Redis 6.2 the id 0 means everybody.
-            4..=9 => match self.pick(words::CLIENT) {
+            4..=9 => match self.pick(vocabulary::CLIENT) {
                 "CLIENT KILL ID 0" if !self.abilities.no_evict => "CLIENT GETNAME",
                 line => line,
             },
-            10 => self.pick(words::SET_INFO),
-            11 => self.pick(words::NO_TOUCH),
-            12 | 13 => self.pick(words::TRACKING),
+            10 => self.pick(vocabulary::SET_INFO),
+            11 => self.pick(vocabulary::NO_TOUCH),
+            12 | 13 => self.pick(vocabulary::TRACKING),
             14 => "CLIENT ID",
             15 => "CLIENT INFO",
             16 => &own,
-            _ => self.pick(words::QUEUED),
+            _ => self.pick(vocabulary::QUEUED),
         };
         Request::words(line)
     }
@@ -583,10 +583,10 @@ impl Generator<'_> {
         let mut requests = Vec::new();
         for _ in 0..self.random.usize(1..=3) {
             let line = match self.random.usize(0..40) {
-                0..=4 => self.pick(words::HELLO).to_owned(),
-                5..=9 => self.pick(words::SELECT).to_owned(),
+                0..=4 => self.pick(vocabulary::HELLO).to_owned(),
+                5..=9 => self.pick(vocabulary::SELECT).to_owned(),
                 10..=17 => {
-                    let line = self.pick(words::CLIENT);
+                    let line = self.pick(vocabulary::CLIENT);
                     // To Redis 6.2 the id 0 means everybody.
                     let is_new = line.contains("NO-EVICT") || line == "CLIENT KILL ID 0";
                     let is_known = self.abilities.no_evict || !is_new;
@@ -624,10 +624,12 @@ impl Generator<'_> {
                 29 | 30 => "RESET".to_owned(),
                 31 if self.one_in(3) => "QUIT".to_owned(),
                 // Behind a reply that is not yet written newer servers omit the error of a login that fails.
-                32 if !self.clients[client].holds => return vec![Request::words(self.pick(words::AUTH))],
-                33 if self.abilities.set_info => self.pick(words::SET_INFO).to_owned(),
-                34 if self.abilities.no_touch => self.pick(words::NO_TOUCH).to_owned(),
-                _ => self.pick(words::SERVER).to_owned(),
+                32 if !self.clients[client].holds => {
+                    return vec![Request::words(self.pick(vocabulary::AUTH))];
+                }
+                33 if self.abilities.set_info => self.pick(vocabulary::SET_INFO).to_owned(),
+                34 if self.abilities.no_touch => self.pick(vocabulary::NO_TOUCH).to_owned(),
+                _ => self.pick(vocabulary::SERVER).to_owned(),
             };
             requests.push(Request::words(&line));
         }
@@ -650,7 +652,7 @@ impl Generator<'_> {
         let mut requests = vec![Request::words("CLIENT REPLY OFF")];
         for _ in 0..self.random.usize(0..4) {
             requests.push(match self.random.usize(0..8) {
-                0 => Request::words(self.pick(words::SELECT)),
+                0 => Request::words(self.pick(vocabulary::SELECT)),
                 1 => Request::words("CLIENT REPLY SKIP"),
                 2 => Request::words("CLIENT SETNAME quiet"),
                 3 => Request::words(self.pick(&["EXEC", "WATCH s1", "DISCARD"])),
@@ -665,7 +667,7 @@ impl Generator<'_> {
 
     fn tracking(&mut self, client: usize) -> Vec<Request> {
         self.clients[client].holds = true;
-        let line = self.pick(words::TRACKING);
+        let line = self.pick(vocabulary::TRACKING);
         let mut requests = vec![Request::words(line)];
         if self.one_in(2) {
             requests.extend([self.fill("GET S"), self.data(client)]);
@@ -682,13 +684,13 @@ impl Generator<'_> {
 
     fn framing(&mut self, client: usize) -> Vec<Request> {
         let mut requests = vec![Request::words("PING")];
-        let harmless: &[u8] = self.pick(words::NOTHING);
-        if self.abilities.loose_lines || !words::LOOSE.contains(&harmless) {
+        let harmless: &[u8] = self.pick(vocabulary::NOTHING);
+        if self.abilities.loose_lines || !vocabulary::LOOSE.contains(&harmless) {
             requests.push(Request::Raw(harmless.to_vec()));
         }
         if self.one_in(3) {
-            let broken: &[u8] = self.pick(words::BROKEN);
-            if !self.abilities.loose_lines && words::LOOSE.contains(&broken) {
+            let broken: &[u8] = self.pick(vocabulary::BROKEN);
+            if !self.abilities.loose_lines && vocabulary::LOOSE.contains(&broken) {
                 return requests;
             }
             if Request::Raw(broken.to_vec()).is_http() {

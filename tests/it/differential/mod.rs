@@ -15,17 +15,17 @@
 
 mod comparison;
 mod fate;
-mod found;
 mod generate;
 mod holds;
 mod mask;
 mod record;
+mod regressions;
+mod runner;
 mod sequence;
 mod trouble;
 mod troubles;
+mod vocabulary;
 mod wire;
-mod words;
-mod world;
 
 use std::collections::HashMap;
 
@@ -37,9 +37,9 @@ use std::time::{Duration, Instant};
 use comparison::{Outcome, Patience, Play};
 use fate::Fates;
 use generate::{Abilities, is_comparable, sequence};
+use runner::World;
 use sequence::{Request, Sequence, Step};
 use trouble::{RENAMED, Setup, Trouble};
-use world::World;
 
 use crate::harness::{Client, Proxy, Server, Version, long};
 
@@ -346,7 +346,7 @@ fn sequences_are_answered_alike_directly_and_through_the_proxy() {
 fn what_was_found_once_stays_mended() {
     for version in Version::all() {
         let mut pairs = Pairs::of(&version);
-        for (fault, text) in found::FOUND {
+        for (fault, text) in regressions::FOUND {
             let sequence: Sequence = text.parse().unwrap();
             let difference = pairs.pair(sequence.trouble).difference(&sequence, PATIENT);
             assert!(difference.is_none(), "{}: {fault}: {}", version.name, difference.unwrap());

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::fate::Fates;
 use super::mask::Identity;
+use super::runner::{Listed, World};
 use super::sequence::{Request, Sequence, Step, Tail};
 use super::trouble::{Kind, Trouble};
-use super::world::{Listed, World};
 
 /// What was heard in the direct world by the end of one step.
 pub(super) struct Moment {

@@ -30,7 +30,7 @@
 use std::fmt;
 
 use super::trouble::{Kind, Trouble};
-use super::words::BROKEN;
+use super::vocabulary::BROKEN;
 use crate::harness::encode;
 
 /// What one client's write asks for.

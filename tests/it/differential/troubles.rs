@@ -5,7 +5,7 @@
 use super::generate::Generator;
 use super::sequence::{Request, Step, Tail};
 use super::trouble::{Kind, Trouble};
-use super::words;
+use super::vocabulary;
 
 impl Generator<'_> {
     /// The next steps, if they are of the trouble; else the next one is as in fair weather.
@@ -218,7 +218,7 @@ impl Generator<'_> {
                 3 | 4 => requests.push(Request::words("CLIENT REPLY ON")),
                 5 | 6 => requests.push(Request::words("CLIENT REPLY SKIP")),
                 7 => requests.push(Request::words("RESET")),
-                8 => requests.push(Request::words(self.pick(words::SELECT))),
+                8 => requests.push(Request::words(self.pick(vocabulary::SELECT))),
                 9 => requests.extend(self.transaction(client)),
                 10 => requests.push(Request::words(self.pick(&[
                     "WATCH s1",

@@ -6,10 +6,11 @@
 #![allow(unused_imports, dead_code)]
 
 mod client;
-mod crowd;
-mod fake;
+mod client_fleet;
+mod fake_server;
 pub(crate) mod http;
 mod namespace;
+mod paired_servers;
 mod port;
 mod proxy;
 mod relay;
@@ -18,12 +19,12 @@ mod sampler;
 mod secure;
 mod server;
 mod stage;
-mod twins;
 
 pub(crate) use client::{Client, Ended, encode};
-pub(crate) use crowd::{Crowd, State, enter_state};
-pub(crate) use fake::{Fake, bulk};
+pub(crate) use client_fleet::{ClientFleet, State, enter_state};
+pub(crate) use fake_server::{FakeServer, bulk};
 pub(crate) use namespace::{Namespace, is_root};
+pub(crate) use paired_servers::PairedServers;
 pub(crate) use port::free_port;
 pub(crate) use proxy::{Exit, Proxy};
 pub(crate) use relay::Relay;
@@ -32,7 +33,6 @@ pub(crate) use sampler::Sampler;
 pub(crate) use secure::{Authority, Issued, VALID};
 pub(crate) use server::{Row, Server, Version, rows_of, signal};
 pub(crate) use stage::Stage;
-pub(crate) use twins::Twins;
 
 use std::thread;
 use std::time::{Duration, Instant};

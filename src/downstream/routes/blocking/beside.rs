@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::command::{Blocking, classify};
 use crate::downstream::client::Client;
-use crate::downstream::routes::deferred::Taken;
+use crate::downstream::routes::pending::PendingCommand;
 use crate::resp::{Protocol, Request};
 use crate::session::{Route, tracking};
 use crate::telemetry::ClientClose;
@@ -28,7 +28,7 @@ impl Client {
         // SELECT and HELLO on the lease have not looked for other lanes: the call would be tried in the database before.
         self.leave_group();
         let route = Route::Blocking(command);
-        let taken = Taken {
+        let taken = PendingCommand {
             request: request.clone(),
             route,
             muted,
@@ -44,7 +44,7 @@ impl Client {
         if is_tracking && self.protocol() == Protocol::Resp3 {
             self.disown_streams(&request);
         } else {
-            self.disown_all_of(Some(&request));
+            self.invalidate_reads_of(Some(&request));
         }
         Ok(())
     }
@@ -53,7 +53,7 @@ impl Client {
     fn disown_streams(&self, request: &Bytes) {
         let Some(request) = Request::parse(request) else { return };
         if let Some(reads) = tracking::reads(&classify(&request), &request) {
-            self.tell_to_forget(reads);
+            self.invalidate(reads);
         }
     }
 }

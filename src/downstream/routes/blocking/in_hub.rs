@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::command::Aftermath;
 use crate::command::blocking::{Call, Timeout};
-use crate::downstream::client::LastCall;
+use crate::downstream::client::FinTiming;
 use crate::downstream::client::{BlockedCall, BlockedOn, Client};
 use crate::downstream::client::{FIRST_LOOK, sleep_until};
 use crate::hub::{Arrival, End, Waiting};
@@ -26,7 +26,7 @@ const BRIEF: Duration = Duration::from_millis(100);
 struct Waits {
     client: Rc<Client>,
     muted: bool,
-    last_call: LastCall,
+    fin_timing: FinTiming,
     delivered: Cell<bool>,
     end: RefCell<Option<End>>,
     changed: Notify,
@@ -34,7 +34,7 @@ struct Waits {
 
 impl Waiting for Waits {
     fn deliver(&self, reply: &[u8], has_waited: bool) -> bool {
-        let has_waited = has_waited || !self.last_call.may_deliver();
+        let has_waited = has_waited || !self.fin_timing.may_deliver();
         let taken = self.muted || self.client.deliver_element(reply, has_waited);
         // A call that finds something at once has its answer, whether or not anybody hears it.
         if taken || !has_waited {
@@ -69,12 +69,12 @@ impl Client {
             Timeout::Unclear => return Ok(false),
         };
         // One that has closed its side already does not wait for a wake.
-        let must_look = self.has_written() || is_brief || self.has_said_all() || self.is_gone();
+        let must_look = self.has_written() || is_brief || self.has_ended_input() || self.is_gone();
         let arrived = Instant::now();
         let waits = Rc::new(Waits {
             client: Rc::clone(self),
             muted,
-            last_call: LastCall::new(self),
+            fin_timing: FinTiming::new(self),
             delivered: Cell::new(false),
             end: RefCell::new(None),
             changed: Notify::new(),
@@ -105,11 +105,11 @@ impl Client {
                 seat.unblock(how);
                 continue;
             }
-            let limit = self.has_said_all().then_some(arrived + FIRST_LOOK);
+            let limit = self.has_ended_input().then_some(arrived + FIRST_LOOK);
             if let Some(limit) = limit
-                && (!waits.last_call.looks() || seat.farewell() || Instant::now() >= limit)
+                && (!waits.fin_timing.looks() || seat.farewell() || Instant::now() >= limit)
             {
-                self.hears_no_more();
+                self.discard_input();
                 return Ok(true);
             }
             tokio::select! {
@@ -124,8 +124,8 @@ impl Client {
     fn wait_ended(&self, end: End, muted: bool) -> Result<bool, ClientClose> {
         match end {
             // Redis would not have told it: it frees a blocked client whose FIN it reads.
-            End::Nil if self.has_said_all() => {
-                self.hears_no_more();
+            End::Nil if self.has_ended_input() => {
+                self.discard_input();
                 Ok(true)
             }
             End::Nil => {

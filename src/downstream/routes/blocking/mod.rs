@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use crate::command::blocking::{self, Call, Timeout};
 use crate::command::{Aftermath, Blocking};
 use crate::downstream::client::{Client, FIRST_LOOK, sleep_until};
-use crate::downstream::context::{Context, TakesElement};
-use crate::downstream::routes::deferred::Taken;
+use crate::downstream::context::{Context, ElementTaker};
+use crate::downstream::routes::pending::PendingCommand;
 use crate::hub::Unblock;
 use crate::pool::{Claim, Holder, Unavailable};
 use crate::resp::Request;
@@ -37,13 +37,13 @@ use waiter::{State, Stay, Waiter, Waits};
 /// A waiter among those of its worker, until this is dropped.
 struct Listed {
     context: Rc<Context>,
-    waiter: Rc<dyn TakesElement>,
+    waiter: Rc<dyn ElementTaker>,
 }
 
 impl Listed {
     fn new(waiter: &Rc<Waiter>) -> Self {
         let context = Rc::clone(&waiter.client.context);
-        let waiter = Rc::clone(waiter) as Rc<dyn TakesElement>;
+        let waiter = Rc::clone(waiter) as Rc<dyn ElementTaker>;
         context.waiters.borrow_mut().push(Rc::clone(&waiter));
         Self { context, waiter }
     }
@@ -59,7 +59,7 @@ impl Client {
     /// Serves a blocking call to its end.
     pub(in crate::downstream) async fn blocking(
         self: &Rc<Self>,
-        taken: Taken,
+        taken: PendingCommand,
         command: Blocking,
     ) -> Result<(), ClientClose> {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
@@ -83,7 +83,7 @@ impl Client {
             (&blocked, deadline),
             taken.muted,
         );
-        if self.patiently(hub).await?? {
+        if self.unless_gone(hub).await?? {
             return Ok(());
         }
         let waiter = Rc::new(Waiter::new(Waits {
@@ -98,16 +98,16 @@ impl Client {
             muted: taken.muted,
         }));
         let _listed = Listed::new(&waiter);
-        let outcome = self.patiently(waiter.wait(&self.context)).await;
-        if self.has_said_all() && (!waiter.is_done() || waiter.in_vain.get()) {
-            self.hears_no_more();
+        let outcome = self.unless_gone(waiter.wait(&self.context)).await;
+        if self.has_ended_input() && (!waiter.is_done() || waiter.in_vain.get()) {
+            self.discard_input();
         }
         waiter.state.set(State::Done);
         outcome?
     }
 
     /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error.
-    async fn refused_by_the_server(self: &Rc<Self>, taken: &Taken) -> Result<(), ClientClose> {
+    async fn refused_by_the_server(self: &Rc<Self>, taken: &PendingCommand) -> Result<(), ClientClose> {
         let mut block = BytesMut::new();
         Call::try_form(&taken.request, &mut block);
         match self.exchange(&block, 3).await? {
@@ -150,7 +150,7 @@ impl Waiter {
             }
         };
         let mut pause = context.blocking.retry_min;
-        let what = format!("{}, {}", self.client.called(), Pin::Blocked.label());
+        let what = format!("{}, {}", self.client.display_name(), Pin::Blocked.label());
         let holder = Holder { user: self.key.user, address: self.client.peer.host(), what: &what };
         'search: loop {
             let lease = context.pool.lease(self.key, &self.identity, Claim::BlockingLease, holder, None);
@@ -219,8 +219,8 @@ impl Waiter {
     /// Whether nobody waits any more: the client has closed its side, and its call has found nothing, or nobody could
     /// look in time.
     fn waits_for_nobody(&self) -> bool {
-        self.client.has_said_all()
-            && (self.has_looked.get() || !self.last_call.looks() || self.arrived.elapsed() >= FIRST_LOOK)
+        self.client.has_ended_input()
+            && (self.has_looked.get() || !self.fin_timing.looks() || self.arrived.elapsed() >= FIRST_LOOK)
     }
 
     fn unblocked(&self, unblock: Unblock) {

@@ -62,7 +62,7 @@ impl Waiter {
         let ended = tokio::select! {
             biased;
             answered = stay.answer() => Ended::Answered(answered),
-            () = entry.recalled() => Ended::Recalled,
+            () = entry.reclaimed() => Ended::Recalled,
             kind = self.attention() => kind,
             never = self.watch_the_role() => match never {},
             () = sleep_until(server_had_its_chance) => Ended::Late,
@@ -79,8 +79,8 @@ impl Waiter {
             if let Some(kind) = self.blocked.take_unblock() {
                 return Ended::Unblocked(kind);
             }
-            if self.client.has_said_all() {
-                return Ended::Farewell;
+            if self.client.has_ended_input() {
+                return Ended::Fin;
             }
             self.blocked.woken().await;
         }
@@ -115,8 +115,8 @@ impl Waiter {
                 Ok(Stay::Ended)
             }
             // The server answers what it has for the call, or closes.
-            Ended::Farewell => {
-                let _ = self.last_call.looks();
+            Ended::Fin => {
+                let _ = self.fin_timing.looks();
                 let _ = stay.take_back(UpstreamClose::ClientGone, last).await?;
                 Ok(Stay::Ended)
             }
@@ -136,7 +136,7 @@ enum Ended {
     Recalled,
     Unblocked(Unblock),
     /// The client has closed its side.
-    Farewell,
+    Fin,
     Late,
 }
 

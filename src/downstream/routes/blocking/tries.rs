@@ -16,7 +16,7 @@ use crate::downstream::context::Context;
 use crate::pool::{Choice, Lost, Receiver};
 use crate::resp::{self, ErrorCode, Request, encode};
 use crate::telemetry::ClientClose;
-use crate::upstream::Lacking;
+use crate::upstream::Capability;
 
 impl Waiter {
     /// What must be known before the first try: whether tries are safe, and what `$` means. `None`: answered.
@@ -28,8 +28,8 @@ impl Waiter {
     /// Whether tries are safe for this user: a refused MULTI would leave its member to block the lane, so MULTI and
     /// EXEC are tried out first.
     async fn may_try(&self, context: &Rc<Context>) -> Result<bool, ClientClose> {
-        let (lacks, user) = (context.server.lacks(), self.identity.name());
-        if lacks.has(Lacking::Transactions, user) {
+        let (missing, user) = (context.server.missing_capabilities(), self.identity.name());
+        if missing.has(Capability::Transactions, user) {
             return Ok(false);
         }
         if context.server.may_try(self.key.user) {
@@ -42,16 +42,16 @@ impl Waiter {
         encode::command(&mut probe, &[b"DISCARD"]);
         let frames = match self.client.exchange(&probe, 3).await {
             Ok(Ok(frames)) => frames,
-            Ok(Err(why)) => return self.client.ends_for(&why).map_or(Ok(false), Err),
+            Ok(Err(why)) => return self.client.close_reason_for(&why).map_or(Ok(false), Err),
             // Nothing of the client's own was lost.
             Err(_) => return Ok(false),
         };
         if let Some(refusal) = frames.iter().take(2).find_map(|frame| resp::error_text(frame)) {
             // Busy, loading …: not remembered, so asked again next time.
-            lacks.note(Lacking::Transactions, user, &String::from_utf8_lossy(refusal));
+            missing.record_refusal(Capability::Transactions, user, &String::from_utf8_lossy(refusal));
             return Ok(false);
         }
-        lacks.met(Lacking::Transactions, user);
+        missing.record_support(Capability::Transactions, user);
         context.server.remember_may_try(self.key.user);
         Ok(true)
     }
@@ -117,7 +117,7 @@ impl Waiter {
         {
             // A call whose own time has ended first gets its nil.
             let has_time = self.remaining().is_none_or(|left| !left.is_zero());
-            let reason = if has_time { self.client.ends_for(&why) } else { None };
+            let reason = if has_time { self.client.close_reason_for(&why) } else { None };
             return reason.map_or(Ok(false), Err);
         }
         if self.is_done() {
@@ -147,7 +147,11 @@ impl Waiter {
             if let Some(refusal) = frames.iter().find_map(|frame| resp::error_text(frame)) {
                 // The call behind it is not queued but runs, and may block everybody's lane.
                 let words = String::from_utf8_lossy(refusal);
-                judge.server.lacks().note(Lacking::Transactions, identity.name(), &words);
+                judge.server.missing_capabilities().record_refusal(
+                    Capability::Transactions,
+                    identity.name(),
+                    &words,
+                );
                 judge.server.forget_may_try(user);
                 watched.condemn();
             }

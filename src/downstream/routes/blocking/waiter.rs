@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::command::Aftermath;
 use crate::command::blocking::{Call, DEMOTED};
-use crate::downstream::client::{BlockedCall, Client, LastCall};
-use crate::downstream::context::TakesElement;
+use crate::downstream::client::{BlockedCall, Client, FinTiming};
+use crate::downstream::context::ElementTaker;
 use crate::pool::{LaneKey, Unavailable};
 use crate::resp::{ErrorCode, Request};
 use crate::telemetry::ClientClose;
@@ -58,7 +58,7 @@ pub(super) struct Waiter {
     pub(super) call: Call,
     pub(super) request: RefCell<Bytes>,
     pub(super) arrived: Instant,
-    pub(super) last_call: LastCall,
+    pub(super) fin_timing: FinTiming,
     pub(super) deadline: Option<Instant>,
     pub(super) muted: bool,
     pub(super) state: Cell<State>,
@@ -91,7 +91,7 @@ impl Waiter {
     pub(super) fn new(waits: Waits) -> Self {
         let Waits { client, blocked, key, identity, call, request, arrived, deadline, muted } = waits;
         Self {
-            last_call: LastCall::new(&client),
+            fin_timing: FinTiming::new(&client),
             client,
             blocked,
             key,
@@ -121,7 +121,7 @@ impl Waiter {
         if self.state.get() == State::Done {
             return false;
         }
-        let has_waited = self.has_looked.get() || !self.last_call.may_deliver();
+        let has_waited = self.has_looked.get() || !self.fin_timing.may_deliver();
         let delivered = self.muted || self.client.deliver_element(element, has_waited);
         self.in_vain.set(!delivered && has_waited);
         self.state.set(State::Done);
@@ -136,7 +136,7 @@ impl Waiter {
 
     pub(super) fn nil(&self) {
         // Redis frees a blocked client whose FIN it reads, before its time is up.
-        if self.is_done() || self.client.has_said_all() {
+        if self.is_done() || self.client.has_ended_input() {
             return;
         }
         self.state.set(State::Done);
@@ -159,7 +159,7 @@ impl Waiter {
     pub(super) fn gives_up(&self) -> Option<ClientClose> {
         let pool = &self.client.context.pool;
         let is_long = self.arrived.elapsed() >= pool.shared.options.wait_timeout;
-        pool.away().filter(|_| is_long).and_then(|away| self.client.ends_for(&away))
+        pool.away().filter(|_| is_long).and_then(|away| self.client.close_reason_for(&away))
     }
 
     /// The server has answered with an error. One that has become a replica closes whom it tells so, and so does a direct
@@ -191,7 +191,7 @@ impl Waiter {
     }
 }
 
-impl TakesElement for Waiter {
+impl ElementTaker for Waiter {
     fn take_element(&self, key: LaneKey, request: &Request<'_>, element: &[u8]) -> bool {
         let same = self.key == key
             && Request::parse(&self.request.borrow()).is_some_and(|own| Call::same_shape(request, &own));

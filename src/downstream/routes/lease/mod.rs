@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::deferred::Taken;
+use super::pending::PendingCommand;
 use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::downstream::client::{Attachment, Client, FIRST_LOOK, LeasedState, READ_AHEAD, sleep_until};
 use crate::downstream::routes::unserved::aftermath_of;
@@ -40,7 +40,7 @@ const PROTOCOL_ERROR: &[u8] = b"-ERR Protocol error";
 const CLOSES_WITHIN: Duration = Duration::from_millis(100);
 
 /// A client and the connection it holds.
-struct Held {
+struct LeaseSession {
     client: Rc<Client>,
     /// What others see of it.
     shown: Rc<LeasedState>,
@@ -122,7 +122,7 @@ impl Client {
     /// Runs `taken` and what follows on a connection of the client's own, until nothing holds it any more.
     pub(in crate::downstream) async fn leased(
         self: &Rc<Self>,
-        taken: Taken,
+        taken: PendingCommand,
         pin: Pin,
     ) -> Result<(), ClientClose> {
         let class = Request::parse(&taken.request).map_or(Class::Unknown, |request| classify(&request).class);
@@ -132,7 +132,7 @@ impl Client {
         }
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let key = key.untracked();
-        let what = format!("{}, {}", self.called(), pin.label());
+        let what = format!("{}, {}", self.display_name(), pin.label());
         let holder = Holder { user: key.user, address: self.peer.host(), what: &what };
         let is_of_a_lane =
             taken.route == Route::Lane || matches!(class, Class::Pass | Class::Publish | Class::Ping);
@@ -143,19 +143,22 @@ impl Client {
         let deadline = self.lease_deadline();
         let deadline = Some(if is_long { deadline.min(patience) } else { deadline });
         let waits = self.attachment.enter(Attachment::AwaitingLease);
-        let found =
-            self.patiently(self.context.pool.lease(key, &identity, Self::claim(pin), holder, deadline)).await;
+        let found = self
+            .unless_gone(self.context.pool.lease(key, &identity, Self::claim(pin), holder, deadline))
+            .await;
         drop(waits);
         let lease = match found? {
             Ok(lease) => lease,
             Err(_) if is_long => {
                 let counts = class == Class::Publish && !self.context.pubsub.audience().is_empty();
                 let aftermath = aftermath_of(&taken.request);
-                return self.over_a_lane(Taken { route: Route::Lane, counts, ..taken }, aftermath).await;
+                return self
+                    .over_a_lane(PendingCommand { route: Route::Lane, counts, ..taken }, aftermath)
+                    .await;
             }
             Err(why) => {
                 // All that a client which has closed its side has sent waits once for a full pool.
-                if self.has_said_all() {
+                if self.has_ended_input() {
                     self.inbound().note_wait(true);
                 }
                 // A command of no table that leaves nothing behind has changed nothing by its refusal.
@@ -170,7 +173,7 @@ impl Client {
         }
         if !self.context.server.policy().tracked_lanes {
             // The first login may just have been made.
-            self.context.server.heed_login();
+            self.context.server.learn_from_login();
         }
         // A new WATCH after one that was refused.
         self.session.borrow_mut().failed = Failed::Nothing;
@@ -178,7 +181,7 @@ impl Client {
         self.note_written();
         let shown = LeasedState::new(pin);
         let leased = self.attachment.enter(Attachment::Leased(Rc::clone(&shown)));
-        let held = Held {
+        let held = LeaseSession {
             client: Rc::clone(self),
             shown,
             charge: self.charge(),
@@ -212,8 +215,8 @@ impl Client {
     }
 }
 
-impl Held {
-    async fn run(mut self, first: Taken) -> Result<(), ClientClose> {
+impl LeaseSession {
+    async fn run(mut self, first: PendingCommand) -> Result<(), ClientClose> {
         self.note_first_reads(&first);
         let event = self.carry_out(&first.request, first.muted);
         // It may be long, and a lease last.
@@ -239,7 +242,7 @@ impl Held {
             let client = Rc::clone(&self.client);
             let ended = match event {
                 Event::Aside(route, request, muted) => {
-                    client.aside(route, &request, muted).await.map_err(Event::Gone)
+                    client.answer_off_lane(route, &request, muted).await.map_err(Event::Gone)
                 }
                 Event::Unknown(name) => self.ask_about(name).await.map_err(Event::Gone),
                 Event::AskForLimit => client.ask_for_limit().await.map_err(Event::Gone),
@@ -271,7 +274,7 @@ impl Held {
             self.shown.note_flags(self.state.flags());
             let answer = client.answer_queued(&request, verdict);
             let reply = match self.is_cut {
-                false => client.patiently(answer).await.map_err(Event::Gone)?,
+                false => client.unless_gone(answer).await.map_err(Event::Gone)?,
                 true => answer.await,
             };
             let doomed = client.close_reason();
@@ -318,7 +321,7 @@ impl Held {
                 let clean = self.state.is_clean() && !self.stumbled_there;
                 let ended = self.stumbled_there && self.ends_there().await;
                 pool.end_lease(self.lease, clean, UpstreamClose::LeaseEnded, None);
-                if ended { Err(client.departs(ClientClose::ProtocolError)) } else { Ok(()) }
+                if ended { Err(client.mark_departed(ClientClose::ProtocolError)) } else { Ok(()) }
             }
             Event::End(class, request, muted) => {
                 pool.end_lease(self.lease, false, UpstreamClose::LeaseEnded, None);
@@ -330,7 +333,7 @@ impl Held {
                 }
             }
             Event::Gone(ClientClose::ClientEof) => {
-                client.departs(ClientClose::ClientEof);
+                client.mark_departed(ClientClose::ClientEof);
                 let (mut end, mut gone) = (None, client.departed());
                 if self.state.is_waiting() {
                     end = self.answer_what_was_sent().await;
@@ -338,11 +341,11 @@ impl Held {
                     gone = None;
                 }
                 pool.end_lease(self.lease, false, UpstreamClose::ClientGone, gone);
-                client.hears_no_more();
+                client.discard_input();
                 end.map_or(Ok(()), Err)
             }
             Event::Gone(reason) => {
-                client.departs(reason);
+                client.mark_departed(reason);
                 pool.end_lease(self.lease, false, UpstreamClose::ClientGone, client.departed());
                 Err(reason)
             }
@@ -384,7 +387,7 @@ impl Held {
             }
             std::io::Result::Ok(())
         };
-        client.patiently(answered).await.err()
+        client.unless_gone(answered).await.err()
     }
 
     /// Moves bytes both ways until something happens.

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::{Held, KEEP, PROTOCOL_ERROR, Waiting};
+use super::{KEEP, LeaseSession, PROTOCOL_ERROR, Waiting};
 use crate::resp::{self, ReplyKind};
 use crate::session::Received;
 use crate::telemetry::UpstreamClose;
-use crate::upstream::Lacking;
+use crate::upstream::Capability;
 
-impl Held {
+impl LeaseSession {
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         let stream = &mut self.lease.stream;
         self.unflushed |= !self.written.is_empty();
@@ -134,7 +134,7 @@ impl Held {
         let answered = self.state.ever_answered();
         while self.reads.front().is_some_and(|(place, _)| *place < answered) {
             if let Some((_, reads)) = self.reads.pop_front() {
-                self.client.disown(reads);
+                self.client.invalidate_reads(reads);
             }
         }
         if std::mem::take(&mut self.tracks_by_exec) {
@@ -149,7 +149,11 @@ impl Held {
         if let Some(text) = self.state.refused_publish().and_then(resp::error_text) {
             let identity = self.client.identity();
             let user = identity.as_ref().map_or("", |identity| identity.name());
-            context.server.lacks().note(Lacking::WaitChannel, user, &String::from_utf8_lossy(text));
+            context.server.missing_capabilities().record_refusal(
+                Capability::WaitChannel,
+                user,
+                &String::from_utf8_lossy(text),
+            );
         }
         verdict
     }

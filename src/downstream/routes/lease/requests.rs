@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::{Event, FIRST_LOOK, Held, READ_AHEAD, WRITE_AHEAD};
+use super::{Event, FIRST_LOOK, LeaseSession, READ_AHEAD, WRITE_AHEAD};
 use crate::command::{Asked, Class, classify};
 use crate::downstream::client::Begun;
-use crate::downstream::routes::deferred::Taken;
+use crate::downstream::routes::pending::PendingCommand;
 use crate::downstream::routes::unserved::aftermath_of;
 use crate::downstream::socket::Hangup;
 use crate::pool::Unavailable;
@@ -18,7 +18,7 @@ use crate::session::answers::ends_the_session;
 use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan, tracking};
 use crate::telemetry::ClientClose;
 
-impl Held {
+impl LeaseSession {
     /// Takes the client's next commands, and notices when it leaves.
     pub(super) fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         loop {
@@ -39,9 +39,9 @@ impl Held {
                 Poll::Ready(Some(ClientClose::ClientEof)) => {}
                 Poll::Ready(Some(reason)) => return Poll::Ready(Some(Event::Gone(reason))),
                 Poll::Ready(None) if run_again => {}
-                Poll::Ready(None) if self.client.has_said_all() => return self.poll_end(cx, false),
+                Poll::Ready(None) if self.client.has_ended_input() => return self.poll_end(cx, false),
                 Poll::Ready(None) => match ready!(self.poll_hangup(cx)) {
-                    Hangup::Farewell => self.client.note_farewell(),
+                    Hangup::Fin => self.client.input_has_ended(),
                     Hangup::Reset => return Poll::Ready(Some(Event::Gone(ClientClose::ClientLost))),
                 },
                 Poll::Pending => return Poll::Pending,
@@ -63,7 +63,7 @@ impl Held {
     /// The client has closed its side. Its lease ends when all it has sent is carried out and answered (`none_left`: there
     /// is nothing more to send), or at a call that blocks.
     fn poll_end(&mut self, cx: &mut Context<'_>, none_left: bool) -> Poll<Option<Event>> {
-        if let Poll::Ready(reason) = self.client.poll_closed(cx) {
+        if let Poll::Ready(reason) = self.client.poll_close_requested(cx) {
             return Poll::Ready(Some(Event::Gone(reason)));
         }
         let blocked = self.state.is_blocked();
@@ -163,7 +163,7 @@ impl Held {
         if let Some(text) = reply.filter(|_| !self.client.session.borrow_mut().mutes_this()) {
             self.client.send(text.as_bytes());
         }
-        Event::Gone(self.client.departs(ClientClose::ProtocolError))
+        Event::Gone(self.client.mark_departed(ClientClose::ProtocolError))
     }
 
     /// What the server has said of a command that is not in our table. `Err`: nobody has asked yet.
@@ -243,7 +243,7 @@ impl Held {
         }
         let muted = self.client.session.borrow_mut().mutes_this();
         let refused = self.client.unserved(&why, aftermath_of(frame), 1, muted);
-        refused.err().map(|reason| Event::Gone(self.client.departs(reason)))
+        refused.err().map(|reason| Event::Gone(self.client.mark_departed(reason)))
     }
 
     /// Carries out a command that was taken from the input already.
@@ -267,7 +267,7 @@ impl Held {
     }
 
     /// The same of the first command, which CLIENT CACHING was about where that was the last.
-    pub(super) fn note_first_reads(&mut self, first: &Taken) {
+    pub(super) fn note_first_reads(&mut self, first: &PendingCommand) {
         if first.remembered
             && !self.client.remembers_next()
             && let Some(request) = Request::parse(&first.request)
@@ -347,7 +347,7 @@ impl Held {
             Plan::Refuse(text) => {
                 self.client.error(&text, muted);
                 if ends_the_session(&text) {
-                    return Some(Event::Gone(self.client.departs(ClientClose::StateRefused)));
+                    return Some(Event::Gone(self.client.mark_departed(ClientClose::StateRefused)));
                 }
             }
             Plan::Local(class) => {

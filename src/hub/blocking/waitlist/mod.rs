@@ -21,20 +21,20 @@
 //! Pure: bytes in, bytes out, the time as an argument; clients are called through [`Waiting`].
 
 mod accepted;
-mod answers;
+mod attempts;
 #[cfg(any(test, fuzzing))]
 mod bench;
 mod checks;
-mod endings;
+mod expiry;
 #[cfg(any(test, fuzzing))]
 pub(in crate::hub) mod property;
+mod replies;
+mod resync;
 mod sent;
-mod spot;
-mod sweep;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests;
-mod tries;
+mod watched_key;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
@@ -44,7 +44,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::super::carrier::Desk;
+use super::super::driver::HubProtocol;
 use super::waiter::{Arrival, End, State, Unblock, Waiter};
 use crate::command::blocking::{Call, Waited};
 use crate::pool::LaneKey;
@@ -54,7 +54,7 @@ use crate::upstream::Identity;
 
 use accepted::Checks;
 use sent::Sent;
-use spot::{Known, Pace, Spots};
+use watched_key::{KeyState, Pace, WatchedKeys};
 
 /// Puts an element back that nobody can be given: the request that does it, as whom, under which key.
 pub(super) type GiveBack = Rc<dyn Fn(LaneKey, &Arc<Identity>, Option<Bytes>)>;
@@ -92,7 +92,7 @@ pub(in crate::hub) struct Waitlist {
     give_back: GiveBack,
     waiters: HashMap<u64, Waiter>,
     arrivals: u64,
-    spots: Spots,
+    spots: WatchedKeys,
     deadlines: BTreeSet<(Instant, u64)>,
     /// Spots whose next try is delayed.
     delayed: BTreeSet<(Instant, usize)>,
@@ -127,7 +127,7 @@ impl Waitlist {
             give_back,
             waiters: HashMap::new(),
             arrivals: 0,
-            spots: Spots::default(),
+            spots: WatchedKeys::default(),
             deadlines: BTreeSet::new(),
             delayed: BTreeSet::new(),
             pace: Pace::default(),
@@ -397,7 +397,7 @@ impl Waitlist {
     }
 }
 
-impl Desk for Waitlist {
+impl HubProtocol for Waitlist {
     fn out(&mut self) -> &mut BytesMut {
         &mut self.out
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::super::waiter::Unblock;
 use super::bench::{Bench, Desk};
-use crate::hub::carrier::Desk as _;
+use crate::hub::driver::HubProtocol as _;
 use crate::resp::ReplyScanner;
 
 const KEYS: [&str; 3] = ["a", "b", "c"];

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::super::waiter::{Arrival, End, Waiting};
 use super::{GiveBack, Times, Waitlist};
 use crate::command::{Class, blocking, classify};
-use crate::hub::carrier::Desk as _;
+use crate::hub::driver::HubProtocol as _;
 use crate::pool::{LaneKey, Tracked};
 use crate::resp::{Protocol, Request, encode};
 

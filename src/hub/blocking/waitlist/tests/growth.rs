@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::super::spot::LOOKS;
+use super::super::watched_key::LOOKS;
 use super::*;
 use crate::resp::WALKED;
 

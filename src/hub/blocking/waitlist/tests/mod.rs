@@ -4,7 +4,7 @@
 use super::bench::{Bench, Desk, Model, element};
 use super::*;
 use crate::command::blocking;
-use crate::hub::carrier::Desk as _;
+use crate::hub::driver::HubProtocol as _;
 use crate::resp::{Request, encode};
 
 mod checks;

@@ -190,7 +190,7 @@ fn a_call_for_some_of_its_streams_says_nothing_of_the_ids_of_others() {
     bench.wire.extend_from_slice(&told);
     bench.settle();
     let at = bench.waitlist.spots.named(b"b")[0];
-    bench.waitlist.spots.at_mut(at).unwrap().known = Known::OtherType;
+    bench.waitlist.spots.at_mut(at).unwrap().known = KeyState::OtherType;
     let mut told = BytesMut::new();
     bench.model.changed("c", &mut told);
     bench.wire.extend_from_slice(&told);

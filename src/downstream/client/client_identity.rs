@@ -1,0 +1,84 @@
+//! Who a client is, what it may do, and its place among the others.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use crate::downstream::admission::{AdmissionGuard, Refused, Stay};
+use crate::downstream::identity::{Account, Membership};
+use crate::session::Rights;
+use crate::upstream::Identity;
+
+/// Who one client is.
+pub(super) struct ClientIdentity {
+    /// The account it is logged in as, and the identity that this is upstream.
+    membership: RefCell<Option<Membership>>,
+    /// What its user may ask for.
+    rights: Cell<Rights>,
+    /// Its place among those inside, or those that have not logged in. Given back when it is closed.
+    place: RefCell<Option<AdmissionGuard>>,
+    /// It came by a listener that only this host can reach.
+    pub(super) trusted: bool,
+}
+
+impl ClientIdentity {
+    pub(super) fn new(membership: Option<Membership>, trusted: bool, place: AdmissionGuard) -> Self {
+        Self {
+            membership: RefCell::new(membership),
+            rights: Cell::default(),
+            place: RefCell::new(Some(place)),
+            trusted,
+        }
+    }
+
+    /// It is somebody else from now on, or nobody.
+    pub(super) fn become_user(&self, membership: Option<Membership>) {
+        let rights = membership.as_ref().map_or(Rights::ALL, |own| own.account.rights);
+        self.rights.set(rights);
+        self.membership.replace(membership);
+    }
+
+    pub(super) fn rights(&self) -> Rights {
+        self.rights.get()
+    }
+
+    /// The identity of its user upstream.
+    pub(super) fn identity(&self) -> Option<Arc<Identity>> {
+        self.membership.borrow().as_ref().map(|own| Arc::clone(&own.identity))
+    }
+
+    /// Its account's number, and the identity that this is upstream.
+    pub(super) fn account(&self) -> Option<(u64, Arc<Identity>)> {
+        let membership = self.membership.borrow();
+        membership.as_ref().map(|own| (own.account.user.id, Arc::clone(&own.identity)))
+    }
+
+    /// Whether it has logged in as `account` by showing a secret.
+    pub(super) fn has_logged_in_as(&self, account: &Arc<Account>) -> bool {
+        let membership = self.membership.borrow();
+        membership.as_ref().is_some_and(|own| own.by_login && Arc::ptr_eq(&own.account, account))
+    }
+
+    /// Its login is good: it takes a place among those inside.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn go_inside(&self) -> Result<(), Refused> {
+        self.place.borrow().as_ref().map_or(Ok(()), AdmissionGuard::go_inside)
+    }
+
+    /// Its login is being checked until this is dropped.
+    pub(super) fn is_being_checked(&self) -> Option<impl Drop + use<>> {
+        self.place.borrow().as_ref().and_then(AdmissionGuard::is_checked)
+    }
+
+    /// Its stay among those that have not logged in, if that is where it is.
+    pub(super) fn stay(&self) -> Option<Arc<Stay>> {
+        self.place.borrow().as_ref().and_then(AdmissionGuard::stay)
+    }
+
+    /// The client is closed: it is nobody, and has no place.
+    pub(super) fn leave(&self) {
+        self.membership.take();
+        self.place.take();
+    }
+}

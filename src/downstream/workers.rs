@@ -1,0 +1,285 @@
+//! How workers are reached from other threads: messages in, answers back. Never on the path of a command.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use rustls::ServerConnection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::admission::{Admission, AdmissionGuard, Refused};
+use super::identity::{Account, Directory};
+use crate::pool::{LaneRow, Unavailable};
+use crate::resp::Protocol;
+use crate::session::{ClientRow, Endpoint, Filter};
+use crate::telemetry::{ClientClose, CommandSeconds, client_closed};
+use crate::upstream::Identity;
+
+/// What a worker is asked from outside its thread.
+#[derive(Debug)]
+pub enum Message {
+    /// A new client.
+    Client(Accepted),
+    /// The rows of its clients.
+    Rows(oneshot::Sender<Vec<ClientRow>>),
+    /// The rows of its lanes.
+    Lanes(oneshot::Sender<Vec<LaneRow>>),
+    /// CLIENT KILL; the answer is how many it closed.
+    Kill(Filter, u64, oneshot::Sender<i64>),
+    /// This client holds most of the memory, and all hold too much: it is to be closed.
+    YieldMemory(u64),
+    /// CLIENT UNBLOCK; the answer is whether it has ended the client's wait. None means no.
+    Unblock(u64, bool, oneshot::Sender<bool>),
+    /// A request for the control connection, which the first worker keeps.
+    Control {
+        /// Whose request it is, as a number.
+        user: u64,
+        /// Where its client is: users and addresses come in turn.
+        address: Option<IpAddr>,
+        /// As whom to log in.
+        identity: Arc<Identity>,
+        /// In which protocol to ask.
+        protocol: Protocol,
+        /// The whole request.
+        request: Bytes,
+        /// Where the whole reply goes.
+        reply: oneshot::Sender<Result<Bytes, Unavailable>>,
+    },
+    /// Nobody may be this account any more.
+    Revoke(Arc<Account>),
+    /// Publish what has been counted since the last time.
+    Publish(oneshot::Sender<CommandSeconds>),
+    /// The server's address has changed.
+    AddressChanged,
+    /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
+    /// how many clients were cut with commands in flight.
+    Drain(Instant, oneshot::Sender<usize>),
+}
+
+/// An accepted connection, on its way to its worker.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, not yet registered with any runtime.
+    pub stream: Incoming,
+    /// Where it comes from.
+    pub peer: Endpoint,
+    /// Whether the listener it came by can be reached by this host alone.
+    pub trusted: bool,
+    /// Its place.
+    pub(super) place: AdmissionGuard,
+}
+
+/// A new client's socket.
+#[derive(Debug)]
+pub enum Incoming {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// TCP, and the TLS session over it.
+    Tls(std::net::TcpStream, Box<ServerConnection>),
+    /// A Unix socket.
+    Unix(std::os::unix::net::UnixStream),
+    /// In memory.
+    #[cfg(test)]
+    Simulated(crate::upstream::simulated::End),
+}
+
+/// A client's place among those of one worker, counted until the client is gone.
+#[derive(Debug)]
+pub(super) struct WorkerSlot {
+    link: WorkerHandle,
+    peer: Endpoint,
+    /// Handed over with the client.
+    place: Option<AdmissionGuard>,
+}
+
+impl WorkerSlot {
+    pub(super) fn peer(&self) -> &Endpoint {
+        &self.peer
+    }
+
+    pub(super) fn place(&self) -> Option<&AdmissionGuard> {
+        self.place.as_ref()
+    }
+
+    /// Hands the client to its worker, which counts it from now on. Refused only while stopping: then its connection
+    /// closes.
+    pub(super) async fn take(mut self, bring: impl FnOnce(AdmissionGuard) -> Accepted) {
+        let Some(place) = self.place.take() else { return };
+        if self.link.sender.send(Message::Client(bring(place))).await.is_err() {
+            self.link.client_left();
+            client_closed(ClientClose::Shutdown);
+        }
+    }
+}
+
+impl Drop for WorkerSlot {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            self.link.client_left();
+        }
+    }
+}
+
+/// One worker as the others see it.
+#[derive(Clone, Debug)]
+pub struct WorkerHandle {
+    sender: mpsc::Sender<Message>,
+    clients: Arc<AtomicUsize>,
+}
+
+/// All workers, and the places of their clients.
+#[derive(Clone, Debug)]
+pub struct Workers {
+    all: Arc<[WorkerHandle]>,
+    places: Arc<Admission>,
+}
+
+impl WorkerHandle {
+    /// A link and the end that its worker keeps.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Message>) {
+        let (sender, receiver) = mpsc::channel(1024);
+        (Self { sender, clients: Arc::default() }, receiver)
+    }
+
+    fn client_left(&self) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// All workers, the first one first.
+    #[must_use]
+    pub fn new(workers: Vec<WorkerHandle>, places: Arc<Admission>) -> Self {
+        Self { all: workers.into(), places }
+    }
+
+    /// The places of clients.
+    #[must_use]
+    pub fn places(&self) -> &Admission {
+        &self.places
+    }
+
+    /// A client that was handed to this worker is gone.
+    pub(super) fn client_left(&self, worker: usize) {
+        if let Some(link) = self.all.get(worker) {
+            link.client_left();
+        }
+    }
+
+    /// How many clients are connected, on all workers.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.all.iter().map(|link| link.clients.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A place for a client from `peer`, with the worker that has the fewest; with `waits` among those that have not logged
+    /// in.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn seat(&self, peer: &Endpoint, waits: bool) -> Result<WorkerSlot, Refused> {
+        let fewest = self.all.iter().min_by_key(|link| link.clients.load(Ordering::Relaxed));
+        let link = fewest.ok_or(Refused::Full)?;
+        let place = self.places.enter(peer, waits)?;
+        link.clients.fetch_add(1, Ordering::Relaxed);
+        Ok(WorkerSlot { link: link.clone(), peer: peer.clone(), place: Some(place) })
+    }
+
+    /// Seats a client whose socket came by no listener, inside.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) async fn admit(&self, stream: Incoming, peer: Endpoint, trusted: bool) {
+        if let Ok(seat) = self.seat(&peer, false) {
+            seat.take(|place| Accepted { stream, peer, trusted, place }).await;
+        }
+    }
+
+    /// Sends `message` to one worker.
+    ///
+    /// # Errors
+    /// When that worker is gone.
+    pub async fn send(&self, worker: usize, message: Message) -> Result<(), ()> {
+        let Some(link) = self.all.get(worker) else { return Err(()) };
+        link.sender.send(message).await.map_err(|_| ())
+    }
+
+    /// Sends `message` to one worker, if there is room for it now.
+    pub(super) fn try_send(&self, worker: usize, message: Message) -> bool {
+        self.all.get(worker).is_some_and(|link| link.sender.try_send(message).is_ok())
+    }
+
+    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Message) -> Vec<T> {
+        let mut answers = Vec::new();
+        for worker in 0..self.all.len() {
+            let (sender, receiver) = oneshot::channel();
+            if self.send(worker, question(sender)).await.is_ok()
+                && let Ok(answer) = receiver.await
+            {
+                answers.push(answer);
+            }
+        }
+        answers
+    }
+
+    /// The rows of all clients.
+    pub async fn rows(&self) -> Vec<ClientRow> {
+        self.ask(Message::Rows).await.into_iter().flatten().collect()
+    }
+
+    /// The rows of all lanes.
+    pub async fn lanes(&self) -> Vec<LaneRow> {
+        self.ask(Message::Lanes).await.into_iter().flatten().collect()
+    }
+
+    /// Has every worker publish its counts, so that a scrape is of this moment, and returns what is not the exporter's.
+    pub async fn publish(&self) -> Vec<CommandSeconds> {
+        self.ask(Message::Publish).await
+    }
+
+    /// Closes the clients that `filter` means; `me` is who asks.
+    pub async fn kill(&self, filter: &Filter, me: u64) -> i64 {
+        self.ask(|reply| Message::Kill(filter.clone(), me, reply)).await.into_iter().sum()
+    }
+
+    /// Unblocks a blocked client. `false`: no such client, or it is not blocked.
+    pub async fn unblock(&self, id: u64, with_error: bool) -> bool {
+        self.ask(|reply| Message::Unblock(id, with_error, reply)).await.into_iter().any(|done| done)
+    }
+
+    /// Nobody may be `account` any more, on any worker.
+    pub async fn revoke(&self, directory: &Directory, account: Arc<Account>) {
+        let (user, clients) = (&account.user.name, account.clients());
+        tracing::warn!(%user, clients, reason = "login_revoked", "a user is not let in any more; its clients are closed");
+        directory.forget(&account);
+        for worker in 0..self.all.len() {
+            // A worker that is gone has no clients.
+            let _ = self.send(worker, Message::Revoke(Arc::clone(&account))).await;
+        }
+    }
+
+    /// Tells every worker that the server's address has changed.
+    pub async fn address_changed(&self) {
+        for worker in 0..self.all.len() {
+            // A worker that is gone has no lanes to move.
+            let _ = self.send(worker, Message::AddressChanged).await;
+        }
+    }
+
+    /// Drains every worker at the same time. Returns how many clients were cut.
+    pub async fn drain(&self, deadline: Instant) -> usize {
+        let mut answers = Vec::new();
+        for worker in 0..self.all.len() {
+            let (sender, receiver) = oneshot::channel();
+            if self.send(worker, Message::Drain(deadline, sender)).await.is_ok() {
+                answers.push(receiver);
+            }
+        }
+        let mut cut = 0;
+        for answer in answers {
+            cut += answer.await.unwrap_or(0);
+        }
+        cut
+    }
+}

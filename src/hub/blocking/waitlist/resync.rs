@@ -1,0 +1,71 @@
+//! The look around with every heartbeat: what tracking does not tell.
+//!
+//! SWAPDB, XGROUP DESTROY and XGROUP SETID wake nobody. So what should be empty is looked at from time to time, a
+//! hundred keys a request; streams are read again.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use super::{KeyState, Waitlist};
+use crate::command::blocking::Waited;
+use crate::resp;
+
+/// Keys looked at by one request.
+const CHUNK: usize = 100;
+
+impl Waitlist {
+    /// Looks at everything that is waited for; with nothing to look at, PING.
+    pub(in crate::hub::blocking) fn sweep(&mut self) {
+        let mut empty: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        let mut again = Vec::new();
+        for (at, spot) in self.spots.iter().filter(|(_, spot)| !spot.queue.is_empty() && spot.asking == 0) {
+            match (spot.kind, spot.known) {
+                (Waited::List | Waited::SortedSet, KeyState::Remaining(0)) if !self.exists_refused => {
+                    empty.entry(spot.database).or_default().push(at);
+                }
+                (_, KeyState::Unknown) => {}
+                (_, KeyState::Remaining(_) | KeyState::OtherType) => again.push(at),
+            }
+        }
+        for (database, spots) in empty {
+            for chunk in spots.chunks(CHUNK) {
+                self.look(database, chunk.to_vec());
+            }
+        }
+        self.ask_again(again);
+        self.look_for_demotion();
+        if self.sent.is_empty() {
+            self.ping();
+        }
+    }
+
+    fn ask_again(&mut self, spots: Vec<usize>) {
+        for at in &spots {
+            if let Some(spot) = self.spots.at_mut(*at) {
+                spot.forget();
+            }
+        }
+        spots.into_iter().for_each(|at| self.pump(at));
+    }
+
+    /// EXISTS has been answered: none, or there is something where nothing should be. `None`: refused.
+    pub(super) fn looked(&mut self, spots: &[usize], found: Option<&[u8]>, now: Instant) {
+        let count = found.and_then(resp::integer);
+        self.exists_refused |= count.is_none();
+        let mut again = Vec::new();
+        for at in spots {
+            let Some(spot) = self.spots.at_mut(*at) else { continue };
+            spot.asking = spot.asking.saturating_sub(1);
+            if count != Some(0) && spot.not_before.is_none_or(|at| at <= now) {
+                again.push(*at);
+            }
+        }
+        if again.is_empty() {
+            // A wake may have come while the answer was awaited.
+            spots.iter().for_each(|at| self.pump(*at));
+        } else {
+            self.ask_again(again);
+        }
+    }
+}
