@@ -130,6 +130,9 @@ impl Client {
         if !muted {
             self.send(&out);
         }
+        if self.has_tracked.get() {
+            self.begins_to_hear();
+        }
         Ok(())
     }
 

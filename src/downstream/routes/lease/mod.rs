@@ -79,6 +79,8 @@ struct LeaseSession {
     reads: VecDeque<(u64, Reads)>,
     /// CLIENT TRACKING is in the open transaction.
     tracks_by_exec: bool,
+    /// The client was told of invalidations when the last reply came.
+    heard: bool,
     /// A transaction was open when the last reply came.
     was_in_multi: bool,
     /// The last command that the server was asked about.
@@ -203,6 +205,7 @@ impl Client {
             stumbled_there: false,
             reads: VecDeque::new(),
             tracks_by_exec: false,
+            heard: self.session.borrow().hears_invalidations(),
             was_in_multi: false,
             just_asked: None,
         };

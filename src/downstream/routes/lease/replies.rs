@@ -137,6 +137,13 @@ impl LeaseSession {
                 self.client.invalidate_reads(reads);
             }
         }
+        // HELLO 3 on this connection: what was read in RESP2 was not told.
+        let hears = self.client.session.borrow().hears_invalidations();
+        let heard = std::mem::replace(&mut self.heard, hears);
+        if hears && !heard {
+            self.client.leave_group();
+            self.client.begins_to_hear();
+        }
         if std::mem::take(&mut self.tracks_by_exec) {
             self.client.begins_to_hear();
         }
