@@ -602,9 +602,9 @@ fn every_subject_is_in_the_page() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/reference/command-line.md")).unwrap();
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    let doctor = fs::read_dir(root.join("src/hygiene/doctor")).unwrap().map(|file| file.unwrap().path());
+    let check = fs::read_dir(root.join("src/hygiene/check")).unwrap().map(|file| file.unwrap().path());
     let mut seen = std::collections::BTreeSet::new();
-    for path in doctor.chain([root.join("src/cli/check.rs")]) {
+    for path in check.chain([root.join("src/cli/check.rs")]) {
         seen.extend(subjects(&fs::read_to_string(&path).unwrap()));
     }
     assert!(seen.len() >= 18, "{seen:?}");

@@ -15,7 +15,7 @@ use super::namespace::Namespace;
 use super::server::signal;
 use super::{encode, until};
 
-const ENTRY: &str = "harness::crowd::a_crowd_in_a_process_of_its_own";
+const ENTRY: &str = "harness::client_fleet::a_crowd_in_a_process_of_its_own";
 
 /// What each client of a crowd is in the middle of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
