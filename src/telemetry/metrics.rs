@@ -181,7 +181,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     (
         "redbouncer_upstream_reply_seconds",
         "histogram",
-        "worker",
+        "",
         "From the first command of a batch to its last reply.",
     ),
     ("redbouncer_upstream_up", "gauge", "", "1 after a successful dial, 0 after a failed one."),

@@ -52,8 +52,6 @@ struct LeaseSession {
     stands: bool,
     scanner: ReplyScanner,
     written: Unsent,
-    /// Something was written since the last flush that succeeded.
-    unflushed: bool,
     /// A write has found the connection closed. What the server has said before, for instance of an argument that is too
     /// long, is still read.
     severed: bool,
@@ -192,7 +190,6 @@ impl Client {
             stands: Self::claim(pin).stands(),
             scanner: ReplyScanner::default(),
             written: Unsent::default(),
-            unflushed: false,
             severed: false,
             partial: BytesMut::new(),
             member: None,

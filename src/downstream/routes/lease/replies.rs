@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::{KEEP, LeaseSession, PROTOCOL_ERROR, Waiting};
@@ -15,21 +15,11 @@ use crate::upstream::Capability;
 
 impl LeaseSession {
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let stream = &mut self.lease.stream;
-        self.unflushed |= !self.written.is_empty();
-        while !self.written.is_empty() {
-            match ready!(std::pin::Pin::new(&mut *stream).poll_write(cx, self.written.front()))? {
-                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                sent => self.written.advance(sent),
-            }
-        }
-        if self.unflushed {
+        let has_written = !self.written.is_empty();
+        ready!(self.lease.stream.poll_write_all(cx, &mut self.written))?;
+        if has_written {
             self.written.shrink(KEEP);
         }
-        if self.unflushed && stream.is_buffered() {
-            ready!(std::pin::Pin::new(stream).poll_flush(cx))?;
-        }
-        self.unflushed = false;
         Poll::Ready(Ok(()))
     }
 
