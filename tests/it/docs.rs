@@ -445,9 +445,6 @@ fn pages_are_free_of_listed_idioms() {
         METRICS.iter().map(|(.., meaning)| *meaning).chain(Capability::ALL.map(Capability::without));
     let of_the_code: Vec<&str> = of_the_code.chain(["63 at the most"]).collect();
     for (name, page) in pages() {
-        if ["docs/architecture.md", "docs/internals.md"].contains(&name.as_str()) {
-            continue;
-        }
         let page = of_the_code.iter().fold(page, |page, text| page.replace(text, ""));
         assert_eq!(idioms(&page), [], "{name}");
     }
@@ -473,7 +470,7 @@ fn guides_and_explanations_are_short() {
 
 #[test]
 fn source_files_that_the_architecture_names_exist() {
-    for path in ["docs/architecture.md", "docs/internals.md"] {
+    for path in ["docs/architecture.md", "docs/explanation/internals.md", "docs/explanation/hubs.md"] {
         let page = read(path);
         let named =
             page.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") || word.ends_with('/'));
@@ -483,7 +480,7 @@ fn source_files_that_the_architecture_names_exist() {
             assert!(places.iter().any(|place| place.exists()), "{path} names {word}");
             checked += 1;
         }
-        assert!(checked >= 20, "only {checked} names were found in {path}: the reader is broken");
+        assert!(checked >= 10, "only {checked} names were found in {path}: the reader is broken");
     }
 }
 
