@@ -154,7 +154,7 @@ impl Drop for ClientFleet {
     }
 }
 
-/// The crowd's process. Without the environment that `Crowd` sets there is nothing to do.
+/// The crowd's process. Without the environment that `ClientFleet` sets there is nothing to do.
 #[test]
 #[ignore = "the body of a helper process, started by other tests"]
 fn a_crowd_in_a_process_of_its_own() {
