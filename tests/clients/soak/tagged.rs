@@ -71,6 +71,8 @@ struct Shared {
     mismatches: AtomicU64,
     connects: AtomicU64,
     connected: AtomicU64,
+    /// Threads that have had a connection, be it lost by now.
+    begun: AtomicU64,
 }
 
 /// Commands of one write, and what must come back.
@@ -198,6 +200,7 @@ impl Keys {
 /// One connection after the other, until it is stopped.
 fn work(options: &Options, shared: &Shared, number: u64) {
     let mut random = fastrand::Rng::with_seed(options.seed ^ number);
+    let mut has_begun = false;
     for turn in 0.. {
         if shared.stopped.load(Relaxed) {
             return;
@@ -205,6 +208,9 @@ fn work(options: &Options, shared: &Shared, number: u64) {
         if let Ok(stream) = TcpStream::connect(&options.address) {
             shared.connects.fetch_add(1, Relaxed);
             shared.connected.fetch_add(1, Relaxed);
+            if !std::mem::replace(&mut has_begun, true) {
+                shared.begun.fetch_add(1, Relaxed);
+            }
             let name = format!("tagged:{}:{number}:{turn}", std::process::id());
             converse(options, shared, &stream, Keys::new(name, random.u64(..)));
             shared.connected.fetch_sub(1, Relaxed);
@@ -330,7 +336,8 @@ fn main() -> ExitCode {
     }
     let teller = Arc::clone(&shared);
     thread::spawn(move || obey(&teller));
-    while shared.connected.load(Relaxed) < options.connections && !shared.stopped.load(Relaxed) {
+    // Not that all are connected at once: where replies cross, each is lost so soon that this may never be.
+    while shared.begun.load(Relaxed) < options.connections && !shared.stopped.load(Relaxed) {
         thread::sleep(Duration::from_millis(10));
     }
     report(io::stdout(), "ready");
