@@ -147,7 +147,12 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) 
         if heard.told.note(frame) {
             continue;
         }
-        let shown = if mask.refusals && is_refusal(frame) {
+        let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage"];
+        let is_message = frame[0] == b'>' && heads.iter().any(|head| frame[4..].starts_with(head));
+        let shown = if is_message {
+            // It may come between the announcement of an id and the id.
+            one(frame, clients, &mut false)
+        } else if mask.refusals && is_refusal(frame) {
             REFUSED.to_owned()
         } else if mask.renames && frame.starts_with(b"-ERR unknown command") {
             let text = String::from_utf8_lossy(frame).to_lowercase();
@@ -157,8 +162,6 @@ pub(crate) fn masked(got: &[u8], ended: bool, clients: &[Identity], mask: Mask) 
         } else {
             one(frame, clients, &mut announced)
         };
-        let heads = [&b"$7\r\nmessage"[..], b"$8\r\npmessage", b"$8\r\nsmessage"];
-        let is_message = frame[0] == b'>' && heads.iter().any(|head| frame[4..].starts_with(head));
         let shown = if is_message { shown } else { without_order(shown, frame, &mut leaving) };
         if is_message { heard.messages.push(shown) } else { heard.replies.push(shown) }
     }
@@ -266,4 +269,20 @@ fn rows(body: &str, clients: &[Identity]) -> String {
     }
     shown.sort();
     format!("<rows {}>", shown.join(" / "))
+}
+
+#[test]
+fn a_message_may_come_between_the_announcement_of_an_id_and_the_id() {
+    let client = |id| [Identity { id, address: ([127, 0, 0, 1], 1).into() }];
+    let message = ">4\r\n$8\r\npmessage\r\n$2\r\nn*\r\n$4\r\nnews\r\n$1\r\n3\r\n";
+    let heard = |got: String, id| {
+        masked(got.as_bytes(), false, &client(id), Mask { exact: true, refusals: false, renames: false })
+    };
+    let direct = heard(format!("{message}$9\r\nclient-id\r\n:7\r\n"), 7);
+    let proxied = heard(format!("$9\r\nclient-id\r\n{message}:1099511627776\r\n"), 1_099_511_627_776);
+    assert!(proxied.is_like(&direct), "{proxied} is not {direct}");
+    assert!(
+        !heard("$9\r\nclient-id\r\n:8\r\n".to_owned(), 7)
+            .is_like(&heard("$9\r\nclient-id\r\n:7\r\n".to_owned(), 7))
+    );
 }

@@ -156,9 +156,15 @@ impl Request {
         matches!(self, Self::Words(words) if words.iter().any(|word| placeholder(word).is_some()))
     }
 
-    /// Whether this is one of its words.
+    /// Whether this is one of its words, however it is written.
     pub(crate) fn has(&self, word: &str) -> bool {
-        matches!(self, Self::Words(words) if words.iter().any(|other| other == word.as_bytes()))
+        match self {
+            Self::Words(words) => words.iter().any(|other| other == word.as_bytes()),
+            Self::Raw(bytes) => {
+                let text = String::from_utf8_lossy(bytes).replace('"', "");
+                text.split_whitespace().any(|other| other == word)
+            }
+        }
     }
 
     /// Whether it is one of these commands.
@@ -371,4 +377,10 @@ fn a_sequence_reads_back_as_it_was_printed() {
         let sequence = Sequence { trouble, clients: vec![2, 3], steps: steps.clone() };
         assert_eq!(sequence.to_string().parse(), Ok(sequence));
     }
+}
+
+#[test]
+fn an_inline_request_has_its_words() {
+    let request = Request::Raw(b"\"CONFIG\" \"NOSUCH\"\r\n".to_vec());
+    assert!(request.is(&["CONFIG"]) && request.has("NOSUCH") && !request.has("NO"));
 }
