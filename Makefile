@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo check test guard lint differential fuzz simulate bench bench-hubs prove-hygiene outages soak
+.PHONY: help demo check test guard lint image differential fuzz simulate bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -15,6 +15,7 @@ help:
 	@echo "            where it failed or was interrupted, if no file has changed; FRESH=1 runs all; PARTS=\"clients soak\""
 	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
 	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling, workflows"
+	@echo "make image  a static binary and its container image, built, run and saved as target/image/redbouncer.tar"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
 	@echo "make simulate  the worker, a network and a server in memory, 100,000 seeds of faults; COUNT, SEED, LOG=1"
@@ -36,7 +37,7 @@ demo:
 
 # In parts, several at a time: tests/suite says which and when.
 test:
-	@deploy/install.sh build redis network node python servers guard
+	@deploy/install.sh build redis network node python servers guard image
 	tests/suite $(if $(FRESH),--fresh) $(PARTS)
 
 # What needs no server. Properties that are tried for long, with thousands of schedules, are left to `make test`.
@@ -63,6 +64,14 @@ lint:
 	if command -v cargo-deny >/dev/null; then cargo deny --config .config/deny.toml check licenses bans sources; fi
 	if command -v typos >/dev/null; then typos; fi
 	if command -v actionlint >/dev/null; then actionlint; fi
+
+# As .github/workflows/release.yml builds it. `make test` runs the same test with the debug build.
+image:
+	@deploy/install.sh build redis image musl
+	target="$$(uname -m)-unknown-linux-musl"
+	CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked --bin redbouncer --target "$$target"
+	tests/image --binary "$(abspath $(TARGET))/$$target/release/redbouncer" --most-bytes 20000000 \
+	  --save "$(abspath $(TARGET))/image/redbouncer.tar"
 
 # The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED, REDBOUNCER_ONLY (a server) and
 # REDBOUNCER_TROUBLE (kills, half-closes …) choose a part of it.

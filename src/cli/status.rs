@@ -4,138 +4,24 @@
 //! without a change: an object is aligned names and values, a list of objects is a table.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use serde_json::{Map, Value};
-use tokio::net::TcpStream;
 
+use super::admin_port::{self, AdminPortError};
 use crate::admin::AdminOptions;
 use crate::telemetry::printable;
 
-/// The answer comes from the same host or network and is made from memory: later than this means stuck.
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// 10,000 clients at a few hundred bytes each, several times over.
-const LARGEST_BODY: usize = 64 << 20;
-
-/// Why there is no status.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StatusError {
-    /// The configuration switches the listener off.
-    #[error("the admin listener is switched off (admin.address is empty); name one with --admin")]
-    Off,
-    /// The configuration leaves the port to the system.
-    #[error("{0} leaves the port to the system; name the one the proxy reported, with --admin")]
-    PortUnknown(String),
-    /// Nobody listens there, or not as far as we can see.
-    #[error(
-        "cannot connect to http://{address}: {source}; is the proxy running there? (--admin names another address)"
-    )]
-    Connect {
-        /// Where we tried.
-        address: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Too late.
-    #[error("http://{0}/status did not answer within 5s")]
-    Late(String),
-    /// An answer, but not from a proxy of ours.
-    #[error("http://{address}/status answered {status}; is that a redbouncer?")]
-    Refused {
-        /// Whom we asked.
-        address: String,
-        /// What it said.
-        status: StatusCode,
-    },
-    /// The exchange broke off.
-    #[error("http://{address}/status: {source}")]
-    Http {
-        /// Whom we asked.
-        address: String,
-        /// What hyper said.
-        source: hyper::Error,
-    },
-    /// The body could not be read.
-    #[error("http://{address}/status: {wrong}")]
-    Body {
-        /// Whom we asked.
-        address: String,
-        /// Too long, broken off, or not JSON.
-        wrong: String,
-    },
-    /// This process could not start a runtime.
-    #[error("cannot start: {0}")]
-    Runtime(#[from] std::io::Error),
-}
-
-/// Asks the proxy that `options` describe.
-pub(super) fn fetch(options: &AdminOptions) -> Result<Value, StatusError> {
-    let address = reachable(options.address.as_deref().ok_or(StatusError::Off)?)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        match tokio::time::timeout(DEADLINE, exchange(&address)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(StatusError::Late(address.clone())),
-        }
+/// What the proxy that `options` describe says of itself.
+pub(super) fn fetch(options: &AdminOptions) -> Result<Value, AdminPortError> {
+    let page = admin_port::get(options, "/status")?;
+    if page.status != StatusCode::OK {
+        return Err(AdminPortError::Refused { url: page.url, status: page.status });
+    }
+    serde_json::from_slice(&page.body).map_err(|wrong| AdminPortError::Body {
+        url: page.url,
+        wrong: format!("the answer is not JSON: {wrong}"),
     })
-}
-
-/// Where a client finds the listener: a wildcard address is reached by loopback.
-fn reachable(address: &str) -> Result<String, StatusError> {
-    match address.parse::<SocketAddr>() {
-        Ok(socket) if socket.ip().is_unspecified() && socket.port() > 0 => {
-            let loopback = match socket.ip() {
-                IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
-                IpAddr::V6(_) => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-            };
-            Ok(SocketAddr::new(loopback, socket.port()).to_string())
-        }
-        Ok(_) | Err(_) if address.ends_with(":0") => Err(StatusError::PortUnknown(address.to_owned())),
-        Ok(_) | Err(_) => Ok(address.to_owned()),
-    }
-}
-
-async fn exchange(address: &str) -> Result<Value, StatusError> {
-    let to = || address.to_owned();
-    let stream =
-        TcpStream::connect(address).await.map_err(|source| StatusError::Connect { address: to(), source })?;
-    let http = |source| StatusError::Http { address: to(), source };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
-    let request =
-        Request::get("/status").header(header::HOST, address).header(header::ACCEPT, "application/json");
-    let request = request
-        .body(Empty::<Bytes>::new())
-        .map_err(|wrong| StatusError::Body { address: to(), wrong: wrong.to_string() })?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(http)?;
-        if response.status() != StatusCode::OK {
-            return Err(StatusError::Refused { address: to(), status: response.status() });
-        }
-        let body = Limited::new(response.into_body(), LARGEST_BODY).collect().await.map_err(|wrong| {
-            let wrong = match wrong.downcast_ref::<LengthLimitError>() {
-                Some(_) => "the answer is longer than 64MiB".to_owned(),
-                None => wrong.to_string(),
-            };
-            StatusError::Body { address: to(), wrong }
-        })?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|wrong| StatusError::Body {
-            address: to(),
-            wrong: format!("the answer is not JSON: {wrong}"),
-        })
-    };
-    tokio::pin!(answer);
-    // The connection moves the bytes; it may end before the answer is taken apart.
-    tokio::select! {
-        answer = &mut answer => answer,
-        _ = connection => answer.await,
-    }
 }
 
 /// The JSON as an aligned listing.
@@ -241,30 +127,11 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::{Read, Write};
-    use std::net::TcpListener;
-
     use serde_json::json;
 
-    use super::*;
+    use crate::cli::admin_port::tests::serve_once;
 
-    /// Answers one request with `response` and returns what was asked.
-    fn serve_once(response: &'static str) -> (AdminOptions, std::thread::JoinHandle<String>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = Some(listener.local_addr().unwrap().to_string());
-        let served = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
-            }
-            stream.write_all(response.as_bytes()).unwrap();
-            String::from_utf8(request).unwrap()
-        });
-        (AdminOptions { address, ..AdminOptions::default() }, served)
-    }
+    use super::*;
 
     #[test]
     fn the_proxy_is_asked_for_its_status() {
@@ -295,29 +162,6 @@ mod tests {
             assert!(wrong.contains(said), "{wrong}");
             served.join().unwrap();
         }
-    }
-
-    #[test]
-    fn an_address_nobody_listens_on_is_named() {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let wrong = fetch(&AdminOptions { address: Some(address.clone()), ..AdminOptions::default() })
-            .unwrap_err()
-            .to_string();
-        assert!(wrong.contains(&address) && wrong.contains("--admin"), "{wrong}");
-        assert!(matches!(
-            fetch(&AdminOptions { address: None, ..AdminOptions::default() }),
-            Err(StatusError::Off)
-        ));
-    }
-
-    #[test]
-    fn a_wildcard_listener_is_reached_by_loopback() {
-        assert_eq!(reachable("0.0.0.0:9380").unwrap(), "127.0.0.1:9380");
-        assert_eq!(reachable("[::]:9380").unwrap(), "[::1]:9380");
-        assert_eq!(reachable("10.1.2.3:9380").unwrap(), "10.1.2.3:9380");
-        assert_eq!(reachable("proxy.example:9380").unwrap(), "proxy.example:9380");
-        assert!(matches!(reachable("127.0.0.1:0"), Err(StatusError::PortUnknown(_))));
-        assert!(matches!(reachable("0.0.0.0:0"), Err(StatusError::PortUnknown(_))));
     }
 
     #[test]

@@ -613,3 +613,42 @@ fn every_subject_is_in_the_page() {
         assert!(rows.iter().any(first_cell), "docs/reference/command-line.md has no row for {subject}");
     }
 }
+
+/// `check --self` with further arguments, against the admin port at `admin`: the code, and what was said.
+fn check_self(admin: SocketAddr, arguments: &[&str]) -> (Option<i32>, String) {
+    let admin = admin.to_string();
+    let (exit, stdout) = Proxy::run_to_end(&[&["check", "--admin", &admin], arguments].concat(), &[]);
+    (exit.code, stdout + &exit.stderr)
+}
+
+#[test]
+fn a_running_proxy_is_asked_by_the_health_check_of_its_container() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &[]);
+    let admin = proxy.admin();
+    assert_eq!(check_self(admin, &["--self"]), (Some(0), "ready\n".to_owned()));
+    assert_eq!(check_self(admin, &["--self=live"]), (Some(0), "live\n".to_owned()));
+    proxy.kill();
+    let (code, said) = check_self(admin, &["--self"]);
+    assert!(code == Some(1) && said.contains("is the proxy running there?"), "{code:?} {said}");
+}
+
+#[test]
+fn a_proxy_that_drains_is_not_healthy_but_lives() {
+    let server = Server::start();
+    let proxy = Proxy::start(&server, &["shutdown.drain_timeout=60s"]);
+    let mut client = proxy.connect();
+    client.call("PING");
+    server.signal("STOP");
+    client.start("INCR unanswered");
+    client.expect_silence(Duration::from_millis(100));
+    proxy.signal("TERM");
+    until("the drain has begun", PATIENCE, || {
+        proxy.try_http("/ready").is_some_and(|(status, _)| status == 503)
+    });
+    let (code, said) = check_self(proxy.admin(), &["--self"]);
+    assert!(code == Some(1) && said.contains("503") && said.contains("stopping"), "{code:?} {said}");
+    assert_eq!(check_self(proxy.admin(), &["--self=live"]), (Some(0), "live\n".to_owned()));
+    server.signal("CONT");
+    assert_eq!(client.reply().int(), 1);
+}
