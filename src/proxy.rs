@@ -38,7 +38,7 @@ use crate::pool::{
     Tracked, Unavailable,
 };
 use crate::resp::Protocol;
-use crate::session::FIRST_CLIENT_ID;
+use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::StopSignals;
 use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks};
 use crate::upstream::{Connector, Instance, TlsSetupError};
@@ -463,6 +463,7 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| fail(&error))?;
     telemetry::describe();
+    telemetry::create_series(&Kind::ALL.map(Kind::label), &Pin::ALL.map(Pin::label));
     Ok(handle)
 }
 

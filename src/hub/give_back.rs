@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::pool::{LaneKey, Pool};
 use crate::resp;
-use crate::telemetry::{Count, printable};
+use crate::telemetry::{Count, ElementFate, printable};
 use crate::upstream::Identity;
 
 /// Puts elements back where they came from.
@@ -41,7 +41,7 @@ impl GiveBack {
     pub fn send(self: &Rc<Self>, key: LaneKey, identity: &Arc<Identity>, back: Option<Bytes>) {
         let Some(back) = back.filter(|_| self.enabled) else {
             tracing::warn!("a popped element could not be delivered");
-            return fate("lost");
+            return fate(ElementFate::Lost);
         };
         let (this, identity) = (Rc::clone(self), Arc::clone(identity));
         let on_its_way = self.pending.one();
@@ -58,24 +58,24 @@ impl GiveBack {
                     Instant::now(),
                     Box::new(|answer| match answer {
                         Ok(frames) if frames.first().is_some_and(|reply| !resp::is_error(reply)) => {
-                            fate("given_back");
+                            fate(ElementFate::GivenBack);
                         }
                         Ok(frames) => {
                             let code = frames.first().and_then(|reply| resp::error_text(reply)).map(code_of);
                             tracing::warn!(?code, "a popped element could not be given back");
-                            fate("lost");
+                            fate(ElementFate::Lost);
                         }
                         Err(_) => {
                             tracing::warn!(
                                 "a popped element may be lost: connection lost while giving it back"
                             );
-                            fate("lost");
+                            fate(ElementFate::Lost);
                         }
                     }),
                 ),
                 _ => {
                     tracing::warn!("a popped element is lost: no connection to give it back");
-                    fate("lost");
+                    fate(ElementFate::Lost);
                 }
             }
         });
@@ -89,6 +89,6 @@ fn code_of(text: &[u8]) -> String {
 }
 
 /// Counts what became of an element whose client was gone.
-pub fn fate(fate: &'static str) {
-    metrics::counter!("redbouncer_elements_undelivered_total", "fate" => fate).increment(1);
+pub fn fate(fate: ElementFate) {
+    metrics::counter!("redbouncer_elements_undelivered_total", "fate" => fate.label()).increment(1);
 }

@@ -18,7 +18,7 @@ use super::{HygieneOptions, Orphan, Own, orphans};
 use crate::pool::{Control, Kind, Phase, Pool, Unavailable};
 use crate::resp::{self, ErrorCode, Protocol, encode};
 use crate::session::Listed;
-use crate::telemetry::{Reap, UpstreamClose, printable};
+use crate::telemetry::{OrphanRound, Reap, UpstreamClose, printable};
 use crate::upstream::{Backoff, Identity, Instance};
 
 /// A server that does not answer a PING within this time has not read the others' either: everyone looks idle.
@@ -73,12 +73,13 @@ enum Obstacle {
 impl Obstacle {
     fn label(self) -> &'static str {
         match self {
-            Self::NoLogin => "no_login",
-            Self::Unavailable => "unavailable",
-            Self::Slow => "slow",
-            Self::ListRefused => "list_refused",
-            Self::KillRefused => "kill_refused",
+            Self::NoLogin => OrphanRound::NoLogin,
+            Self::Unavailable => OrphanRound::Unavailable,
+            Self::Slow => OrphanRound::Slow,
+            Self::ListRefused => OrphanRound::ListRefused,
+            Self::KillRefused => OrphanRound::KillRefused,
         }
+        .label()
     }
 }
 
@@ -381,7 +382,7 @@ impl Reaper {
         let label = match outcome {
             Ok(_) => {
                 self.told.set(None);
-                "judged"
+                OrphanRound::Judged.label()
             }
             Err(obstacle) => obstacle.label(),
         };

@@ -271,13 +271,20 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
 
 /// A client's connection is closed, for this reason. Every close is counted, by this and nothing else.
 pub fn client_closed(reason: ClientClose) {
-    metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label()).increment(1);
+    client_close_counter(reason).increment(1);
+}
+
+pub(super) fn client_close_counter(reason: ClientClose) -> Counter {
+    metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label())
 }
 
 /// A connection to the server is closed, for this reason. `kind` is the word for what it was for.
 pub fn upstream_closed(kind: &'static str, reason: UpstreamClose) {
+    upstream_close_counter(kind, reason).increment(1);
+}
+
+pub(super) fn upstream_close_counter(kind: &'static str, reason: UpstreamClose) -> Counter {
     metrics::counter!("redbouncer_upstream_closed_total", "reason" => reason.label(), "kind" => kind)
-        .increment(1);
 }
 
 /// Describes every metric to the installed exporter.

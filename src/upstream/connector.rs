@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::counter;
 use parking_lot::{Mutex, RwLock};
 use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,6 +28,7 @@ use super::runs::{Change, Met, Runs};
 use super::simulated;
 use super::tls::TlsSetup;
 use super::{Keepalive, ServerInfo, TlsOptions, UpstreamOptions, UpstreamStream, tune};
+use crate::telemetry::{Handshake, Side, handshake_ended};
 
 /// A connection that is logged in, with nothing pending in either direction.
 #[derive(Debug)]
@@ -279,12 +279,13 @@ impl Connector {
                 let secured =
                     secured.and_then(|secured| secured.map_err(|e| DialError::from_io(Phase::Tls, peer, &e)));
                 let outcome = match &secured {
-                    Err(_) => "failed",
-                    Ok(tls) if tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => "resumed",
-                    Ok(_) => "full",
+                    Err(_) => Handshake::Failed,
+                    Ok(tls) if tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => {
+                        Handshake::Resumed
+                    }
+                    Ok(_) => Handshake::Full,
                 };
-                counter!("redbouncer_tls_handshakes_total", "side" => "upstream", "outcome" => outcome)
-                    .increment(1);
+                handshake_ended(Side::Upstream, outcome);
                 UpstreamStream::tls(secured?, self.user_timeout)
             }
         };

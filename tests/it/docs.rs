@@ -60,15 +60,29 @@ fn files(directory: &Path, end: &str) -> Vec<PathBuf> {
 
 #[test]
 fn every_metric_is_documented_as_the_code_describes_it() {
-    let page = read("docs/reference/metrics.md");
-    let documented = table(&page, "# Metrics");
-    let expected: Vec<Vec<String>> = METRICS
-        .iter()
-        .map(|(name, kind, labels, meaning)| {
-            vec![format!("`{name}`"), kind.to_string(), labels.to_string(), meaning.to_string()]
-        })
-        .collect();
-    assert_eq!(documented, expected);
+    let rows = METRICS.iter().map(|(name, kind, labels, meaning)| {
+        let row = format!("| `{name}` | {kind} | {labels} | {meaning} |\n");
+        row.replace("|  |", "| |")
+    });
+    let head = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    written("docs/reference/metrics.md", "# Metrics", &(head + &rows.collect::<String>()));
+}
+
+/// Holds the first table behind `heading` to `expected`; writes it instead where REDBOUNCER_WRITE is set.
+fn written(path: &str, heading: &str, expected: &str) {
+    let page = read(path);
+    let from = page.find(&format!("{heading}\n")).unwrap_or_else(|| panic!("{path} has no {heading}"));
+    let begin = from + page[from..].find("\n|").unwrap() + 1;
+    let end = page[begin..].find("\n\n").map_or(page.len(), |at| begin + at + 1);
+    if std::env::var_os("REDBOUNCER_WRITE").is_some() {
+        let new = [&page[..begin], expected, &page[end..]].concat();
+        return fs::write(root().join(path), new).unwrap();
+    }
+    assert_eq!(
+        &page[begin..end],
+        expected,
+        "{path}: to write it, REDBOUNCER_WRITE=1 cargo nextest run -E 'test(docs::)'"
+    );
 }
 
 #[test]

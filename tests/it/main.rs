@@ -44,6 +44,7 @@ mod logging;
 mod logins;
 mod loss;
 mod memory;
+mod metrics;
 mod miscounts;
 mod module_commands;
 mod neighbours;

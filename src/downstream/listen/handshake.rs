@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use metrics::counter;
 use rustls::server::Acceptor;
 use rustls::{AlertDescription, CertificateError, Error as RustlsError, HandshakeKind, ServerConnection};
 use socket2::SockRef;
@@ -26,7 +25,7 @@ use crate::downstream::admission::AdmissionGuard;
 use crate::downstream::workers::WorkerSlot;
 use crate::pool::Turns;
 use crate::session::Endpoint;
-use crate::telemetry::{ClientClose, client_closed};
+use crate::telemetry::{ClientClose, Handshake, Side, client_closed, handshake_ended};
 
 /// A TLS record that begins a handshake.
 const HANDSHAKE_RECORD: u8 = 0x16;
@@ -75,12 +74,13 @@ pub(in crate::downstream) async fn make(
     let failure = match outcome {
         Ok(session) => {
             let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-            count(if resumed { "resumed" } else { "full" });
+            let outcome = if resumed { Handshake::Resumed } else { Handshake::Full };
+            handshake_ended(Side::Client, outcome);
             return Some((stream, session, seat));
         }
         Err(failure) => failure,
     };
-    count("failed");
+    handshake_ended(Side::Client, Handshake::Failed);
     client_closed(failure.reason);
     say(&failure, seat.peer());
     if failure.reason == ClientClose::PlainOnTls {
@@ -111,10 +111,6 @@ async fn begun_in_turn<T, F: Future<Output = T>>(
 fn say(failure: &Failure, peer: &Endpoint) {
     let (reason, what) = (failure.reason.label(), &failure.what);
     tracing::info!(%peer, reason, "client refused: TLS handshake: {what}");
-}
-
-fn count(outcome: &'static str) {
-    counter!("redbouncer_tls_handshakes_total", "side" => "client", "outcome" => outcome).increment(1);
 }
 
 /// What costs is the answer to the peer's first message: that is made in turns.

@@ -18,56 +18,28 @@ use crate::downstream::identity::{CachedVerdict, Credential, Membership, look};
 use crate::pool::{HumanDuration, LaneKey, Tracked, Unavailable};
 use crate::resp::{Protocol, encode};
 use crate::session::{Credentials, Hello, ServerFacts, answers};
-use crate::telemetry::ClientClose;
+use crate::telemetry::{ClientClose, LoginOutcome};
 use crate::upstream::Identity;
 
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 const NO_PASSWORD_SET: &str = "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?";
-
-/// What came of a login, for the metric.
-#[derive(Clone, Copy)]
-enum Outcome {
-    /// The server, or the users file, let it in.
-    Verified,
-    /// The same had been let in not long ago.
-    CachedVerdict,
-    /// The server, or the users file, refused it.
-    Refused,
-    /// Nobody was asked: its address has failed too often.
-    Limited,
-    /// Nobody could be asked in time.
-    Unavailable,
-}
-
-impl Outcome {
-    fn count(self) {
-        let outcome = match self {
-            Self::Verified => "verified",
-            Self::CachedVerdict => "remembered",
-            Self::Refused => "refused",
-            Self::Limited => "limited",
-            Self::Unavailable => "unavailable",
-        };
-        metrics::counter!("redbouncer_logins_total", "outcome" => outcome).increment(1);
-    }
-}
 
 /// Why a login came to nothing.
 enum Failure {
     /// The server, or the users file, refuses it, in these words.
     Refused(String),
     /// It is refused here, whatever the server would say: the error.
-    Ours(Outcome, String),
+    Ours(LoginOutcome, String),
     /// The server cannot be asked.
     Unserved(Unavailable),
 }
 
 impl Failure {
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> LoginOutcome {
         match self {
-            Self::Refused(_) => Outcome::Refused,
+            Self::Refused(_) => LoginOutcome::Refused,
             Self::Ours(outcome, _) => *outcome,
-            Self::Unserved(_) => Outcome::Unavailable,
+            Self::Unserved(_) => LoginOutcome::Unavailable,
         }
     }
 }
@@ -156,7 +128,7 @@ impl Client {
             Ok((outcome, membership)) => (outcome, Ok(membership)),
             Err(failure) => (failure.outcome(), Err(failure)),
         };
-        outcome.count();
+        metrics::counter!("redbouncer_logins_total", "outcome" => outcome.label()).increment(1);
         Ok(result)
     }
 
@@ -165,7 +137,7 @@ impl Client {
         self: &Rc<Self>,
         offered: &Credentials,
         protocol: Protocol,
-    ) -> Result<(Outcome, Membership), Failure> {
+    ) -> Result<(LoginOutcome, Membership), Failure> {
         let directory = &self.context.directory;
         let address = self.place();
         if let Some(known) = directory.known(offered)
@@ -190,7 +162,7 @@ impl Client {
             self.ask_server(&offer, offered, protocol, deadline).await
         };
         match judged {
-            Ok(membership) => Ok((Outcome::Verified, membership)),
+            Ok(membership) => Ok((LoginOutcome::Verified, membership)),
             Err(Failure::Refused(text)) => {
                 offer.refuse(&text);
                 directory.failures.failed(address, Instant::now());
@@ -205,11 +177,11 @@ impl Client {
         &self,
         offer: &Credential,
         offered: &Credentials,
-    ) -> Option<Result<(Outcome, Membership), Failure>> {
+    ) -> Option<Result<(LoginOutcome, Membership), Failure>> {
         match offer.remembered(self.context.auth.cache_ttl) {
             CachedVerdict::Nothing => None,
             CachedVerdict::Bad(text) => Some(Err(Failure::Refused(text))),
-            CachedVerdict::Good => Some(enter(offer, offered).map(|own| (Outcome::CachedVerdict, own))),
+            CachedVerdict::Good => Some(enter(offer, offered).map(|own| (LoginOutcome::Remembered, own))),
         }
     }
 
@@ -226,7 +198,7 @@ impl Client {
             "ERR redbouncer: too many failed logins from this address, try again in {}",
             HumanDuration(wait)
         );
-        Err(Failure::Ours(Outcome::Limited, text))
+        Err(Failure::Ours(LoginOutcome::Limited, text))
     }
 
     /// Waits for a turn.
@@ -240,7 +212,7 @@ impl Client {
             let text = format!(
                 "ERR redbouncer: login not checked within {waited}: too many others are being checked"
             );
-            Failure::Ours(Outcome::Unavailable, text)
+            Failure::Ours(LoginOutcome::Unavailable, text)
         })
     }
 
@@ -357,6 +329,6 @@ fn enter(offer: &Credential, offered: &Credentials) -> Result<Membership, Failur
         let most = account.max_clients.unwrap_or_default();
         let name = &account.user.name;
         let text = format!("ERR max number of clients reached for this user ('{name}' may have {most})");
-        Failure::Ours(Outcome::Unavailable, text)
+        Failure::Ours(LoginOutcome::Unavailable, text)
     })
 }

@@ -18,7 +18,7 @@ use super::waitlist::{GiveUp, Times, Waitlist};
 use crate::command::Blocking;
 use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Tracked, Unavailable};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{TriedOn, UpstreamClose};
 use crate::upstream::{Capability, DialError, Identity, OnLoss, UpstreamStream};
 
 /// Replies to the first words on a connection come at once; a server that takes longer is not going to answer soon.
@@ -90,7 +90,7 @@ impl Hub {
             heard: Cell::new(now),
             swept: Cell::new(now),
             limit: Cell::new(TABLE / 2),
-            tries: metrics::counter!("redbouncer_blocking_tries_total", "on" => "hub"),
+            tries: metrics::counter!("redbouncer_blocking_tries_total", "on" => TriedOn::Hub.label()),
         }))
     }
 

@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::telemetry::LineLoss;
+
 /// Lines that wait to be written; about 2 MiB of them. What is beyond is dropped.
 const LINES: usize = 8 << 10;
 /// How long the end of the process waits for lines that are not written yet. By the clock of the machine, not by that of a
@@ -134,9 +136,9 @@ impl Queue {
         let all = overflow + refused;
         let mut told = self.told.lock();
         let (overflow_before, refused_before) = std::mem::replace(&mut told.published, (overflow, refused));
-        counter!("redbouncer_log_lines_dropped_total", "reason" => "queue_full")
+        counter!("redbouncer_log_lines_dropped_total", "reason" => LineLoss::QueueFull.label())
             .increment(overflow - overflow_before);
-        counter!("redbouncer_log_lines_dropped_total", "reason" => "write_failed")
+        counter!("redbouncer_log_lines_dropped_total", "reason" => LineLoss::WriteFailed.label())
             .increment(refused - refused_before);
         let is_over = all == told.seen;
         told.seen = all;

@@ -15,7 +15,7 @@ use crate::downstream::client::sleep_until;
 use crate::downstream::context::Context;
 use crate::pool::{Choice, Lost, Receiver};
 use crate::resp::{self, ErrorCode, Request, encode};
-use crate::telemetry::ClientClose;
+use crate::telemetry::{ClientClose, TriedOn};
 use crate::upstream::Capability;
 
 impl Waiter {
@@ -136,7 +136,7 @@ impl Waiter {
         self.state.set(State::Trying);
         let now = Instant::now();
         lane.touch(now);
-        metrics::counter!("redbouncer_blocking_tries_total", "on" => "lane").increment(1);
+        metrics::counter!("redbouncer_blocking_tries_total", "on" => TriedOn::Lane.label()).increment(1);
         self.ask_for_the_role(&lane, now);
         let (waiter, owner) = (Rc::clone(self), Rc::clone(context));
         // Appended one behind the other without an await: MULTI, the call and EXEC stay contiguous.

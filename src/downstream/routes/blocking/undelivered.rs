@@ -12,6 +12,7 @@ use crate::downstream::context::Context;
 use crate::hub::fate;
 use crate::pool::LaneKey;
 use crate::resp::Request;
+use crate::telemetry::ElementFate;
 use crate::upstream::Identity;
 
 /// Hands `element`, the reply to `request`, on or back.
@@ -27,7 +28,7 @@ pub(super) fn undelivered(
     let others: Vec<_> = context.waiters.borrow().iter().cloned().collect();
     for other in others {
         if other.take_element(key, &asked, element) {
-            fate("handed_on");
+            fate(ElementFate::HandedOn);
             return;
         }
     }

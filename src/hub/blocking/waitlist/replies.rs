@@ -13,7 +13,7 @@ use super::{Access, GiveUp, KeyState, Waitlist};
 use crate::command::Blocking;
 use crate::command::blocking::{Waited, is_nothing, last_generated_id};
 use crate::resp::{self, ErrorCode, Protocol, Request};
-use crate::telemetry::{ClientClose, UpstreamClose};
+use crate::telemetry::{ClientClose, ElementFate, UpstreamClose};
 
 /// How long a call waits after an error that passes by itself.
 const PASSING: Duration = Duration::from_millis(100);
@@ -352,7 +352,7 @@ impl Waitlist {
                 .get(&other)
                 .is_some_and(|waiter| waiter.is_free() && waiter.shape == shape && give(waiter, reply));
             if fits {
-                crate::hub::fate("handed_on");
+                crate::hub::fate(ElementFate::HandedOn);
                 return self.remove(other);
             }
         }
