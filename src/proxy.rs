@@ -6,6 +6,7 @@
 mod certificates;
 mod files;
 mod memory;
+mod service_manager;
 mod users_file;
 
 use std::cell::RefCell;
@@ -30,8 +31,8 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, AdminError, View};
 use crate::config::Config;
 use crate::downstream::{
-    AcceptOptions, Admission, Directory, Limits, ListenError, Listener, Message, ServerTls, Worker,
-    WorkerConfig, WorkerHandle, Workers, listen,
+    AcceptOptions, Admission, Directory, InheritedSockets, Limits, ListenError, Listener, Message, ServerTls,
+    Worker, WorkerConfig, WorkerHandle, Workers, listen,
 };
 use crate::pool::{
     Budget, ClientMemory, DialRateLimiter, Hubs, HumanDuration, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared,
@@ -83,6 +84,7 @@ impl StartError {
 /// Runs the proxy until a signal has drained it.
 #[must_use]
 pub fn run(config: Config) -> ExitCode {
+    let inherited = InheritedSockets::from_environment();
     let log = match Log::start(&config.log) {
         Ok(log) => Rc::new(log),
         Err(error) => return report_start_error(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
@@ -92,7 +94,7 @@ pub fn run(config: Config) -> ExitCode {
         tracing::warn!("{exposure}");
     }
     let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
-        let outcome = runtime.block_on(Proxy::assemble_and_serve(config, Rc::clone(&log)));
+        let outcome = runtime.block_on(Proxy::assemble_and_serve(config, inherited, Rc::clone(&log)));
         // A name lookup that hangs cannot be cancelled; it must not hold up the exit.
         runtime.shutdown_background();
         outcome
@@ -139,7 +141,11 @@ struct Proxy {
 }
 
 impl Proxy {
-    async fn assemble_and_serve(config: Config, log: Rc<Log>) -> Result<ExitCode, StartError> {
+    async fn assemble_and_serve(
+        config: Config,
+        inherited: InheritedSockets,
+        log: Rc<Log>,
+    ) -> Result<ExitCode, StartError> {
         let exporter = install_metrics()?;
         let limits = Limits {
             inside: config.client.max,
@@ -150,7 +156,7 @@ impl Proxy {
         let connector = Arc::new(Connector::new(&config.upstream)?);
         let tls = ServerTls::new(&config.listen.tls)?;
         let renewal = CertificateReloader::new(Arc::clone(&connector), tls.clone());
-        let listeners = listen(&config.listen, tls.as_ref()).await?;
+        let listeners = listen(&config.listen, tls.as_ref(), inherited).await?;
         let admin = match &config.admin.address {
             Some(address) => Some(admin::Server::bind(address, &config.admin.hosts).await?),
             None => None,
@@ -200,6 +206,8 @@ impl Proxy {
         let roster = UsersFileReloader::new(&config, Arc::clone(&proxy.directory), proxy.workers.clone());
         tokio::task::spawn_local(renew(renewal, roster, hangup));
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
+        service_manager::ready();
+        tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
         let first = signals.next().await;
         let code = proxy.stop(first, doors, &mut signals, config.shutdown.drain_timeout).await;
         for thread in threads {
@@ -310,6 +318,7 @@ impl Proxy {
         grace: Duration,
     ) -> ExitCode {
         self.stopping.store(true, Ordering::Relaxed);
+        service_manager::stopping(grace + self.shared.upstream.close_timeout);
         doors.close();
         let clients = self.workers.clients();
         let upstreams = self.shared.budget.held();

@@ -20,8 +20,8 @@ pub use identity::{
     Account, AdminCommands, AuthMode, AuthOptions, Cost, Directory, PasswordHash, StaticUser, toll,
 };
 pub use listen::{
-    AcceptOptions, ClientAuth, ListenError, ListenOptions, ListenTlsOptions, Listener, ServerTls, UNIX,
-    listen,
+    AcceptOptions, ClientAuth, InheritedSockets, ListenError, ListenOptions, ListenTlsOptions, Listener,
+    ServerTls, UNIX, listen,
 };
 pub use options::{ClientOptions, MemoryMax, OutputLimit};
 pub(crate) use worker::Worker;

@@ -49,6 +49,8 @@ pub enum Message {
     },
     /// Nobody may be this account any more.
     Revoke(Arc<Account>),
+    /// Answer, to show that the thread lives.
+    Alive(oneshot::Sender<()>),
     /// Publish what has been counted since the last time.
     Publish(oneshot::Sender<CommandSeconds>),
     /// The server's address has changed.
@@ -231,6 +233,11 @@ impl Workers {
     /// The rows of all lanes.
     pub async fn lanes(&self) -> Vec<LaneRow> {
         self.ask(Message::Lanes).await.into_iter().flatten().collect()
+    }
+
+    /// Waits until every worker has answered; one that has ended its drain need not.
+    pub async fn answer(&self) {
+        self.ask(Message::Alive).await;
     }
 
     /// Has every worker publish its counts, so that a scrape is of this moment, and returns what is not the exporter's.

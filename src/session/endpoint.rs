@@ -32,7 +32,11 @@ impl Endpoint {
 
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
-        Self::Tcp(address)
+        // A socket for both families, such as systemd opens, shows IPv4 peers as IPv6 addresses.
+        match address.ip().to_canonical() {
+            ip @ IpAddr::V4(_) => Self::Tcp(SocketAddr::new(ip, address.port())),
+            IpAddr::V6(_) => Self::Tcp(address),
+        }
     }
 }
 

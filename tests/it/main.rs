@@ -68,6 +68,7 @@ mod secrets;
 mod server_change;
 mod server_unavailable;
 mod server_words;
+mod service_manager;
 mod sessions;
 mod slow_peers;
 mod stalled_lanes;

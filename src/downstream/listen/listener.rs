@@ -10,6 +10,7 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::lookup_host;
 
+use super::inherited::{InheritedError, InheritedSocket, InheritedSockets};
 use super::options::ListenOptions;
 use super::tls::ServerTls;
 use crate::session::Endpoint;
@@ -29,7 +30,8 @@ pub struct Listener {
 pub(in crate::downstream) enum ListenSocket {
     Tcp(std::net::TcpListener),
     Tls(std::net::TcpListener, Arc<ServerTls>),
-    Unix(std::os::unix::net::UnixListener, SocketFile),
+    /// With its file, where that is ours.
+    Unix(std::os::unix::net::UnixListener, Option<SocketFile>),
 }
 
 /// A listener could not be opened.
@@ -59,6 +61,9 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
+    /// What the service manager passed on is no socket to listen on.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -89,14 +94,39 @@ impl Listener {
     }
 }
 
-/// Opens every configured listener.
+/// Opens every configured listener, or takes the socket that was passed on for it: one with an address of
+/// `listen.tls.addresses` is for clients with TLS; the others stand in for `listen.addresses`, all of them.
 ///
 /// # Errors
 /// Names the address that cannot be had.
 pub async fn listen(
     options: &ListenOptions,
     tls: Option<&Arc<ServerTls>>,
+    inherited: InheritedSockets,
 ) -> Result<Vec<Listener>, ListenError> {
+    let mut passed_on = inherited.take()?;
+    let mut secured = Vec::new();
+    for (address, tls) in options.tls.addresses.iter().filter_map(|address| tls.map(|tls| (address, tls))) {
+        for address in resolve(address).await? {
+            let (socket, bound) = match take_passed_on(&mut passed_on, address) {
+                Some(found) => found,
+                None => bind(address, options.backlog)?,
+            };
+            secured
+                .push(Listener { socket: ListenSocket::Tls(socket, Arc::clone(tls)), address: bound.into() });
+        }
+    }
+    let mut listeners = if passed_on.is_empty() {
+        open_plain(options).await?
+    } else {
+        let taken = passed_on.into_iter();
+        taken.map(|(socket, address)| Listener { socket: plain(socket), address }).collect()
+    };
+    listeners.extend(secured);
+    Ok(listeners)
+}
+
+async fn open_plain(options: &ListenOptions) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     for address in &options.addresses {
         if let Some(path) = address.strip_prefix(UNIX) {
@@ -104,29 +134,46 @@ pub async fn listen(
             let socket = opened.map_err(|source| ListenError::BindUnix { path: path.into(), source })?;
             listeners.push(Listener { socket, address: Endpoint::Unix(path.into()) });
         } else {
-            for (socket, bound) in open_all(address, options.backlog).await? {
+            for address in resolve(address).await? {
+                let (socket, bound) = bind(address, options.backlog)?;
                 listeners.push(Listener { socket: ListenSocket::Tcp(socket), address: bound.into() });
             }
-        }
-    }
-    let secured = options.tls.addresses.iter().filter_map(|address| tls.map(|tls| (address, tls)));
-    for (address, tls) in secured {
-        for (socket, bound) in open_all(address, options.backlog).await? {
-            let socket = ListenSocket::Tls(socket, Arc::clone(tls));
-            listeners.push(Listener { socket, address: bound.into() });
         }
     }
     Ok(listeners)
 }
 
-/// Opens every address that a name stands for.
-async fn open_all(name: &str, backlog: u32) -> Result<Vec<(std::net::TcpListener, SocketAddr)>, ListenError> {
-    let resolved = lookup_host(name)
-        .await
-        .map_err(|source| ListenError::Resolve { address: name.to_owned(), source })?;
-    resolved
-        .map(|address| open(address, backlog).map_err(|source| ListenError::Bind { address, source }))
-        .collect()
+/// For clients without TLS. The file of a Unix socket that was passed on is not ours.
+fn plain(socket: InheritedSocket) -> ListenSocket {
+    match socket {
+        InheritedSocket::Tcp(socket, _) => ListenSocket::Tcp(socket),
+        InheritedSocket::Unix(socket) => ListenSocket::Unix(socket, None),
+    }
+}
+
+/// The socket among `passed_on` that is bound to `address`.
+fn take_passed_on(
+    passed_on: &mut Vec<(InheritedSocket, Endpoint)>,
+    address: SocketAddr,
+) -> Option<(std::net::TcpListener, SocketAddr)> {
+    let at = passed_on.iter().position(|(socket, _)| match socket {
+        InheritedSocket::Tcp(_, bound) => *bound == address,
+        InheritedSocket::Unix(_) => false,
+    })?;
+    match passed_on.remove(at).0 {
+        InheritedSocket::Tcp(socket, bound) => Some((socket, bound)),
+        InheritedSocket::Unix(_) => None,
+    }
+}
+
+/// Every address that a name stands for.
+async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ListenError> {
+    let resolved = lookup_host(name).await;
+    Ok(resolved.map_err(|source| ListenError::Resolve { address: name.to_owned(), source })?.collect())
+}
+
+fn bind(address: SocketAddr, backlog: u32) -> Result<(std::net::TcpListener, SocketAddr), ListenError> {
+    open(address, backlog).map_err(|source| ListenError::Bind { address, source })
 }
 
 fn open(address: SocketAddr, backlog: u32) -> io::Result<(std::net::TcpListener, SocketAddr)> {
@@ -153,7 +200,7 @@ fn open_unix(path: &Path, mode: u32, backlog: u32) -> io::Result<ListenSocket> {
     let file = SocketFile::of(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(ListenSocket::Unix(socket.into(), file))
+    Ok(ListenSocket::Unix(socket.into(), Some(file)))
 }
 
 /// A socket file that a dead process left behind is removed; one that is listened to, or any other file, is not ours

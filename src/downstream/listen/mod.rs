@@ -2,12 +2,14 @@
 
 mod accept;
 mod handshake;
+mod inherited;
 mod listener;
 mod options;
 mod tls;
 
 pub use accept::AcceptOptions;
 pub(in crate::downstream) use accept::{TOO_MANY, TOO_MANY_HERE};
+pub use inherited::InheritedSockets;
 pub use listener::{ListenError, Listener, UNIX, listen};
 pub use options::{ClientAuth, ListenOptions, ListenTlsOptions};
 pub use tls::ServerTls;

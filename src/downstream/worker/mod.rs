@@ -196,6 +196,7 @@ impl Worker {
                 });
             }
             Message::Revoke(account) => self.revoke(&account),
+            Message::Alive(reply) => drop(reply.send(())),
             Message::Publish(reply) => {
                 self.publish();
                 drop(reply.send(self.context.pool.seconds().clone()));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -87,6 +88,30 @@ impl Proxy {
         }
         Self::launch_command(prepared(command, &arguments, &[]), &arguments)
             .unwrap_or_else(|exit| panic!("the proxy ended: {exit:#?}"))
+    }
+
+    /// Starts a proxy with at most two sockets passed on as a service manager does (`sd_listen_fds(3)`): an error when it ends.
+    pub(crate) fn start_with_sockets(
+        sockets: Vec<OwnedFd>,
+        server: &Server,
+        settings: &[&str],
+    ) -> Result<Self, Exit> {
+        // A child gets them as its standard input and output, and the shell moves them to where they belong.
+        let script = "export LISTEN_PID=$$; exec \"$0\" \"$@\" 3<&0 4<&1 </dev/null >/dev/null";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_redbouncer")]);
+        let url = server.url();
+        let mut arguments = vec!["--upstream", &url];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        let count = sockets.len().to_string();
+        let mut command = prepared(command, &arguments, &[("LISTEN_FDS", &count)]);
+        let mut sockets = sockets.into_iter();
+        command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        command.stdout(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        assert!(sockets.next().is_none(), "two at most");
+        Self::launch_command(command, &arguments)
     }
 
     /// Starts `redbouncer` with exactly these arguments (and the admin port and log format the harness needs).
