@@ -44,7 +44,7 @@ test:
 check:
 	@cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
-	cargo test --quiet --lib -- --skip schedules --skip whatever_the_network
+	cargo test --quiet --lib -- --skip schedules --skip simulation
 
 # Of a release build, as it is shipped. REPEAT measures so often and tells the spread; ONLY="get wake" is some of the cases.
 guard:

@@ -8,11 +8,11 @@
 //! who have used it to forget everything.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 
 use super::Charge;
 use crate::resp::{self, Protocol, encode};
@@ -89,7 +89,7 @@ pub trait Reader {
 
 struct Known {
     reader: Rc<dyn Reader>,
-    keys: HashSet<Bytes>,
+    keys: IndexSet<Bytes>,
     /// Nobody knows what it has read: it is told everything.
     hears_all: bool,
 }
@@ -109,7 +109,8 @@ type Readers = Vec<Read>;
 
 #[derive(Default)]
 struct Table {
-    known: HashMap<u64, Known>,
+    /// In order, as all that is iterated over to act: they are told in the same order each time.
+    known: BTreeMap<u64, Known>,
     keys: IndexMap<Bytes, Readers>,
     bytes: usize,
     /// The write of a client that need not be told of it, by its place.
@@ -171,7 +172,7 @@ impl Tracker {
             for read in readers {
                 if let Some(known) = table.known.get_mut(&read.id) {
                     known.hears_all |= read.last >= answered;
-                    known.keys.remove(&key);
+                    known.keys.swap_remove(&key);
                     news.push((Rc::clone(&known.reader), said.clone()));
                 }
             }
@@ -234,7 +235,7 @@ impl Table {
     fn known(&mut self, reader: &Rc<dyn Reader>) -> &mut Known {
         self.known.entry(reader.id()).or_insert_with(|| Known {
             reader: Rc::clone(reader),
-            keys: HashSet::new(),
+            keys: IndexSet::new(),
             hears_all: false,
         })
     }
@@ -281,7 +282,7 @@ impl Table {
                         // Which of its reads is the next to be answered is not known: it may be any from here on.
                         left.push(Read { first: read.first.max(answered), ..read });
                     } else {
-                        known.keys.remove(key);
+                        known.keys.swap_remove(key);
                         self.bytes = self.bytes.saturating_sub(PER_READER);
                     }
                 }
@@ -307,7 +308,7 @@ impl Table {
             readers.retain_mut(|read| {
                 let is_on_its_way = read.last >= answered;
                 if !is_on_its_way && let Some(known) = known.get_mut(&read.id) {
-                    known.keys.remove(key);
+                    known.keys.swap_remove(key);
                 }
                 read.first = read.first.max(answered);
                 is_on_its_way

@@ -1,5 +1,7 @@
 //! The clients of a simulation: each a program that a seed has written, which knows what it may be answered.
 
+mod caching;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -140,7 +142,7 @@ impl Client {
 
     /// Connects, again after each end, until the time is over.
     pub(super) async fn run(mut self) {
-        let part = self.below(8);
+        let part = self.below(10);
         while Instant::now() < self.end {
             self.rest(30).await;
             let Some(mut wire) = self.connect().await else { return };
@@ -149,6 +151,7 @@ impl Client {
                 3 | 4 => self.consume(&mut wire).await,
                 5 => self.produce(&mut wire).await,
                 6 => self.listen(&mut wire).await,
+                7 | 8 => self.cache(&mut wire).await,
                 _ => self.publish(&mut wire).await,
             };
             if ended.is_err() {

@@ -5,6 +5,7 @@
 //!
 //! - the server never has more connections than the cap, those included that are being made or closed;
 //! - a client gets the replies to its own commands, in their order, and no other's mark;
+//! - what a client has cached is what the server answers, unless the client has been told that it is not;
 //! - an element that was pushed once is got by one client once at most, and is then in no list; where nothing fails and
 //!   nobody leaves, it is got or still there;
 //! - a client whose connection stays open gets its reply in bounded time;
@@ -44,6 +45,8 @@ use server::Server;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than the close of a connection is waited for.
 const LONG_PARTITION: &str = "long partition";
+/// Longer than anybody waits.
+const FOR_EVER: Duration = Duration::from_secs(1_000);
 /// A drain that takes so long never ends.
 const NEVER: Duration = Duration::from_secs(120);
 
@@ -66,8 +69,34 @@ pub(super) struct Outcome {
     pub(super) faults: BTreeMap<&'static str, u64>,
 }
 
+/// Something that goes wrong on purpose, to show that it is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sabotage {
+    /// The server drops an element.
+    LoseElement,
+    /// The server keeps an element that it has given away.
+    DoubleElement,
+    /// The server answers ECHO with the word of the one before.
+    CrossReplies,
+    /// The server does not tell that a key has changed.
+    MissInvalidation,
+    /// The server answers nothing any more, and the proxy does not mind.
+    NeverAnswer,
+    /// The proxy has more permits than the cap.
+    ExceedCap,
+    /// Memory stays counted.
+    KeepMemory,
+    /// A task of the pool stays.
+    KeepTask,
+}
+
 /// Runs the simulation of `seed`.
 pub(super) fn simulate(seed: u64, is_logged: bool) -> Outcome {
+    sabotaged(seed, is_logged, None)
+}
+
+/// The same with something that goes wrong on purpose.
+pub(super) fn sabotaged(seed: u64, is_logged: bool, sabotage: Option<Sabotage>) -> Outcome {
     let before = panics();
     fastrand::seed(seed);
     let runtime = Builder::new_current_thread()
@@ -75,7 +104,7 @@ pub(super) fn simulate(seed: u64, is_logged: bool) -> Outcome {
         .start_paused(true)
         .build_local(LocalOptions::default())
         .expect("a runtime");
-    let mut outcome = runtime.block_on(run(seed, is_logged));
+    let mut outcome = runtime.block_on(run(seed, is_logged, sabotage));
     drop(runtime);
     if panics() != before {
         outcome.wrong.push("a task has panicked".to_owned());
@@ -134,10 +163,14 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(plan: &Plan) -> Self {
+    fn start(plan: &Plan, sabotage: Option<Sabotage>) -> Self {
         let upstream = UpstreamOptions {
             connect_timeout: Duration::from_secs(2),
-            stall_timeout: Duration::from_secs(20),
+            stall_timeout: if sabotage == Some(Sabotage::NeverAnswer) {
+                FOR_EVER
+            } else {
+                Duration::from_secs(20)
+            },
             command_timeout: plan.command_timeout,
             connect_rate: 1_000,
             on_loss: plan.on_loss,
@@ -146,7 +179,8 @@ impl Proxy {
         };
         let pool = PoolOptions { max_connections: plan.cap, ..PoolOptions::default() };
         let auth = AuthOptions { mode: AuthMode::Open, ..AuthOptions::default() };
-        let budget = Budget::new(plan.cap, 1, plan.hubs);
+        let more = if sabotage == Some(Sabotage::ExceedCap) { 4 } else { 0 };
+        let budget = Budget::new(plan.cap + more, 1, plan.hubs);
         let directory = Arc::new(Directory::new(&upstream, &auth, Arc::clone(&budget)).expect("a directory"));
         let memory = ClientMemory::new(32 << 20);
         let shared = Shared {
@@ -180,6 +214,9 @@ impl Proxy {
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
         };
         let tasks = TaskTracker::new();
+        if sabotage == Some(Sabotage::KeepTask) {
+            tasks.spawn_local(std::future::pending::<()>());
+        }
         let pool = Pool::new(shared, tasks.clone());
         let worker = Worker::new(0, pool, terms, workers.clone());
         let worker = tokio::task::spawn_local(worker.run(messages));
@@ -187,14 +224,27 @@ impl Proxy {
     }
 }
 
-async fn run(seed: u64, is_logged: bool) -> Outcome {
+async fn run(seed: u64, is_logged: bool, sabotage: Option<Sabotage>) -> Outcome {
     let mut plan = Plan::of(seed);
+    // What is done on purpose shows where nothing else happens.
+    plan.faulty &= sabotage.is_none();
     let network = Network::install(seed ^ 0x5eed, plan.manners, is_logged);
     let told: Rc<Told> = Rc::default();
     let mut helpers = vec![tokio::task::spawn_local(network.clone().run())];
-    let server = Server::new(network.clone());
+    let server = Server::new(network.clone(), sabotage);
     helpers.push(tokio::task::spawn_local(Rc::clone(&server).run()));
-    let proxy = Proxy::start(&plan);
+    let proxy = Proxy::start(&plan, sabotage);
+    let mut kept = proxy.memory.unnamed();
+    if sabotage == Some(Sabotage::KeepMemory) {
+        kept.set(1);
+    }
+    if sabotage == Some(Sabotage::NeverAnswer) {
+        let server = Rc::clone(&server);
+        helpers.push(tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            server.stall(FOR_EVER);
+        }));
+    }
     let end = Instant::now() + plan.time;
     let mut running = Vec::new();
     for number in 0..plan.clients {

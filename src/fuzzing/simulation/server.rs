@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::Sabotage;
 use crate::resp::{Protocol, Request, RequestLimits, RequestScanner, RequestStep, encode};
 use crate::upstream::simulated::{End, Network};
 
@@ -71,6 +72,10 @@ struct Core {
     lost: BTreeSet<Bytes>,
     unknown: BTreeSet<String>,
     executed: u64,
+    /// What it does wrong, each time that the count has this many more.
+    sabotage: Option<Sabotage>,
+    chances: u64,
+    echoed: Option<Bytes>,
 }
 
 /// The server.
@@ -83,10 +88,10 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(network: Network) -> Rc<Self> {
+    pub(super) fn new(network: Network, sabotage: Option<Sabotage>) -> Rc<Self> {
         Rc::new(Self {
             network,
-            core: RefCell::default(),
+            core: RefCell::new(Core { sabotage, ..Core::default() }),
             stalled: Cell::new(None),
             max_clients: Cell::new(10_000),
             most: Cell::new(0),
@@ -409,7 +414,11 @@ impl Core {
         for client in self.clients.values_mut().filter(|client| client.watched.contains(key)) {
             client.dirty = true;
         }
-        for id in self.tracked.remove(&key.1).unwrap_or_default() {
+        let told = self.tracked.remove(&key.1).unwrap_or_default();
+        if self.goes_wrong(Sabotage::MissInvalidation) {
+            return;
+        }
+        for id in told {
             let Some(client) = self.clients.get_mut(&id) else { continue };
             if self.executing == Some(id) {
                 client.invalidated.push(key.1.clone());
@@ -420,8 +429,25 @@ impl Core {
         }
     }
 
+    /// Whether now is the time for `sabotage`: one chance in ten.
+    fn goes_wrong(&mut self, sabotage: Sabotage) -> bool {
+        if self.sabotage != Some(sabotage) {
+            return false;
+        }
+        self.chances += 1;
+        self.chances.is_multiple_of(10)
+    }
+
     fn pop(&mut self, key: &Key, left: bool) -> Option<Bytes> {
+        let (is_lost, is_kept) =
+            (self.goes_wrong(Sabotage::LoseElement), self.goes_wrong(Sabotage::DoubleElement));
         let list = self.lists.get_mut(key)?;
+        if is_lost && list.len() > 1 {
+            list.pop_front();
+        }
+        if is_kept {
+            return list.front().cloned();
+        }
         let element = if left { list.pop_front() } else { list.pop_back() }?;
         if list.is_empty() {
             self.lists.remove(key);
@@ -499,7 +525,13 @@ impl Core {
             },
             b"ping" if words.len() > 1 => encode::bulk(&mut client.out, &word(1)),
             b"ping" => encode::simple(&mut client.out, "PONG"),
-            b"echo" => encode::bulk(&mut client.out, &word(1)),
+            b"echo" => {
+                let word = match self.echoed.replace(word(1)) {
+                    Some(other) if self.goes_wrong(Sabotage::CrossReplies) => other,
+                    _ => word(1), // the right one
+                };
+                encode::bulk(self.out(id), &word);
+            }
             b"role" => {
                 encode::array(&mut client.out, 3);
                 encode::bulk(&mut client.out, if self.replica { b"slave" } else { b"master" });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Outcome, simulate};
+use super::{Outcome, Sabotage, sabotaged, simulate};
 
 /// Seeds of the short form, some 3 s of one core.
 const FEW: u64 = 30;
@@ -41,6 +41,27 @@ fn a_seed_says_everything() {
             panic!("seed {seed} differs at {at}:\n{}\n{}", first.log[at], second.log[at]);
         }
         assert_eq!(first, second, "seed {seed}");
+    }
+}
+
+/// A check that cannot fail shows nothing.
+#[test]
+fn what_goes_wrong_on_purpose_is_noticed() {
+    let all = [
+        (Sabotage::LoseElement, "elements are gone"),
+        (Sabotage::DoubleElement, "still in its list"),
+        (Sabotage::CrossReplies, "is answered with"),
+        (Sabotage::MissInvalidation, "was cached as"),
+        (Sabotage::NeverAnswer, "no reply to"),
+        (Sabotage::ExceedCap, "connections under a cap of"),
+        (Sabotage::KeepMemory, "bytes are counted after the drain"),
+        (Sabotage::KeepTask, "tasks of the pool are still there"),
+    ];
+    for (sabotage, words) in all {
+        let noticed = (1..60).any(|seed| {
+            sabotaged(seed, false, Some(sabotage)).wrong.iter().any(|wrong| wrong.contains(words))
+        });
+        assert!(noticed, "{sabotage:?} is not noticed");
     }
 }
 
