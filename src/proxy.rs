@@ -5,6 +5,7 @@
 
 mod certificates;
 mod files;
+mod leases;
 mod memory;
 mod service_manager;
 mod users_file;
@@ -138,6 +139,8 @@ struct Proxy {
     listening: Vec<(String, bool)>,
     stopping: AtomicBool,
     log: Rc<Log>,
+    /// `log.long_lease`
+    long_lease: Option<Duration>,
 }
 
 impl Proxy {
@@ -185,7 +188,18 @@ impl Proxy {
         let (workers, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
         let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
         let (shown, stopping) = (RefCell::default(), AtomicBool::new(false));
-        let proxy = Rc::new(Self { shared, workers, directory, shown, exporter, listening, stopping, log });
+        let long_lease = config.log.long_lease;
+        let proxy = Rc::new(Self {
+            shared,
+            workers,
+            directory,
+            shown,
+            exporter,
+            listening,
+            stopping,
+            log,
+            long_lease,
+        });
         let door = AcceptOptions {
             workers: proxy.workers.clone(),
             max_clients: limits.inside.min(limits.together),
@@ -242,7 +256,12 @@ impl Proxy {
         let mut resolve = tokio::time::interval(self.shared.upstream.resolve_interval.max(PUBLISH));
         loop {
             tokio::select! {
-                _ = publish.tick() => self.publish(),
+                _ = publish.tick() => {
+                    self.publish();
+                    if let Some(limit) = self.long_lease {
+                        leases::tell_of_long_ones(&self.shared.budget, limit);
+                    }
+                }
                 _ = resolve.tick() => {
                     if matches!(self.shared.connector.address_changed().await, Ok(true)) {
                         tracing::warn!("the upstream's address has changed; lanes move to the new one");
@@ -263,6 +282,7 @@ impl Proxy {
             }
         }
         publish_gauge("redbouncer_upstream_connections_max", &[], self.shared.budget.cap());
+        leases::publish(&self.shared.budget);
         publish_gauge("redbouncer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         let waiting = self.shared.budget.pressure();
         for (claim, count) in [

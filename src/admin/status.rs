@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::pool::{LaneRow, Shared, Tracked};
+use crate::pool::{Holding, KindUse, LaneRow, Shared, Tracked};
 use crate::session::{ClientRow, UserRow};
 
 /// So many of the clients that hold most are shown.
@@ -15,7 +15,7 @@ const LARGEST: usize = 5;
 pub fn status(
     state: &str,
     listening: &[(String, bool)],
-    upstream: &Value,
+    server: &Value,
     shared: &Shared,
     lanes: &[LaneRow],
     users: &[UserRow],
@@ -31,26 +31,16 @@ pub fn status(
         .into_iter()
         .map(|((kind, phase), connections)| json!({ "kind": kind, "phase": phase, "connections": connections }))
         .collect();
-    let upstreams: Vec<_> = holdings
-        .iter()
-        .map(|row| {
-            json!({
-                "kind": row.kind.label(),
-                "phase": row.phase.label(),
-                "seconds": row.since.elapsed().as_secs(),
-                "holder": row.holder,
-            })
-        })
-        .collect();
     let waiting = budget.pressure();
     let (standing, standing_max) = budget.standing();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "state": state,
         "listen": listening.iter().map(url).collect::<Vec<_>>(),
-        "upstream": upstream,
+        "upstream": server,
         "connections": { "held": holdings.len(), "max": budget.cap() },
         "pools": pools,
+        "permits": budget.kinds().iter().map(permits).collect::<Vec<_>>(),
         "memory": memory(shared, clients),
         "standing_leases": { "held": standing, "max": standing_max },
         "waits": {
@@ -61,7 +51,8 @@ pub fn status(
         },
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
         "users": users.iter().map(user).collect::<Vec<_>>(),
-        "upstreams": upstreams,
+        "longest_lease": budget.longest_lease().as_ref().map(upstream),
+        "upstreams": holdings.iter().map(upstream).collect::<Vec<_>>(),
         "clients": clients.iter().map(client).collect::<Vec<_>>(),
     })
 }
@@ -94,6 +85,40 @@ fn memory(shared: &Shared, clients: &[ClientRow]) -> Value {
         "max": shared.memory.bound(),
         "largest": shown.collect::<Vec<_>>(),
     })
+}
+
+/// How many connections of a kind there are and may be.
+fn permits(of: &KindUse) -> Value {
+    json!({
+        "kind": of.kind.label(),
+        "held": of.held,
+        "max": of.max,
+        "reserved": of.reserved,
+        "full": of.is_full(),
+    })
+}
+
+/// One connection, and the client that holds it alone.
+fn upstream(row: &Holding) -> Value {
+    let mut shown = json!({
+        "kind": row.kind.label(),
+        "phase": row.phase.label(),
+        "seconds": row.since.elapsed().as_secs(),
+        "server_id": row.id,
+        "local_port": row.local_port,
+        "holder": row.holder(),
+    });
+    if let Some(client) = row.client() {
+        shown["client"] = json!({
+            "id": client.id,
+            "name": client.name,
+            "address": client.peer.to_string(),
+            "user": client.user(),
+            "pin": client.pin,
+            "command": client.command(),
+        });
+    }
+    shown
 }
 
 fn lane(row: &LaneRow) -> Value {

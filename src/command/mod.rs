@@ -21,4 +21,4 @@ pub use classify::{Asked, classify, find};
 pub use keys::key_positions;
 pub use reads::READS;
 pub use row::{Keys, Row};
-pub use table::rows;
+pub use table::{number_of, rows};

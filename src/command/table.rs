@@ -23,6 +23,12 @@ pub fn rows() -> &'static [Row] {
     ROWS
 }
 
+/// The place of a row in [`rows`].
+#[must_use]
+pub fn number_of(row: &'static Row) -> usize {
+    (std::ptr::from_ref(row).addr() - ROWS.as_ptr().addr()) / size_of::<Row>()
+}
+
 /// SCRIPT and FUNCTION, with all their subcommands.
 const fn is_about_scripts(name: &str) -> bool {
     const FAMILIES: [&[u8]; 2] = [b"script", b"function"];

@@ -126,6 +126,7 @@ pub(super) static KEYS: &[Key] = &[
     // [log]
     Key::new("log.level", LOG_LEVEL),
     Key::new("log.format", LOG_FORMAT),
+    Key::new("log.long_lease", Field::OptionalDuration(|c| &mut c.log.long_lease, TENTH..=DAY)),
 ];
 
 const UNIX_MODE: Field = Field::Text {

@@ -4,12 +4,14 @@
 //! when it is dropped, so no error path can leak one. Workers share the budget and nothing else of the pool, and only
 //! when a connection is made or ends: it is never touched by a command that goes over a lane.
 
+mod full;
+mod holder;
 mod kinds;
 mod ledger;
 mod permit;
+mod shown;
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::queue::Queue;
-pub use kinds::{Claim, Holder, Holding, Hubs, Kind, Phase, Pressure};
+pub use full::KindUse;
+pub use holder::{Holder, HoldingClient, Who};
+pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure};
 use ledger::{Grant, Share, State, without_reserve};
 pub use permit::{Permit, Place};
 
@@ -201,58 +205,6 @@ impl Budget {
     #[must_use]
     pub fn is_full_for(&self, user: u64) -> bool {
         self.pressure().any() || !self.state.lock().has_share(user)
-    }
-
-    /// The error a client of `user` gets when no permit came free within `waited`: who holds what, and the longest
-    /// lease.
-    #[must_use]
-    pub fn full_text(&self, user: u64, waited: Duration) -> String {
-        let state = self.state.lock();
-        if !state.has_share(user)
-            && let Some(Share { held, limit, .. }) = state.users.get(&user)
-        {
-            return format!(
-                "redbouncer: no upstream connection within {}: this user holds {held} of its {limit}",
-                HumanDuration(waited)
-            );
-        }
-        let [control, lanes, leases, blocking, pubsub] = state.held;
-        let beyond = self.open_used(&state) - leases;
-        let mut text = format!(
-            "redbouncer: no upstream connection within {} ({} of {}: {control} control, {lanes} lanes, {} hubs, {leases} of {} leases",
-            HumanDuration(waited),
-            state.holdings.len(),
-            self.cap,
-            blocking + pubsub,
-            self.open_permits().saturating_sub(beyond),
-        );
-        if state.standing > 0 {
-            let _ = write!(text, ", of which {} of {} stand", state.standing, state.standing_max);
-        }
-        let longest =
-            state.holdings.values().filter(|row| row.kind == Kind::Lease).min_by_key(|row| row.since);
-        if let Some(row) = longest {
-            let _ = write!(text, "; longest: {}, {}", HumanDuration(row.since.elapsed()), row.holder);
-        }
-        text.push(')');
-        text
-    }
-
-    /// The error a client of `user` gets whose lease would stand, where only the reserve for transactions is left. `None`: it
-    /// is not that.
-    #[must_use]
-    pub fn reserved_text(&self, user: u64) -> Option<String> {
-        let state = self.state.lock();
-        let (whose, standing, most) = match state.users.get(&user) {
-            Some(share) if share.standing >= share.standing_max() => {
-                (" of this user", share.standing, share.standing_max())
-            }
-            _ if state.standing >= state.standing_max => ("", state.standing, state.standing_max),
-            Some(_) | None => return None,
-        };
-        Some(format!(
-            "redbouncer: no upstream connection for this: {standing} of {most} leases{whose} that may last (MONITOR, CLIENT TRACKING, blocking calls) are held, the others are kept for transactions"
-        ))
     }
 
     fn above_floor(&self, state: &State, kind: Kind) -> usize {

@@ -88,9 +88,9 @@ impl Control {
     ) -> Result<Open, Unavailable> {
         let budget = &pool.shared.budget;
         let Some(permit) = budget.try_acquire(Kind::Control, "control") else {
-            return Err(pool
-                .away()
-                .unwrap_or_else(|| Unavailable::Full(budget.full_text(user, Duration::ZERO))));
+            return Err(pool.away().unwrap_or_else(|| {
+                Unavailable::Full(budget.full_text(Kind::Control, user, Duration::ZERO))
+            }));
         };
         let key = LaneKey { user, database: 0, protocol, readonly: false, tracked: Tracked::No };
         let dialled = pool.dial_for(&permit, key, identity).await;

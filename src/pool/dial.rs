@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::budget::Place;
 use super::{
     Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Permit, Pool, Stage, Tracked, Unavailable,
-    holder_of,
+    Who, holder_of,
 };
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{Backoff, DialError, Established, Identity, Login, UpstreamStream};
@@ -95,7 +95,7 @@ impl Pool {
                     return None;
                 }
                 Ok(established) => {
-                    permit.opened(established.id);
+                    permit.opened(established.id, Some(established.local.port()));
                     let lane = Lane::new(group.key(), permit, Rc::clone(&self.seconds));
                     if login.tracking {
                         lane.track(self.new_tracker());
@@ -124,7 +124,7 @@ impl Pool {
     /// A permit for a lane, or `None` when nobody waits for it any more.
     async fn lane_permit(&self, group: &Group) -> Option<Permit> {
         let what = holder_of(group.key());
-        let holder = Holder { user: group.key().user, address: None, what: &what };
+        let holder = Holder { user: group.key().user, address: None, who: Who::Words(&what) };
         let mut place = self.shared.budget.queue(Claim::Lane, holder);
         loop {
             let wait = tokio::time::timeout(self.deadline(), place.granted()).await;
@@ -172,7 +172,7 @@ impl Pool {
         deadline: Option<Instant>,
     ) -> Result<Lease, Unavailable> {
         if let Some(lease) = self.parked_lease(key, claim) {
-            lease.permit.describe(holder.what);
+            lease.permit.describe(holder);
             return Ok(lease);
         }
         let login = self.login(key, identity, Kind::Lease);
@@ -211,7 +211,7 @@ impl Pool {
                 let reserved = is_kept_out.then(|| self.shared.budget.reserved_text(key.user));
                 match reserved.flatten() {
                     Some(text) => Unavailable::Full(text),
-                    None => self.why_nothing(key.user, stage),
+                    None => self.why_nothing(Kind::Lease, key.user, stage),
                 }
             })),
         }
@@ -235,7 +235,7 @@ impl Pool {
             biased;
             lease = handed.arrives() => match lease {
                 Some(Ok(lease)) => {
-                    lease.permit.describe(holder.what);
+                    lease.permit.describe(holder);
                     Found::Lease(lease)
                 }
                 Some(Err(_)) | None => Found::Nothing,
@@ -258,7 +258,7 @@ impl Pool {
         let login = self.login(key, identity, permit.kind());
         let stage = Cell::new(Stage::Queued);
         let established = self.dial(&login, key.user, permit.kind(), &stage).await?;
-        permit.opened(established.id);
+        permit.opened(established.id, Some(established.local.port()));
         Ok(established.stream)
     }
 
@@ -280,7 +280,7 @@ impl Pool {
         let (hand, mut handed) = Handed::new(self);
         self.tasks.spawn_local(async move {
             let dialled = pool.connect(&login, key.user, Kind::Lease).await.map(|established| {
-                permit.opened(established.id);
+                permit.opened(established.id, Some(established.local.port()));
                 Lease { stream: established.stream, key, permit, opened: Instant::now() }
             });
             drop(turn);
@@ -344,7 +344,7 @@ impl Pool {
         deadline: Instant,
     ) -> Result<(), Unavailable> {
         let what = format!("login of user '{}', to be checked", identity.name());
-        let holder = Holder { user: key.user, address: None, what: &what };
+        let holder = Holder { user: key.user, address: None, who: Who::Words(&what) };
         let budget = &self.shared.budget;
         let permit = match budget.try_acquire(Kind::Lane, holder) {
             Some(permit) => Some(permit),
@@ -354,7 +354,7 @@ impl Pool {
             }
         };
         let Some(permit) = permit else {
-            return Err(self.why_nothing(key.user, Stage::Queued));
+            return Err(self.why_nothing(Kind::Lane, key.user, Stage::Queued));
         };
         match self.dial_for(&permit, key, identity).await {
             Ok(stream) => {

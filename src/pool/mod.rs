@@ -42,7 +42,10 @@ use tokio_util::task::TaskTracker;
 use crate::telemetry::{CommandSeconds, UpstreamClose};
 use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamOptions};
 
-pub use budget::{Budget, Claim, Holder, Holding, Hubs, HumanDuration, Kind, Permit, Phase, Pressure};
+pub use budget::{
+    Budget, Claim, Holder, Holding, HoldingClient, Hubs, HumanDuration, Kind, KindUse, Permit, Phase,
+    Pressure, Who,
+};
 pub use control::Control;
 pub use dial_rate::DialRateLimiter;
 use group::Pick;
@@ -253,7 +256,8 @@ impl Pool {
     }
 
     fn open_another(self: &Rc<Self>, group: &Rc<Group>) -> bool {
-        let holder = Holder { user: group.key().user, address: None, what: &holder_of(group.key()) };
+        let holder =
+            Holder { user: group.key().user, address: None, who: Who::Words(&holder_of(group.key())) };
         let permit = self.shared.budget.try_acquire(Kind::Lane, holder);
         let is_free = permit.is_some();
         if is_free {
@@ -291,19 +295,21 @@ impl Pool {
     }
 
     fn unavailable_reason(&self, group: &Group) -> Unavailable {
-        group.last_failure().unwrap_or_else(|| self.why_nothing(group.key().user, group.stage.get()))
+        group
+            .last_failure()
+            .unwrap_or_else(|| self.why_nothing(Kind::Lane, group.key().user, group.stage.get()))
     }
 
-    /// Why there is no connection for `user` after all the time that a wait may take: because there is no server, whatever
+    /// Why there is no connection of `kind` for `user` after all the time that a wait may take: because there is no server, whatever
     /// else is in the way then, else because of how far its own search has come.
     #[must_use]
-    pub fn why_nothing(&self, user: u64, stage: Stage) -> Unavailable {
+    pub fn why_nothing(&self, kind: Kind, user: u64, stage: Stage) -> Unavailable {
         if let Some(away) = self.away() {
             return away;
         }
         let waited = self.shared.options.wait_timeout;
         match stage {
-            Stage::Queued => Unavailable::Full(self.shared.budget.full_text(user, waited)),
+            Stage::Queued => Unavailable::Full(self.shared.budget.full_text(kind, user, waited)),
             Stage::Slowed => Unavailable::Full(format!(
                 "redbouncer: no upstream connection within {}: as many are being opened as upstream.connect_rate allows",
                 HumanDuration(waited)

@@ -92,6 +92,18 @@ pub fn verbatim_txt(out: &mut BytesMut, protocol: Protocol, text: &str) {
     }
 }
 
+/// Lines of text for people: `=txt:`, and where there is none, an array with a bulk for each line, which `redis-cli` shows line
+/// by line too.
+pub fn lines(out: &mut BytesMut, protocol: Protocol, text: &str) {
+    match protocol {
+        Protocol::Resp2 => {
+            array(out, text.lines().count());
+            text.lines().for_each(|line| bulk(out, line.as_bytes()));
+        }
+        Protocol::Resp3 => verbatim_txt(out, protocol, text),
+    }
+}
+
 /// A command: an array of bulks.
 pub fn command(out: &mut BytesMut, arguments: &[&[u8]]) {
     array(out, arguments.len());

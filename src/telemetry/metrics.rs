@@ -167,6 +167,18 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ),
     ("redbouncer_upstream_connections_max", "gauge", "", "The cap, pool.max_connections."),
     (
+        "redbouncer_permits_max",
+        "gauge",
+        "kind",
+        "How many connections of this kind there may be, given what the other kinds hold.",
+    ),
+    (
+        "redbouncer_permits_reserved",
+        "gauge",
+        "kind",
+        "Of the free connections, those that only this kind may take.",
+    ),
+    (
         "redbouncer_upstream_closed_total",
         "counter",
         "kind, reason",
@@ -221,6 +233,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Lanes that changed their database or protocol, because others had none. Often: more of these than lanes, enlarge the pool.",
     ),
     ("redbouncer_leases_total", "counter", "pin", "Leases taken, by the reason for them."),
+    (
+        "redbouncer_lease_oldest_seconds",
+        "gauge",
+        "pin",
+        "For how long the oldest lease of this reason has been held; 0 without one.",
+    ),
     ("redbouncer_blocking_waiters", "gauge", "", "Blocked clients that wait in a blocking hub."),
     ("redbouncer_blocking_keys", "gauge", "", "Keys that blocking hubs watch."),
     (

@@ -163,7 +163,8 @@ fn a_full_pool_says_what_holds_it() {
     assert!(text.starts_with("ERR redbouncer: no upstream connection within 400ms ("), "{text}");
     assert!(text.contains("of 8") && text.contains("lease") && text.contains("longest: "), "{text}");
     assert!(text.contains("holder:0") && text.contains("WATCH"), "the longest holder is named: {text}");
-    assert!(!text.contains("127.0.0.1"), "no address of the server: {text}");
+    let server = stage.server.address().to_string();
+    assert!(!text.contains(&server), "no address of the server: {text}");
     assert!(after >= Duration::from_millis(395) && after < Duration::from_millis(1_200), "{after:?}");
     assert!((2..=8).contains(&holders.len()), "{} holders", holders.len());
     assert!(stage.server.clients() <= 8);

@@ -122,7 +122,7 @@ fn clients_of_every_kind_are_listed_as_what_they_are() {
     let ours = list.lines().filter(|line| line.starts_with("id=1099511"));
     assert_eq!(ours.filter(|line| line.contains("addr=127.0.0.1:")).count(), 2, "{list}");
     assert!(list.contains(&format!("addr={path}:0")), "{list}");
-    let table = plain.call("PROXY CLIENTS").text();
+    let table = plain.call("PROXY CLIENTS").lines();
     let ways: Vec<_> =
         ["via=tcp", "via=unix", "via=tls"].iter().map(|way| table.matches(way).count()).collect();
     assert_eq!(ways, [1, 1, 1], "{table}");

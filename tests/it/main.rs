@@ -51,6 +51,7 @@ mod neighbours;
 mod network;
 mod network_partition;
 mod observability;
+mod operator;
 mod orphans;
 mod pool_exhausted;
 mod protocol_quirks;

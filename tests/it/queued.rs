@@ -312,9 +312,9 @@ fn ids_help_and_our_own_commands_are_those_of_outside() {
     let array = replies[8].items();
     assert_eq!(array[0], Value::Int(id.int()));
     assert_eq!(array[1].items(), help.items());
-    assert!(array[2].text().contains("PROXY CLIENTS"), "{:?}", array[2]);
+    assert!(array[2].lines().contains("PROXY CLIENTS"), "{:?}", array[2]);
     assert!(array[3].text().contains("unknown subcommand 'nosuch'"), "{:?}", array[3]);
-    assert!(array[4].text().contains(&format!("id={} ", id.int())), "{:?}", array[4]);
+    assert!(array[4].lines().contains(&format!("id={} ", id.int())), "{:?}", array[4]);
     assert!(replies[8].raw.windows(5).any(|bytes| bytes == b"txt:P"), "{:?}", replies[8]);
     // The server was not told of any of it.
     assert!(stage.server.rows().iter().all(|row| row.get("name").starts_with("redbouncer:")));
@@ -404,7 +404,7 @@ fn tracking_and_no_touch_begin_with_the_transaction() {
 
 /// How many of our connections carry a client alone at the moment, as PROXY POOLS tells.
 fn leases(stage: &Stage) -> usize {
-    let text = stage.connect().call("PROXY CLIENTS").text();
+    let text = stage.connect().call("PROXY CLIENTS").lines();
     text.lines().filter(|line| !line.ends_with("place=lane")).count()
 }
 
@@ -422,7 +422,7 @@ fn what_the_servers_acl_forbids_is_refused_while_it_is_queued() {
     let stage = Stage::proxied();
     stage.server.call("ACL SETUSER default -client -ping");
     let replies = stage.connect().pipeline(&["MULTI", "PROXY HELP", "EXEC"]);
-    assert!(replies[2].items()[0].text().contains("PROXY POOLS"), "{:?}", replies[2]);
+    assert!(replies[2].items()[0].lines().contains("PROXY POOLS"), "{:?}", replies[2]);
 }
 
 #[test]

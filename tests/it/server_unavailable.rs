@@ -76,7 +76,7 @@ fn all_are_closed(proxy: &Proxy, reason: &str) {
     // What needs no server is answered.
     let mut client = proxy.connect();
     assert!(client.call("CLIENT ID").int() > 0);
-    assert!(client.call("PROXY POOLS").text().contains("max_connections"));
+    assert!(client.call("PROXY POOLS").lines().contains("max_connections"));
     assert!(client.call("CLIENT INFO").text().contains("id="));
 }
 

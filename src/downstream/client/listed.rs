@@ -1,19 +1,21 @@
 //! How a client is shown: its row in listings, and what errors and the log call it.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::Client;
-use crate::session::{ClientRow, Endpoint, Flags, Listen};
+use crate::pool::HoldingClient;
+use crate::session::{ClientRow, Endpoint, Flags, Listen, Pin};
 
 impl Client {
-    /// How listings and the full-pool error call this client.
-    pub(in crate::downstream) fn display_name(&self) -> String {
+    /// What is shown of it while it holds a connection for the reason `pin`.
+    pub(in crate::downstream) fn holding(&self, pin: Pin) -> Arc<HoldingClient> {
         let session = self.session.borrow();
-        if session.name.is_empty() {
-            format!("client {} ({})", self.id(), self.peer)
-        } else {
-            format!("client '{}'", String::from_utf8_lossy(&session.name))
-        }
+        let user = session.user.as_ref().map(|user| Arc::clone(&user.name));
+        let client = HoldingClient::new(self.id(), &session.name, self.peer.clone(), user, pin.label());
+        client.sends(self.last_command.get());
+        Arc::new(client)
     }
 
     /// Its row in listings.

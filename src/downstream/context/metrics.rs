@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use metrics::{Counter, counter};
 
-use crate::command::{Asked, rows};
+use crate::command::{Asked, number_of, rows};
 use crate::telemetry::Counted;
 
 /// The counters of one worker.
@@ -35,10 +35,7 @@ impl WorkerMetrics {
     /// Counts a command under its row.
     pub(in crate::downstream) fn count(&self, asked: &Asked) {
         let at = match asked.row {
-            Some(row) => {
-                let first = rows().as_ptr().addr();
-                (std::ptr::from_ref(row).addr() - first) / size_of_val(row)
-            }
+            Some(row) => number_of(row),
             None => rows().len(),
         };
         if let Some(cell) = self.commands.get(at) {

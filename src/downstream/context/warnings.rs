@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::pool::{ClientMemory, Unavailable, Victim};
+use crate::pool::{ClientMemory, Holding, HoldingClient, Unavailable, Victim};
 use crate::telemetry::ClientClose;
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -36,10 +36,25 @@ impl Limiter {
 }
 
 impl Warnings {
-    /// The pool is full; `text` says who holds what.
-    pub(in crate::downstream) fn full(&self, text: &str) {
+    /// The pool is full; `text` says who holds what, `longest` who has held a lease for longest.
+    pub(in crate::downstream) fn full(&self, text: &str, longest: impl FnOnce() -> Option<Holding>) {
         if self.full.allows() {
-            tracing::warn!(reason = "pool_full", "{text}");
+            let longest = longest();
+            let holding = longest.as_ref();
+            let client = holding.and_then(Holding::client);
+            tracing::warn!(
+                reason = "pool_full",
+                client = client.map(|client| client.id),
+                name = client.map(|client| client.name.as_str()),
+                address = client.map(|client| display(&client.peer)),
+                user = client.map(HoldingClient::user),
+                pin = client.map(|client| client.pin),
+                held_seconds = holding.map(|row| row.since.elapsed().as_secs()),
+                command = client.map(HoldingClient::command),
+                server_id = holding.and_then(|row| row.id),
+                local_port = holding.and_then(|row| row.local_port),
+                "{text}"
+            );
         }
     }
 

@@ -36,7 +36,7 @@ impl Client {
                 return out.freeze();
             }
         };
-        encode::verbatim_txt(&mut out, self.protocol(), &text);
+        encode::lines(&mut out, self.protocol(), &text);
         out.freeze()
     }
 
@@ -49,6 +49,14 @@ impl Client {
         }
         for ((kind, phase), count) in counts {
             let _ = writeln!(text, "kind={kind} phase={phase} connections={count}");
+        }
+        for of in budget.kinds() {
+            let (kind, full) = (of.kind.label(), if of.is_full() { "yes" } else { "no" });
+            let _ = writeln!(
+                text,
+                "kind={kind} held={} max={} reserved={} full={full}",
+                of.held, of.max, of.reserved
+            );
         }
         let waiting = budget.pressure();
         let _ = writeln!(
@@ -64,14 +72,7 @@ impl Client {
     fn upstreams(&self) -> String {
         let mut text = String::new();
         for row in self.context.pool.shared.budget.holdings() {
-            let _ = writeln!(
-                text,
-                "kind={} phase={} age={} holder={}",
-                row.kind.label(),
-                row.phase.label(),
-                HumanDuration(row.since.elapsed()),
-                row.holder
-            );
+            let _ = writeln!(text, "{}", row.line());
         }
         text
     }

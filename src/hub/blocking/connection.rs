@@ -16,7 +16,7 @@ use super::super::{BlockingOptions, GiveBack};
 use super::waiter::{Arrival, End, Unblock};
 use super::waitlist::{GiveUp, Times, Waitlist};
 use crate::command::Blocking;
-use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Tracked, Unavailable};
+use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Tracked, Unavailable, Who};
 use crate::resp::{self, Protocol, ReplyScanner, encode};
 use crate::telemetry::{TriedOn, UpstreamClose};
 use crate::upstream::{Capability, DialError, Identity, OnLoss, UpstreamStream};
@@ -223,7 +223,7 @@ impl Hub {
         let mut backoff = self.pool.backoff();
         'permit: loop {
             let what = format!("blocking hub of user '{}'", self.identity.name());
-            let holder = Holder { user: self.user, address: None, what: &what };
+            let holder = Holder { user: self.user, address: None, who: Who::Words(&what) };
             let permit = self.pool.shared.budget.try_acquire(Kind::Blocking, holder);
             let Some(permit) = permit else { return Ended::NoPermit };
             loop {

@@ -13,7 +13,7 @@ use super::super::driver::{ConnectionEnd, Ended, HubDriver, HubProtocol, WakerSl
 use super::audience::Audience;
 use super::listener::Listener;
 use super::registry::SubscriptionRegistry;
-use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Stage, Tracked, Unavailable};
+use crate::pool::{Claim, Holder, Kind, LaneKey, Permit, Pool, Stage, Tracked, Unavailable, Who};
 use crate::resp::Protocol;
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
@@ -125,7 +125,7 @@ impl Hub {
     /// Why there is no confirmation after all the time that a wait may take.
     pub(super) fn why_not(&self) -> Unavailable {
         if self.queued.get() {
-            return self.pool.why_nothing(self.user, Stage::Queued);
+            return self.pool.why_nothing(Kind::PubSub, self.user, Stage::Queued);
         }
         let failure = self.last_failure.borrow().clone();
         failure.unwrap_or_else(|| Unavailable::still_connecting(self.pool.shared.options.wait_timeout))
@@ -222,7 +222,7 @@ impl Hub {
     /// A place under the cap: at once within the floor, else in turn with leases while anybody waits.
     async fn permit(&self) -> Option<Permit> {
         let what = format!("pub/sub hub of user '{}'", self.identity.name());
-        let holder = Holder { user: self.user, address: None, what: &what };
+        let holder = Holder { user: self.user, address: None, who: Who::Words(&what) };
         let budget = &self.pool.shared.budget;
         if let Some(permit) = budget.try_acquire(Kind::PubSub, holder) {
             return Some(permit);

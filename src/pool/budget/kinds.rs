@@ -1,8 +1,8 @@
 //! What is counted: the kinds of connections and where in their life they are, who holds them, and who waits for what.
 
-use std::net::IpAddr;
-
 use tokio::time::Instant;
+
+use super::holder::{HoldingClient, Occupant};
 
 /// What an upstream connection is for. Its permit is counted under this kind from dial to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,28 +79,6 @@ pub enum Claim {
     BlockingLease,
 }
 
-/// Who a connection is for, and why, in words for people.
-#[derive(Clone, Copy, Debug)]
-pub struct Holder<'a> {
-    /// The user it is logged in as, as a number; [`Holder::NOBODY`] where no user's cap applies.
-    pub user: u64,
-    /// The host of the client that it is for; `None` for what many clients use, and for Unix sockets.
-    pub address: Option<IpAddr>,
-    /// What listings show.
-    pub what: &'a str,
-}
-
-impl Holder<'_> {
-    /// Counted for no user.
-    pub const NOBODY: u64 = 0;
-}
-
-impl<'a> From<&'a str> for Holder<'a> {
-    fn from(what: &'a str) -> Self {
-        Self { user: Holder::NOBODY, address: None, what }
-    }
-}
-
 /// How many wait in each queue: what tells workers to give something up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
@@ -135,26 +113,41 @@ pub struct Holding {
     pub phase: Phase,
     /// When the permit was granted.
     pub since: Instant,
-    /// Who holds it and why, in words for people.
-    pub holder: String,
+    /// Our port, from the login on.
+    pub local_port: Option<u16>,
     /// Its client id on the server, from the login on, where the server tells.
     pub id: Option<u64>,
     /// The server has it, as far as we know: logged in, and not closed there.
     pub on_server: bool,
     /// It is a lease that stands.
     pub stands: bool,
+    /// Who holds it.
+    pub(super) who: Occupant,
     /// There is a connection whose end has not been counted.
     pub(super) uncounted: bool,
+    /// The log has told that it is held for long.
+    pub(super) is_told_of: bool,
 }
 
 impl Holding {
-    pub(super) fn new(kind: Kind, user: u64, holder: String) -> Self {
+    /// The client that holds it alone, if one does.
+    #[must_use]
+    pub fn client(&self) -> Option<&HoldingClient> {
+        match &self.who {
+            Occupant::Client(client) => Some(client),
+            Occupant::Words(_) => None,
+        }
+    }
+
+    pub(super) fn new(kind: Kind, user: u64, who: Occupant) -> Self {
         Self {
+            who,
+            local_port: None,
+            is_told_of: false,
             user,
             kind,
             phase: Phase::Dialling,
             since: Instant::now(),
-            holder,
             id: None,
             on_server: false,
             stands: false,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::oneshot;
 
+use super::holder::Occupant;
 use super::kinds::{Claim, Holding, Kind};
 use crate::pool::queue::{Queue, Waiting};
 
@@ -30,7 +31,7 @@ pub(super) struct State {
 /// Where the number of a permit goes that somebody waits for, and what listings show of it.
 #[derive(Debug)]
 pub(super) struct Grant {
-    pub(super) holder: String,
+    pub(super) holder: Occupant,
     pub(super) hand: oneshot::Sender<u64>,
 }
 
@@ -130,7 +131,7 @@ impl State {
     }
 
     /// Counts one more connection. Returns its number.
-    pub(super) fn grant(&mut self, kind: Kind, (user, stands): (u64, bool), holder: String) -> u64 {
+    pub(super) fn grant(&mut self, kind: Kind, (user, stands): (u64, bool), holder: Occupant) -> u64 {
         self.next += 1;
         let id = self.next;
         self.held[kind as usize] += 1;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::holder::Occupant;
 use super::ledger::Grant;
 use super::{Budget, Claim, Holder, Holding, Kind, Phase};
 use crate::pool::queue::Waiting;
@@ -95,12 +96,12 @@ impl Permit {
         }
     }
 
-    /// The connection is logged in; `id` is its client id on the server, where that tells.
-    pub fn opened(&self, id: Option<u64>) {
+    /// The connection is logged in; `id` is its client id on the server, where that tells, and `local_port` is ours.
+    pub fn opened(&self, id: Option<u64>, local_port: Option<u16>) {
         self.change(|row| {
             row.phase = Phase::Open;
             (row.on_server, row.uncounted) = (true, true);
-            row.id = id;
+            (row.id, row.local_port) = (id, local_port);
         });
     }
 
@@ -116,11 +117,12 @@ impl Permit {
     }
 
     /// Says who holds the connection now, and why: shown in listings and in the full-pool error.
-    pub fn describe(&self, holder: &str) {
+    pub fn describe<'a>(&self, holder: impl Into<Holder<'a>>) {
+        let who = Occupant::from(holder.into().who);
         self.change(|row| {
-            row.holder.clear();
-            row.holder.push_str(holder);
+            row.who = who;
             row.since = Instant::now();
+            row.is_told_of = false;
         });
     }
 
@@ -188,7 +190,7 @@ impl Budget {
         if somebody_waits || !state.has_share(holder.user) || !self.has_room(&state, kind) {
             return None;
         }
-        let id = state.grant(kind, (holder.user, false), holder.what.to_owned());
+        let id = state.grant(kind, (holder.user, false), holder.who.into());
         Some(Permit { id, kind, budget: Some(Arc::clone(self)) })
     }
 
@@ -204,7 +206,7 @@ impl Budget {
             ticket,
             user: holder.user,
             address: holder.address,
-            grant: Grant { holder: holder.what.to_owned(), hand },
+            grant: Grant { holder: holder.who.into(), hand },
         });
         self.serve(&mut state);
         drop(state);

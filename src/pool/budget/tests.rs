@@ -89,19 +89,59 @@ async fn lanes_and_leases_take_turns_for_open_permits() {
     assert_eq!((got.0.len(), got.1.len()), (1, 1));
 }
 
+fn client(id: u64, pin: &'static str) -> Arc<HoldingClient> {
+    let peer = std::net::SocketAddr::from(([10, 0, 0, 1], 5000)).into();
+    Arc::new(HoldingClient::new(id, b"x y", peer, None, pin))
+}
+
 #[test]
 fn the_full_text_says_who_holds_what() {
     let budget = Budget::new(8, 1, Hubs::default());
     let leases: Vec<_> = (0..5).filter_map(|_| take(&budget, Kind::Lease)).collect();
-    leases[0].describe("client 'x', WATCH");
-    let text = budget.full_text(Holder::NOBODY, Duration::from_secs(2));
-    assert!(
-        text.starts_with(
-            "redbouncer: no upstream connection within 2s (5 of 8: 0 control, 0 lanes, 0 hubs, 5 of 5 leases"
-        ),
-        "{text}"
+    let client = client(7, "WATCH");
+    leases[0].opened(Some(17), Some(40_000));
+    leases[0].describe(Holder { user: 1, address: None, who: Who::Client(&client) });
+    client.sends(crate::command::find("get"));
+    let text = budget.full_text(Kind::Lease, Holder::NOBODY, Duration::from_secs(2));
+    let (full, longest) = text.split_once("; longest: ").unwrap();
+    assert_eq!(
+        full,
+        "redbouncer: no upstream connection within 2s (leases 5 of 5; 5 of 8 connections held: 5 leases; reserved: 1 control, \
+         2 lanes"
     );
-    assert!(text.contains("longest: "), "{text}");
+    let (before, after) = (
+        "client=7 name=x-y addr=10.0.0.1:5000 user=- pin=WATCH held=",
+        " cmd=get server_id=17 local_port=40000)",
+    );
+    assert!(longest.starts_with(before) && longest.ends_with(after), "{longest}");
+    assert!(budget.kinds().iter().all(|of| of.is_full() == (of.kind == Kind::Lease)), "{:?}", budget.kinds());
+}
+
+#[test]
+fn a_lease_that_is_held_for_long_is_told_of_once() {
+    let budget = Budget::new(8, 1, Hubs::default());
+    let leases: Vec<_> = (0..5).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    let describe = |at: usize, pin| {
+        leases[at].describe(Holder { user: 1, address: None, who: Who::Client(&client(at as u64, pin)) });
+    };
+    ["WATCH", "MULTI", "MONITOR", "blocking call"]
+        .into_iter()
+        .enumerate()
+        .for_each(|(at, pin)| describe(at, pin));
+    let take = |most| -> Vec<_> {
+        let long = budget.take_long_leases(Duration::ZERO, "blocking call", most);
+        long.iter().filter_map(|row| Some(row.client()?.id)).collect()
+    };
+    assert!(budget.take_long_leases(Duration::from_secs(30), "", 9).is_empty());
+    assert_eq!((take(2), take(2), take(2)), (vec![0, 1], vec![2], vec![]));
+    // Another client has it now.
+    describe(0, "WATCH");
+    assert_eq!(take(9), [0]);
+    assert_eq!(
+        budget.oldest_leases().into_keys().collect::<Vec<_>>(),
+        ["MONITOR", "MULTI", "WATCH", "blocking call"]
+    );
+    assert_eq!(budget.longest_lease().and_then(|row| Some(row.client()?.id)), Some(1));
 }
 
 const BOTH: Hubs = Hubs { blocking: true, pubsub: true };
@@ -149,12 +189,12 @@ fn a_connection_s_id_is_known_from_its_login_to_its_end() {
     let permit = take(&budget, Kind::Lane).unwrap();
     assert!(budget.is_dialling());
     assert_eq!(budget.ids(), Some(HashSet::new()));
-    permit.opened(Some(7));
+    permit.opened(Some(7), None);
     assert!(!budget.is_dialling());
     assert_eq!((permit.client_id(), budget.ids()), (Some(7), Some(HashSet::from([7]))));
     permit.ended();
     assert_eq!(budget.ids(), Some(HashSet::new()));
-    permit.opened(None);
+    permit.opened(None, None);
     assert_eq!(budget.ids(), None, "one that the server does not tell");
     permit.dials();
     assert_eq!(budget.ids(), Some(HashSet::new()));
@@ -165,16 +205,16 @@ async fn an_end_that_the_server_has_not_answered_is_told() {
     let budget = Budget::new(8, 1, BOTH);
     let told = || tokio::time::timeout(Duration::from_millis(1), budget.lost());
     let ended = take(&budget, Kind::Lane).unwrap();
-    ended.opened(Some(1));
+    ended.opened(Some(1), None);
     ended.ended();
     drop(ended);
     assert!(told().await.is_err(), "the server has seen this one's end");
     let lost = take(&budget, Kind::Lane).unwrap();
-    lost.opened(Some(2));
+    lost.opened(Some(2), None);
     drop(lost);
     assert!(told().await.is_ok());
     let hub = take(&budget, Kind::Blocking).unwrap();
-    hub.opened(Some(3));
+    hub.opened(Some(3), None);
     hub.dials();
     assert!(told().await.is_ok(), "a new dial is the end of the connection before");
     assert!(told().await.is_err());
@@ -185,11 +225,11 @@ fn lanes_stay_until_the_control_connection_shows_others_that_we_live() {
     let budget = Budget::new(8, 1, BOTH);
     let [lane, lease, control] =
         [Kind::Lane, Kind::Lease, Kind::Control].map(|kind| take(&budget, kind).unwrap());
-    lane.opened(Some(1));
+    lane.opened(Some(1), None);
     assert!(budget.can_do_without_lanes(), "nothing else is there");
-    lease.opened(Some(2));
+    lease.opened(Some(2), None);
     assert!(!budget.can_do_without_lanes());
-    control.opened(Some(3));
+    control.opened(Some(3), None);
     assert!(budget.can_do_without_lanes());
     drop(control);
     assert!(!budget.can_do_without_lanes());
@@ -201,7 +241,7 @@ fn lanes_stay_until_the_control_connection_shows_others_that_we_live() {
 async fn a_user_at_its_own_cap_holds_up_nobody_else() {
     let budget = Budget::new(8, 1, Hubs::default());
     budget.limit_user(7, Some(1));
-    let mine = |what| Holder { user: 7, address: None, what };
+    let mine = |what| Holder { user: 7, address: None, who: Who::Words(what) };
     let first = budget.try_acquire(Kind::Lane, mine("lane")).unwrap();
     assert!(budget.try_acquire(Kind::Lane, mine("another")).is_none());
     let mut lease = budget.queue(Claim::Lease, mine("lease"));
@@ -211,7 +251,7 @@ async fn a_user_at_its_own_cap_holds_up_nobody_else() {
     assert!(now(&mut other).await.is_some());
     assert_eq!(budget.pressure(), Pressure::default());
     assert_eq!(budget.crowded(), [7]);
-    let text = budget.full_text(7, Duration::from_secs(2));
+    let text = budget.full_text(Kind::Lease, 7, Duration::from_secs(2));
     assert_eq!(text, "redbouncer: no upstream connection within 2s: this user holds 1 of its 1");
     drop(first);
     assert!(now(&mut lease).await.is_some());
@@ -255,7 +295,7 @@ async fn standing_leases_leave_a_share_to_the_others() {
 async fn a_user_s_standing_leases_leave_a_share_of_its_own_cap() {
     let budget = Budget::new(40, 1, BOTH);
     budget.limit_user(7, Some(3));
-    let mine = |what| Holder { user: 7, address: None, what };
+    let mine = |what| Holder { user: 7, address: None, who: Who::Words(what) };
     let lane = budget.try_acquire(Kind::Lane, mine("lane"));
     let mut first = budget.queue(Claim::StandingLease, mine("m"));
     let mut second = budget.queue(Claim::StandingLease, mine("m"));

@@ -9,6 +9,7 @@ mod limit;
 mod queue;
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -26,11 +27,13 @@ pub struct LogOptions {
     pub level: String,
     /// The shape of a line.
     pub format: LogFormat,
+    /// A lease that is held for longer is told of; `None`: none is.
+    pub long_lease: Option<Duration>,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
+        Self { level: "info".to_owned(), format: LogFormat::Text, long_lease: Some(Duration::from_secs(30)) }
     }
 }
 

@@ -54,6 +54,12 @@ impl Reply {
         self.value.text()
     }
 
+    /// The lines of a text for people: a verbatim string, or an array with a bulk for each.
+    #[track_caller]
+    pub(crate) fn lines(&self) -> String {
+        self.value.lines()
+    }
+
     /// The number of an integer reply.
     #[track_caller]
     pub(crate) fn int(&self) -> i64 {
@@ -127,6 +133,15 @@ impl Value {
             Self::Nil | Self::Bool(_) | Self::Double(_) | Self::List(_) | Self::Map(_) | Self::Push(_) => {
                 panic!("no text: {self:?}")
             }
+        }
+    }
+
+    /// The lines of a text for people.
+    #[track_caller]
+    pub(crate) fn lines(&self) -> String {
+        match self {
+            Self::List(lines) => lines.iter().map(|line| line.text() + "\n").collect(),
+            text => text.text(),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::downstream::client::{Client, FIRST_LOOK, sleep_until};
 use crate::downstream::context::{Context, ElementTaker};
 use crate::downstream::routes::pending::PendingCommand;
 use crate::hub::Unblock;
-use crate::pool::{Claim, Holder, Unavailable};
+use crate::pool::{Claim, Holder, Unavailable, Who};
 use crate::resp::Request;
 use crate::session::Pin;
 use crate::telemetry::{ClientClose, UpstreamClose};
@@ -130,12 +130,17 @@ impl Waiter {
     /// # Errors
     /// Why the client is to be closed.
     async fn wait(self: &Rc<Self>, context: &Rc<Context>) -> Result<(), ClientClose> {
+        let holding = self.client.holding(Pin::Blocked);
+        let address = self.client.peer.host();
+        let holder = Holder { user: self.key.user, address, who: Who::Client(&holding) };
         // `$` must be made explicit first: on the lease it would mean something else than after a recall.
         if self.call.dollars.is_empty()
             && let Some(lease) = context.pool.parked_lease(self.key, Claim::BlockingLease)
-            && matches!(self.stay(context, lease).await?, Stay::Ended)
         {
-            return Ok(());
+            lease.permit.describe(holder);
+            if matches!(self.stay(context, lease).await?, Stay::Ended) {
+                return Ok(());
+            }
         }
         let last = self.deadline.map(|at| at + context.blocking.grace);
         let may_try = tokio::select! {
@@ -150,8 +155,6 @@ impl Waiter {
             }
         };
         let mut pause = context.blocking.retry_min;
-        let what = format!("{}, {}", self.client.display_name(), Pin::Blocked.label());
-        let holder = Holder { user: self.key.user, address: self.client.peer.host(), what: &what };
         'search: loop {
             let lease = context.pool.lease(self.key, &self.identity, Claim::BlockingLease, holder, None);
             tokio::pin!(lease);

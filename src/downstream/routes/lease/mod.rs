@@ -9,6 +9,7 @@ mod requests;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::downstream::client::{Attachment, Client, FIRST_LOOK, LeasedState, READ_AHEAD, sleep_until};
 use crate::downstream::routes::unserved::aftermath_of;
 use crate::downstream::socket::Hangup;
-use crate::pool::{Charge, Holder, Lease, Slice, go_on_later};
+use crate::pool::{Charge, Holder, HoldingClient, Lease, Slice, Who, go_on_later};
 use crate::resp::Unsent;
 use crate::resp::{ReplyScanner, Request};
 use crate::session::{ALWAYS_TAKEN, Failed, LeaseState, Pin, Placement, Reads, Route, UNGUARDED};
@@ -44,6 +45,8 @@ struct LeaseSession {
     client: Rc<Client>,
     /// What others see of it.
     shown: Rc<LeasedState>,
+    /// The same where connections are listed.
+    listed: Arc<HoldingClient>,
     /// What is on its way here, or queued, counts.
     charge: Charge,
     lease: Lease,
@@ -132,8 +135,8 @@ impl Client {
         }
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let key = key.untracked();
-        let what = format!("{}, {}", self.display_name(), pin.label());
-        let holder = Holder { user: key.user, address: self.peer.host(), what: &what };
+        let holding = self.holding(pin);
+        let holder = Holder { user: key.user, address: self.peer.host(), who: Who::Client(&holding) };
         let is_of_a_lane =
             taken.route == Route::Lane || matches!(class, Class::Pass | Class::Publish | Class::Ping);
         let is_long = pin == Pin::Own
@@ -184,6 +187,7 @@ impl Client {
         let held = LeaseSession {
             client: Rc::clone(self),
             shown,
+            listed: holding,
             charge: self.charge(),
             lease,
             state: LeaseState::new(),

@@ -300,6 +300,7 @@ impl LeaseSession {
     fn act(&mut self, plan: Plan, frame: &Bytes, muted: bool) -> Option<Event> {
         let request = Request::parse(frame)?;
         let asked = classify(&request);
+        self.listed.sends(asked.row);
         if !self.state.is_waiting() {
             self.since = Instant::now();
         }
