@@ -37,7 +37,7 @@ demo:
 
 # In parts, several at a time: tests/suite says which and when.
 test:
-	@deploy/install.sh build redis network node python servers guard image manifests
+	@deploy/install.sh build redis network node python servers guard image manifests browser
 	tests/suite $(if $(FRESH),--fresh) $(PARTS)
 
 # What needs no server. Properties that are tried for long, with thousands of schedules, are left to `make test`.

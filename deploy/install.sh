@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
 # nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard]
-# [image] [manifests] [prometheus] [musl] [twemproxy] [envoy] [fuzz]
+# [image] [manifests] [prometheus] [browser] [musl] [twemproxy] [envoy] [fuzz]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
 # runs, musl (a static binary), which `make image` runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which
 # `make fuzz` runs. With sudo when the user is not root.
@@ -29,7 +29,7 @@ want_lint=false
 want_fuzz=false
 want_musl=false
 want_manifests=false
-[ $# -gt 0 ] || set -- build redis network node python servers guard image manifests prometheus twemproxy
+[ $# -gt 0 ] || set -- build redis network node python servers guard image manifests prometheus browser twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
@@ -62,6 +62,8 @@ for part in "$@"; do
       have npm || packages+=(nodejs npm)
       ;;
     prometheus) have prometheus promtool || packages+=(prometheus) ;;
+    # For the dashboard. The tests take whatever browser of Chromium's kind the variable CHROMIUM names.
+    browser) [ -n "${CHROMIUM:-}" ] || have chromium || packages+=(chromium) ;;
     musl)
       want_musl=true
       have musl-gcc || packages+=(musl-tools)

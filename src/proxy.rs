@@ -29,7 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminError, View};
+use crate::admin::{self, AdminError, Sample, View};
 use crate::config::Config;
 use crate::downstream::{
     AcceptOptions, Admission, Directory, InheritedSockets, Limits, ListenError, Listener, Message, ServerTls,
@@ -436,6 +436,16 @@ async fn renew(mut renewal: CertificateReloader, mut roster: UsersFileReloader, 
 }
 
 impl View for Proxy {
+    fn sample(&self) -> Sample {
+        let budget = &self.shared.budget;
+        let waiting = budget.pressure();
+        Sample {
+            clients: self.workers.clients(),
+            upstream: budget.held(),
+            waiting: waiting.lanes + waiting.leases + waiting.hubs + waiting.blocking + waiting.standing,
+        }
+    }
+
     async fn metrics(&self) -> String {
         let seconds = self.workers.publish().await;
         self.publish();

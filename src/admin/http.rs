@@ -1,4 +1,4 @@
-//! The HTTP listener: four pages, each made when it is asked for.
+//! The HTTP listener: pages that are made when they are asked for, the dashboard's files, and its events.
 
 use std::convert::Infallible;
 use std::io;
@@ -6,19 +6,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{REFERRER_POLICY, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::{Busy, Connections};
+use super::dashboard::{self, Feed, Viewer};
 use super::deadlined::Deadlined;
+use super::view::View;
 
 /// At most this many HTTP connections at once: an operator's, a scraper's, a probe's.
 const CONNECTIONS: usize = 64;
@@ -26,16 +28,6 @@ const CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A response must have been read by then.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the pages show.
-pub trait View {
-    /// The metrics in Prometheus' text format.
-    fn metrics(&self) -> impl Future<Output = String>;
-    /// Whether new clients are served now.
-    fn is_ready(&self) -> bool;
-    /// The whole picture.
-    fn status(&self) -> impl Future<Output = Value>;
-}
 
 /// The admin listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +69,14 @@ impl Server {
     /// Serves until dropped. Must run on a `LocalRuntime`.
     pub async fn serve<V: View + 'static>(self, view: Rc<V>) {
         let connections = Connections::new(CONNECTIONS);
-        let hosts: Rc<[String]> = self.hosts.into();
+        let feed = Feed::new();
+        tokio::task::spawn_local(Rc::clone(&feed).run(Rc::clone(&view)));
+        let pages = Rc::new(Pages { view, feed, hosts: self.hosts });
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (view, hosts) = (Rc::clone(&view), Rc::clone(&hosts));
-                    connections.open(|busy| converse(stream, view, hosts, busy));
+                    let pages = Rc::clone(&pages);
+                    connections.open(|busy| converse(stream, pages, busy));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept an admin connection");
@@ -93,13 +87,25 @@ impl Server {
     }
 }
 
-async fn converse<V: View>(stream: TcpStream, view: Rc<V>, hosts: Rc<[String]>, busy: Busy) {
+/// What requests are answered from.
+struct Pages<V> {
+    view: Rc<V>,
+    feed: Rc<Feed>,
+    hosts: Vec<String>,
+}
+
+/// A page, or the events of a viewer.
+type Content = Either<Full<Bytes>, Viewer>;
+
+async fn converse<V: View>(stream: TcpStream, pages: Rc<Pages<V>>, busy: Busy) {
     let service = service_fn(|request| {
-        let (view, hosts, busy) = (Rc::clone(&view), Rc::clone(&hosts), busy.clone());
+        let (pages, busy) = (Rc::clone(&pages), busy.clone());
         async move {
             busy.set(true);
-            let response = if is_ours(&request, &hosts) { answer(&request, &*view).await } else { foreign() };
-            busy.set(false);
+            let is_ours = is_ours(&request, &pages.hosts);
+            let response = if is_ours { answer(&request, &pages, &busy).await } else { foreign() };
+            // A viewer's connection is busy until it leaves.
+            busy.set(matches!(response.body(), Either::Right(_)));
             Ok::<_, Infallible>(response)
         }
     });
@@ -132,32 +138,67 @@ fn is_known(host: &str, hosts: &[String]) -> bool {
         || hosts.iter().any(|own| own.eq_ignore_ascii_case(&host))
 }
 
-fn foreign() -> Response<Full<Bytes>> {
+fn foreign() -> Response<Content> {
     let text = "this name is not in admin.hosts\n".to_owned();
     page(StatusCode::MISDIRECTED_REQUEST, TEXT, text)
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-async fn answer<V: View>(request: &Request<Incoming>, view: &V) -> Response<Full<Bytes>> {
+async fn answer<V: View>(request: &Request<Incoming>, pages: &Pages<V>, busy: &Busy) -> Response<Content> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned());
     }
+    let view = &*pages.view;
     match request.uri().path() {
         "/live" => page(StatusCode::OK, TEXT, "live\n".to_owned()),
         "/ready" if view.is_ready() => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
         "/ready" => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n".to_owned()),
         "/metrics" => page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", view.metrics().await),
         "/status" => page(StatusCode::OK, "application/json", format!("{:#}\n", view.status().await)),
-        "/" => page(StatusCode::OK, TEXT, "redbouncer: /live /ready /metrics /status\n".to_owned()),
-        _ => page(StatusCode::NOT_FOUND, TEXT, "not found: /live /ready /metrics /status\n".to_owned()),
+        "/events" => events(&pages.feed, busy),
+        path => match dashboard::file(path) {
+            Some((kind, text)) => dashboard_file(kind, text),
+            None => {
+                page(StatusCode::NOT_FOUND, TEXT, "not found: / /live /ready /metrics /status\n".to_owned())
+            }
+        },
     }
 }
 
-fn page(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Content> {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// A file of the dashboard. A browser asks for it again each time, because another version may run.
+fn dashboard_file(kind: &'static str, text: &'static str) -> Response<Content> {
+    let mut response = page(StatusCode::OK, kind, text);
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, dashboard::CONTENT_SECURITY_POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Server-sent events for one viewer more, if there is room.
+fn events(feed: &Feed, busy: &Busy) -> Response<Content> {
+    let Some(viewer) = feed.join(busy.clone()) else {
+        let text = format!("{} viewers are connected\n", dashboard::VIEWERS);
+        let mut response = page(StatusCode::SERVICE_UNAVAILABLE, TEXT, text);
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("10"));
+        return response;
+    };
+    let mut response = Response::new(Either::Right(viewer));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

@@ -150,6 +150,7 @@ fn client(row: &ClientRow) -> Value {
         "peer": row.peer.to_string(),
         "via": row.transport,
         "name": row.name,
+        "library": row.lib_name,
         "user": row.user,
         "database": row.database,
         "age": row.age.as_secs(),

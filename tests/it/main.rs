@@ -23,6 +23,7 @@ mod compatibility;
 mod concurrency;
 mod config;
 mod connection_cap;
+mod dashboard;
 mod differential;
 mod docs;
 mod fairness;

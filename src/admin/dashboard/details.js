@@ -1,0 +1,129 @@
+// The dialog of one connection: its client, and the commands that end it.
+
+import { bytes, client, duration, holder, KINDS } from './words.js';
+
+const WHY = {
+  WATCH: 'until EXEC, DISCARD or UNWATCH',
+  MULTI: 'until EXEC or DISCARD',
+  SUBSCRIBE: 'until its last subscription ends',
+  MONITOR: 'until the client leaves',
+  TRACKING: 'until CLIENT TRACKING OFF',
+  'NO-TOUCH': 'until CLIENT NO-TOUCH OFF',
+  'blocking call': 'until the call ends',
+  WAIT: 'until the reply to WAIT',
+  'own connection': 'until the reply',
+  'connection state': 'until the client leaves',
+};
+
+const SHARED = {
+  control: 'Used by redbouncer itself: listings, kills and the search for orphans.',
+  shared: 'A lane: commands of many clients go over it. It is closed when no client needs it.',
+  blocking: 'One connection for all blocked clients of this user.',
+  pubsub: 'One connection for all subscribers of this user.',
+};
+
+function element(name, text, attributes = {}) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function facts(rows) {
+  const list = element('dl');
+  for (const [name, value] of rows) {
+    if (value !== undefined && value !== null && value !== '') list.append(element('dt', name), element('dd', String(value)));
+  }
+  return list;
+}
+
+// A command to copy. Without a clipboard (plain HTTP on another host) a click selects it.
+function command(text) {
+  const line = element('div', undefined, { class: 'command' });
+  const code = element('code', text);
+  const copy = element('button', 'Copy', { type: 'button' });
+  copy.addEventListener('click', async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      copy.textContent = 'Copied';
+    } catch {
+      getSelection().selectAllChildren(code);
+    }
+  });
+  line.append(code, copy);
+  return line;
+}
+
+// What names the connection as long as it is held by the same holder.
+function identity(cell) {
+  return [cell.kind, cell.holder, cell.clients.map((row) => row.id)].join(' ');
+}
+
+export class Details {
+  #dialog;
+  #body;
+  #open = null;
+
+  constructor(dialog) {
+    this.#dialog = dialog;
+    this.#body = dialog.querySelector('#details-body');
+    dialog.addEventListener('close', () => (this.#open = null));
+    dialog.addEventListener('click', (event) => event.target === dialog && dialog.close());
+  }
+
+  open(cell, picture) {
+    this.#open = { identity: identity(cell) };
+    const { why } = holder(cell);
+    this.#dialog.querySelector('#details-title').textContent = `${KINDS[cell.kind] ?? cell.kind}${why && `, ${why}`}`;
+    this.#fill(cell, picture);
+    this.#dialog.showModal();
+  }
+
+  // A second later: how long it is held now, or that it is no more.
+  update(picture) {
+    if (!this.#open) return;
+    const cell = picture.cells.rows.find((row) => identity(row) === this.#open.identity);
+    const held = this.#body.querySelector('[data-held]');
+    if (held) held.textContent = cell ? duration(cell.seconds) : 'no longer held';
+  }
+
+  #fill(cell, picture) {
+    const { who, why } = holder(cell);
+    const about = facts([
+      ['holder', who],
+      ['reason', why && (WHY[why] ? `${why}: ${WHY[why]}` : why)],
+      ['state', cell.phase],
+      ['held for', duration(cell.seconds)],
+      ['since', new Date(Date.now() - cell.seconds * 1000).toLocaleTimeString('en-GB')],
+    ]);
+    [...about.querySelectorAll('dt')].find((term) => term.textContent === 'held for').nextSibling.dataset.held = '';
+    const parts = [about];
+    if (cell.kind !== 'leased') parts.push(element('p', SHARED[cell.kind] ?? '', { class: 'hint' }));
+    if (cell.clients.length > 1) parts.push(element('p', 'Several clients have this name and this reason; it is one of them:', { class: 'hint' }));
+    for (const row of cell.clients) parts.push(...this.#client(row, picture));
+    this.#body.replaceChildren(...parts);
+  }
+
+  #client(row, picture) {
+    const url = picture.listen.find((address) => address.startsWith('redis')) ?? picture.listen[0] ?? '';
+    const where = url.startsWith('unix:') ? `-s ${url.slice('unix:'.length)}` : `-u ${url}`;
+    return [
+      element('h3', client(row)),
+      facts([
+        ['id', row.id],
+        ['name', row.name || 'none'],
+        ['address', row.peer],
+        ['user', row.user],
+        ['library', row.library],
+        ['database', row.database],
+        ['last command', row.command],
+        ['connected for', duration(row.age)],
+        ['silent for', duration(row.idle)],
+        ['buffered', bytes(row.memory)],
+      ]),
+      element('h3', 'End it'),
+      command(`redis-cli ${where} CLIENT KILL ID ${row.id}`),
+      element('p', 'The connection to the server is released at once. The client gets a closed connection.', { class: 'hint' }),
+    ];
+  }
+}

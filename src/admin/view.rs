@@ -1,0 +1,17 @@
+//! What the pages show, as the parts above this room tell it.
+
+use serde_json::Value;
+
+use super::dashboard::Sample;
+
+/// What the pages show.
+pub trait View {
+    /// The metrics in Prometheus' text format.
+    fn metrics(&self) -> impl Future<Output = String>;
+    /// Whether new clients are served now.
+    fn is_ready(&self) -> bool;
+    /// The whole picture.
+    fn status(&self) -> impl Future<Output = Value>;
+    /// The numbers that the dashboard keeps for each second.
+    fn sample(&self) -> Sample;
+}
