@@ -12,6 +12,7 @@ mod users_file;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminError, Sample, View};
-use crate::config::Config;
+use crate::config::{Config, own_listener};
 use crate::downstream::{
     AcceptOptions, Admission, Directory, InheritedSockets, Limits, ListenError, Listener, Message, ServerTls,
     Worker, WorkerConfig, WorkerHandle, Workers, listen,
@@ -53,6 +54,8 @@ const BAD_CONFIGURATION: u8 = 64;
 const CUT: u8 = 75;
 /// How long the start waits for the first look for orphans, at the most.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How long the start waits for the address of a server at a port of ours.
+const NAME: Duration = Duration::from_secs(1);
 /// How often gauges are published and the exporter's samples are tidied.
 const PUBLISH: Duration = Duration::from_secs(1);
 /// How often certificate files are looked at.
@@ -63,6 +66,11 @@ const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(2);
 enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsSetupError),
+    #[error(
+        "redbouncer would be its own server: it would listen on {0}, and the host of upstream.url is this one: set the \
+         Redis server's address"
+    )]
+    Itself(String),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
@@ -76,7 +84,7 @@ enum StartError {
 impl StartError {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Tls(_) => ExitCode::from(BAD_CONFIGURATION),
+            Self::Tls(_) | Self::Itself(_) => ExitCode::from(BAD_CONFIGURATION),
             Self::Listen(_) | Self::Admin(_) | Self::Metrics(_) | Self::System(_) => ExitCode::FAILURE,
         }
     }
@@ -106,6 +114,19 @@ pub fn run(config: Config) -> ExitCode {
     };
     log.finish();
     code
+}
+
+/// A server that is named may turn out to be this very proxy. Only a name at a port of ours is worth the question, and one
+/// that is not resolved soon is left to the dials.
+async fn refuse_itself(config: &Config, connector: &Connector) -> Result<(), StartError> {
+    let port = format!(":{}", config.upstream.port);
+    let mut listeners = config.listen.addresses.iter().chain(&config.listen.tls.addresses);
+    if !listeners.any(|listener| listener.ends_with(&port)) {
+        return Ok(());
+    }
+    let Ok(Ok(found)) = tokio::time::timeout(NAME, connector.addresses()).await else { return Ok(()) };
+    let found: Vec<_> = found.iter().map(SocketAddr::ip).collect();
+    own_listener(config, &found).map_or(Ok(()), |listener| Err(StartError::Itself(listener.clone())))
 }
 
 /// Keys that are accepted and do nothing any more.
@@ -157,6 +178,7 @@ impl Proxy {
             per_address: config.client.max_per_address,
         };
         let connector = Arc::new(Connector::new(&config.upstream)?);
+        refuse_itself(&config, &connector).await?;
         let tls = ServerTls::new(&config.listen.tls)?;
         let renewal = CertificateReloader::new(Arc::clone(&connector), tls.clone());
         let listeners = listen(&config.listen, tls.as_ref(), inherited).await?;

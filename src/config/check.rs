@@ -2,6 +2,7 @@
 
 use super::Config;
 use super::error::ConfigError;
+use super::itself::{literal_addresses, own_listener};
 use super::source::Layers;
 use super::users;
 use super::value::show_duration;
@@ -17,6 +18,20 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     tls(config, layers);
     listed_users(config, layers);
     listen(config, layers);
+    itself(config, layers);
+}
+
+/// A proxy that is its own server would dial itself until no place is left: what an unset variable in an image does that
+/// listens where Redis does.
+fn itself(config: &Config, layers: &mut Layers) {
+    let Some(address) = own_listener(config, &literal_addresses(&config.upstream.host)) else { return };
+    let key =
+        if config.listen.addresses.contains(address) { "listen.addresses" } else { "listen.tls.addresses" };
+    let wrong = format!(
+        "redbouncer would be its own server: it would listen on {address} and connect to {}: set the Redis server's address",
+        super::url::show(&config.upstream)
+    );
+    conflict(layers, (key, "upstream.url"), wrong);
 }
 
 /// Clients need a way in, and TLS a certificate.

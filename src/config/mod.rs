@@ -8,6 +8,7 @@ mod address;
 mod check;
 mod error;
 mod exposure;
+mod itself;
 mod key;
 mod keys;
 mod settings;
@@ -27,6 +28,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{ConfigError, Origin};
+pub use itself::own_listener;
 pub use settings::{Config, Exposure, Flags};
 #[cfg(any(test, fuzzing))]
 pub(crate) use url::{apply as parse_url, show as show_url};

@@ -17,16 +17,20 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsSetupError {
     /// A file is missing, not readable, or not PEM.
-    #[error("cannot read {}: {cause}", path.display())]
+    #[error("{key}: cannot read {}: {cause}", path.display())]
     Read {
+        /// The key that names it.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it; nothing of its content.
         cause: String,
     },
     /// A PEM file without a certificate in it.
-    #[error("{} holds no certificate", path.display())]
+    #[error("{key}: {} holds no certificate", path.display())]
     NoCertificate {
+        /// The key that names it.
+        key: &'static str,
         /// The file.
         path: PathBuf,
     },
@@ -34,13 +38,15 @@ pub enum TlsSetupError {
     #[error("upstream.tls.cert and upstream.tls.key belong together: one of them is missing")]
     HalfAPair,
     /// Our certificate and key do not fit each other, or the key's kind is unknown.
-    #[error("the client certificate cannot be used: {cause}")]
+    #[error("upstream.tls.cert: {} cannot be used with the private key of upstream.tls.key: {cause}", path.display())]
     ClientCertificate {
+        /// Its file.
+        path: PathBuf,
         /// rustls's words.
         cause: String,
     },
     /// The same of the certificate that clients are shown.
-    #[error("the certificate of {} cannot be used: {cause}", path.display())]
+    #[error("listen.tls.cert: {} cannot be used with the private key of listen.tls.key: {cause}", path.display())]
     ServerCertificate {
         /// Its file.
         path: PathBuf,
@@ -51,7 +57,9 @@ pub enum TlsSetupError {
     #[error("listen.tls.addresses needs listen.tls.cert and listen.tls.key")]
     NoServerCertificate,
     /// Neither a host name nor an address, so no certificate could be valid for it.
-    #[error("not a name that a certificate can be verified for: {name:?}")]
+    #[error(
+        "upstream.tls.server_name, or the host of upstream.url: no certificate can be verified for {name:?}"
+    )]
     ServerName {
         /// `upstream.tls.server_name`, or the URL's host.
         name: String,
@@ -64,49 +72,58 @@ pub enum TlsSetupError {
     },
 }
 
-/// The certificates in a PEM file, at least one.
+/// The certificates in the PEM file that `key` of the configuration names, at least one.
 ///
 /// # Errors
 /// [`TlsSetupError`], with nothing of the file's content.
-pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
+pub(crate) fn certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
     let found = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| unreadable(path, &e))?;
+        .map_err(|e| unreadable(key, path, &e))?;
     if found.is_empty() {
-        return Err(TlsSetupError::NoCertificate { path: path.to_owned() });
+        return Err(TlsSetupError::NoCertificate { key, path: path.to_owned() });
     }
     Ok(found)
 }
 
-/// The first private key in a PEM file.
+/// The first private key in the PEM file that `key` of the configuration names.
 ///
 /// # Errors
 /// As [`certificates`].
-pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|e| unreadable(path, &e))
+pub(crate) fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|e| unreadable(key, path, &e))
 }
 
-/// Trusts the authorities in a PEM file.
+/// Trusts the authorities in the PEM file that `key` of the configuration names.
 ///
 /// # Errors
 /// As [`certificates`].
-pub(crate) fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsSetupError> {
-    for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|e| TlsSetupError::Read { path: path.to_owned(), cause: e.to_string() })?;
+pub(crate) fn add_authorities(
+    roots: &mut RootCertStore,
+    key: &'static str,
+    path: &Path,
+) -> Result<(), TlsSetupError> {
+    for certificate in certificates(key, path)? {
+        roots.add(certificate).map_err(|e| TlsSetupError::Read {
+            key,
+            path: path.to_owned(),
+            cause: e.to_string(),
+        })?;
     }
     Ok(())
 }
 
 /// A PEM error may quote the file, and the file may be a private key: only the system's errors are repeated.
-fn unreadable(path: &Path, error: &pem::Error) -> TlsSetupError {
+fn unreadable(key: &'static str, path: &Path, error: &pem::Error) -> TlsSetupError {
     let cause = match error {
         pem::Error::Io(e) => e.to_string(),
         pem::Error::NoItemsFound => "nothing of the expected kind in it (PEM)".to_owned(),
         _ => "not a well-formed PEM file".to_owned(), // an enum of the library's, open to more variants
     };
-    TlsSetupError::Read { path: path.to_owned(), cause }
+    TlsSetupError::Read { key, path: path.to_owned(), cause }
 }
 
 /// Until when a certificate is valid, if it says so.

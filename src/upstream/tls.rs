@@ -36,15 +36,19 @@ impl TlsSetup {
         let verifier: Arc<dyn ServerCertVerifier> = if options.insecure {
             Arc::new(AnyCertificate::new(&provider))
         } else {
-            let listed = options.ca.as_deref().map_or_else(|| Ok(Vec::new()), pem::certificates)?;
+            let listed = options.ca.as_deref().map(|ca| pem::certificates("upstream.tls.ca", ca));
+            let listed = listed.transpose()?.unwrap_or_default();
             Arc::new(ByAuthority::new(roots(&listed), listed, provider)?)
         };
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let config = match (&options.cert, &options.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => builder
-                .with_client_auth_cert(pem::certificates(cert)?, pem::key(key)?)
-                .map_err(|e| TlsSetupError::ClientCertificate { cause: e.to_string() })?,
+                .with_client_auth_cert(
+                    pem::certificates("upstream.tls.cert", cert)?,
+                    pem::private_key("upstream.tls.key", key)?,
+                )
+                .map_err(|e| TlsSetupError::ClientCertificate { path: cert.clone(), cause: e.to_string() })?,
             (Some(_), None) | (None, Some(_)) => return Err(TlsSetupError::HalfAPair),
         };
         Ok(Self { config: Arc::new(config), name })

@@ -304,7 +304,7 @@ fn the_certificate_for_clients_is_looked_at_too() {
 #[test]
 fn a_file_for_tls_that_is_not_there() {
     let checked = check_with("rediss://localhost:1", &["--set", "upstream.tls.ca=/nowhere/ca.pem"]);
-    checked.blames("TLS files", "/nowhere/ca.pem", "upstream.tls");
+    checked.blames("TLS files", "upstream.tls.ca: cannot read /nowhere/ca.pem", "upstream.tls");
 }
 
 #[test]

@@ -107,6 +107,31 @@ fn a_port_in_use_ends_the_start_with_a_message() {
     }
 }
 
+/// An image that listens where Redis does, and a variable that was not set: the proxy dialled itself until no place was left.
+#[test]
+fn a_proxy_that_would_be_its_own_server_is_refused() {
+    let port = free_port();
+    let own = ["listen", "own server", "upstream.url"];
+    for (listen, server) in [
+        (format!("0.0.0.0:{port}"), format!("redis://127.0.0.1:{port}")),
+        (format!("127.0.0.1:{port}"), format!("redis://:sesame@localhost:{port}")),
+        (format!("[::1]:{port}"), format!("redis://[::1]:{port}")),
+        // A name, as far as the configuration knows: the resolver says whose it is.
+        (format!("0.0.0.0:{port}"), format!("redis://127.1:{port}")),
+    ] {
+        let arguments =
+            ["--listen", listen.as_str(), "--upstream", server.as_str(), "--admin", "127.0.0.1:0"];
+        let (exit, _) = Proxy::run_to_end(&arguments, &[]);
+        assert_eq!(exit.code, Some(64), "{arguments:?}: {exit:?}");
+        for word in own.iter().chain(&[listen.as_str()]) {
+            assert!(exit.stderr.contains(word), "{arguments:?} does not say {word:?}: {}", exit.stderr);
+        }
+        assert!(!exit.stderr.contains("sesame"), "{}", exit.stderr);
+    }
+    let environment = [("REDBOUNCER_LISTEN", "0.0.0.0:6379"), ("REDBOUNCER_ADMIN", "127.0.0.1:0")];
+    refused(&[], &environment, &own);
+}
+
 #[test]
 fn an_unreachable_upstream_closes_who_asks_for_it_and_is_no_end() {
     let port = free_port();

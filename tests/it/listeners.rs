@@ -395,9 +395,11 @@ fn a_certificate_that_cannot_be_used_is_a_wrong_configuration() {
     };
     let text = |path: &PathBuf| path.to_str().unwrap().to_owned();
     let crossed = launch(&text(&one.cert), &text(&other.key));
-    assert!(crossed.contains("cannot be used") && crossed.contains("one.pem"), "{crossed}");
+    assert!(crossed.contains("listen.tls.cert: ") && crossed.contains("one.pem"), "{crossed}");
     let missing = launch("/nonexistent/tls.crt", &text(&one.key));
-    assert!(missing.contains("No such file"), "{missing}");
+    assert!(missing.contains("listen.tls.cert: cannot read /nonexistent/tls.crt: No such file"), "{missing}");
+    let missing = launch(&text(&one.cert), "/nonexistent/tls.key");
+    assert!(missing.contains("listen.tls.key: cannot read /nonexistent/tls.key: No such file"), "{missing}");
     let unnamed = launch("", &text(&one.key));
     assert!(unnamed.contains("all of them or none"), "{unnamed}");
 }

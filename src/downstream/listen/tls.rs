@@ -12,6 +12,10 @@ use super::options::{ClientAuth, ListenTlsOptions};
 use crate::upstream::TlsSetupError;
 use crate::upstream::pem::{self, Fingerprint};
 
+const CERT: &str = "listen.tls.cert";
+const KEY: &str = "listen.tls.key";
+const CLIENT_CA: &str = "listen.tls.client_ca";
+
 /// The TLS configuration of all TLS listeners. A handshake takes the one of its moment and keeps it.
 #[derive(Debug)]
 pub struct ServerTls {
@@ -48,7 +52,7 @@ impl ServerTls {
     /// What is wrong with the file.
     pub fn certificates(&self) -> Result<Vec<Vec<u8>>, TlsSetupError> {
         let Some(cert) = &self.options.cert else { return Err(TlsSetupError::NoServerCertificate) };
-        Ok(pem::certificates(cert)?.iter().map(|certificate| certificate.to_vec()).collect())
+        Ok(pem::certificates(CERT, cert)?.iter().map(|certificate| certificate.to_vec()).collect())
     }
 
     /// What the files hold now.
@@ -83,25 +87,27 @@ fn read(options: &ListenTlsOptions) -> Result<ServerConfig, TlsSetupError> {
         (ClientAuth::Off, _) | (_, None) => builder.with_no_client_auth(),
         (ClientAuth::Optional | ClientAuth::Required, Some(path)) => {
             let mut roots = RootCertStore::empty();
-            pem::add_authorities(&mut roots, path)?;
+            pem::add_authorities(&mut roots, CLIENT_CA, path)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let verifier = match options.client_auth {
                 ClientAuth::Required => verifier,
                 ClientAuth::Off | ClientAuth::Optional => verifier.allow_unauthenticated(),
             };
-            let verifier = verifier
-                .build()
-                .map_err(|e| TlsSetupError::Read { path: path.clone(), cause: e.to_string() })?;
+            let verifier = verifier.build().map_err(|e| TlsSetupError::Read {
+                key: CLIENT_CA,
+                path: path.clone(),
+                cause: e.to_string(),
+            })?;
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let chain = pem::certificates(cert)?;
+    let chain = pem::certificates(CERT, cert)?;
     let until = chain.first().and_then(pem::valid_until);
     if until.is_some_and(|until| until < SystemTime::now()) {
         tracing::warn!(file = %cert.display(), "the certificate in listen.tls.cert has expired: clients will refuse it");
     }
     let mut config = builder
-        .with_single_cert(chain, pem::key(key)?)
+        .with_single_cert(chain, pem::private_key(KEY, key)?)
         .map_err(|e| TlsSetupError::ServerCertificate { path: cert.clone(), cause: e.to_string() })?;
     // Sessions are resumed by tickets that the client keeps: nothing is remembered here.
     config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(wrong)?;

@@ -225,7 +225,7 @@ fn a_setup_that_cannot_work_is_refused_before_any_dial() {
     let theirs = issued("theirs", &["proxy"]);
     let missing = with(&|tls| tls.ca = Some("/nonexistent/ca.crt".into()));
     assert!(
-        matches!(&missing, TlsSetupError::Read { cause, .. } if cause.contains("No such file")),
+        matches!(&missing, TlsSetupError::Read { key: "upstream.tls.ca", cause, .. } if cause.contains("No such file")),
         "{missing}"
     );
     assert!(matches!(with(&|tls| tls.ca = Some(ours.key.clone())), TlsSetupError::NoCertificate { .. }));
