@@ -7,16 +7,18 @@ mod certificates;
 mod files;
 mod leases;
 mod memory;
+mod password_file;
 mod service_manager;
 mod users_file;
+mod verify;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,16 +39,16 @@ use crate::downstream::{
     Worker, WorkerConfig, WorkerHandle, Workers, listen,
 };
 use crate::pool::{
-    Budget, ClientMemory, DialRateLimiter, Hubs, HumanDuration, Kind, LaneKey, MAX_BULK, Phase, Pool, Shared,
-    Tracked, Unavailable,
+    Budget, ClientMemory, DialRateLimiter, Hubs, HumanDuration, Kind, MAX_BULK, Phase, Pool, Shared,
 };
-use crate::resp::Protocol;
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::StopSignals;
 use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use certificates::CertificateReloader;
+use password_file::PasswordFileReloader;
 use users_file::UsersFileReloader;
+use verify::verify_upstream;
 
 /// The configuration names something that cannot be used (a certificate that is not there).
 const BAD_CONFIGURATION: u8 = 64;
@@ -54,6 +56,10 @@ const BAD_CONFIGURATION: u8 = 64;
 const CUT: u8 = 75;
 /// How long the start waits for the first look for orphans, at the most.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// The same while the server has not let us in: one that hangs holds nobody up.
+const FIRST_ANSWER: Duration = Duration::from_millis(500);
+/// How often the start looks whether it has.
+const STEP: Duration = Duration::from_millis(20);
 /// How long the start waits for the address of a server at a port of ours.
 const NAME: Duration = Duration::from_secs(1);
 /// How often gauges are published and the exporter's samples are tidied.
@@ -158,10 +164,20 @@ struct Proxy {
     exporter: PrometheusHandle,
     /// The bound addresses, and whether with TLS.
     listening: Vec<(String, bool)>,
-    stopping: AtomicBool,
+    stage: Cell<Stage>,
+    ready_needs_login: bool,
     log: Rc<Log>,
     /// `log.long_lease`
     long_lease: Option<Duration>,
+}
+
+/// Where in its life the proxy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The listeners do not accept yet.
+    Starting,
+    Serving,
+    Stopping,
 }
 
 impl Proxy {
@@ -209,16 +225,16 @@ impl Proxy {
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
         let (workers, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
         let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
-        let (shown, stopping) = (RefCell::default(), AtomicBool::new(false));
         let long_lease = config.log.long_lease;
         let proxy = Rc::new(Self {
             shared,
             workers,
             directory,
-            shown,
+            shown: RefCell::default(),
             exporter,
             listening,
-            stopping,
+            stage: Cell::new(Stage::Starting),
+            ready_needs_login: config.admin.ready_needs_login,
             log,
             long_lease,
         });
@@ -229,18 +245,23 @@ impl Proxy {
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,
         };
-        // What a run before this one left on the server goes before the first client is served. A server that cannot be
-        // reached holds nobody up.
-        let patience = config.upstream.connect_timeout.min(FIRST_LOOK);
-        drop(tokio::time::timeout(patience, first_look.cancelled()).await);
-        proxy.announce(&config, admin.as_ref());
-        let doors = Listeners::open(listeners, &door)?;
+        let admin_address = admin.as_ref().map(admin::Server::address);
         if let Some(server) = admin {
             tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
         }
+        proxy.await_first_look(&first_look, config.upstream.connect_timeout).await;
+        proxy.announce(&config, admin_address);
+        let doors = Listeners::open(listeners, &door)?;
+        proxy.stage.set(Stage::Serving);
         let hangup = signal(SignalKind::hangup())?;
         let roster = UsersFileReloader::new(&config, Arc::clone(&proxy.directory), proxy.workers.clone());
-        tokio::task::spawn_local(renew(renewal, roster, hangup));
+        let password = PasswordFileReloader::new(
+            &config,
+            Arc::clone(&proxy.shared.connector),
+            Arc::clone(&proxy.directory),
+            Arc::clone(&proxy.shared.health),
+        );
+        tokio::task::spawn_local(renew(renewal, roster, password, hangup));
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         service_manager::ready();
         tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
@@ -253,7 +274,20 @@ impl Proxy {
         Ok(code)
     }
 
-    fn announce(&self, config: &Config, admin: Option<&admin::Server>) {
+    /// What a run before this one left on the server goes before the first client is served. A server that cannot be
+    /// reached, or hangs, holds nobody up.
+    async fn await_first_look(&self, first_look: &CancellationToken, connect_timeout: Duration) {
+        let begun = Instant::now();
+        let patience = connect_timeout.min(FIRST_LOOK);
+        let is_answered = || self.shared.connector.server().is_some();
+        while begun.elapsed() < patience && (is_answered() || begun.elapsed() < FIRST_ANSWER) {
+            if tokio::time::timeout(STEP, first_look.cancelled()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn announce(&self, config: &Config, admin: Option<SocketAddr>) {
         let addresses = |with_tls| {
             let of_kind = self.listening.iter().filter(|(_, tls)| *tls == with_tls);
             let shown: Vec<_> = of_kind.map(|(address, _)| address.as_str()).collect();
@@ -263,7 +297,7 @@ impl Proxy {
         tracing::info!(
             listen = addresses(false),
             listen_tls = addresses(true),
-            admin = admin.map_or_else(|| "off".to_owned(), |server| server.address().to_string()),
+            admin = admin.map_or_else(|| "off".to_owned(), |address| address.to_string()),
             upstream = format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
             max_connections = config.pool.max_connections,
             client_memory_max = self.shared.memory.bound(),
@@ -323,6 +357,7 @@ impl Proxy {
         publish_gauge("redbouncer_clients_unauthenticated", &[], self.workers.places().waiting());
         publish_gauge("redbouncer_client_memory_bytes", &[], memory.used());
         publish_gauge("redbouncer_client_memory_bytes_max", &[], memory.bound().unwrap_or(0));
+        self.shared.health.publish();
         publish_tasks("main");
         self.publish_users();
         self.log.report();
@@ -359,7 +394,7 @@ impl Proxy {
         signals: &mut StopSignals,
         grace: Duration,
     ) -> ExitCode {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.stage.set(Stage::Stopping);
         service_manager::stopping(grace + self.shared.upstream.close_timeout);
         doors.close();
         let clients = self.workers.clients();
@@ -440,20 +475,26 @@ async fn accept(listener: Listener, door: AcceptOptions) {
     }
 }
 
-/// Reads certificates and users again, on SIGHUP and when they have changed.
-async fn renew(mut renewal: CertificateReloader, mut roster: UsersFileReloader, mut hangup: Signal) {
+/// Reads certificates, users and the password again, on SIGHUP and when they have changed.
+async fn renew(
+    mut renewal: CertificateReloader,
+    mut roster: UsersFileReloader,
+    mut password: PasswordFileReloader,
+    mut hangup: Signal,
+) {
     let mut look = tokio::time::interval(LOOK_AT_CERTIFICATES);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let asked = tokio::select! {
             _ = look.tick() => false,
             _ = hangup.recv() => {
-                tracing::info!("SIGHUP: certificates and the users file are read again; all other settings are read at the start only");
+                tracing::info!("SIGHUP: certificates, the users file and upstream.password_file are read again; all other settings are read at the start only");
                 true
             }
         };
         renewal.renew(asked).await;
         roster.renew().await;
+        password.renew().await;
     }
 }
 
@@ -474,12 +515,27 @@ impl View for Proxy {
         self.exporter.render() + &CommandSeconds::render(&seconds)
     }
 
-    fn is_ready(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed)
+    fn readiness(&self) -> Result<(), &'static str> {
+        let health = &self.shared.health;
+        match self.stage.get() {
+            Stage::Starting => Err("starting"),
+            Stage::Stopping => Err("stopping"),
+            Stage::Serving if health.refused().is_some() => {
+                Err("the server refuses the login of upstream.url")
+            }
+            Stage::Serving if self.ready_needs_login && !health.has_reached() => {
+                Err("the server has not accepted a login yet")
+            }
+            Stage::Serving => Ok(()),
+        }
     }
 
     async fn status(&self) -> Value {
-        let state = if self.is_ready() { "serving" } else { "stopping" };
+        let state = match self.stage.get() {
+            Stage::Starting => "starting",
+            Stage::Serving => "serving",
+            Stage::Stopping => "stopping",
+        };
         let mut upstream = self.shared.connector.server().map_or_else(
             || json!({ "server": "not reached yet" }),
             |server| {
@@ -494,6 +550,11 @@ impl View for Proxy {
         if let Some(down) = self.shared.health.down_for() {
             upstream["unreachable_seconds"] = json!(down.as_secs());
             upstream["unreachable_reason"] = json!(self.shared.health.why_down());
+        }
+        upstream["up"] = json!(self.shared.health.is_up());
+        if let Some(refused) = self.shared.health.refused() {
+            upstream["login_refused_seconds"] = json!(refused.since.elapsed().as_secs());
+            upstream["login_refused_reason"] = json!(refused.text);
         }
         if let Some(closed) = self.shared.health.closed_for_want() {
             upstream["clients_closed"] = json!({
@@ -575,30 +636,12 @@ fn work(
     };
     runtime.block_on(async {
         let pool = Pool::new(shared, TaskTracker::new());
+        let verify = verify_upstream(Rc::clone(&pool), Arc::clone(&terms.directory));
+        let worker = Worker::new(index, pool, terms, workers);
         if index == 0 {
-            pool.tasks().spawn_local(verify_upstream(Rc::clone(&pool), Arc::clone(&terms.directory)));
+            worker.look_after(tokio::task::spawn_local(verify).abort_handle());
         }
-        Worker::new(index, pool, terms, workers).run(messages).await;
+        worker.run(messages).await;
     });
     runtime.shutdown_background();
-}
-
-/// The first login, before any client needs it: a wrong address or password is in the log at once.
-async fn verify_upstream(pool: Rc<Pool>, directory: Arc<Directory>) {
-    let (user, identity) = directory.own_identity();
-    let database = pool.shared.upstream.database;
-    let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
-    let group = pool.group(key, &identity);
-    let _session = group.attach();
-    match pool.lane_ready(&group, pool.wait_deadline()).await {
-        Ok(()) => {
-            if let Some(server) = pool.shared.connector.server() {
-                tracing::info!(server = %server.server, version = %server.version, mode = %server.mode, "upstream reached");
-            }
-        }
-        Err(Unavailable::Stopping) => {}
-        Err(why) => {
-            tracing::error!(reason = %why, "the upstream cannot be used yet; clients wait and are told");
-        }
-    }
 }

@@ -152,8 +152,10 @@ async fn answer<V: View>(request: &Request<Incoming>, pages: &Pages<V>, busy: &B
     let view = &*pages.view;
     match request.uri().path() {
         "/live" => page(StatusCode::OK, TEXT, "live\n".to_owned()),
-        "/ready" if view.is_ready() => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
-        "/ready" => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "stopping\n".to_owned()),
+        "/ready" => match view.readiness() {
+            Ok(()) => page(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            Err(why) => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+        },
         "/metrics" => page(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", view.metrics().await),
         "/status" => page(StatusCode::OK, "application/json", format!("{:#}\n", view.status().await)),
         "/events" => events(&pages.feed, busy),

@@ -7,10 +7,12 @@ pub struct AdminOptions {
     pub address: Option<String>,
     /// Public names under which the port may be asked, beside addresses and private names.
     pub hosts: Vec<String>,
+    /// `/ready` answers 503 until the server has accepted a first login.
+    pub ready_needs_login: bool,
 }
 
 impl Default for AdminOptions {
     fn default() -> Self {
-        Self { address: Some("127.0.0.1:9380".to_owned()), hosts: Vec::new() }
+        Self { address: Some("127.0.0.1:9380".to_owned()), hosts: Vec::new(), ready_needs_login: false }
     }
 }

@@ -8,8 +8,11 @@ use super::dashboard::Sample;
 pub trait View {
     /// The metrics in Prometheus' text format.
     fn metrics(&self) -> impl Future<Output = String>;
-    /// Whether new clients are served now.
-    fn is_ready(&self) -> bool;
+    /// Whether new clients are served now; if not, why.
+    ///
+    /// # Errors
+    /// What is missing, in a few words.
+    fn readiness(&self) -> Result<(), &'static str>;
     /// The whole picture.
     fn status(&self) -> impl Future<Output = Value>;
     /// The numbers that the dashboard keeps for each second.

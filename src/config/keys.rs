@@ -121,6 +121,7 @@ pub(super) static KEYS: &[Key] = &[
     // [admin]
     Key::new("admin.address", Field::OptionalAddress(|c| &mut c.admin.address)),
     Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)),
+    Key::new("admin.ready_needs_login", Field::Switch(|c| &mut c.admin.ready_needs_login)),
     // [shutdown]
     Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)),
     // [log]
@@ -161,8 +162,8 @@ const URL: Field = Field::Text {
 const PASSWORD_FILE: Field = Field::Text {
     form: "path of a file",
     put: read_password,
-    // The file's name is not kept: once read, there is only the password.
-    show: |c| c.upstream.password.as_ref().map(|_| "***".to_owned()),
+    // Perhaps the password itself was written there: the name is not shown.
+    show: |c| c.upstream.password_file.as_ref().map(|_| "***".to_owned()),
 };
 
 const PASSWORD: Field = Field::Text {
@@ -184,6 +185,7 @@ fn read_password(config: &mut Config, path: &str) -> Result<(), Wrong> {
     }
     only_password(config)?;
     config.upstream.password = Some(users::secret_in(Path::new(path))?);
+    config.upstream.password_file = Some(path.into());
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub use settings::{Config, Exposure, Flags};
 pub(crate) use url::{apply as parse_url, show as show_url};
 #[cfg(any(test, fuzzing))]
 pub(crate) use users::parse_alone as parse_users;
-pub use users::{outlasting, read_users};
+pub use users::{outlasting, read_users, secret_in};
 pub use value::parse_duration as duration;
 
 use keys::KEYS;

@@ -13,7 +13,7 @@ use super::text::{nearest, shown, syntax};
 use super::value::{Given, Wrong, choose, show_duration};
 use crate::downstream::{Cost, PasswordHash, StaticUser, toll};
 use crate::session::{Right, Rights};
-use crate::upstream::{Identity, Secret};
+use crate::upstream::{CredentialSource, Identity, Secret};
 
 /// What a user's section may hold.
 const KEYS: [&str; 8] = [
@@ -149,7 +149,9 @@ fn user(
     }
     user.upstream = match (upstream_user, upstream_passwords.pop()) {
         (None, None) => None,
-        (username, Some(password)) => Some(Identity { username, password: Some(password), of_client: false }),
+        (username, Some(password)) => {
+            Some(Identity { username, password: Some(password), source: CredentialSource::UsersFile })
+        }
         (Some(_), None) => {
             let forms = "upstream_password, upstream_password_file or upstream_password_env";
             complain(None, format!("\"upstream_user\" without a password: {forms} is missing"));
@@ -190,8 +192,9 @@ fn rights(given: &Given) -> Result<Rights, Wrong> {
 
 /// Reads a password from a file; one line break at the end, which editors add, does not belong to it.
 ///
-/// The path is not repeated in errors: the commonest mistake is to write the password itself.
-pub(super) fn secret_in(path: &Path) -> Result<Secret, Wrong> {
+/// # Errors
+/// What is wrong with the file. The path is not repeated: the commonest mistake is to write the password itself.
+pub fn secret_in(path: &Path) -> Result<Secret, Wrong> {
     let mut bytes = fs::read(path).map_err(|wrong| format!("the file cannot be read: {wrong}"))?;
     if bytes.last() == Some(&b'\n') {
         bytes.pop();

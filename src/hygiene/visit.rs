@@ -78,11 +78,7 @@ impl Visit {
         options: &UpstreamOptions,
         name: &str,
     ) -> Result<Self, VisitError> {
-        let identity = Arc::new(Identity {
-            username: options.username.clone(),
-            password: options.password.clone(),
-            of_client: false,
-        });
+        let identity = Arc::new(Identity::of_url(options));
         let login = Login {
             identity,
             database: options.database,

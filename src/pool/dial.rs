@@ -79,7 +79,6 @@ impl Pool {
     ) -> Option<(Rc<Lane>, UpstreamStream)> {
         // A second lane comes with its permit and is worth one dial, whoever waits.
         let mut spare = permit.is_some();
-        let login = self.login(group.key(), group.identity(), Kind::Lane);
         let mut backoff = self.backoff();
         while !self.stopping.get() && (spare || group.has_waiters()) {
             let permit = match permit.take() {
@@ -89,6 +88,8 @@ impl Pool {
                     self.lane_permit(group).await?
                 }
             };
+            // Made for each dial: the credentials may have been read again.
+            let login = self.login(group.key(), group.identity(), Kind::Lane);
             match self.dial(&login, group.key().user, Kind::Lane, &group.stage).await {
                 Ok(established) if self.stopping.get() => {
                     self.close(established.stream, permit, UpstreamClose::Shutdown, None);
@@ -175,7 +176,6 @@ impl Pool {
             lease.permit.describe(holder);
             return Ok(lease);
         }
-        let login = self.login(key, identity, Kind::Lease);
         let mut backoff = self.backoff();
         let mut failure = None;
         let stage = Cell::new(Stage::Queued);
@@ -189,6 +189,7 @@ impl Pool {
                     Found::Permit(permit) => permit,
                     Found::Nothing => return Err(Unavailable::Stopping),
                 };
+                let login = self.login(key, identity, Kind::Lease);
                 match self.dial_lease(&login, (key, holder.address), permit, &stage).await {
                     Ok(lease) => return Ok(lease),
                     Err(error) => {
@@ -315,12 +316,12 @@ impl Pool {
         let established = self.shared.connector.dial(login).await;
         drop(attempt);
         match &established {
-            Ok(_) => self.shared.health.succeeded(),
+            Ok(_) => self.shared.health.succeeded(&login.identity),
             Err(error) => {
                 if error.refuses_identity() {
                     self.refusals.borrow_mut().insert(user);
                 }
-                self.shared.health.failed(kind, login.identity.name(), error);
+                self.shared.health.failed(kind, &login.identity, error);
             }
         }
         established
@@ -367,7 +368,7 @@ impl Pool {
 
     fn login(&self, key: LaneKey, identity: &Arc<Identity>, kind: Kind) -> Login {
         Login {
-            identity: Arc::clone(identity),
+            identity: self.shared.connector.current(identity),
             database: key.database,
             protocol: key.protocol,
             name: self.shared.instance.connection(kind.label()),

@@ -1,10 +1,11 @@
-//! Whether the server can be reached: said once when it changes, and who may try during an outage.
+//! Whether the server can be reached and lets us in: said once when it changes, and who may try during an outage.
 //!
 //! During an outage every waiting session wants to dial again and again. One dials at a time, often, and the first
 //! success wakes all the others. A line in the log for each failure would bury the one that matters.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use super::{HumanDuration, Kind};
-use crate::upstream::DialError;
+use crate::upstream::{CredentialSource, DialError, Identity};
 
 /// A failure is a warning again after this long.
 const REPEAT: Duration = Duration::from_secs(10);
@@ -32,6 +33,22 @@ pub struct Health {
     /// When each dial began that has not ended yet.
     attempts: Mutex<BTreeSet<(Instant, u64)>>,
     closed: Mutex<Option<ClosedForWant>>,
+    /// The server refuses the login of `upstream.url`.
+    refused: Mutex<Option<RefusedLogin>>,
+    /// The server has accepted a login since the start, or has asked for one of a client.
+    has_reached: AtomicBool,
+    /// Wakes who tries the login of `upstream.url` again.
+    look: Notify,
+}
+
+/// That the server does not let in who `upstream.url` says we are: nothing but another password, there or here, ends it.
+#[derive(Clone, Debug)]
+pub struct RefusedLogin {
+    /// Since when.
+    pub since: Instant,
+    /// The server's error, code first.
+    pub text: String,
+    warned: Instant,
 }
 
 #[derive(Debug)]
@@ -78,6 +95,40 @@ impl Health {
     #[must_use]
     pub fn why_down(&self) -> Option<String> {
         self.outage.lock().as_ref().map(|outage| outage.text.clone())
+    }
+
+    /// Whether the last dial succeeded, and the server lets in who `upstream.url` says we are.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.has_reached() && self.outage.lock().is_none() && self.refused.lock().is_none()
+    }
+
+    /// Whether the server has accepted a login since the start, or has asked for one of a client.
+    #[must_use]
+    pub fn has_reached(&self) -> bool {
+        self.has_reached.load(Ordering::Relaxed)
+    }
+
+    /// That the server refuses the login of `upstream.url`, while it does.
+    #[must_use]
+    pub fn refused(&self) -> Option<RefusedLogin> {
+        self.refused.lock().clone()
+    }
+
+    /// Waits until the login of `upstream.url` is to be tried although no client needs it: it was refused, or has other
+    /// credentials now.
+    pub async fn login_wanted(&self) {
+        self.look.notified().await;
+    }
+
+    /// The login of `upstream.url` has other credentials now.
+    pub fn try_the_login(&self) {
+        self.look.notify_one();
+    }
+
+    /// Publishes whether the server is there.
+    pub fn publish(&self) {
+        metrics::gauge!("redbouncer_upstream_up").set(f64::from(u8::from(self.is_up())));
     }
 
     /// Waits until a dial succeeds after one that has failed; at once when that happened since the last time.
@@ -146,27 +197,59 @@ impl Health {
         self.closed.lock().clone()
     }
 
-    /// A dial has succeeded.
-    pub(super) fn succeeded(&self) {
-        metrics::gauge!("redbouncer_upstream_up").set(1.0);
+    /// A dial as `identity` has succeeded.
+    pub(super) fn succeeded(&self, identity: &Identity) {
+        self.has_reached.store(true, Ordering::Relaxed);
+        if identity.source == CredentialSource::Url
+            && let Some(refused) = self.refused.lock().take()
+        {
+            tracing::info!(after = %HumanDuration(refused.since.elapsed()), "the server accepts the login of upstream.url again");
+        }
         if let Some(outage) = self.outage.lock().take() {
             self.recovered.notify_one();
             self.reached.notify_waiters();
             tracing::info!(after = %HumanDuration(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
         }
+        self.publish();
     }
 
-    /// A dial as `user` has failed.
-    pub(super) fn failed(&self, kind: Kind, user: &str, error: &DialError) {
-        let kind = kind.label();
+    /// The server has refused the login of `upstream.url`: an error, because no command of that user can be served.
+    fn refuses_us(&self, user: &str, error: &DialError) {
+        let now = Instant::now();
+        let mut state = self.refused.lock();
+        let is_new = state.is_none();
+        let refused = state.get_or_insert_with(|| RefusedLogin {
+            since: now,
+            text: String::new(),
+            warned: now - REPEAT,
+        });
+        refused.text = error.public_text();
+        if now - refused.warned >= REPEAT {
+            refused.warned = now;
+            let refused_for = HumanDuration(refused.since.elapsed());
+            tracing::error!(user, %error, %refused_for, "the server refuses the login of upstream.url; its commands cannot be served");
+        }
+        drop(state);
+        if is_new {
+            self.look.notify_one();
+        }
+        self.publish();
+    }
+
+    /// A dial as `identity` has failed.
+    pub(super) fn failed(&self, kind: Kind, identity: &Identity, error: &DialError) {
+        let (kind, user) = (kind.label(), identity.name());
         match error {
             // An answer: the server is there, and whoever asked is told.
             DialError::SelectRefused { .. } => {
                 tracing::debug!(kind, user, %error, "upstream connection refused");
             }
-            DialError::Login { .. } => tracing::info!(kind, user, %error, "upstream login refused"),
+            DialError::Login { .. } if is_for_the_operator(identity, error) => self.refuses_us(user, error),
+            DialError::Login { .. } => {
+                self.has_reached.store(true, Ordering::Relaxed);
+                tracing::info!(kind, user, %error, "upstream login refused");
+            }
             _ => {
-                metrics::gauge!("redbouncer_upstream_up").set(0.0);
                 let now = Instant::now();
                 let mut state = self.outage.lock();
                 let outage = state.get_or_insert_with(|| Outage {
@@ -186,14 +269,23 @@ impl Health {
                 } else {
                     tracing::debug!(kind, user, %error, "upstream connection failed");
                 }
+                drop(state);
+                self.publish();
             }
         }
     }
 }
 
+/// Whether nothing that a client could say ends this refusal. Without a password in the configuration it may be that only
+/// clients are to log in; `DENIED` is about where we come from.
+fn is_for_the_operator(identity: &Identity, error: &DialError) -> bool {
+    identity.source == CredentialSource::Url && (identity.password.is_some() || !error.refuses_identity())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::Secret;
 
     const REFUSED: DialError = DialError::MaxClients { text: String::new() };
 
@@ -201,7 +293,7 @@ mod tests {
     async fn during_an_outage_one_dials_and_its_success_wakes_all() {
         let health = Arc::new(Health::default());
         assert!(health.turn().await.is_none(), "without an outage nobody waits for a turn");
-        health.failed(Kind::Lane, "default", &REFUSED);
+        health.failed(Kind::Lane, &Identity::default(), &REFUSED);
         let turn = health.turn().await;
         assert!(turn.is_some());
         let others: Vec<_> = (0..100)
@@ -214,7 +306,7 @@ mod tests {
         let sleeper = tokio::spawn(async move { sleeper.pause(Duration::from_secs(3600)).await });
         tokio::task::yield_now().await;
         assert!(others.iter().all(|other| !other.is_finished()));
-        health.succeeded();
+        health.succeeded(&Identity::default());
         for other in others {
             assert!(other.await.is_ok_and(|needs_no_turn| needs_no_turn));
         }
@@ -226,10 +318,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_turn_that_came_to_nothing_is_the_next_one_s() {
         let health = Arc::new(Health::default());
-        health.failed(Kind::Lane, "default", &REFUSED);
+        health.failed(Kind::Lane, &Identity::default(), &REFUSED);
         for _ in 0..5 {
             assert!(health.turn().await.is_some());
-            health.failed(Kind::Lane, "default", &REFUSED);
+            health.failed(Kind::Lane, &Identity::default(), &REFUSED);
         }
     }
 
@@ -243,5 +335,25 @@ mod tests {
         assert!(health.has_tried_for(Duration::ZERO));
         drop(second);
         assert!(!health.has_tried_for(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_refused_login_of_the_url_ends_with_one_that_is_accepted() {
+        let health = Health::default();
+        let own = Identity { password: Some(Secret::new("old")), ..Identity::default() };
+        let client = Identity { source: CredentialSource::Client, ..own.clone() };
+        let refusal = DialError::Login { text: "WRONGPASS".to_owned() };
+        assert!(!health.is_up(), "nobody has logged in yet");
+        health.succeeded(&own);
+        health.failed(Kind::Lane, &client, &refusal);
+        assert!(health.is_up() && health.refused().is_none(), "a client's own password");
+        health.failed(Kind::Lane, &Identity::default(), &refusal);
+        assert!(health.is_up(), "there is no password: clients log in themselves");
+        health.failed(Kind::Lane, &own, &refusal);
+        assert_eq!(health.refused().map(|refused| refused.text).as_deref(), Some("WRONGPASS"));
+        health.succeeded(&client);
+        assert!(!health.is_up(), "it is somebody else whom the server lets in");
+        health.succeeded(&own);
+        assert!(health.is_up() && health.refused().is_none());
     }
 }

@@ -50,7 +50,7 @@ pub use control::Control;
 pub use dial_rate::DialRateLimiter;
 use group::Pick;
 pub use group::{Group, SessionGuard, Stage};
-pub use health::Health;
+pub use health::{Health, RefusedLogin};
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
 pub use liveness::Liveness;

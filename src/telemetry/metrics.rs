@@ -196,7 +196,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "",
         "From the first command of a batch to its last reply.",
     ),
-    ("redbouncer_upstream_up", "gauge", "", "1 after a successful dial, 0 after a failed one."),
+    (
+        "redbouncer_upstream_up",
+        "gauge",
+        "",
+        "1 while the last dial succeeded and the server accepts the login of upstream.url; 0 until the first login.",
+    ),
     (
         "redbouncer_pool_waiting",
         "gauge",

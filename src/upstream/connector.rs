@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use super::capabilities::{Capability, MissingCapabilities, Refusal};
 use super::conversation::{Conversation, Step};
 use super::error::{DialError, Phase};
-use super::login::{LoggedIn, Login, MissingCapability};
+use super::login::{CredentialSource, Identity, LoggedIn, Login, MissingCapability};
 use super::pem::{Fingerprint, TlsSetupError};
 use super::resolve::Resolver;
 use super::runs::{Change, Met, Runs};
@@ -66,6 +66,8 @@ impl Connected {
 
 /// Dials one server.
 pub struct Connector {
+    /// The credentials of `upstream.url`, as of now.
+    own: RwLock<Arc<Identity>>,
     resolver: Resolver,
     tls: Option<Tls>,
     connect_timeout: Duration,
@@ -110,6 +112,7 @@ impl Connector {
             None => None,
         };
         Ok(Self {
+            own: RwLock::new(Arc::new(Identity::of_url(options))),
             resolver: Resolver::new(&options.host, options.port),
             tls,
             connect_timeout: options.connect_timeout,
@@ -120,6 +123,24 @@ impl Connector {
             missing: MissingCapabilities::default(),
             runs: Runs::default(),
         })
+    }
+
+    /// The credentials of `upstream.url`, as of now.
+    pub fn own_identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.own.read())
+    }
+
+    /// Takes other credentials of `upstream.url` for new connections.
+    pub fn replace_own_identity(&self, identity: Arc<Identity>) {
+        *self.own.write() = identity;
+    }
+
+    /// `identity` as a login that begins now takes it.
+    pub fn current(&self, identity: &Arc<Identity>) -> Arc<Identity> {
+        match identity.source {
+            CredentialSource::Url => self.own_identity(),
+            CredentialSource::UsersFile | CredentialSource::Client => Arc::clone(identity),
+        }
     }
 
     /// What the certificate files hold now; `None` without TLS.

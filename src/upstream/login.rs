@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::Secret;
 use super::capabilities::{Capability, Refusal};
 use super::error::{DialError, first_word};
+use super::options::{Secret, UpstreamOptions};
 use super::server::{Greeting, ServerInfo};
 use crate::resp::{ErrorCode, Protocol, ReplyKind, bulk, encode, error_text, integer};
 use crate::telemetry::printable;
@@ -25,12 +25,35 @@ pub struct Identity {
     pub username: Option<String>,
     /// `None` sends no AUTH, whatever the user name.
     pub password: Option<Secret>,
-    /// A client's own credentials rather than the configuration's. Without a user name they are sent as the client
-    /// sent them, by AUTH alone, and a server that asks for no password refuses them, as it would the client.
-    pub of_client: bool,
+    /// Who has given them.
+    pub source: CredentialSource,
+}
+
+/// Who has given the credentials of an [`Identity`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// `upstream.url` and its password. They may change while we run: every login takes those of its moment from the
+    /// [`Connector`](super::Connector).
+    #[default]
+    Url,
+    /// The users file.
+    UsersFile,
+    /// A client. Without a user name they are sent as the client sent them, by AUTH alone, and a server that asks for no
+    /// password refuses them, as it would the client.
+    Client,
 }
 
 impl Identity {
+    /// The credentials of `upstream.url`.
+    #[must_use]
+    pub fn of_url(options: &UpstreamOptions) -> Self {
+        Self {
+            username: options.username.clone(),
+            password: options.password.clone(),
+            source: CredentialSource::Url,
+        }
+    }
+
     /// The user's name on the server.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -158,7 +181,9 @@ impl<'a> LoginMachine<'a> {
 
     fn authenticates_first(&self) -> bool {
         let identity = &self.login.identity;
-        identity.of_client && identity.username.is_none() && identity.password.is_some()
+        identity.source == CredentialSource::Client
+            && identity.username.is_none()
+            && identity.password.is_some()
     }
 
     /// Takes one whole reply of the server's and says what follows; commands are appended to `out`.
@@ -238,7 +263,7 @@ impl<'a> LoginMachine<'a> {
             Ask::Hello => self.on_hello_refused(text)?,
             // Redis before 6, and the default user without a password since.
             Ask::Auth
-                if !self.login.identity.of_client
+                if self.login.identity.source != CredentialSource::Client
                     && (text.contains("no password is set") || text.contains("without any password")) =>
             {
                 self.lack(Capability::Password, text);

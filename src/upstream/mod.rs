@@ -38,7 +38,7 @@ pub use capabilities::{Capability, MissingCapabilities, Refusal};
 pub use connector::{Connector, Established};
 pub use error::{DialError, Phase};
 pub use instance::Instance;
-pub use login::{Identity, Login};
+pub use login::{CredentialSource, Identity, Login};
 pub use options::{Keepalive, NameOptions, OnLoss, Secret, TlsOptions, UpstreamOptions};
 pub use peer::{Peer, PeerWatch};
 pub use pem::TlsSetupError;

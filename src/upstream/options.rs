@@ -24,6 +24,8 @@ pub struct UpstreamOptions {
     pub username: Option<String>,
     /// The password of that user; `None` sends no AUTH.
     pub password: Option<Secret>,
+    /// The file that it was read from.
+    pub password_file: Option<PathBuf>,
     /// The database a client begins in.
     pub database: u32,
     /// Bound on TCP, TLS and login together.
@@ -62,6 +64,7 @@ impl Default for UpstreamOptions {
             tls: false,
             username: None,
             password: None,
+            password_file: None,
             database: 0,
             connect_timeout: Duration::from_secs(5),
             backoff_min: Duration::from_millis(50),

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::{Identity, Login, Secret, TlsOptions, UpstreamOptions};
+use super::{CredentialSource, Identity, Login, Secret, TlsOptions, UpstreamOptions};
 use crate::resp::Protocol;
 
 /// A login without credentials, as a lane would do it.
@@ -33,7 +33,7 @@ pub(super) fn identity(username: Option<&str>, password: &str) -> Arc<Identity> 
     Arc::new(Identity {
         username: username.map(str::to_owned),
         password: Some(Secret::new(password)),
-        of_client: false,
+        source: CredentialSource::Url,
     })
 }
 

@@ -61,6 +61,7 @@ mod pubsub;
 mod pubsub_counts;
 mod pubsub_hub;
 mod queued;
+mod readiness;
 mod reconnect_storms;
 mod regressions;
 mod release;

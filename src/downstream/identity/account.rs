@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use crate::session::{Credentials, Rights, User};
-use crate::upstream::{Identity, Secret};
+use crate::upstream::{CredentialSource, Identity, Secret};
 
 /// Somebody whom clients can be: the identity of the configuration, a user of the users file, or a name and secret that
 /// the server has let in.
@@ -78,7 +78,7 @@ impl Account {
                     let identity = Arc::new(Identity {
                         username: offered.username.clone(),
                         password: Some(Secret::new(offered.password.to_vec())),
-                        of_client: true,
+                        source: CredentialSource::Client,
                     });
                     *lent = Arc::downgrade(&identity);
                     identity

@@ -43,6 +43,8 @@ pub struct Directory {
     mode: AuthMode,
     ttl: Duration,
     own: Arc<Account>,
+    /// Its credentials now: they may be read again.
+    own_identity: Mutex<Arc<Identity>>,
     /// By name (`auth.mode = "static"`).
     users: Mutex<HashMap<String, Arc<Known>>>,
     /// What a login costs that fails (`auth.mode = "static"`).
@@ -84,17 +86,14 @@ impl Directory {
     /// The operating system has no random numbers.
     pub fn new(upstream: &UpstreamOptions, auth: &AuthOptions, budget: Arc<Budget>) -> std::io::Result<Self> {
         let name: Arc<str> = upstream.username.as_deref().unwrap_or("default").into();
-        let identity = Identity {
-            username: upstream.username.clone(),
-            password: upstream.password.clone(),
-            of_client: false,
-        };
+        let identity = Arc::new(Identity::of_url(upstream));
         let mut salt = [0; 32];
         getrandom::fill(&mut salt)?;
         let directory = Self {
             mode: auth.mode,
             ttl: auth.cache_ttl,
-            own: Arc::new(Account::kept(User { id: OWN_ID, name }, Arc::new(identity))),
+            own: Arc::new(Account::kept(User { id: OWN_ID, name }, Arc::clone(&identity))),
+            own_identity: Mutex::new(identity),
             users: Mutex::default(),
             toll: Mutex::new(Arc::new([])),
             offers: Mutex::default(),
@@ -120,8 +119,19 @@ impl Directory {
     /// The same, as pools want it.
     #[must_use]
     pub fn own_identity(&self) -> (u64, Arc<Identity>) {
-        // Configured, so it is always there.
-        (OWN_ID, self.own.identity().unwrap_or_default())
+        (OWN_ID, Arc::clone(&self.own_identity.lock()))
+    }
+
+    /// The credentials of the configuration have been read again. Whoever has shown the former ones is in; nobody else gets
+    /// in by them.
+    pub fn replace_own_identity(&self, identity: Arc<Identity>) {
+        *self.own_identity.lock() = identity;
+        if self.mode != AuthMode::Static {
+            let is_own = |offer: &Arc<Credential>| {
+                offer.account.as_ref().is_some_and(|account| Arc::ptr_eq(account, &self.own))
+            };
+            self.offers.lock().retain(|_, offer| !is_own(offer));
+        }
     }
 
     /// As whom the server may be asked on our own behalf: the identity of the configuration, or else the last that logged
@@ -185,7 +195,7 @@ impl Directory {
     /// Whether `offered` is the identity of the configuration.
     fn is_own(&self, offered: &Credentials) -> bool {
         let same_name = offered.username.as_deref().unwrap_or("default") == &*self.own.user.name;
-        let own = self.own.identity().and_then(|identity| identity.password.clone());
+        let own = self.own_identity.lock().password.clone();
         let same_secret = own.is_some_and(|own| own.expose().ct_eq(&offered.password).into());
         same_name && same_secret
     }

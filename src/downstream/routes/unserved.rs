@@ -10,7 +10,7 @@ use crate::pool::Unavailable;
 use crate::resp::Request;
 use crate::session::{ABORTED, Failed};
 use crate::telemetry::ClientClose;
-use crate::upstream::OnLoss;
+use crate::upstream::{CredentialSource, OnLoss};
 
 /// What the refusal of `command` leaves behind.
 pub(in crate::downstream) fn aftermath_of(command: &[u8]) -> Aftermath {
@@ -86,6 +86,6 @@ impl Client {
     /// Whether it is upstream by the credentials of the configuration, which it can do nothing about.
     fn is_of_the_configuration(&self) -> bool {
         let identity = self.identity().unwrap_or_else(|| self.context.directory.own_identity().1);
-        !identity.of_client && identity.password.is_some()
+        identity.source != CredentialSource::Client && identity.password.is_some()
     }
 }

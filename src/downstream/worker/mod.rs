@@ -127,6 +127,11 @@ impl Worker {
         })
     }
 
+    /// Has `task` end with the drain's begin.
+    pub(crate) fn look_after(&self, task: AbortHandle) {
+        self.upkeep.borrow_mut().push(task);
+    }
+
     /// Runs until the drain is over.
     pub(crate) async fn run(self: Rc<Self>, mut messages: mpsc::Receiver<Message>) {
         let mut pressure = self.context.pool.shared.budget.watch_pressure();
