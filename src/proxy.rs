@@ -42,7 +42,7 @@ use crate::pool::{
     Budget, ClientMemory, DialRateLimiter, Hubs, HumanDuration, Kind, MAX_BULK, Phase, Pool, Shared,
 };
 use crate::session::{FIRST_CLIENT_ID, Pin};
-use crate::shutdown::StopSignals;
+use crate::shutdown::{StopSignals, UserSignals};
 use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use certificates::CertificateReloader;
@@ -177,6 +177,9 @@ enum Stage {
     /// The listeners do not accept yet.
     Starting,
     Serving,
+    /// As serving, but others are told not to come.
+    Leaving,
+    /// Draining.
     Stopping,
 }
 
@@ -203,6 +206,7 @@ impl Proxy {
             None => None,
         };
         let mut signals = StopSignals::install()?;
+        tokio::task::spawn_local(UserSignals::install()?.ignore());
         let shared = Shared {
             budget: Budget::new(
                 config.pool.max_connections,
@@ -266,6 +270,7 @@ impl Proxy {
         service_manager::ready();
         tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
         let first = signals.next().await;
+        proxy.leave(first, &mut signals, config.shutdown.delay).await;
         let code = proxy.stop(first, doors, &mut signals, config.shutdown.drain_timeout).await;
         for thread in threads {
             // A worker that panicked has said so; there is nothing left to wait for.
@@ -383,6 +388,16 @@ impl Proxy {
                 publish_gauge("redbouncer_user_connections_max", &labels, most);
             }
             shown.insert(row.name);
+        }
+    }
+
+    /// Says that nobody else should come, and serves on for `delay`.
+    async fn leave(&self, signal: &str, signals: &mut StopSignals, delay: Duration) {
+        if !delay.is_zero() {
+            self.stage.set(Stage::Leaving);
+            let clients = self.workers.clients();
+            tracing::info!(signal, clients, delay = %HumanDuration(delay), "not ready any more; clients are still served");
+            signals.delay(delay).await;
         }
     }
 
@@ -519,7 +534,7 @@ impl View for Proxy {
         let health = &self.shared.health;
         match self.stage.get() {
             Stage::Starting => Err("starting"),
-            Stage::Stopping => Err("stopping"),
+            Stage::Leaving | Stage::Stopping => Err("stopping"),
             Stage::Serving if health.refused().is_some() => {
                 Err("the server refuses the login of upstream.url")
             }
@@ -534,6 +549,7 @@ impl View for Proxy {
         let state = match self.stage.get() {
             Stage::Starting => "starting",
             Stage::Serving => "serving",
+            Stage::Leaving => "leaving",
             Stage::Stopping => "stopping",
         };
         let mut upstream = self.shared.connector.server().map_or_else(

@@ -8,13 +8,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// How long a stop may take (`[shutdown]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShutdownOptions {
+    /// How long clients are still served after the signal, while `/ready` says that others should not come.
+    pub delay: Duration,
     /// How long commands in flight may take to finish; docker kills after 10 s, so the default is below that.
     pub drain_timeout: Duration,
 }
 
 impl Default for ShutdownOptions {
     fn default() -> Self {
-        Self { drain_timeout: Duration::from_secs(8) }
+        Self { delay: Duration::ZERO, drain_timeout: Duration::from_secs(8) }
     }
 }
 
@@ -34,6 +36,20 @@ impl StopSignals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
+    /// Waits for `delay`, or for a second signal, which ends it.
+    pub async fn delay(&mut self, delay: Duration) {
+        if delay.is_zero() {
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(delay) => {}
+            second = async { self.settle().await; self.next().await } => {
+                tracing::info!(signal = second, "shutdown.delay ends early");
+            }
+        }
+    }
+
     /// Waits a moment and forgets what came meanwhile: a supervisor that signals a process and its group means it once.
     pub async fn settle(&mut self) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -45,6 +61,35 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The signals that other programs give a meaning to: reopening logs, pausing. Here they have none, and must not end the
+/// process with its clients, as they would by default.
+#[derive(Debug)]
+pub struct UserSignals {
+    first: Signal,
+    second: Signal,
+}
+
+impl UserSignals {
+    /// Takes the signals over from the default.
+    ///
+    /// # Errors
+    /// When the operating system refuses a handler.
+    pub fn install() -> io::Result<Self> {
+        Ok(Self { first: signal(SignalKind::user_defined1())?, second: signal(SignalKind::user_defined2())? })
+    }
+
+    /// Says of each that it has no effect. Never returns.
+    pub async fn ignore(mut self) {
+        loop {
+            let signal = tokio::select! {
+                _ = self.first.recv() => "SIGUSR1",
+                _ = self.second.recv() => "SIGUSR2",
+            };
+            tracing::info!(signal, "the signal is ignored");
         }
     }
 }

@@ -123,6 +123,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)),
     Key::new("admin.ready_needs_login", Field::Switch(|c| &mut c.admin.ready_needs_login)),
     // [shutdown]
+    Key::new("shutdown.delay", Field::Duration(|c| &mut c.shutdown.delay, ZERO..=HOUR)),
     Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)),
     // [log]
     Key::new("log.level", LOG_LEVEL),

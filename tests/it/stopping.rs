@@ -168,6 +168,69 @@ fn commands_cut_by_the_end_of_the_grace_are_told_by_75() {
     assert_ne!(ended, Ended::Late);
 }
 
+/// A load balancer needs some time to see that nobody else should be sent here. The proxy was gone in some milliseconds.
+#[test]
+fn for_the_delay_clients_are_served_and_others_are_told_not_to_come() {
+    let stage = Stage::proxied_with(&["shutdown.delay=1h"]);
+    let mut client = stage.connect();
+    assert_eq!(client.call("PING").text(), "PONG");
+    let mut blocked = stage.connect();
+    blocked.start("BLPOP jobs 0");
+    assert_eq!(stage.proxy().http("/ready").0, 200);
+    stage.proxy().signal("TERM");
+    until("it is not ready", PATIENCE, || stage.proxy().http("/ready").0 == 503);
+    assert_eq!(
+        (stage.proxy().http("/live").0, stage.proxy().status()["state"].as_str()),
+        (200, Some("leaving"))
+    );
+    assert_eq!(client.call("SET k v").text(), "OK");
+    assert_eq!(stage.connect().call("GET k").text(), "v", "whoever comes all the same is served");
+    stage.server.call("RPUSH jobs 1");
+    assert_eq!(blocked.reply().items().len(), 2);
+    let (server, mut proxy) = stage.into_parts();
+    // A second signal within some milliseconds of the first counts as the same. It begins the drain, which ends soon.
+    until("it has ended", PATIENCE, || {
+        proxy.signal_if_running("TERM");
+        !proxy.is_running()
+    });
+    let exit = proxy.wait(PATIENCE);
+    assert!(exit.code == Some(0) || exit.code == Some(75), "{exit:#?}");
+    assert!(exit.stderr.contains("shutdown.delay ends early"), "{exit:#?}");
+    client.expect_end(PATIENCE);
+    until("the server is left clean", PATIENCE, || server.clients() == 0);
+}
+
+#[test]
+fn the_delay_ends_by_itself_and_then_many_clients_are_closed() {
+    let stage = Stage::proxied_with(&["shutdown.delay=500ms"]);
+    let mut clients: Vec<Client> = (0..300).map(|_| stage.connect()).collect();
+    for client in &mut clients {
+        client.call("PING");
+    }
+    let (server, proxy) = stage.into_parts();
+    let begun = Instant::now();
+    proxy.signal("TERM");
+    let exit = proxy.wait(Duration::from_secs(15));
+    assert_eq!(exit.code, Some(0), "{exit:#?}");
+    assert!(begun.elapsed() >= Duration::from_millis(500), "{exit:#?}");
+    for client in &mut clients {
+        client.expect_end(PATIENCE);
+    }
+    assert_eq!(server.clients(), 0);
+}
+
+/// They ended the process, its clients cut in the middle.
+#[test]
+fn signals_without_a_meaning_are_ignored() {
+    let mut stage = Stage::proxied();
+    let mut client = stage.connect();
+    for name in ["USR1", "USR2"] {
+        stage.proxy().signal(name);
+        until("it is in the log", PATIENCE, || stage.proxy().log().contains(&format!("SIG{name}")));
+        assert_eq!(client.call("PING").text(), "PONG");
+    }
+}
+
 #[test]
 fn a_second_signal_is_at_once() {
     for second in ["TERM", "INT"] {

@@ -12,9 +12,11 @@ use crate::telemetry::{ClientClose, UpstreamClose, client_closed};
 
 /// How often a drain looks whether it is done.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
+/// How many clients that are owed nothing are closed in one step: those that connect elsewhere do not all come at once.
+const BATCH: usize = 50;
 
 impl Worker {
-    /// Closes idle and blocked clients at once, the others when their answers are out, and then everything upstream.
+    /// Closes idle and blocked clients in batches, the others when their answers are out, and then everything upstream.
     pub(super) async fn drain(
         self: &Rc<Self>,
         deadline: Instant,
@@ -27,14 +29,22 @@ impl Worker {
         let mut cut = 0;
         while !self.context.clients.borrow().is_empty() {
             let late = Instant::now() >= deadline;
+            let mut closed = 0;
             for client in self.context.clients.borrow().values() {
                 if late && client.is_busy() && client.close_reason().is_none() {
                     cut += 1;
                 }
-                if late || client.waits_in_vain_for_a_drain() {
+                if late {
                     client.close(ClientClose::Shutdown);
-                } else {
+                } else if client.is_busy() {
                     client.wake();
+                } else if closed < BATCH {
+                    closed += 1;
+                    // One that waits for nothing closes by itself.
+                    match client.waits_in_vain_for_a_drain() {
+                        true => client.close(ClientClose::Shutdown),
+                        false => client.wake(),
+                    }
                 }
             }
             self.pause(messages).await;

@@ -270,6 +270,14 @@ impl Proxy {
         signal(self.child.id(), name);
     }
 
+    /// Sends a signal to a process that may just have ended.
+    pub(crate) fn signal_if_running(&mut self, name: &str) {
+        if self.is_running() {
+            // It may end between the look and the signal, but its id is its own until it has been waited for.
+            let _ = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
+        }
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
