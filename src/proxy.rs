@@ -38,12 +38,10 @@ use crate::downstream::{
     AcceptOptions, Admission, Directory, InheritedSockets, Limits, ListenError, Listener, Message, ServerTls,
     Worker, WorkerConfig, WorkerHandle, Workers, listen,
 };
-use crate::pool::{
-    Budget, ClientMemory, DialRateLimiter, Hubs, HumanDuration, Kind, MAX_BULK, Phase, Pool, Shared,
-};
+use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
-use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks};
+use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks, seconds};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use certificates::CertificateReloader;
 use password_file::PasswordFileReloader;
@@ -395,8 +393,14 @@ impl Proxy {
     async fn leave(&self, signal: &str, signals: &mut StopSignals, delay: Duration) {
         if !delay.is_zero() {
             self.stage.set(Stage::Leaving);
+            service_manager::stopping(delay);
             let clients = self.workers.clients();
-            tracing::info!(signal, clients, delay = %HumanDuration(delay), "not ready any more; clients are still served");
+            tracing::info!(
+                signal,
+                clients,
+                delay_seconds = seconds(delay),
+                "not ready any more; clients are still served"
+            );
             signals.delay(delay).await;
         }
     }
@@ -414,7 +418,7 @@ impl Proxy {
         doors.close();
         let clients = self.workers.clients();
         let upstreams = self.shared.budget.held();
-        tracing::info!(signal, clients, upstreams, grace = %HumanDuration(grace), "stopping");
+        tracing::info!(signal, clients, upstreams, grace_seconds = seconds(grace), "stopping");
         let cut = tokio::select! {
             cut = self.workers.drain(Instant::now() + grace) => cut,
             second = async { signals.settle().await; signals.next().await } => {

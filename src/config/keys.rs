@@ -76,6 +76,10 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("pool.idle_timeout", Field::Duration(|c| &mut c.pool.idle_timeout, TENTH..=DAY)),
     Key::new("pool.linger", Field::Duration(|c| &mut c.pool.linger, ZERO..=DAY)),
     Key::new("pool.max_lifetime", Field::Duration(|c| &mut c.pool.max_lifetime, SECOND..=MONTH)),
+    Key::new(
+        "pool.lease_idle_timeout",
+        Field::OptionalDuration(|c| &mut c.pool.lease_idle_timeout, TENTH..=DAY),
+    ),
     Key::new("pool.min_turn", Field::Duration(|c| &mut c.pool.min_turn, MS..=MINUTE)),
     // [client]
     Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)),

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
-use super::{HumanDuration, Kind};
+use super::Kind;
+use crate::telemetry::seconds;
 use crate::upstream::{CredentialSource, DialError, Identity};
 
 /// A failure is a warning again after this long.
@@ -203,12 +204,19 @@ impl Health {
         if identity.source == CredentialSource::Url
             && let Some(refused) = self.refused.lock().take()
         {
-            tracing::info!(after = %HumanDuration(refused.since.elapsed()), "the server accepts the login of upstream.url again");
+            tracing::info!(
+                after_seconds = seconds(refused.since.elapsed()),
+                "the server accepts the login of upstream.url again"
+            );
         }
         if let Some(outage) = self.outage.lock().take() {
             self.recovered.notify_one();
             self.reached.notify_waiters();
-            tracing::info!(after = %HumanDuration(outage.since.elapsed()), dials = outage.dials, "upstream reached again");
+            tracing::info!(
+                after_seconds = seconds(outage.since.elapsed()),
+                dials = outage.dials,
+                "upstream reached again"
+            );
         }
         self.publish();
     }
@@ -226,8 +234,8 @@ impl Health {
         refused.text = error.public_text();
         if now - refused.warned >= REPEAT {
             refused.warned = now;
-            let refused_for = HumanDuration(refused.since.elapsed());
-            tracing::error!(user, %error, %refused_for, "the server refuses the login of upstream.url; its commands cannot be served");
+            let refused_seconds = seconds(refused.since.elapsed());
+            tracing::error!(user, %error, refused_seconds, "the server refuses the login of upstream.url; its commands cannot be served");
         }
         drop(state);
         if is_new {
@@ -264,8 +272,8 @@ impl Health {
                 outage.dials += 1;
                 if now - outage.warned >= REPEAT {
                     outage.warned = now;
-                    let down = HumanDuration(outage.since.elapsed());
-                    tracing::warn!(kind, user, %error, %down, dials = outage.dials, "upstream connection failed");
+                    let down_seconds = seconds(outage.since.elapsed());
+                    tracing::warn!(kind, user, %error, down_seconds, dials = outage.dials, "upstream connection failed");
                 } else {
                     tracing::debug!(kind, user, %error, "upstream connection failed");
                 }

@@ -17,6 +17,8 @@ pub struct PoolOptions {
     pub max_lifetime: Duration,
     /// How long a command waits for an upstream connection before its client gets an error.
     pub wait_timeout: Duration,
+    /// A client that holds a lease and is silent for this long is closed; `None` leaves it to the client.
+    pub lease_idle_timeout: Option<Duration>,
     /// How long a lane keeps its turn when there are more keys than permits.
     pub min_turn: Duration,
 }
@@ -30,6 +32,7 @@ impl Default for PoolOptions {
             linger: Duration::from_secs(1),
             max_lifetime: Duration::from_secs(3600),
             wait_timeout: Duration::from_secs(2),
+            lease_idle_timeout: None,
             min_turn: Duration::from_millis(50),
         }
     }

@@ -9,6 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::downstream::Workers;
+use crate::telemetry::seconds;
 
 /// How many questions fall into the time that the service manager waits for.
 const QUESTIONS: u32 = 3;
@@ -35,7 +36,10 @@ pub(super) async fn watchdog(workers: Workers) {
         next.tick().await;
         let mut answered = std::pin::pin!(workers.answer());
         if timeout(patience, &mut answered).await.is_err() {
-            tracing::error!(after = ?patience, "a worker does not answer: the watchdog of the service manager is not fed");
+            tracing::error!(
+                after_seconds = seconds(patience),
+                "a worker does not answer: the watchdog of the service manager is not fed"
+            );
             answered.await;
         }
         tell(&[NotifyState::Watchdog]);

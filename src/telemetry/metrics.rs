@@ -108,6 +108,13 @@ impl std::fmt::Debug for Counted {
     }
 }
 
+/// A duration as a field of a log line: seconds, to the millisecond.
+#[allow(clippy::cast_precision_loss, reason = "milliseconds of thousands of years fit")]
+#[must_use]
+pub fn seconds(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1e3
+}
+
 /// The headline: from knowing that the client is gone to our FIN on the upstream connection that it held.
 pub fn release_seconds(took: Duration) {
     histogram!("redbouncer_upstream_release_seconds").record(took.as_secs_f64());

@@ -13,7 +13,7 @@ pub use labels::{ElementFate, Handshake, LineLoss, LoginOutcome, OrphanRound, Si
 pub use logging::{Log, LogFormat, LogOptions};
 pub use metrics::{
     CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, publish_tasks, release_seconds,
-    upstream_closed,
+    seconds, upstream_closed,
 };
 pub use printable::{is_obeyed, printable};
 pub use reason::{ClientClose, Reap, UpstreamClose};

@@ -53,6 +53,8 @@ pub enum ClientClose {
     ServerChanged,
     /// No reply within `upstream.command_timeout` on a lease.
     CommandTimeout,
+    /// It held a lease and was silent for `pool.lease_idle_timeout`.
+    LeaseIdle,
     /// `client.max` clients were connected already.
     TooMany,
     /// `client.max_per_address` clients were connected from its address already.
@@ -65,7 +67,7 @@ pub enum ClientClose {
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -91,6 +93,7 @@ impl ClientClose {
         Self::SubscriptionLost,
         Self::ServerChanged,
         Self::CommandTimeout,
+        Self::LeaseIdle,
         Self::TooMany,
         Self::TooManyFromAddress,
         Self::Denied,
@@ -126,6 +129,7 @@ impl ClientClose {
             Self::SubscriptionLost => "subscription_lost",
             Self::ServerChanged => "server_changed",
             Self::CommandTimeout => "command_timeout",
+            Self::LeaseIdle => "lease_idle",
             Self::TooMany => "too_many",
             Self::TooManyFromAddress => "too_many_from_address",
             Self::Denied => "denied",

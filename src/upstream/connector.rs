@@ -28,7 +28,7 @@ use super::runs::{Change, Met, Runs};
 use super::simulated;
 use super::tls::TlsSetup;
 use super::{Keepalive, ServerInfo, TlsOptions, UpstreamOptions, UpstreamStream, tune};
-use crate::telemetry::{Handshake, Side, handshake_ended};
+use crate::telemetry::{Handshake, Side, handshake_ended, seconds};
 
 /// A connection that is logged in, with nothing pending in either direction.
 #[derive(Debug)]
@@ -357,7 +357,7 @@ impl Connector {
         const LONGEST_PAUSE: Duration = Duration::from_secs(1);
         let end = Instant::now() + self.loading_retry;
         let mut pause = Duration::from_millis(50);
-        tracing::info!(%peer, retry = ?self.loading_retry, "the server is loading its data");
+        tracing::info!(%peer, retry_seconds = seconds(self.loading_retry), "the server is loading its data");
         while Instant::now() < end {
             tokio::time::sleep(pause.min(end.saturating_duration_since(Instant::now()))).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

@@ -231,3 +231,57 @@ fn the_last_client_of_a_lane_takes_it_along() {
     drop(two);
     until("the lane is closed after its linger", RELEASED, || held(&stage) == 0);
 }
+
+/// A client that watches a key and forgets about it held its connection for ever, and nobody was told.
+#[test]
+fn a_lease_whose_client_is_silent_ends_after_its_timeout() {
+    let stage =
+        Stage::proxied_with(&["pool.lease_idle_timeout=1s", "blocking.hub=false", "pubsub.hub=false"]);
+    let leased = || stage.server.rows().iter().filter(|row| row.get("name").ends_with(":leased")).count();
+    // These wait for the server, and are not idle however long it says nothing.
+    let mut listening = stage.connect();
+    listening.call("SUBSCRIBE c");
+    let mut blocked = stage.connect();
+    blocked.start("BLPOP none 0");
+    for forgotten in [&["WATCH k"][..], &["MULTI", "SET k v"]] {
+        let mut client = stage.connect();
+        assert_eq!(client.call("CLIENT SETNAME forgetful").text(), "OK");
+        for command in forgotten {
+            assert!(!client.call(command).is_error());
+        }
+        client.expect_end(PATIENCE);
+        until("its connection is closed", PATIENCE, || {
+            stage.server.rows().iter().all(|row| row.get("flags") != "x" && row.get("watch") != "1")
+        });
+    }
+    let told = |log: &str| {
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let closed =
+            lines.filter(|line| line["message"] == "client closed" && line["reason"] == "lease_idle");
+        closed.collect::<Vec<_>>()
+    };
+    until("it is in the log", PATIENCE, || told(&stage.proxy().log()).len() == 2);
+    let lines = told(&stage.proxy().log());
+    for (line, state) in lines.iter().zip(["WATCH", "MULTI"]) {
+        assert_eq!(
+            (line["name"].as_str(), line["user"].as_str()),
+            (Some("forgetful"), Some("default")),
+            "{line}"
+        );
+        assert_eq!(line["state"].as_str(), Some(state), "{line}");
+        let age = line["age_seconds"].as_f64().unwrap();
+        assert!((1.0..60.0).contains(&age), "{line}");
+    }
+    // One that goes on in time goes on.
+    let mut working = stage.connect();
+    working.call("WATCH k");
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(150));
+        assert!(!working.call("GET k").is_error());
+    }
+    stage.server.call("PUBLISH c m");
+    assert_eq!(listening.reply().items().len(), 3);
+    stage.server.call("RPUSH none x");
+    assert_eq!(blocked.reply().items().len(), 2);
+    assert!(leased() >= 1);
+}

@@ -222,7 +222,7 @@ fn the_delay_ends_by_itself_and_then_many_clients_are_closed() {
 /// They ended the process, its clients cut in the middle.
 #[test]
 fn signals_without_a_meaning_are_ignored() {
-    let mut stage = Stage::proxied();
+    let stage = Stage::proxied();
     let mut client = stage.connect();
     for name in ["USR1", "USR2"] {
         stage.proxy().signal(name);

@@ -222,6 +222,7 @@ impl Client {
     /// Notes the moment of departure, for the release metric.
     pub(in crate::downstream) fn mark_departed(&self, reason: ClientClose) -> ClientClose {
         self.outbound.mark_departed();
+        self.context.note_place(self.id(), self.place_shown());
         reason
     }
 

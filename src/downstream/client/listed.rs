@@ -18,6 +18,11 @@ impl Client {
         Arc::new(client)
     }
 
+    /// Where its commands go, in a word.
+    pub(in crate::downstream) fn place_shown(&self) -> &'static str {
+        self.attachment.label(self.session.borrow().listens > 0)
+    }
+
     /// Its row in listings.
     pub(in crate::downstream) fn row(&self, now: Instant) -> ClientRow {
         // Both ends of a Unix socket have the same name.

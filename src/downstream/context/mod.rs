@@ -9,7 +9,7 @@ mod server;
 mod warnings;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -68,6 +68,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) listings: Arc<Turns>,
     /// The same for PROXY, which waits for no CLIENT LIST.
     pub(in crate::downstream) proxy_listings: Arc<Turns>,
+    /// Where clients stood when their leaving was noticed, until they are forgotten: for the log.
+    left_from: RefCell<HashMap<u64, &'static str>>,
     /// The worker drains.
     pub(in crate::downstream) stopping: Cell<bool>,
 }
@@ -111,6 +113,7 @@ impl Context {
             saving: Count::default(),
             listings: Arc::default(),
             proxy_listings: Arc::default(),
+            left_from: RefCell::default(),
             stopping: Cell::new(false),
             pool,
             hubs,
@@ -139,8 +142,19 @@ impl Context {
         self.clients.borrow().values().cloned().collect()
     }
 
+    /// The leaving of client `id` was noticed while it stood there. The first place stays.
+    pub(in crate::downstream) fn note_place(&self, id: u64, place: &'static str) {
+        self.left_from.borrow_mut().entry(id).or_insert(place);
+    }
+
+    /// Where client `id` stood when its leaving was noticed.
+    pub(in crate::downstream) fn place_left(&self, id: u64) -> Option<&'static str> {
+        self.left_from.borrow_mut().remove(&id)
+    }
+
     /// The client is closed: nothing here knows it any more.
     pub(in crate::downstream) fn forget(&self, id: u64) {
+        self.left_from.borrow_mut().remove(&id);
         self.clients.borrow_mut().remove(&id);
         self.paused.borrow_mut().remove(&id);
         self.workers.client_left(self.index);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::pipeline::Next;
 use crate::downstream::client::{Attachment, Client};
 use crate::pool::{Slice, go_on_later};
-use crate::telemetry::{ClientClose, client_closed};
+use crate::telemetry::{ClientClose, client_closed, printable, seconds};
 
 /// How long the last reply to a client that is being closed may take to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -89,6 +89,7 @@ impl Future for ClientTask {
 
 impl Client {
     async fn finish(&self, reason: ClientClose) {
+        let state = self.context.place_left(self.id()).unwrap_or_else(|| self.place_shown());
         self.attachment.close(reason);
         let speaks_last = match reason {
             ClientClose::Quit
@@ -117,6 +118,7 @@ impl Client {
             | ClientClose::OutputLimit
             | ClientClose::Memory
             | ClientClose::IdleTimeout
+            | ClientClose::LeaseIdle
             | ClientClose::LoginTimeout
             | ClientClose::GaveWay
             | ClientClose::HalfCommand => false,
@@ -130,13 +132,21 @@ impl Client {
         self.leave_subscriptions_in_slices().await;
         self.context.forget(self.id());
         client_closed(reason);
-        let age = self.connected_for();
+        self.log_close(reason, state);
+    }
+
+    fn log_close(&self, reason: ClientClose, state: &'static str) {
+        let session = self.session.borrow();
+        let name = printable(&session.name);
+        let user = session.user.as_ref().map_or("", |user| &user.name);
+        let (client, peer, reason, age_seconds) =
+            (self.id(), &self.peer, reason, seconds(self.connected_for()));
         match reason {
             ClientClose::ClientEof | ClientClose::Quit | ClientClose::Shutdown => {
-                tracing::debug!(client = self.id(), peer = %self.peer, reason = reason.label(), ?age, "client closed");
+                tracing::debug!(client, %peer, name, user, state, reason = reason.label(), age_seconds, "client closed");
             }
             _ => {
-                tracing::info!(client = self.id(), peer = %self.peer, reason = reason.label(), ?age, "client closed");
+                tracing::info!(client, %peer, name, user, state, reason = reason.label(), age_seconds, "client closed");
             }
         }
     }

@@ -177,6 +177,12 @@ impl LeaseState {
         !(self.channels.is_empty() && self.patterns.is_empty() && self.shards.is_empty())
     }
 
+    /// Whether its client need say nothing: the server tells it something of its own accord.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.monitor || self.tracking || self.is_subscribed()
+    }
+
     /// The pin to show while the lease is held; `None` when only outstanding replies hold it.
     #[must_use]
     pub fn pin(&self) -> Option<Pin> {

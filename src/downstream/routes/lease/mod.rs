@@ -233,9 +233,17 @@ impl LeaseSession {
             // Commands come and are answered while this sleeps, so it is judged anew when it wakes.
             let look =
                 limit.map(|limit| if self.can_time_out() { self.since } else { Instant::now() } + limit);
+            let forgotten =
+                self.idle_limit().map(|limit| self.silent_since().unwrap_or_else(Instant::now) + limit);
             let event = tokio::select! {
                 biased;
                 event = poll_fn(|cx| self.poll(cx)) => event,
+                () = sleep_until(forgotten), if forgotten.is_some() => {
+                    if !self.is_forgotten() {
+                        continue;
+                    }
+                    Event::Gone(ClientClose::LeaseIdle)
+                }
                 () = sleep_until(look) => {
                     if !limit.is_some_and(|limit| self.can_time_out() && self.since.elapsed() >= limit) {
                         continue;
@@ -305,6 +313,22 @@ impl LeaseSession {
             }
         }
         if self.is_cut { Err(Event::Gone(ClientClose::Killed)) } else { Ok(()) }
+    }
+
+    fn idle_limit(&self) -> Option<Duration> {
+        self.client.context.pool.shared.options.lease_idle_timeout
+    }
+
+    /// Since when the client has sent nothing, with all that it had sent answered. `None`: nothing is expected of it.
+    fn silent_since(&self) -> Option<Instant> {
+        let is_idle = !self.state.is_waiting() && !self.state.listens();
+        is_idle.then(|| self.since.max(self.client.inbound().last_input()))
+    }
+
+    /// Whether the client has been silent for `pool.lease_idle_timeout`.
+    fn is_forgotten(&self) -> bool {
+        let silent = self.silent_since();
+        silent.is_some_and(|since| self.idle_limit().is_some_and(|limit| since.elapsed() >= limit))
     }
 
     fn can_time_out(&self) -> bool {
