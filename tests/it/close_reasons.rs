@@ -7,10 +7,11 @@ use redbouncer::telemetry::{ClientClose, UpstreamClose};
 
 use crate::harness::{ClientFleet, PATIENCE, Proxy, Server, State, until};
 
-/// The values of `metric` by their label `reason`, summed over the other labels.
+/// The values of `metric` by their label `reason`, those that are 0 left out.
 fn by_reason(proxy: &Proxy, metric: &str) -> Vec<(String, u64)> {
     let metrics = proxy.metrics();
-    let series = metrics.iter().filter(|(name, _)| name.starts_with(&format!("{metric}{{")));
+    let is_asked = |name: &str| name.starts_with(&format!("{metric}{{"));
+    let series = metrics.iter().filter(|(name, count)| is_asked(name) && **count > 0.0);
     series
         .map(|(name, count)| {
             let reason = name.split("reason=\"").nth(1).unwrap().split('"').next().unwrap();
