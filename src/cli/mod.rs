@@ -8,7 +8,10 @@ mod admin_port;
 mod check;
 mod cleanup;
 pub mod commands;
+mod convert;
+mod manual;
 mod output;
+mod size;
 mod status;
 mod terminal;
 
@@ -18,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Flags};
 use crate::hygiene::check::Level;
@@ -46,6 +49,12 @@ const CHECK_HELP: &str = "Exit codes: 0 redbouncer can serve (warnings included)
 const CLEANUP_HELP: &str = "Left alone: this connection, a living redbouncer's, and (without --include) replicas, masters, \
     MONITOR, subscribers and blocked clients. Exit codes: 0 shown, or killed what was chosen; 1 the server cannot be \
     reached, is too slow to judge by, refuses, or stopped in the middle; 64 wrong arguments. See docs/reference/command-line.md.";
+
+const SIZE_HELP: &str = "Exit codes: 0 printed, 1 the server cannot be reached or the file not be read, 64 wrong arguments. \
+    See docs/guides/sizing.md.";
+
+const CONVERT_HELP: &str = "Exit codes: 0 converted, 1 something cannot be converted (stderr and the end of the output say \
+    what), 64 the file cannot be used. Passwords in the file are in the output, too. See docs/guides/migrating.md.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -79,6 +88,31 @@ enum Command {
         arguments: Box<cleanup::Arguments>,
         #[command(flatten, next_help_heading = "Settings")]
         settings: Settings,
+    },
+    /// Count the connections on the server, and compute how many they need with redbouncer
+    #[command(after_help = SIZE_HELP)]
+    Size {
+        #[command(flatten)]
+        arguments: size::Arguments,
+        #[command(flatten, next_help_heading = "Settings")]
+        settings: Settings,
+    },
+    /// Turn a configuration file of twemproxy or predixy into one of redbouncer
+    #[command(after_help = CONVERT_HELP)]
+    Convert(convert::Arguments),
+    /// Print the completions for a shell
+    Completions {
+        /// For which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in the format of man(1)
+    Man {
+        /// That of this subcommand
+        command: Option<String>,
+        /// Write the pages of all subcommands into this directory instead
+        #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
+        directory: Option<PathBuf>,
     },
     /// Print the command table: how each Redis command is routed, and why
     Commands {
@@ -155,6 +189,12 @@ fn run(cli: Cli) -> ExitCode {
                 Err(wrong) => fail(&format!("redbouncer: cannot start: {wrong}\n"), 1),
             })
         }
+        Some(Command::Size { settings, arguments }) => size(settings, arguments),
+        Some(Command::Convert(arguments)) => convert::run(&arguments),
+        Some(Command::Completions { shell }) => manual::completions(shell, Cli::command()),
+        Some(Command::Man { command, directory }) => {
+            manual::man(Cli::command(), command.as_deref(), directory.as_deref())
+        }
         Some(Command::Commands { json: true }) => print(&commands::render_json()),
         Some(Command::Commands { json: false }) => print(&commands::render()),
     }
@@ -180,6 +220,14 @@ fn check(settings: Settings, json: bool) -> ExitCode {
         ExitCode::SUCCESS => ExitCode::from(code),
         broken => broken,
     }
+}
+
+fn size(settings: Settings, arguments: size::Arguments) -> ExitCode {
+    with_config(settings, |config| match block_on(size::run(&config, arguments)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(wrong)) => fail(&format!("redbouncer: {wrong}\n"), 1),
+        Err(wrong) => fail(&format!("redbouncer: cannot start: {wrong}\n"), 1),
+    })
 }
 
 fn block_on<T>(task: impl Future<Output = T>) -> io::Result<T> {
@@ -220,8 +268,6 @@ fn without_urls(text: &str, arguments: &[OsString]) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {

@@ -63,6 +63,17 @@ impl Config {
         Self::from_layers(layers)
     }
 
+    /// Checks the text of a file by itself, without environment and flags; `path` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong.
+    pub fn from_text(path: &Path, text: &str) -> Result<Self, Vec<ConfigError>> {
+        let mut layers = Layers::default();
+        layers.file(path, text);
+        Self::from_layers(layers)
+    }
+
     /// Every key with its value as TOML, credentials as `***`; `None` where nothing is set.
     pub fn settings(&self) -> impl Iterator<Item = (&'static str, Option<String>)> {
         KEYS.iter().map(|key| (key.path, key.show(self)))

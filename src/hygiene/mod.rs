@@ -9,6 +9,7 @@ pub mod cleanup;
 mod options;
 mod orphans;
 mod reaper;
+pub mod sizing;
 mod sweep;
 mod visit;
 

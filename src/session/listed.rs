@@ -31,6 +31,12 @@ pub struct Listed {
     pub idle: Duration,
     /// `cmd=`: the last command.
     pub command: String,
+    /// `resp=`: 2 or 3; 0 where the server does not show it (before 7.0).
+    pub resp: u8,
+    /// `multi=` is not -1: commands are queued.
+    pub in_multi: bool,
+    /// `watch=`: keys that are watched, which Redis shows from 7.4 on.
+    pub watched: u64,
     /// `lib-name=`
     pub lib_name: String,
     /// `lib-ver=`
@@ -62,6 +68,9 @@ impl Listed {
                 "age" => row.age = seconds(value),
                 "idle" => row.idle = seconds(value),
                 "cmd" => row.command = value.to_owned(),
+                "resp" => row.resp = value.parse().unwrap_or_default(),
+                "multi" => row.in_multi = value.parse::<u64>().is_ok(),
+                "watch" => row.watched = value.parse().unwrap_or_default(),
                 "lib-name" => row.lib_name = value.to_owned(),
                 "lib-ver" => row.lib_ver = value.to_owned(),
                 "sub" | "psub" | "ssub" => row.subscriptions += value.parse::<u64>().unwrap_or_default(),

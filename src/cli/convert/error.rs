@@ -1,0 +1,49 @@
+//! Why there is no configuration.
+
+use std::io;
+
+/// Why there is no configuration. None of them repeats a value: it may be a password.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConvertError {
+    /// The name does not tell, and the flag is missing.
+    #[error("{path}: whose configuration is it? Say --from twemproxy or --from predixy")]
+    UnknownFormat {
+        /// The file.
+        path: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// twemproxy's file is no YAML.
+    #[error("this is no YAML: {0}")]
+    Yaml(String),
+    /// It is, but has not the form.
+    #[error("there is no pool: twemproxy's file has a name for each, and its settings below that")]
+    NoPools,
+    /// One has to be chosen.
+    #[error("there are several pools: convert each by itself, with --pool and one of {0}")]
+    SeveralPools(String),
+    /// Another one has to be chosen.
+    #[error("no pool is called {wanted:?}, but {names}")]
+    NoSuchPool {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        names: String,
+    },
+    /// predixy's file has not the form.
+    #[error("{path}, line {line}: {what}")]
+    Predixy {
+        /// The file.
+        path: String,
+        /// Where in it.
+        line: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
