@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo check test guard lint image differential fuzz simulate bench bench-hubs prove-hygiene outages soak
+.PHONY: help demo check test guard lint image deb differential fuzz simulate bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -16,6 +16,7 @@ help:
 	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
 	@echo "make lint   formatting, clippy, licences and sources of dependencies, spelling, workflows"
 	@echo "make image  a static binary and its container image, built, run and saved as target/image/redbouncer.tar"
+	@echo "make deb    the Debian package, built and checked, as target/debian/*.deb"
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
 	@echo "make simulate  the worker, a network and a server in memory, 100,000 seeds of faults; COUNT, SEED, LOG=1"
@@ -68,6 +69,12 @@ image:
 	CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked --bin redbouncer --target "$$target"
 	tests/deploy/image --binary "$(abspath $(TARGET))/$$target/release/redbouncer" --most-bytes 20000000 \
 	  --save "$(abspath $(TARGET))/image/redbouncer.tar"
+
+# cargo-deb builds it from [package.metadata.deb] of Cargo.toml.
+deb:
+	@deploy/install.sh build deb
+	cargo build --release --locked --bin redbouncer
+	tests/deploy/deb --binary "$(abspath $(TARGET))/release/redbouncer"
 
 # The long form of tests/it/differential; REDBOUNCER_COUNT, REDBOUNCER_SEED, REDBOUNCER_ONLY (a server) and
 # REDBOUNCER_TROUBLE (kills, half-closes …) choose a part of it.

@@ -3,7 +3,7 @@
 # nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard]
 # [image] [manifests] [prometheus] [browser] [musl] [twemproxy] [envoy] [fuzz]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
-# runs, musl (a static binary), which `make image` runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which
+# runs, musl (a static binary), which `make image` runs, deb (cargo-deb), which `make deb` runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which
 # `make fuzz` runs. With sudo when the user is not root.
 # Services that packages bring are not started.
 set -euo pipefail
@@ -28,6 +28,7 @@ want_envoy=false
 want_lint=false
 want_fuzz=false
 want_musl=false
+want_deb=false
 want_manifests=false
 [ $# -gt 0 ] || set -- build redis network node python servers guard image manifests prometheus browser twemproxy
 for part in "$@"; do
@@ -67,6 +68,10 @@ for part in "$@"; do
     musl)
       want_musl=true
       have musl-gcc || packages+=(musl-tools)
+      ;;
+    deb)
+      want_deb=true
+      have dpkg-deb || packages+=(dpkg)
       ;;
     twemproxy) have nutcracker || packages+=(nutcracker) ;;
     envoy)
@@ -188,6 +193,11 @@ if $want_musl && have rustup; then
     echo "installing Rust's library for $target"
     rustup target add "$target"
   fi
+fi
+
+if $want_deb && ! have cargo-deb; then
+  echo "installing cargo-deb into target/tools"
+  cargo install --quiet --locked --no-default-features --root "$tools" cargo-deb
 fi
 
 # libFuzzer is compiled from C++; its instrumentation and the sanitizers are options of the nightly compiler.
