@@ -4,6 +4,7 @@
 //! with a runtime of its own. They share the budget, the workers between them, and the metrics.
 
 mod certificates;
+mod exposition;
 mod files;
 mod leases;
 mod memory;
@@ -41,7 +42,7 @@ use crate::downstream::{
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
-use crate::telemetry::{self, CommandSeconds, Log, publish_gauge, publish_tasks, seconds};
+use crate::telemetry::{self, Log, publish_gauge, publish_tasks, seconds};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use certificates::CertificateReloader;
 use password_file::PasswordFileReloader;
@@ -529,9 +530,11 @@ impl View for Proxy {
     }
 
     async fn metrics(&self) -> String {
-        let seconds = self.workers.publish().await;
+        let figures = self.workers.publish().await;
         self.publish();
-        self.exporter.render() + &CommandSeconds::render(&seconds)
+        exposition::publish(&figures, self.shared.memory.used());
+        exposition::publish_process().await;
+        self.exporter.render() + &exposition::render(&figures, &self.shared.budget.waits())
     }
 
     fn readiness(&self) -> Result<(), &'static str> {

@@ -26,4 +26,4 @@ pub use listen::{
 pub use options::{ClientOptions, MemoryMax, OutputLimit};
 pub(crate) use worker::Worker;
 pub use worker::WorkerConfig;
-pub use workers::{Accepted, Incoming, Message, WorkerHandle, Workers};
+pub use workers::{Accepted, Incoming, Message, WorkerFigures, WorkerHandle, Workers};

@@ -14,7 +14,7 @@ use super::identity::{Account, Directory};
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
-use crate::telemetry::{ClientClose, CommandSeconds, client_closed};
+use crate::telemetry::{ClientClose, Seconds, client_closed};
 use crate::upstream::Identity;
 
 /// What a worker is asked from outside its thread.
@@ -52,7 +52,7 @@ pub enum Message {
     /// Answer, to show that the thread lives.
     Alive(oneshot::Sender<()>),
     /// Publish what has been counted since the last time.
-    Publish(oneshot::Sender<CommandSeconds>),
+    Publish(oneshot::Sender<WorkerFigures>),
     /// The server's address has changed.
     AddressChanged,
     /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
@@ -151,6 +151,27 @@ impl WorkerHandle {
     }
 }
 
+/// What a worker has measured since it began, and what it holds now.
+#[derive(Clone, Debug)]
+pub struct WorkerFigures {
+    /// From the first command of a batch to its last reply.
+    pub replies: Seconds,
+    /// PINGs on lanes.
+    pub round_trips: Seconds,
+    /// How long commands took, by family.
+    pub families: Vec<(&'static str, Seconds)>,
+    /// Leases that are held, and how long others were held, by pin.
+    pub leases: Vec<(&'static str, usize, Seconds)>,
+    /// Bytes of requests that the server has not taken.
+    pub unwritten: usize,
+    /// Blocked clients in hubs.
+    pub blocked: usize,
+    /// Keys that hubs watch.
+    pub keys: usize,
+    /// Channels and patterns that hubs are subscribed to.
+    pub names: usize,
+}
+
 impl Workers {
     /// All workers, the first one first.
     #[must_use]
@@ -241,7 +262,7 @@ impl Workers {
     }
 
     /// Has every worker publish its counts, so that a scrape is of this moment, and returns what is not the exporter's.
-    pub async fn publish(&self) -> Vec<CommandSeconds> {
+    pub async fn publish(&self) -> Vec<WorkerFigures> {
         self.ask(Message::Publish).await
     }
 

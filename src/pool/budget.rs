@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::queue::Queue;
+use crate::telemetry::Seconds;
 pub use full::KindUse;
 pub use holder::{Holder, HoldingClient, Who};
 pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure};
@@ -34,6 +35,8 @@ pub struct Budget {
     state: Mutex<State>,
     pressure: watch::Sender<Pressure>,
     lost: Notify,
+    /// How long permits were waited for, by claim.
+    waits: Mutex<[Seconds; Claim::ALL.len()]>,
 }
 
 impl Budget {
@@ -55,6 +58,7 @@ impl Budget {
             state: Mutex::new(state),
             pressure: watch::Sender::new(Pressure::default()),
             lost: Notify::new(),
+            waits: Mutex::new(Claim::ALL.map(|_| Seconds::long())),
         })
     }
 
@@ -82,6 +86,14 @@ impl Budget {
     pub fn standing(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.standing, state.standing_max)
+    }
+
+    /// How long permits were waited for, by claim: until there was one, another connection was handed over, or nobody waited any
+    /// more.
+    #[must_use]
+    pub fn waits(&self) -> Vec<(&'static str, Seconds)> {
+        let waits = self.waits.lock();
+        Claim::ALL.iter().zip(&*waits).map(|(claim, seconds)| (claim.label(), seconds.clone())).collect()
     }
 
     /// Watches how many wait, so that a worker can give up what it does not need.

@@ -97,7 +97,7 @@ impl Pool {
                 }
                 Ok(established) => {
                     permit.opened(established.id, Some(established.local.port()));
-                    let lane = Lane::new(group.key(), permit, Rc::clone(&self.seconds));
+                    let lane = Lane::new(group.key(), permit, Rc::clone(&self.measures));
                     if login.tracking {
                         lane.track(self.new_tracker());
                     }

@@ -22,9 +22,10 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::Permit;
+use super::measures::{Measures, Sample};
 use super::tracker::{Reader, Tracked, Tracker};
-use crate::resp::{Unsent, encode};
-use crate::telemetry::{CommandSeconds, UpstreamClose};
+use crate::resp::{ErrorCode, Unsent, encode};
+use crate::telemetry::{Origin, UpstreamClose};
 
 use slot::Slot;
 pub use slot::{Change, Lost, Nature, Receiver, Then};
@@ -106,11 +107,11 @@ pub struct Lane {
     /// Who has read what, where the server tracks for the lane, or did a moment ago.
     tracker: RefCell<Option<Rc<Tracker>>>,
     permit: RefCell<Option<Permit>>,
-    seconds: Rc<CommandSeconds>,
+    measures: Rc<Measures>,
 }
 
 impl Lane {
-    pub(super) fn new(key: LaneKey, permit: Permit, seconds: Rc<CommandSeconds>) -> Rc<Self> {
+    pub(super) fn new(key: LaneKey, permit: Permit, measures: Rc<Measures>) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             key: Cell::new(key),
@@ -137,7 +138,7 @@ impl Lane {
             carried: Cell::new(0),
             tracker: RefCell::new(None),
             permit: RefCell::new(Some(permit)),
-            seconds,
+            measures,
         })
     }
 
@@ -341,6 +342,8 @@ impl Lane {
             may_invent: any,
             is_block: false,
             abandoned: false,
+            // What comes later is not part of what is measured.
+            sample: None,
         }) = fifo.back_mut()
             && !is_block
             && *same == muted
@@ -352,8 +355,30 @@ impl Lane {
         } else {
             let to = Rc::clone(to);
             let abandoned = false;
-            fifo.push_back(Slot::Replies { to, count, since: now, muted, may_invent, is_block, abandoned });
+            let sample = None;
+            fifo.push_back(Slot::Replies {
+                to,
+                count,
+                since: now,
+                muted,
+                may_invent,
+                is_block,
+                abandoned,
+                sample,
+            });
         }
+    }
+
+    /// Measures what was pushed last, until its last reply is on its way.
+    pub fn measure(&self, begun: Sample) {
+        if let Some(Slot::Replies { sample, .. }) = self.fifo.borrow_mut().back_mut() {
+            *sample = Some(Box::new(begun));
+        }
+    }
+
+    /// Bytes that the server has not taken.
+    pub(super) fn unwritten(&self) -> usize {
+        self.written.borrow().len()
     }
 
     /// Appends one whole command of a session whose reply is changed on its way; `is_exec` where it ends a transaction.
@@ -463,6 +488,7 @@ impl Lane {
                     let mut out = BytesMut::new();
                     for _ in 0..*count {
                         encode::error(&mut out, text);
+                        self.measures.error(Origin::Redbouncer, ErrorCode::Err);
                     }
                     to.replies(&out, 0, false);
                 }
@@ -475,6 +501,7 @@ impl Lane {
             {
                 let mut out = BytesMut::new();
                 encode::error(&mut out, text);
+                self.measures.error(Origin::Redbouncer, ErrorCode::Err);
                 to.replies(&out, 0, false);
                 *change = None;
             }

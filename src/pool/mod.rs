@@ -16,6 +16,7 @@ mod lease;
 mod lease_queue;
 mod limits;
 mod liveness;
+mod measures;
 mod memory;
 mod options;
 mod pressure;
@@ -39,7 +40,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::telemetry::{CommandSeconds, UpstreamClose};
+use crate::telemetry::UpstreamClose;
 use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamOptions};
 
 pub use budget::{
@@ -54,6 +55,7 @@ pub use health::{Health, RefusedLogin};
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
 pub use liveness::Liveness;
+pub use measures::{Measures, Sample};
 pub use memory::{Account, Charge, ClientMemory, LONG, Victim};
 pub use options::PoolOptions;
 pub use reclaim::Blocked;
@@ -108,7 +110,7 @@ pub struct Pool {
     /// Users whom the server has refused, until somebody has asked for them.
     refusals: RefCell<HashSet<u64>>,
     scratch: RefCell<Vec<u8>>,
-    seconds: Rc<CommandSeconds>,
+    measures: Rc<Measures>,
     tasks: TaskTracker,
     stopping: Cell<bool>,
     roles: Roles,
@@ -167,7 +169,7 @@ impl Pool {
             blocked: RefCell::default(),
             refusals: RefCell::default(),
             scratch: RefCell::new(vec![0; 64 << 10]),
-            seconds: Rc::new(CommandSeconds::default()),
+            measures: Rc::default(),
             tasks,
             stopping: Cell::new(false),
             roles: Roles::default(),
@@ -182,10 +184,17 @@ impl Pool {
         self.lost.take()
     }
 
-    /// How long upstream replies took, for the metrics.
+    /// What is measured, for the metrics.
     #[must_use]
-    pub fn seconds(&self) -> &CommandSeconds {
-        &self.seconds
+    pub fn measures(&self) -> &Measures {
+        &self.measures
+    }
+
+    /// Bytes of requests on lanes that the server has not taken.
+    #[must_use]
+    pub fn unwritten(&self) -> usize {
+        let groups = self.groups.borrow();
+        groups.values().flat_map(|group| group.lanes()).map(|lane| lane.unwritten()).sum()
     }
 
     /// What connections of this worker are read into, one at a time.

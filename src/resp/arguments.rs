@@ -31,11 +31,16 @@ impl<'a> Request<'a> {
 
     /// The request that `frame` is, if it is exactly one canonical request.
     pub fn parse(frame: &'a [u8]) -> Option<Self> {
+        Self::first(frame).filter(|request| request.bytes.len() == frame.len())
+    }
+
+    /// The canonical request that `bytes` begin with.
+    pub fn first(bytes: &'a [u8]) -> Option<Self> {
         let limits =
             RequestLimits { max_bulk: u64::MAX, max_request: usize::MAX, ..RequestLimits::default() };
-        match RequestScanner::default().step(frame, &limits) {
-            Ok(RequestStep::Request(shape)) if shape.form == Form::Canonical && shape.len == frame.len() => {
-                Some(Self::new(frame, &shape))
+        match RequestScanner::default().step(bytes, &limits) {
+            Ok(RequestStep::Request(shape)) if shape.form == Form::Canonical => {
+                Some(Self::new(bytes, &shape))
             }
             Ok(RequestStep::Request(_) | RequestStep::Nothing { .. } | RequestStep::Incomplete { .. })
             | Err(_) => None,

@@ -48,6 +48,57 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// All codes, in the order of the variants.
+    pub const ALL: [Self; 20] = [
+        Self::Err,
+        Self::Busy,
+        Self::ClusterDown,
+        Self::Denied,
+        Self::ExecAbort,
+        Self::Loading,
+        Self::MasterDown,
+        Self::Misconf,
+        Self::Moved,
+        Self::NoAuth,
+        Self::NoGroup,
+        Self::NoPerm,
+        Self::NoProto,
+        Self::NoReplicas,
+        Self::Oom,
+        Self::ReadOnly,
+        Self::TryAgain,
+        Self::WrongPass,
+        Self::WrongType,
+        Self::Other,
+    ];
+
+    /// The code as servers write it; `other` for those that mean nothing here.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Err => "ERR",
+            Self::Busy => "BUSY",
+            Self::ClusterDown => "CLUSTERDOWN",
+            Self::Denied => "DENIED",
+            Self::ExecAbort => "EXECABORT",
+            Self::Loading => "LOADING",
+            Self::MasterDown => "MASTERDOWN",
+            Self::Misconf => "MISCONF",
+            Self::Moved => "MOVED",
+            Self::NoAuth => "NOAUTH",
+            Self::NoGroup => "NOGROUP",
+            Self::NoPerm => "NOPERM",
+            Self::NoProto => "NOPROTO",
+            Self::NoReplicas => "NOREPLICAS",
+            Self::Oom => "OOM",
+            Self::ReadOnly => "READONLY",
+            Self::TryAgain => "TRYAGAIN",
+            Self::WrongPass => "WRONGPASS",
+            Self::WrongType => "WRONGTYPE",
+            Self::Other => "other",
+        }
+    }
+
     /// The code of an error's text, which stands without its marker: all up to the first space or the end of the line.
     #[must_use]
     pub fn of_text(text: impl AsRef<[u8]>) -> Self {

@@ -34,6 +34,15 @@ labels! {
 }
 
 labels! {
+    /// Who has answered a command with an error.
+    Origin:
+    /// The server.
+    Server = "server",
+    /// redbouncer itself.
+    Redbouncer = "redbouncer",
+}
+
+labels! {
     /// How a TLS handshake ended.
     Handshake:
     /// With a certificate sent and a signature made.

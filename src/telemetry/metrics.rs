@@ -4,76 +4,10 @@
 //! counted per command is counted in plain cells of the worker and published once a second. Rare events use the macros.
 
 use std::cell::Cell;
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::{ClientClose, UpstreamClose};
+use super::{ClientClose, Side, UpstreamClose};
 use metrics::{Counter, Unit, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-
-/// Upper bounds of the buckets of `redbouncer_upstream_reply_seconds`, in microseconds, with their labels in seconds.
-const BUCKETS: [(u64, &str); 13] = [
-    (100, "0.0001"),
-    (250, "0.00025"),
-    (500, "0.0005"),
-    (1_000, "0.001"),
-    (2_500, "0.0025"),
-    (5_000, "0.005"),
-    (10_000, "0.01"),
-    (25_000, "0.025"),
-    (50_000, "0.05"),
-    (100_000, "0.1"),
-    (250_000, "0.25"),
-    (1_000_000, "1"),
-    (5_000_000, "5"),
-];
-
-/// How long replies took from the first command of a batch to the last reply of it: one sample a batch, since a clock
-/// read per command would cost more than the command's own work.
-#[derive(Clone, Debug, Default)]
-pub struct CommandSeconds {
-    buckets: Cell<[u64; BUCKETS.len()]>,
-    count: Cell<u64>,
-    micros: Cell<u64>,
-}
-
-impl CommandSeconds {
-    /// Adds one sample.
-    pub fn record(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.count.set(self.count.get() + 1);
-        self.micros.set(self.micros.get().saturating_add(micros));
-        let at = BUCKETS.partition_point(|(bound, _)| *bound < micros);
-        let mut buckets = self.buckets.get();
-        if let Some(bucket) = buckets.get_mut(at) {
-            *bucket += 1;
-            self.buckets.set(buckets);
-        }
-    }
-
-    /// The totals of several workers in Prometheus' text format. The exporter's own histograms keep every sample until
-    /// they are rendered, which is why this one is not of them.
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "a sum of seconds needs no more than 52 bits of microseconds"
-    )]
-    #[must_use]
-    pub fn render(parts: &[Self]) -> String {
-        const NAME: &str = "redbouncer_upstream_reply_seconds";
-        let help = METRICS.iter().find(|(name, ..)| *name == NAME).map_or("", |(.., help)| *help);
-        let mut text = format!("# HELP {NAME} {help}\n# TYPE {NAME} histogram\n");
-        let mut below = 0;
-        for (at, (_, label)) in BUCKETS.iter().enumerate() {
-            below += parts.iter().map(|part| part.buckets.get()[at]).sum::<u64>();
-            let _ = writeln!(text, "{NAME}_bucket{{le=\"{label}\"}} {below}");
-        }
-        let count: u64 = parts.iter().map(|part| part.count.get()).sum();
-        let micros: u64 = parts.iter().map(|part| part.micros.get()).sum();
-        let _ = writeln!(text, "{NAME}_bucket{{le=\"+Inf\"}} {count}");
-        let _ = writeln!(text, "{NAME}_sum {}", micros as f64 / 1e6);
-        let _ = writeln!(text, "{NAME}_count {count}");
-        text
-    }
-}
 
 /// A counter of the hot path: a plain cell, published to a handle that was made once.
 pub struct Counted {
@@ -128,6 +62,13 @@ pub fn publish_gauge(name: &'static str, labels: &[(&'static str, &str)], value:
     gauge!(name, labels).set(value as f64);
 }
 
+/// Says until when the certificate is valid that connections of `side` show.
+pub fn certificate_expires(side: Side, until: SystemTime) {
+    let since_1970 = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    gauge!("redbouncer_tls_certificate_expiry_timestamp_seconds", "side" => side.label())
+        .set(since_1970.as_secs_f64());
+}
+
 /// Sets the gauge of the tasks that are alive on this thread, which the metrics call `thread`. Only inside a runtime.
 pub fn publish_tasks(thread: &str) {
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
@@ -152,7 +93,25 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "side, outcome",
         "TLS handshakes with clients and with the server: full, resumed, or failed.",
     ),
+    (
+        "redbouncer_tls_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "side",
+        "Until when a certificate is valid, in Unix time: the one that clients are shown, and the one that the server has shown last.",
+    ),
     ("redbouncer_commands_total", "counter", "command", "Commands taken from clients."),
+    (
+        "redbouncer_command_seconds",
+        "histogram",
+        "family",
+        "From reading a command to handing its reply to the client's socket: one in 256 of those that go over lanes, by family.",
+    ),
+    (
+        "redbouncer_command_errors_total",
+        "counter",
+        "origin, kind",
+        "Error replies to commands, of the server or of redbouncer itself, by the first word of the error.",
+    ),
     (
         "redbouncer_client_bytes_total",
         "counter",
@@ -166,6 +125,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Memory held for clients: requests that have begun or wait, unread replies, subscriptions.",
     ),
     ("redbouncer_client_memory_bytes_max", "gauge", "", "The bound on it, client.memory_max; 0 for none."),
+    (
+        "redbouncer_memory_bytes",
+        "gauge",
+        "side",
+        "Memory held for clients (as above), and for the server: requests that it has not taken yet.",
+    ),
     (
         "redbouncer_upstream_connections",
         "gauge",
@@ -204,6 +169,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "From the first command of a batch to its last reply.",
     ),
     (
+        "redbouncer_upstream_rtt_seconds",
+        "histogram",
+        "",
+        "A PING on each lane at every heartbeat, behind the commands that are outstanding there.",
+    ),
+    (
         "redbouncer_upstream_up",
         "gauge",
         "",
@@ -214,6 +185,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "gauge",
         "claim",
         "Waiting for a permit: lanes, leases, pub/sub hubs of further users, leases for blocking calls, and leases that would last while no more of these may be held.",
+    ),
+    (
+        "redbouncer_pool_wait_seconds",
+        "histogram",
+        "claim",
+        "From asking for a permit to having it, or a connection handed over, or giving up.",
     ),
     (
         "redbouncer_standing_leases",
@@ -250,6 +227,13 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "gauge",
         "pin",
         "For how long the oldest lease of this reason has been held; 0 without one.",
+    ),
+    ("redbouncer_leases", "gauge", "pin", "Leases that clients hold now, by the reason for them."),
+    (
+        "redbouncer_lease_seconds",
+        "histogram",
+        "pin",
+        "How long leases were held that have ended, by the reason for them.",
     ),
     ("redbouncer_blocking_waiters", "gauge", "", "Blocked clients that wait in a blocking hub."),
     ("redbouncer_blocking_keys", "gauge", "", "Keys that blocking hubs watch."),
@@ -299,6 +283,18 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
+/// What the system says of the process, with the names that all Prometheus clients use.
+pub const PROCESS_METRICS: &[(&str, &str, &str)] = &[
+    ("process_cpu_seconds_total", "counter", "Processor time used, in whole seconds."),
+    ("process_max_fds", "gauge", "How many files and connections may be open."),
+    ("process_open_fds", "gauge", "How many are."),
+    ("process_resident_memory_bytes", "gauge", "Memory in use."),
+    ("process_start_time_seconds", "gauge", "When the process started, in Unix time."),
+    ("process_threads", "gauge", "Threads."),
+    ("process_virtual_memory_bytes", "gauge", "Address space."),
+    ("process_virtual_memory_max_bytes", "gauge", "The limit on it; 0 for none."),
+];
+
 /// A client's connection is closed, for this reason. Every close is counted, by this and nothing else.
 pub fn client_closed(reason: ClientClose) {
     client_close_counter(reason).increment(1);
@@ -319,13 +315,16 @@ pub(super) fn upstream_close_counter(kind: &'static str, reason: UpstreamClose) 
 
 /// Describes every metric to the installed exporter.
 pub fn describe() {
-    for (name, kind, _, text) in METRICS {
-        // Rendered by `CommandSeconds` itself.
-        if *name == "redbouncer_upstream_reply_seconds" {
-            continue;
-        }
+    for (name, kind, text) in PROCESS_METRICS {
         match *kind {
             "gauge" => describe_gauge!(*name, *text),
+            _ => describe_counter!(*name, *text),
+        }
+    }
+    for (name, kind, _, text) in METRICS {
+        match *kind {
+            "gauge" => describe_gauge!(*name, *text),
+            // Those that the exporter has no samples of are rendered by `Seconds` itself.
             "histogram" => describe_histogram!(*name, Unit::Seconds, *text),
             _ => describe_counter!(*name, *text),
         }

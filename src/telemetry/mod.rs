@@ -6,15 +6,17 @@ pub mod logging;
 mod metrics;
 mod printable;
 mod reason;
+mod seconds;
 mod series;
 
 pub use count::{Count, CountGuard};
-pub use labels::{ElementFate, Handshake, LineLoss, LoginOutcome, OrphanRound, Side, TriedOn};
+pub use labels::{ElementFate, Handshake, LineLoss, LoginOutcome, Origin, OrphanRound, Side, TriedOn};
 pub use logging::{Log, LogFormat, LogOptions};
 pub use metrics::{
-    CommandSeconds, Counted, METRICS, client_closed, describe, publish_gauge, publish_tasks, release_seconds,
-    seconds, upstream_closed,
+    Counted, METRICS, PROCESS_METRICS, certificate_expires, client_closed, describe, publish_gauge,
+    publish_tasks, release_seconds, seconds, upstream_closed,
 };
 pub use printable::{is_obeyed, printable};
 pub use reason::{ClientClose, Reap, UpstreamClose};
+pub use seconds::Seconds;
 pub use series::{create_series, handshake_ended};

@@ -21,14 +21,14 @@ use super::capabilities::{Capability, MissingCapabilities, Refusal};
 use super::conversation::{Conversation, Step};
 use super::error::{DialError, Phase};
 use super::login::{CredentialSource, Identity, LoggedIn, Login, MissingCapability};
-use super::pem::{Fingerprint, TlsSetupError};
+use super::pem::{Fingerprint, TlsSetupError, valid_until};
 use super::resolve::Resolver;
 use super::runs::{Change, Met, Runs};
 #[cfg(test)]
 use super::simulated;
 use super::tls::TlsSetup;
 use super::{Keepalive, ServerInfo, TlsOptions, UpstreamOptions, UpstreamStream, tune};
-use crate::telemetry::{Handshake, Side, handshake_ended, seconds};
+use crate::telemetry::{Handshake, Side, certificate_expires, handshake_ended, seconds};
 
 /// A connection that is logged in, with nothing pending in either direction.
 #[derive(Debug)]
@@ -307,7 +307,12 @@ impl Connector {
                     Ok(_) => Handshake::Full,
                 };
                 handshake_ended(Side::Upstream, outcome);
-                UpstreamStream::tls(secured?, self.user_timeout)
+                let secured = secured?;
+                let shown = secured.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                if let Some(until) = shown.and_then(valid_until) {
+                    certificate_expires(Side::Upstream, until);
+                }
+                UpstreamStream::tls(secured, self.user_timeout)
             }
         };
         self.log_in(stream, (local, peer), login, deadline, greatest_before).await

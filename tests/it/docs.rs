@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use redbouncer::command::FAMILIES;
+use redbouncer::resp::ErrorCode;
 use redbouncer::session::Pin;
-use redbouncer::telemetry::{ClientClose, METRICS, Reap, UpstreamClose};
+use redbouncer::telemetry::{ClientClose, METRICS, PROCESS_METRICS, Reap, UpstreamClose};
 use redbouncer::upstream::Capability;
 
 fn root() -> &'static Path {
@@ -66,6 +68,22 @@ fn every_metric_is_documented_as_the_code_describes_it() {
     });
     let head = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     written("docs/reference/metrics.md", "# Metrics", &(head + &rows.collect::<String>()));
+    let rows = PROCESS_METRICS.iter().map(|(name, kind, text)| format!("| `{name}` | {kind} | {text} |\n"));
+    let head = "| metric | type | meaning |\n|---|---|---|\n".to_owned();
+    written("docs/reference/metrics.md", "## Process", &(head + &rows.collect::<String>()));
+}
+
+#[test]
+fn every_kind_of_error_is_documented() {
+    let page = read("docs/reference/metrics.md");
+    let row = table(&page, "## Label values").into_iter().find(|row| row[0] == "`kind` of errors").unwrap();
+    for code in ErrorCode::ALL {
+        assert!(row[1].contains(&format!("`{}`", code.label())), "{}", code.label());
+    }
+    let row = table(&page, "## Label values").into_iter().find(|row| row[0] == "`family`").unwrap();
+    for (_, family) in FAMILIES {
+        assert!(row[1].contains(&format!("`{family}`")), "{family}");
+    }
 }
 
 /// Holds the first table behind `heading` to `expected`; writes it instead where REDBOUNCER_WRITE is set.

@@ -71,7 +71,7 @@ fn every_metric_has_the_prefix_and_a_description() {
     let (_, body) = stage.proxy().http("/metrics");
     for line in body.lines().filter(|line| !line.trim().is_empty()) {
         let name = line.strip_prefix("# HELP ").or(line.strip_prefix("# TYPE ")).unwrap_or(line);
-        assert!(name.starts_with("redbouncer_"), "{line}");
+        assert!(name.starts_with("redbouncer_") || name.starts_with("process_"), "{line}");
         if !line.starts_with('#') {
             let family = name.split(['{', ' ']).next().unwrap();
             let family = ["_bucket", "_sum", "_count"]

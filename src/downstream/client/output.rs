@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::Client;
 use crate::command::Asked;
-use crate::resp::encode;
-use crate::telemetry::ClientClose;
+use crate::resp::{ErrorCode, encode};
+use crate::telemetry::{ClientClose, Origin};
 
 impl Client {
     /// Sends bytes to the client: what the kernel does not take now waits.
@@ -33,8 +33,21 @@ impl Client {
     /// Sends an error (no leading `-`) unless the client wants no replies.
     pub(in crate::downstream) fn error(&self, text: &str, muted: bool) {
         if !muted {
+            self.context.pool.measures().error(Origin::Redbouncer, ErrorCode::of_text(text));
             self.reply(|out| encode::error(out, text));
         }
+    }
+
+    /// Sends what redbouncer itself has to say to a command, which may be an error.
+    pub(in crate::downstream) fn send_own(&self, reply: &[u8]) {
+        self.context.pool.measures().reply(Origin::Redbouncer, reply);
+        self.send(reply);
+    }
+
+    /// Sends what the server has answered beside a lane and a lease, which may be an error.
+    pub(in crate::downstream) fn send_answer(&self, reply: &[u8]) {
+        self.context.pool.measures().reply(Origin::Server, reply);
+        self.send(reply);
     }
 
     /// Whether a reply has begun on its way to the client and not ended: nothing may come between.

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::Client;
 use crate::pool::{Group, Lane, LaneKey, News, Receiver, Tracked};
-use crate::resp::encode;
-use crate::telemetry::ClientClose;
+use crate::resp::{ErrorCode, encode};
+use crate::telemetry::{ClientClose, Origin};
 use crate::upstream::{Identity, OnLoss};
 
 impl Client {
@@ -143,6 +143,7 @@ impl Receiver for Client {
         if !muted {
             self.reply(|out| {
                 for _ in 0..unanswered {
+                    self.context.pool.measures().error(Origin::Redbouncer, ErrorCode::Err);
                     encode::error(out, "ERR redbouncer: upstream connection lost, the command may have run");
                 }
             });

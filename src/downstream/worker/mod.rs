@@ -23,7 +23,7 @@ use super::identity::{Account, AuthOptions, Directory};
 use super::options::ClientOptions;
 use super::routes::ClientTask;
 use super::socket::{ClientSocket, PlainSocket};
-use super::workers::{Accepted, Incoming, Message, Workers};
+use super::workers::{Accepted, Incoming, Message, WorkerFigures, Workers};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, Pool, Pressure, Slice, Turns};
@@ -204,7 +204,7 @@ impl Worker {
             Message::Alive(reply) => drop(reply.send(())),
             Message::Publish(reply) => {
                 self.publish();
-                drop(reply.send(self.context.pool.seconds().clone()));
+                drop(reply.send(self.figures()));
             }
             Message::AddressChanged => {
                 self.context.pool.leave_all(UpstreamClose::Moved);
@@ -385,15 +385,27 @@ impl Worker {
 
     fn publish(&self) {
         self.context.metrics.publish();
-        publish_gauge("redbouncer_blocking_waiters", &[], self.context.hubs.waiting());
-        publish_gauge("redbouncer_pubsub_names", &[], self.context.pubsub.names());
-        publish_gauge("redbouncer_blocking_keys", &[], self.context.hubs.watched());
+        self.context.pool.measures().publish();
         publish_gauge(
             "redbouncer_clients",
             &[("worker", &self.context.metrics.label)],
             self.context.clients.borrow().len(),
         );
         publish_tasks(&format!("worker-{}", self.context.metrics.label));
+    }
+
+    fn figures(&self) -> WorkerFigures {
+        let (context, measures) = (&self.context, self.context.pool.measures());
+        WorkerFigures {
+            replies: measures.replies.clone(),
+            round_trips: measures.round_trips.clone(),
+            families: context.metrics.families(),
+            leases: context.metrics.leases(),
+            unwritten: context.pool.unwritten(),
+            blocked: context.hubs.waiting(),
+            keys: context.hubs.watched(),
+            names: context.pubsub.names(),
+        }
     }
 
     /// Every tick: those who are above their soft output limit.

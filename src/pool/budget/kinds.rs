@@ -166,9 +166,21 @@ pub struct Hubs {
 }
 
 impl Claim {
-    /// All claims.
-    pub(super) const ALL: [Self; 5] =
+    /// All claims, in the order of the variants.
+    pub const ALL: [Self; 5] =
         [Self::Lane, Self::Lease, Self::StandingLease, Self::PubSub, Self::BlockingLease];
+
+    /// The word used in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Lane => "lane",
+            Self::Lease => "lease",
+            Self::StandingLease => "standing",
+            Self::PubSub => "hub",
+            Self::BlockingLease => "blocking",
+        }
+    }
 
     /// Whether what is claimed lasts for as long as its client pleases.
     #[must_use]

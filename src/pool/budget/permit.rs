@@ -19,6 +19,7 @@ pub struct Place {
     user: u64,
     address: Option<IpAddr>,
     claim: Claim,
+    since: Instant,
     granted: oneshot::Receiver<u64>,
     budget: Arc<Budget>,
 }
@@ -52,6 +53,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.granted.close();
+        if let Some(seconds) = self.budget.waits.lock().get(self.claim as usize) {
+            seconds.record(self.since.elapsed());
+        }
         let mut state = self.budget.state.lock();
         state.queue(self.claim).remove(self.ticket, self.user, self.address);
         self.budget.serve(&mut state);
@@ -210,7 +214,8 @@ impl Budget {
         });
         self.serve(&mut state);
         drop(state);
-        Place { ticket, user: holder.user, address: holder.address, claim, granted, budget: Arc::clone(self) }
+        let (user, address, budget) = (holder.user, holder.address, Arc::clone(self));
+        Place { ticket, user, address, claim, since: Instant::now(), granted, budget }
     }
 
     /// What was held is no more.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::super::LONG;
 use super::{FULL, KEEP, Lane, Lost, Slot, Then};
 use crate::resp::{self, ErrorCode, ReplyKind, ReplyScanner};
-use crate::telemetry::{UpstreamClose, printable};
+use crate::telemetry::{Origin, UpstreamClose, printable};
 use crate::upstream::UpstreamStream;
 
 /// The part of a lane that only its task touches.
@@ -247,9 +247,13 @@ impl LaneIo {
                 return Err(UpstreamClose::Unfit);
             }
             if slot.left() == 0 {
-                lane.seconds.record(now.saturating_duration_since(slot.since()));
-                if let Some(Slot::Whole { then: Some(then), frames, .. }) = fifo.pop_front() {
-                    finished.push((then, frames));
+                let took = now.saturating_duration_since(slot.since());
+                lane.measures.replies.record(took);
+                match fifo.pop_front() {
+                    Some(Slot::Replies { sample: Some(sample), abandoned: false, .. }) => sample.ends(),
+                    Some(Slot::Whole { nonce: Some(_), .. }) => lane.measures.round_trips.record(took),
+                    Some(Slot::Whole { then: Some(then), frames, .. }) => finished.push((then, frames)),
+                    Some(Slot::Replies { .. } | Slot::Changed { .. } | Slot::Whole { .. }) | None => {}
                 }
             }
         }
@@ -293,15 +297,19 @@ impl LaneIo {
     /// What an error says about the server, besides being the client's; `left` replies of its slot were owed with it.
     /// `true`: the lane is of no further use. A text that a script could have made up says nothing.
     fn heed(&mut self, error: &[u8], slot: &Slot, left: u32) -> bool {
-        let (may_invent, is_exec) = match slot {
-            Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1),
-            Slot::Changed { is_exec, .. } => (false, *is_exec),
-            Slot::Whole { .. } => (false, false),
+        let (may_invent, is_exec, is_of_client) = match slot {
+            Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1, true),
+            Slot::Changed { is_exec, .. } => (false, *is_exec, true),
+            Slot::Whole { .. } => (false, false, false),
         };
+        // It may have begun only, but its first word is there.
+        let text = error.strip_prefix(b"-").unwrap_or_default();
+        let code = ErrorCode::of_text(text);
+        if is_of_client {
+            self.lane.measures.error(Origin::Server, code);
+        }
         if !may_invent {
-            // It may have begun only, but its first word is there.
-            let text = error.strip_prefix(b"-").unwrap_or_default();
-            match ErrorCode::of_text(text) {
+            match code {
                 ErrorCode::ReadOnly => self.lane.was_refused_a_write.set(true),
                 ErrorCode::Moved => {
                     self.lane.redirection.replace(Some(printable(text.trim_ascii_end())));

@@ -5,6 +5,8 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use crate::pool::measures::Sample;
+
 /// Who gets replies. Called from the lane's task; must not call back into the lane.
 pub trait Receiver {
     /// Bytes of replies, in order; with them `ended` replies are complete, and with `begun` the last one is not.
@@ -54,6 +56,8 @@ pub(super) enum Slot {
         is_block: bool,
         /// Answered with a time-out already; only the late reply is awaited.
         abandoned: bool,
+        /// Few are measured at the client's edge. Boxed, so that the others have no more to carry.
+        sample: Option<Box<Sample>>,
     },
     /// One reply that is read whole, changed, and delivered in its turn.
     Changed {

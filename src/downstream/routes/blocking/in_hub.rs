@@ -136,13 +136,16 @@ impl Client {
                 Ok(true)
             }
             End::Error(words) => {
-                if !muted {
-                    self.send(&words);
+                match muted {
+                    true => {}
+                    // By CLIENT UNBLOCK, which is answered here.
+                    false if words.starts_with(b"-UNBLOCKED") => self.send_own(&words),
+                    false => self.send_answer(&words),
                 }
                 Ok(true)
             }
             End::Close(words, reason) => {
-                self.send(&words);
+                self.send_answer(&words);
                 Err(reason)
             }
             End::Unserved(why) => self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| true),

@@ -115,7 +115,7 @@ impl Client {
                 if !taken.muted
                     && let Some(own) = own_answer(&frames)
                 {
-                    self.send(&own);
+                    self.send_answer(&own);
                 }
             }
             Err(why) => self.unserved(&why, Aftermath::Nothing, 1, taken.muted)?,

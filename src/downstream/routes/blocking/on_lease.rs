@@ -54,7 +54,7 @@ impl Waiter {
             scanner: ReplyScanner::default(),
             reply: BytesMut::new(),
         };
-        metrics::counter!("redbouncer_leases_total", "pin" => Pin::Blocked.label()).increment(1);
+        let counted = context.metrics.lease(Pin::Blocked, Instant::now());
         self.on_lease.set(true);
         stay.send(&self.on_the_lease()).await?;
         let entry = context.pool.blocked();
@@ -69,6 +69,7 @@ impl Waiter {
         };
         drop(entry);
         let outcome = self.end_stay(context, stay, ended).await;
+        drop(counted);
         self.on_lease.set(false);
         outcome
     }

@@ -171,7 +171,7 @@ impl Waiter {
         self.state.set(State::Done);
         let demoted = error == DEMOTED || self.has_looked.get() && ErrorCode::ReadOnly.is(error);
         if !self.muted {
-            self.client.send(if demoted { DEMOTED } else { error });
+            self.client.send_answer(if demoted { DEMOTED } else { error });
         }
         if demoted {
             self.client.close(ClientClose::UpstreamLost);

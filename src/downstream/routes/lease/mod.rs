@@ -180,7 +180,8 @@ impl Client {
         }
         // A new WATCH after one that was refused.
         self.session.borrow_mut().failed = Failed::Nothing;
-        metrics::counter!("redbouncer_leases_total", "pin" => pin.label()).increment(1);
+        let now = Instant::now();
+        let counted = self.context.metrics.lease(pin, now);
         self.note_written();
         let shown = LeasedState::new(pin);
         let leased = self.attachment.enter(Attachment::Leased(Rc::clone(&shown)));
@@ -198,7 +199,7 @@ impl Client {
             partial: BytesMut::new(),
             member: None,
             is_cut: false,
-            since: Instant::now(),
+            since: now,
             garbled: false,
             hangup: None,
             last_wait: None,
@@ -211,7 +212,7 @@ impl Client {
             just_asked: None,
         };
         let outcome = held.run(taken).await;
-        drop(leased);
+        drop((leased, counted));
         self.has_sent();
         // SELECT or HELLO on the lease may have changed the key.
         self.leave_group();

@@ -8,9 +8,9 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::{KEEP, LeaseSession, PROTOCOL_ERROR, Waiting};
-use crate::resp::{self, ReplyKind};
+use crate::resp::{self, ErrorCode, ReplyKind};
 use crate::session::Received;
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{Origin, UpstreamClose};
 use crate::upstream::Capability;
 
 impl LeaseSession {
@@ -74,6 +74,12 @@ impl LeaseSession {
             if let Some(kind) = step.complete {
                 self.since = Instant::now();
                 let frame = std::mem::take(&mut self.partial).freeze();
+                if kind == ReplyKind::Error && !self.state.is_executing() {
+                    // Of one that came in pieces the beginning may be gone.
+                    let error = if frame.is_empty() { part } else { &frame };
+                    let code = ErrorCode::of(error).unwrap_or(ErrorCode::Other);
+                    self.client.context.pool.measures().error(Origin::Server, code);
+                }
                 if kind == ReplyKind::Error && self.has_sent_long {
                     // One that came in pieces may be such an error as well.
                     let begins = if frame.is_empty() { part } else { &frame };

@@ -1,0 +1,71 @@
+//! What one worker measures of its upstream connections: times and errors, in plain cells.
+
+use std::rc::Rc;
+
+use metrics::counter;
+use tokio::time::Instant;
+
+use crate::resp::{ErrorCode, error_text};
+use crate::telemetry::{Counted, Origin, Seconds};
+
+/// What is measured. Shared by the pool and its lanes.
+#[derive(Debug)]
+pub struct Measures {
+    /// From the first command of a batch to its last reply.
+    pub replies: Seconds,
+    /// PINGs on lanes, each heartbeat.
+    pub round_trips: Seconds,
+    /// By origin and code.
+    errors: Vec<Counted>,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        let counted = |origin: Origin, code: ErrorCode| {
+            let (origin, kind) = (origin.label(), code.label());
+            Counted::new(counter!("redbouncer_command_errors_total", "origin" => origin, "kind" => kind))
+        };
+        let codes = |origin| ErrorCode::ALL.into_iter().map(move |code| counted(origin, code));
+        Self {
+            replies: Seconds::short(),
+            round_trips: Seconds::short(),
+            errors: Origin::ALL.iter().flat_map(|origin| codes(*origin)).collect(),
+        }
+    }
+}
+
+impl Measures {
+    /// Counts an error that a client gets.
+    pub fn error(&self, origin: Origin, code: ErrorCode) {
+        if let Some(counted) = self.errors.get(origin as usize * ErrorCode::ALL.len() + code as usize) {
+            counted.add(1);
+        }
+    }
+
+    /// The same for a whole reply, if it is an error.
+    pub fn reply(&self, origin: Origin, reply: &[u8]) {
+        if let Some(text) = error_text(reply) {
+            self.error(origin, ErrorCode::of_text(text));
+        }
+    }
+
+    /// Publishes what has been counted since the last time.
+    pub fn publish(&self) {
+        self.errors.iter().for_each(Counted::publish);
+    }
+}
+
+/// A batch whose time is measured at the client's edge, until its last reply is on its way to the client.
+#[derive(Debug)]
+pub struct Sample {
+    /// When the client's bytes were read.
+    pub since: Instant,
+    /// Where the time goes to.
+    pub to: Rc<Seconds>,
+}
+
+impl Sample {
+    pub(super) fn ends(&self) {
+        self.to.record(self.since.elapsed());
+    }
+}
