@@ -241,6 +241,26 @@ fn every_difference_on_the_compatibility_page_has_its_test() {
     }
 }
 
+/// A link, or a test that exists; what nobody has stated or measured says so.
+#[test]
+fn every_cell_of_the_comparison_has_a_source() {
+    let page = read("docs/explanation/comparison.md");
+    let mut checked = 0;
+    for row in table(&page, "## Proxies") {
+        for cell in &row[1..] {
+            let is_told = cell.starts_with("not ") || *cell == "as directly";
+            assert!(is_told || cell.contains("](") || cell.contains("::"), "{}: {cell}", row[0]);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 50, "only {checked} cells were found: the reader is broken");
+    for word in page.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = word.split_once("::") else { continue };
+        let is_known = tests_of(&read(&format!("tests/it/{file}.rs"))).contains(test);
+        assert!(is_known, "docs/explanation/comparison.md names {word}");
+    }
+}
+
 #[test]
 fn every_pin_is_documented() {
     let page = read("docs/reference/metrics.md");

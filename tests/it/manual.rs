@@ -27,7 +27,7 @@ fn every_subcommand_has_a_manual_page() {
         count += 1;
     }
     assert!(count >= 8, "{help}");
-    let (exit, _) = Proxy::run_to_end(&["man", "chek"], &[]);
+    let (exit, _) = Proxy::run_to_end(&["man", "nothing"], &[]);
     assert_eq!(exit.code, Some(64), "{exit:#?}");
 }
 
