@@ -13,6 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { openNetwork } from './network.mjs';
+import { poolPicture, statusOf } from './pool-view.mjs';
 import { killAll, startBackend, startProxy, startRedis, until } from './processes.mjs';
 import { blockedClients, ServerView } from './server-view.mjs';
 
@@ -61,7 +62,7 @@ let interrupted = () => process.exit(130);
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => interrupted());
 
 // One start of the backend, from its first connection to its sudden end.
-async function oneStart({ number, url, view, jobs, readySeconds, last, look }) {
+async function oneStart({ number, url, view, jobs, readySeconds, last, look, lookLast }) {
   await view.newPeak();
   const place = network.place();
   const began = Date.now();
@@ -74,6 +75,7 @@ async function oneStart({ number, url, view, jobs, readySeconds, last, look }) {
     await until(JOBS_SECONDS, async () => (await view.completed()) >= jobs.added);
   }
   const waiting = ready && number === 1 ? await look?.() : undefined;
+  if (ready && last) await lookLast?.();
   const connections = await view.count();
   if (ready && !last) {
     await backend.add(JOBS_LEFT, LEFT_FOR_MS);
@@ -96,11 +98,11 @@ function report(number, start) {
 }
 
 // Up to `count` starts against `url`; stops after the first that does not get ready.
-async function restarts({ count, url, view, readySeconds = READY_SECONDS, look }) {
+async function restarts({ count, url, view, readySeconds = READY_SECONDS, look, lookLast }) {
   const jobs = { added: 0 };
   const done = [];
   for (let number = 1; number <= count; number += 1) {
-    const start = await oneStart({ number, url, view, jobs, readySeconds, last: number === count, look });
+    const start = await oneStart({ number, url, view, jobs, readySeconds, last: number === count, look, lookLast });
     done.push(start);
     report(number, start);
     if (!start.ready) break;
@@ -175,6 +177,18 @@ async function givenBack(outcome, view) {
   promise(done, `redbouncer: ${text}`);
 }
 
+// The pool in the terminal, as it was when the backend was up, and where it is drawn once a second.
+async function showPool(proxy, status) {
+  promise(status !== undefined, 'redbouncer: no /status during the last start');
+  if (status) {
+    const { held, max } = status.connections;
+    console.log([`\n  The pool during the last start, ${held} of ${max} connections:\n`, ...poolPicture(status)].join('\n    '));
+  }
+  const page = (await fetch(`${proxy.admin}/`).catch(() => undefined))?.headers.get('content-type');
+  promise(page?.startsWith('text/html'), `redbouncer: no dashboard at ${proxy.admin}/`);
+  console.log(`\n  The dashboard${attended ? '' : ' (until redbouncer stops)'}: ${proxy.admin}/`);
+}
+
 async function stop(proxy, view) {
   proxy.child.kill('SIGTERM');
   const end = await Promise.race([proxy.child.ended, sleep(12_000)]);
@@ -208,7 +222,9 @@ async function main() {
   const proxy = await startProxy({ binary, host: network.host, upstream, maxConnections: cap, directory });
   const url = `redis://:${password}@${network.host}:${proxy.port}`;
   const look = () => whoWaits(url, view);
-  const through = await restarts({ count: starts, url, view, look });
+  let status;
+  const lookLast = async () => (status = await statusOf(proxy.admin));
+  const through = await restarts({ count: starts, url, view, look, lookLast });
   promise(waiters.blocked >= BLOCKED, `redbouncer: only ${waiters.blocked} blocked clients, not ${BLOCKED}`);
   promise(waiters.leased === 0, `redbouncer: ${waiters.leased} blocked clients hold a connection of their own`);
   through.starts.forEach((start, index) => {
@@ -227,8 +243,10 @@ async function main() {
   const peak = Math.max(...through.starts.map((start) => start.peak));
   console.log(`  Through redbouncer: never more than ${peak}, ${through.once} of ${through.added} jobs done exactly once.`);
 
+  await showPool(proxy, status);
+
   if (attended && broken.length === 0) {
-    console.log(`\n  redbouncer keeps running. Try it, until Ctrl-C:\n\n    REDIS_URL=${url}\n\n  Its status: ${proxy.admin}/status`);
+    console.log(`\n  redbouncer keeps running. Try it, until Ctrl-C:\n\n    REDIS_URL=${url}`);
     await new Promise((resolve) => (interrupted = resolve));
     interrupted = () => process.exit(130);
     console.log('');
