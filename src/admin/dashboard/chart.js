@@ -1,7 +1,7 @@
 // The last 15 minutes as two curves with the same seconds: clients above, connections to the server and the cap below.
 
 const SECONDS = 900;
-const LEAST_SECONDS = 120; // of a process that has just begun
+const LEAST_SECONDS = 60; // of a process that has just begun
 const LEFT = 44, RIGHT = 8, TOP = 20, GAP = 30, BOTTOM = 20;
 
 function make(name, attributes, text) {

@@ -2,7 +2,7 @@
 
 import { Chart } from './chart.js';
 import { Details } from './details.js';
-import { bytes, client, counted, duration, errors, holder, isLong, KINDS, sum, verdict } from './words.js';
+import { bytes, client, counted, duration, errors, freePermits, fullKinds, holder, isLong, KINDS, short, sum, verdict } from './words.js';
 
 const MOST_CELLS = 500; // permits that are drawn
 const STALE_SECONDS = 5;
@@ -11,7 +11,7 @@ const AGAIN_MS = 5000;
 const by = (id) => document.getElementById(id);
 const chart = new Chart(by('chart'), by('chart-summary'));
 const details = new Details(by('details'));
-let picture, heard, lost;
+let picture, heard, lost, before;
 
 // Text is only touched where it has changed: a selection stays.
 function write(node, text) {
@@ -59,6 +59,14 @@ function showVerdict() {
   document.title = `${level === 'good' ? '' : '⚠ '}${title} · redbouncer`;
 }
 
+// Between this picture and the one before.
+function commandRate() {
+  const [now, at] = [sum(picture, 'commands').total, performance.now()];
+  const rate = before && at > before.at ? ((now - before.now) * 1000) / (at - before.at) : 0;
+  before = { now, at };
+  return Math.max(0, Math.round(rate)).toLocaleString('en');
+}
+
 function showFigures() {
   const { held, max } = picture.connections;
   const { lanes = 0, leases = 0, standing = 0, blocking = 0, hubs = 0 } = picture.waits;
@@ -70,7 +78,8 @@ function showFigures() {
     ['connections', `${held} / ${max}`, held >= max ? 'warn' : undefined],
     ['waiting', waiting, lanes + leases > 0 ? 'bad' : waiting > 0 ? 'warn' : undefined],
     ['blocked in hubs', inHubs(blocked).toLocaleString('en')],
-    ['replies outstanding', picture.lanes.outstanding.toLocaleString('en')],
+    ['commands / s', commandRate()],
+    ['unanswered', picture.lanes.outstanding.toLocaleString('en')],
     ['buffered', bytes(picture.memory.used)],
   ];
   const list = by('figures');
@@ -99,22 +108,24 @@ function makeCell(tag) {
   return cell;
 }
 
+// A permit that is not held. Some are kept for one kind of connection.
+function showFree(cell, kind) {
+  cell.className = 'cell free';
+  write(cell.querySelector('.name'), 'free');
+  write(cell.querySelector('.why'), kind ? `kept for ${KINDS[kind]}s` : '');
+}
+
 // One permit, in the place that it had before. The free ones are last.
 function showCell(cell, row) {
   const part = (name) => cell.querySelector(`.${name}`);
-  if (!row) {
-    cell.className = 'cell free';
-    write(part('name'), 'free');
-    return;
-  }
   const { who, why } = holder(row);
   cell.className = isLong(row) ? 'cell long' : 'cell';
   cell.dataset.kind = row.kind;
   cell.dataset.phase = row.phase;
   write(part('name'), KINDS[row.kind] ?? row.kind);
-  write(part('age'), duration(row.seconds));
+  write(part('age'), short(row.seconds));
   write(part('why'), row.phase === 'open' ? why : `${why} ${row.phase}`.trim());
-  write(part('what'), who);
+  write(part('what'), who.replace(/^(control$|(lane|blocking hub|pub\/sub hub) of )/, ''));
   cell.title = row.holder;
   cell.onclick = () => details.open(row, picture);
 }
@@ -124,26 +135,29 @@ const ORDER = Object.keys(KINDS);
 function showPool() {
   const { held, max } = picture.connections;
   const rows = picture.cells.rows.toSorted((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind) || b.seconds - a.seconds);
-  const free = Math.max(0, Math.min(max, MOST_CELLS) - rows.length);
-  const wanted = [...rows, ...Array(free).fill(undefined)];
+  const free = freePermits(picture).slice(0, Math.max(0, MOST_CELLS - rows.length));
+  const wanted = [...rows, ...free];
   const box = by('cells');
   while (box.children.length > wanted.length) box.lastChild.remove();
   wanted.forEach((row, index) => {
-    const tag = row ? 'button' : 'span';
+    const isHeld = index < rows.length;
+    const tag = isHeld ? 'button' : 'span';
     let cell = box.children[index];
     if (cell?.localName !== tag) {
       const made = makeCell(tag);
-      if (row) made.type = 'button';
+      if (isHeld) made.type = 'button';
       if (cell) cell.replaceWith(made);
       else box.append(made);
       cell = made;
     }
-    showCell(cell, row);
+    if (isHeld) showCell(cell, row);
+    else showFree(cell, row);
   });
   const more = picture.cells.count > rows.length ? `; ${rows.length} are shown` : '';
   const kinds = ORDER.map((kind) => [kind, rows.filter((row) => row.kind === kind).length]).filter(([, count]) => count > 0);
   const line = kinds.map(([kind, count]) => counted(count, KINDS[kind])).join(', ').replace('controls', 'control');
-  write(by('pool-line'), `${held} of ${max} held${line && `: ${line}`}${more}`);
+  const full = fullKinds(picture).map((of) => `${KINDS[of.kind]}s are full (${of.held} of ${of.max})`);
+  write(by('pool-line'), [`${held} of ${max} held${line && `: ${line}`}${more}`, ...full].join('; '));
   moveStop(box.querySelector('button[tabindex="0"]') ?? box.querySelector('button'));
 }
 

@@ -32,7 +32,7 @@ function element(name, text, attributes = {}) {
 function facts(rows) {
   const list = element('dl');
   for (const [name, value] of rows) {
-    if (value !== undefined && value !== null && value !== '') list.append(element('dt', name), element('dd', String(value)));
+    if (value !== undefined && value !== null && value !== '' && value !== false) list.append(element('dt', name), element('dd', String(value)));
   }
   return list;
 }
@@ -56,7 +56,7 @@ function command(text) {
 
 // What names the connection as long as it is held by the same holder.
 function identity(cell) {
-  return [cell.kind, cell.holder, cell.clients.map((row) => row.id)].join(' ');
+  return [cell.server_id, cell.kind, cell.client?.id ?? cell.holder, cell.client?.pin].join(' ');
 }
 
 export class Details {
@@ -94,35 +94,36 @@ export class Details {
       ['reason', why && (WHY[why] ? `${why}: ${WHY[why]}` : why)],
       ['state', cell.phase],
       ['held for', duration(cell.seconds)],
+      ['on the server', cell.server_id && `CLIENT LIST id=${cell.server_id}${cell.local_port ? `, our port ${cell.local_port}` : ''}`],
       ['since', new Date(Date.now() - cell.seconds * 1000).toLocaleTimeString('en-GB')],
     ]);
     [...about.querySelectorAll('dt')].find((term) => term.textContent === 'held for').nextSibling.dataset.held = '';
     const parts = [about];
-    if (cell.kind !== 'leased') parts.push(element('p', SHARED[cell.kind] ?? '', { class: 'hint' }));
-    if (cell.clients.length > 1) parts.push(element('p', 'Several clients have this name and this reason; it is one of them:', { class: 'hint' }));
-    for (const row of cell.clients) parts.push(...this.#client(row, picture));
+    if (cell.client) parts.push(...this.#client(cell, picture));
+    else parts.push(element('p', SHARED[cell.kind] ?? 'A clean connection that waits for its next user.', { class: 'hint' }));
     this.#body.replaceChildren(...parts);
   }
 
-  #client(row, picture) {
+  // What the client was when it got the connection, and what it is now.
+  #client({ client: held, now = {} }, picture) {
     const url = picture.listen.find((address) => address.startsWith('redis')) ?? picture.listen[0] ?? '';
     const where = url.startsWith('unix:') ? `-s ${url.slice('unix:'.length)}` : `-u ${url}`;
     return [
-      element('h3', client(row)),
+      element('h3', client({ id: held.id, name: held.name, peer: held.address })),
       facts([
-        ['id', row.id],
-        ['name', row.name || 'none'],
-        ['address', row.peer],
-        ['user', row.user],
-        ['library', row.library],
-        ['database', row.database],
-        ['last command', row.command],
-        ['connected for', duration(row.age)],
-        ['silent for', duration(row.idle)],
-        ['buffered', bytes(row.memory)],
+        ['id', held.id],
+        ['name', now.name ?? held.name],
+        ['address', held.address],
+        ['user', held.user],
+        ['library', now.library],
+        ['database', now.database],
+        ['last command', now.command ?? held.command],
+        ['connected for', now.age !== undefined && duration(now.age)],
+        ['silent for', now.idle !== undefined && duration(now.idle)],
+        ['buffered', now.memory !== undefined && bytes(now.memory)],
       ]),
       element('h3', 'End it'),
-      command(`redis-cli ${where} CLIENT KILL ID ${row.id}`),
+      command(`redis-cli ${where} CLIENT KILL ID ${held.id}`),
       element('p', 'The connection to the server is released at once. The client gets a closed connection.', { class: 'hint' }),
     ];
   }

@@ -11,8 +11,18 @@ const CELLS: usize = 500;
 /// So many rows are in the other listings.
 const ROWS: usize = 8;
 /// The members of `/status` that are shown as they are.
-const KEPT: [&str; 9] =
-    ["version", "state", "listen", "upstream", "connections", "pools", "standing_leases", "waits", "paused"];
+const KEPT: [&str; 10] = [
+    "version",
+    "state",
+    "paused",
+    "listen",
+    "upstream",
+    "connections",
+    "pools",
+    "permits",
+    "standing_leases",
+    "waits",
+];
 
 /// The picture of `status`. Every text in it is fit to be shown: names are what clients call themselves.
 pub(super) fn picture(mut status: Value) -> Value {
@@ -21,8 +31,9 @@ pub(super) fn picture(mut status: Value) -> Value {
     let count = cells.len();
     cells.truncate(CELLS);
     for cell in &mut cells {
-        let holders = holders(cell, &clients);
-        cell["clients"] = Value::Array(holders.into_iter().cloned().collect());
+        if let Some(row) = holder(cell, &clients) {
+            cell["now"] = row.clone();
+        }
     }
     let mut shown: Map<_, _> =
         KEPT.iter().filter_map(|name| Some(((*name).to_owned(), status.get_mut(*name)?.take()))).collect();
@@ -53,21 +64,10 @@ fn number(row: &Value, member: &str) -> u64 {
     row[member].as_u64().unwrap_or_default()
 }
 
-/// The clients that the holder of a connection may be: none for what many share, several where they have the same name.
-fn holders<'a>(cell: &Value, clients: &'a [Value]) -> Vec<&'a Value> {
-    if let Some(id) = cell["client"]["id"].as_u64() {
-        return clients.iter().filter(|client| number(client, "id") == id).collect();
-    }
-    let Some((who, why)) = text(cell, "holder").rsplit_once(", ") else { return Vec::new() };
-    let name = who.strip_prefix("client '").and_then(|rest| rest.strip_suffix('\''));
-    let is_holder = |client: &&Value| {
-        text(client, "place") == why
-            && match name {
-                Some(name) => text(client, "name") == name,
-                None => who == format!("client {} ({})", number(client, "id"), text(client, "peer")),
-            }
-    };
-    clients.iter().filter(is_holder).take(ROWS).collect()
+/// The client that holds a connection alone, as it is now; `None` for what many share, and where it has just gone.
+fn holder<'a>(cell: &Value, clients: &'a [Value]) -> Option<&'a Value> {
+    let id = cell["client"]["id"].as_u64()?;
+    clients.iter().find(|client| number(client, "id") == id)
 }
 
 /// The lanes of all users together.
@@ -150,22 +150,17 @@ mod tests {
     fn a_cell_shows_its_client() {
         let status = json!({
             "upstreams": [
-                { "kind": "leased", "holder": "client 'cart', WATCH" },
-                { "kind": "leased", "holder": "client 7 (10.0.0.1:507), MULTI" },
-                { "kind": "shared", "holder": "lane of user 1, database 0" },
+                { "kind": "leased", "client": { "id": 8, "pin": "WATCH" } },
+                { "kind": "leased", "client": { "id": 9, "pin": "WATCH" } },
+                { "kind": "shared", "holder": "lane of database 0" },
             ],
             "clients": [client(6, "cart", "lane"), client(7, "", "MULTI"), client(8, "cart", "WATCH")],
         });
-        let shown = picture(status);
-        let ids = |cell: usize| -> Vec<_> {
-            shown["cells"]["rows"][cell]["clients"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(|c| number(c, "id"))
-                .collect()
-        };
-        assert_eq!([ids(0), ids(1), ids(2)], [vec![8], vec![7], vec![]]);
+        let cells = &picture(status)["cells"]["rows"];
+        assert_eq!(cells[0]["now"]["id"], 8);
+        assert_eq!(cells[0]["client"]["pin"], "WATCH");
+        assert!(cells[1]["now"].is_null(), "its client has just gone");
+        assert!(cells[2]["now"].is_null());
     }
 
     #[test]

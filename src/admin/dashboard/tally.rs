@@ -8,9 +8,13 @@ use serde_json::{Map, Value, json};
 /// So many minutes back `recent` reaches.
 const MINUTES: usize = 15;
 
+/// One count for all commands: which they are is no use in an incident, and there are hundreds.
+const COMMANDS: &str = "commands";
+
 /// The counters that the page shows, without the prefix that all have, and the word by which the page asks for them. Their
 /// labels have closed sets of values, so that what is kept is bounded.
-const FAMILIES: [(&str, &str); 12] = [
+const FAMILIES: [(&str, &str); 13] = [
+    ("commands_total", COMMANDS),
     ("clients_accepted_total", "accepted"),
     ("clients_closed_total", "clients_closed"),
     ("upstream_closed_total", "upstream_closed"),
@@ -36,11 +40,15 @@ pub(super) struct Tally {
 impl Tally {
     /// Takes the values in `text`, which is in Prometheus' text format.
     pub(super) fn read(&mut self, text: &str) {
-        for line in text.lines() {
-            if let Some((family, labels, value)) = series(line) {
+        let mut commands = 0.0;
+        for (family, labels, value) in text.lines().filter_map(series) {
+            if family == COMMANDS {
+                commands += value;
+            } else {
                 self.now.insert((family, labels), value);
             }
         }
+        self.now.insert((COMMANDS, String::new()), commands);
     }
 
     /// A minute has passed.
@@ -96,6 +104,7 @@ mod tests {
         for minute in 1..=20 {
             tally.read(&format!(
                 "# HELP redbouncer_pool_full_total x\nredbouncer_pool_full_total {minute}\nother_total 7\n\
+                 redbouncer_commands_total{{command=\"get\"}} 2\nredbouncer_commands_total{{command=\"set\"}} {minute}\n\
                  redbouncer_command_errors_total{{origin=\"server\",kind=\"ERR\"}} 3\n"
             ));
             tally.end_minute();
@@ -103,7 +112,8 @@ mod tests {
         let rows = tally.rows();
         assert_eq!(rows["pool_full"], json!([["", 20, 14]]));
         assert_eq!(rows["command_errors"], json!([["server ERR", 3, 0]]));
-        assert_eq!(rows.as_object().map(Map::len), Some(2));
+        assert_eq!(rows["commands"], json!([["", 22, 14]]));
+        assert_eq!(rows.as_object().map(Map::len), Some(3));
     }
 
     #[test]

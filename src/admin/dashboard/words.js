@@ -14,6 +14,11 @@ export function duration(seconds) {
   return m > 0 ? `${m} min ${s} s` : `${s} s`;
 }
 
+// The same where there is little room.
+export function short(seconds) {
+  return duration(seconds).replaceAll(/ (d|h|m|s)(in)?/g, '$1');
+}
+
 export function bytes(count) {
   const units = ['B', 'KiB', 'MiB', 'GiB'];
   let at = 0;
@@ -31,15 +36,29 @@ export function client(row) {
 
 // Who holds a connection, and why.
 export function holder(cell) {
-  const at = cell.holder.lastIndexOf(', ');
-  if (cell.kind === 'leased' && at > 0) return { who: cell.holder.slice(0, at), why: cell.holder.slice(at + 2) };
-  return { who: cell.holder, why: '' };
+  if (!cell.client) return { who: cell.holder, why: '' };
+  const { id, name, address, pin } = cell.client;
+  return { who: name || `client ${id} (${address})`, why: pin };
 }
 
 // Leases that end with a command are pointed out when they last; those of MONITOR or of a blocking call may.
+const LASTING = ['blocking call', 'MONITOR', 'TRACKING', 'NO-TOUCH', 'SUBSCRIBE', 'connection state'];
+
 export function isLong(cell) {
-  const { why } = holder(cell);
-  return cell.kind === 'leased' && cell.seconds >= LONG_SECONDS && !['', 'blocking call', 'MONITOR', 'TRACKING', 'NO-TOUCH', 'SUBSCRIBE'].includes(why);
+  return cell.client !== undefined && cell.seconds >= LONG_SECONDS && !LASTING.includes(cell.client.pin);
+}
+
+// Which kinds the free permits are for: some are kept for one kind alone, the others are open (undefined).
+export function freePermits(picture) {
+  const { held, max } = picture.connections;
+  const kept = picture.permits.flatMap(({ kind, reserved }) => Array(reserved).fill(kind));
+  const free = Math.max(0, max - held);
+  return [...Array(Math.max(0, free - kept.length)).fill(undefined), ...kept].slice(0, free);
+}
+
+// Of lanes and leases, those of which no more can be held. A hub that has its one connection is not short of any.
+export function fullKinds(picture) {
+  return picture.permits.filter(({ kind, full }) => full && ['shared', 'leased'].includes(kind));
 }
 
 // Counters: the sum of the rows whose labels match, in the last 15 minutes and since the start.
@@ -72,37 +91,77 @@ export function errors(picture) {
   return [...own, ...replies].filter(({ total }) => total > 0).sort((a, b) => b.recent - a.recent);
 }
 
+function outage({ upstream }) {
+  const away = upstream.unreachable_seconds;
+  return away !== undefined && [`The server is away for ${duration(away)}`, upstream.unreachable_reason];
+}
+
+function waits(picture) {
+  const { held, max } = picture.connections;
+  const { lanes, leases } = picture.waits;
+  const must = lanes + leases;
+  if (must === 0) return false;
+  const isWaitedFor = ({ kind }) => (kind === 'leased' ? leases : lanes) > 0;
+  const full = fullKinds(picture).filter(isWaitedFor).map((of) => `${of.held} of ${of.max} ${KINDS[of.kind]}s`).join(' and ');
+  const what = counted(must, 'command waits', 'commands wait');
+  return [`${what} for a connection: ${full || `${held} of ${max}`} are held`, oldest(picture)];
+}
+
+// The lease that a command should have ended, or else the one that is held longest.
+function oldest(picture) {
+  const leases = picture.cells.rows.filter((cell) => cell.client);
+  const cell = leases.find(isLong) ?? leases[0];
+  if (!cell) return undefined;
+  const { who, why } = holder(cell);
+  return `Held longest: ${who}, ${why}, for ${duration(cell.seconds)}`;
+}
+
+function longLeases(picture) {
+  const long = picture.cells.rows.filter(isLong);
+  return long.length > 0 && [`${counted(long.length, 'lease lasts', 'leases last')} longer than ${LONG_SECONDS} s`, oldest(picture)];
+}
+
+function pause({ paused, waits: { paused: waiting = 0 } }) {
+  if (!paused) return false;
+  const end = paused.seconds_left === null ? 'until PROXY RESUME' : `for ${duration(paused.seconds_left)} more`;
+  return [`Paused for ${duration(paused.seconds)}, ${end}: ${counted(waiting, 'client waits', 'clients wait')}`];
+}
+
+const BAD = [
+  outage,
+  waits,
+  (picture) => {
+    const { recent } = sum(picture, 'undelivered', /^lost$/);
+    return recent > 0 && [`${counted(recent, 'popped element was', 'popped elements were')} lost in the last 15 minutes`];
+  },
+];
+
+const WARNINGS = [
+  pause,
+  longLeases,
+  ({ state }) => !['serving', 'paused'].includes(state) && [`The proxy is ${state}`],
+  ({ waits: { standing = 0 } }) => standing > 0 && [`${counted(standing, 'client waits', 'clients wait')} for a lease that may last (MONITOR, CLIENT TRACKING)`],
+  ({ memory }) => memory.max > 0 && memory.used > 0.75 * memory.max && [`Clients hold ${bytes(memory.used)} of ${bytes(memory.max)} memory: the largest are not read`],
+  (picture) => {
+    const { recent } = sum(picture, 'pool_full');
+    return recent > 0 && [`${counted(recent, 'command')} got the full-pool error in the last 15 minutes`];
+  },
+  (picture) => {
+    const { recent } = sum(picture, 'clients_closed', /^no_upstream$/);
+    return recent > 0 && !outage(picture) && [`${counted(recent, 'client was', 'clients were')} closed in the last 15 minutes because there was no server`];
+  },
+  ({ connections: { held, max } }) => held >= max && [`All ${max} connections are held`],
+];
+
 // What an operator must know first: a level, a sentence, and its reasons.
 export function verdict(picture) {
   if (picture.silent) return { level: 'bad', title: 'A worker does not answer', reasons: ['It has not told its clients for 5 s: see the log.'] };
-  const { held, max } = picture.connections;
-  const waiting = picture.clients.waiting;
-  const bad = [], warn = [];
-  const away = picture.upstream.unreachable_seconds;
-  if (away !== undefined) bad.push([`The server is away for ${duration(away)}`, picture.upstream.unreachable_reason]);
-  const { lanes = 0, leases = 0, standing = 0 } = picture.waits;
-  const long = picture.cells.rows.filter(isLong);
-  const oldest = long[0] ?? picture.cells.rows.find(({ kind, clients }) => kind === 'leased' && clients.length > 0);
-  const longest = oldest && `Held longest: ${holder(oldest).who}, ${holder(oldest).why}, for ${duration(oldest.seconds)}`;
-  const must = lanes + leases;
-  if (must > 0) bad.push([`${counted(must, 'command waits', 'commands wait')} for a connection, ${held} of ${max} are held`, longest]);
-  else if (long.length > 0) warn.push([`${counted(long.length, 'lease lasts', 'leases last')} longer than ${LONG_SECONDS} s`, longest]);
-  if (standing > 0) warn.push([`${counted(standing, 'client waits', 'clients wait')} for a lease that may last (MONITOR, CLIENT TRACKING)`]);
-  const memory = picture.memory;
-  if (memory.max && memory.used > 0.75 * memory.max) warn.push([`Clients hold ${bytes(memory.used)} of ${bytes(memory.max)} memory: the largest are not read`]);
-  const lost = sum(picture, 'undelivered', /^lost$/).recent;
-  if (lost > 0) bad.push([`${counted(lost, 'popped element was', 'popped elements were')} lost in the last 15 minutes`]);
-  const full = sum(picture, 'pool_full').recent;
-  if (full > 0 && must === 0) warn.push([`${counted(full, 'client')} got the full-pool error in the last 15 minutes`]);
-  const gone = sum(picture, 'clients_closed', /^no_upstream$/).recent;
-  if (gone > 0 && away === undefined) warn.push([`${counted(gone, 'client was', 'clients were')} closed in the last 15 minutes because there was no server`]);
-  if (picture.paused) warn.push(['Paused: new commands wait until RESUME']);
-  if (picture.state !== 'serving') warn.push([`The proxy is ${picture.state}`]);
-  if (held >= max && must === 0) warn.push([`All ${max} connections are held`, 'Nothing waits yet.']);
-  const found = [...bad, ...warn];
-  const facts = `${counted(picture.clients.count, 'client')} on ${held} of ${max} connections`;
-  const level = bad.length ? 'bad' : warn.length ? 'warn' : 'good';
-  if (found.length === 0) return { level, title: `All is well: ${facts}`, reasons: waiting.count ? [] : ['Nothing waits.'] };
+  const tell = (checks) => checks.map((check) => check(picture)).filter(Boolean);
+  const [bad, warnings] = [tell(BAD), tell(WARNINGS)];
+  const facts = `${counted(picture.clients.count, 'client')} on ${picture.connections.held} of ${picture.connections.max} connections`;
+  const found = [...bad, ...warnings];
+  if (found.length === 0) return { level: 'good', title: `All is well: ${facts}`, reasons: picture.clients.waiting.count ? [] : ['Nothing waits.'] };
   const [[title, ...details], ...others] = found;
-  return { level, title, reasons: [...details, ...others.flat()].filter(Boolean).concat(facts) };
+  const reasons = [...new Set([...details, ...others.flat()].filter(Boolean)), facts];
+  return { level: bad.length > 0 ? 'bad' : 'warn', title, reasons };
 }

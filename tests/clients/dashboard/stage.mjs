@@ -71,13 +71,18 @@ export class Stage {
     return child;
   }
 
-  async start() {
+  // Without a browser.
+  async serve() {
     [this.server, this.port, this.admin] = [await freePort(), await freePort(), await freePort()];
     this.#run('redis-server', ['--port', this.server, '--bind', '127.0.0.1', '--save', '', '--dir', this.#directory].map(String));
     this.direct = new Redis(this.server, '127.0.0.1', { protocol: 2, connectionName: LOOK });
     this.direct.on('error', () => {});
     await this.startProxy();
     this.through = this.client('dashboard-test');
+  }
+
+  async start() {
+    await this.serve();
     this.context = await chromium.launchPersistentContext(join(this.#directory, 'browser'),
       { executablePath: browserPath, args: ARGUMENTS, headless: true, viewport: { width: 1280, height: 900 } });
   }
@@ -113,7 +118,7 @@ export class Stage {
   }
 
   async close() {
-    await this.context.close();
+    await this.context?.close();
     for (const redis of [...this.#clients, this.direct]) redis.disconnect();
     this.proxy.kill('SIGTERM');
     await this.proxy.ended;
