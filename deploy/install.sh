@@ -22,6 +22,7 @@ has_node() {
 }
 
 packages=()
+optional=()   # what tests go without
 want_node=false
 want_servers=false
 want_envoy=false
@@ -63,8 +64,8 @@ for part in "$@"; do
       have npm || packages+=(nodejs npm)
       ;;
     prometheus) have prometheus promtool || packages+=(prometheus) ;;
-    # For the dashboard. The tests take whatever browser of Chromium's kind the variable CHROMIUM names.
-    browser) [ -n "${CHROMIUM:-}" ] || have chromium || packages+=(chromium) ;;
+    # For the tests of the dashboard. Ubuntu has chromium as a snap only; one that is elsewhere is named by CHROMIUM.
+    browser) [ -n "${CHROMIUM:-}" ] || have chromium || have google-chrome || optional+=(chromium) ;;
     musl)
       want_musl=true
       have musl-gcc || packages+=(musl-tools)
@@ -82,9 +83,17 @@ for part in "$@"; do
   esac
 done
 
-if [ ${#packages[@]} -gt 0 ]; then
+can_install() {
+  have apt-get && { [ "$(id -u)" -eq 0 ] || have sudo; }
+}
+if [ ${#packages[@]} -eq 0 ] && [ ${#optional[@]} -gt 0 ] && ! can_install; then
+  echo "install.sh: ${optional[*]} cannot be had; THE TESTS GO WITHOUT IT" >&2
+  optional=()
+fi
+
+if [ $((${#packages[@]} + ${#optional[@]})) -gt 0 ]; then
   if ! have apt-get; then
-    echo "install.sh: please install by hand (there is no apt-get here): ${packages[*]}" >&2
+    echo "install.sh: please install by hand (there is no apt-get here): ${packages[*]} ${optional[*]}" >&2
     exit 1
   fi
   as_root=()
@@ -92,7 +101,7 @@ if [ ${#packages[@]} -gt 0 ]; then
     have sudo || { echo "install.sh: please install as root: ${packages[*]}" >&2; exit 1; }
     as_root=(sudo)
   fi
-  echo "installing ${packages[*]}"
+  echo "installing ${packages[*]} ${optional[*]}"
   # Debian's own switch against starting services at installation; ours only while we install.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e "$policy" ]; then
@@ -101,8 +110,13 @@ if [ ${#packages[@]} -gt 0 ]; then
     trap '"${as_root[@]}" rm -f "$policy"' EXIT
   fi
   "${as_root[@]}" apt-get -qq update
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
+  install_packages() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "$@" >/dev/null
+  }
+  [ ${#packages[@]} -eq 0 ] || install_packages "${packages[@]}"
+  for package in "${optional[@]}"; do
+    install_packages "$package" || echo "install.sh: $package cannot be had; THE TESTS GO WITHOUT IT" >&2
+  done
 fi
 
 # The distribution's Node is too old: one from the npm registry, for this work tree alone.

@@ -199,6 +199,24 @@ async function appearance(page) {
   await page.setViewportSize({ width: 1280, height: 900 });
 }
 
+// The server goes and comes back.
+async function outage(page) {
+  stage.redis.kill('SIGKILL');
+  await stage.redis.ended;
+  const away = await eventually('the page says that the server is away', async (seen) => {
+    stage.client('asks').ping().catch(() => {});
+    const shown = Object.assign(seen, await read(page));
+    return shown.title.startsWith('The server is away for') && shown;
+  });
+  check('an outage is bad, and has its reason', away.level === 'bad' && /refused/i.test(away.reasons), away);
+  stage.startServer();
+  await eventually('the page says that it is back', async (seen) => {
+    const { level, title } = Object.assign(seen, await read(page));
+    return level !== 'bad' && !title.startsWith('The server');
+  });
+  console.log('ok   the page tells of an outage of the server and of its end');
+}
+
 // The proxy goes and comes back: the page says so, and goes on by itself.
 async function restart(page) {
   stage.proxy.kill('SIGKILL');
@@ -226,6 +244,7 @@ async function main() {
   await keyboard(page);
   for (const client of [...clients, ...holders]) client.disconnect();
   await agrees(page, 'all are gone', ({ clients: count, level }) => count === 1 && level !== 'bad');
+  await outage(page);
   check('no console message, no dialog, no request of another host', problems.length === 0, problems);
   await restart(page);
   await stage.close();

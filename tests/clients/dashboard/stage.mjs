@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { chromium } from 'playwright-core';
 
-const BROWSERS = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
+const BROWSERS = ['/usr/bin/chromium', '/usr/bin/google-chrome'];
 const ARGUMENTS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync'];
 const LOOK = 'look';
@@ -74,7 +74,7 @@ export class Stage {
   // Without a browser.
   async serve() {
     [this.server, this.port, this.admin] = [await freePort(), await freePort(), await freePort()];
-    this.#run('redis-server', ['--port', this.server, '--bind', '127.0.0.1', '--save', '', '--dir', this.#directory].map(String));
+    this.startServer();
     this.direct = new Redis(this.server, '127.0.0.1', { protocol: 2, connectionName: LOOK });
     this.direct.on('error', () => {});
     await this.startProxy();
@@ -85,6 +85,11 @@ export class Stage {
     await this.serve();
     this.context = await chromium.launchPersistentContext(join(this.#directory, 'browser'),
       { executablePath: browserPath, args: ARGUMENTS, headless: true, viewport: { width: 1280, height: 900 } });
+  }
+
+  startServer() {
+    const options = ['--port', this.server, '--bind', '127.0.0.1', '--save', '', '--dir', this.#directory];
+    this.redis = this.#run('redis-server', options.map(String));
   }
 
   async startProxy() {
