@@ -9,6 +9,7 @@ mod check;
 mod cleanup;
 pub mod commands;
 mod convert;
+mod hash_password;
 mod manual;
 mod output;
 mod size;
@@ -114,6 +115,12 @@ enum Command {
         #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
         directory: Option<PathBuf>,
     },
+    /// Read a password from the terminal or stdin and print its hash for the users file
+    HashPassword {
+        /// SHA-256 without a salt, for long random secrets only, instead of Argon2id
+        #[arg(long)]
+        sha256: bool,
+    },
     /// Print the command table: how each Redis command is routed, and why
     Commands {
         /// Print JSON instead of a listing
@@ -195,6 +202,10 @@ fn run(cli: Cli) -> ExitCode {
         Some(Command::Man { command, directory }) => {
             manual::man(Cli::command(), command.as_deref(), directory.as_deref())
         }
+        Some(Command::HashPassword { sha256 }) => match hash_password::run(sha256) {
+            Ok(line) => print(&line),
+            Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
+        },
         Some(Command::Commands { json: true }) => print(&commands::render_json()),
         Some(Command::Commands { json: false }) => print(&commands::render()),
     }

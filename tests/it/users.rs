@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -418,4 +419,36 @@ fn a_users_file_that_changes_is_read_again() {
     std::fs::write(file.path(), entry("app", 9)).unwrap();
     web.expect_end(PATIENCE);
     assert_eq!(stage.connect().call("AUTH web sesame").error(), WRONG);
+}
+
+/// A hash of `redbouncer hash-password`, to be piped a password into.
+fn hashed(password: &str, flags: &[&str]) -> String {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_redbouncer"))
+        .arg("hash-password")
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(format!("{password}\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!text.contains(password), "{text}");
+    text.trim_end().to_owned()
+}
+
+#[test]
+fn a_hash_made_by_redbouncer_lets_its_password_in() {
+    let text = format!(
+        "[app]\npassword = \"{}\"\n[web]\npassword = \"{}\"\n",
+        hashed("barley", &[]),
+        hashed("sesame", &["--sha256"]),
+    );
+    assert!(text.contains("$argon2id$") && text.contains(SESAME), "{text}");
+    let (stage, _file) = stage(&text, &[]);
+    login(&stage, "app", "barley");
+    login(&stage, "web", "sesame");
+    assert_eq!(stage.connect().call("AUTH app sesame").error(), WRONG);
 }

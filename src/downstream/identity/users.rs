@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -68,6 +68,24 @@ impl PasswordHash {
             return Err("the Argon2 hash costs too much to check: at most m=262144 (256 MiB) and t=64");
         }
         Ok(Self::Argon2(text.to_owned()))
+    }
+
+    /// The hash of `secret` as [`Self::parse`] reads it: for long random secrets.
+    #[must_use]
+    pub fn sha256_text(secret: &[u8]) -> String {
+        let digits = Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        format!("#{digits}")
+    }
+
+    /// The same with Argon2id, a salt of its own and the parameters that OWASP advises (m=19456, t=2, p=1).
+    ///
+    /// # Errors
+    /// There are no random numbers, or not enough memory.
+    pub fn argon2_text(secret: &[u8]) -> Result<String, String> {
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt).map_err(|wrong| wrong.to_string())?;
+        let hash = Argon2::default().hash_password_with_salt(secret, &salt);
+        hash.map(|hash| hash.to_string()).map_err(|wrong| wrong.to_string())
     }
 
     /// Whether `secret` is the password. Takes some ten milliseconds for Argon2.
@@ -213,6 +231,20 @@ mod tests {
         let hash = PasswordHash::parse(ARGON).unwrap();
         assert!(hash.fits(b"sesame") && !hash.fits(b"open"));
         assert_eq!(hash.cost().map(Cost::kib_passed), Some(64));
+    }
+
+    #[test]
+    fn a_hash_that_is_made_here_is_one_that_is_read_here() {
+        for text in [PasswordHash::sha256_text(b"sesame"), PasswordHash::argon2_text(b"sesame").unwrap()] {
+            let hash = PasswordHash::parse(&text).unwrap();
+            assert!(hash.fits(b"sesame") && !hash.fits(b"Sesame"), "{text}");
+        }
+        assert_eq!(PasswordHash::sha256_text(b"sesame"), SHA);
+        assert_ne!(
+            PasswordHash::argon2_text(b"sesame"),
+            PasswordHash::argon2_text(b"sesame"),
+            "each has its salt"
+        );
     }
 
     /// Names that exist, of every kind, and one that does not cost the same looks.
