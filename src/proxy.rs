@@ -9,7 +9,9 @@ mod files;
 mod leases;
 mod memory;
 mod password_file;
+mod reload;
 mod service_manager;
+mod settings;
 mod users_file;
 mod verify;
 
@@ -26,18 +28,18 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminError, Sample, View};
-use crate::config::{Config, own_listener};
+use crate::config::{Config, Loaded, Sources, own_listener};
 use crate::downstream::{
-    AcceptOptions, Admission, Directory, InheritedSockets, Limits, ListenError, Listener, Message, ServerTls,
-    Worker, WorkerConfig, WorkerHandle, Workers, listen,
+    AcceptOptions, Admission, ConfigHandle, Directory, InheritedSockets, Limits, ListenError, Listener,
+    Message, ServerTls, Worker, WorkerConfig, WorkerHandle, Workers, listen,
 };
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
@@ -45,8 +47,8 @@ use crate::shutdown::{StopSignals, UserSignals};
 use crate::telemetry::{self, Log, publish_gauge, publish_tasks, seconds};
 use crate::upstream::{Connector, Instance, TlsSetupError};
 use certificates::CertificateReloader;
-use password_file::PasswordFileReloader;
-use users_file::UsersFileReloader;
+use reload::{Applied, Reloader};
+use settings::LiveSettings;
 use verify::verify_upstream;
 
 /// The configuration names something that cannot be used (a certificate that is not there).
@@ -63,8 +65,6 @@ const STEP: Duration = Duration::from_millis(20);
 const NAME: Duration = Duration::from_secs(1);
 /// How often gauges are published and the exporter's samples are tidied.
 const PUBLISH: Duration = Duration::from_secs(1);
-/// How often certificate files are looked at.
-const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(2);
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -97,18 +97,20 @@ impl StartError {
 
 /// Runs the proxy until a signal has drained it.
 #[must_use]
-pub fn run(config: Config) -> ExitCode {
+pub fn run(sources: Sources, loaded: Loaded) -> ExitCode {
     let inherited = InheritedSockets::from_environment();
+    let config = &loaded.config;
     let log = match Log::start(&config.log) {
         Ok(log) => Rc::new(log),
         Err(error) => return report_start_error(&error.to_string(), ExitCode::from(BAD_CONFIGURATION)),
     };
-    warn_of_what_is_retired(&config);
+    warn_of_what_is_retired(config);
     for exposure in &config.exposed {
         tracing::warn!("{exposure}");
     }
     let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
-        let outcome = runtime.block_on(Proxy::assemble_and_serve(config, inherited, Rc::clone(&log)));
+        let proxy = Proxy::assemble_and_serve((sources, loaded), inherited, Rc::clone(&log));
+        let outcome = runtime.block_on(proxy);
         // A name lookup that hangs cannot be cancelled; it must not hold up the exit.
         runtime.shutdown_background();
         outcome
@@ -164,10 +166,8 @@ struct Proxy {
     /// The bound addresses, and whether with TLS.
     listening: Vec<(String, bool)>,
     stage: Cell<Stage>,
-    ready_needs_login: bool,
+    live: Rc<LiveSettings>,
     log: Rc<Log>,
-    /// `log.long_lease`
-    long_lease: Option<Duration>,
 }
 
 /// Where in its life the proxy is.
@@ -184,10 +184,11 @@ enum Stage {
 
 impl Proxy {
     async fn assemble_and_serve(
-        config: Config,
+        (sources, loaded): (Sources, Loaded),
         inherited: InheritedSockets,
         log: Rc<Log>,
     ) -> Result<ExitCode, StartError> {
+        let config = loaded.config.clone();
         let exporter = install_metrics()?;
         let limits = Limits {
             inside: config.client.max,
@@ -215,8 +216,8 @@ impl Proxy {
             connector,
             dial_rate: Arc::new(DialRateLimiter::new(config.upstream.connect_rate)),
             health: Arc::default(),
-            options: config.pool.clone(),
-            upstream: config.upstream.clone(),
+            options: Cell::new(config.pool),
+            upstream: Cell::new(config.upstream.times()),
             heartbeat: config.naming.heartbeat,
             liveness: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
@@ -226,9 +227,10 @@ impl Proxy {
         let places = Admission::new(limits);
         let first_look = CancellationToken::new();
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
-        let (workers, threads) = start_workers(&config, &shared, &directory, &places, &first_look)?;
+        let (steering, requests) = ConfigHandle::new();
+        let terms = worker_config(&config, &directory, &first_look, steering);
+        let (workers, threads) = start_workers(config.workers, &shared, &terms, &places)?;
         let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
-        let long_lease = config.log.long_lease;
         let proxy = Rc::new(Self {
             shared,
             workers,
@@ -237,9 +239,8 @@ impl Proxy {
             exporter,
             listening,
             stage: Cell::new(Stage::Starting),
-            ready_needs_login: config.admin.ready_needs_login,
+            live: Rc::new(LiveSettings::of(&config)),
             log,
-            long_lease,
         });
         let door = AcceptOptions {
             workers: proxy.workers.clone(),
@@ -257,20 +258,24 @@ impl Proxy {
         let doors = Listeners::open(listeners, &door)?;
         proxy.stage.set(Stage::Serving);
         let hangup = signal(SignalKind::hangup())?;
-        let roster = UsersFileReloader::new(&config, Arc::clone(&proxy.directory), proxy.workers.clone());
-        let password = PasswordFileReloader::new(
-            &config,
-            Arc::clone(&proxy.shared.connector),
-            Arc::clone(&proxy.directory),
-            Arc::clone(&proxy.shared.health),
+        let reloader = Reloader::new(
+            (sources, loaded),
+            Applied {
+                live: Rc::clone(&proxy.live),
+                shared: proxy.shared.clone(),
+                workers: proxy.workers.clone(),
+                directory: Arc::clone(&proxy.directory),
+                tls,
+            },
+            renewal,
         );
-        tokio::task::spawn_local(renew(renewal, roster, password, hangup));
+        tokio::task::spawn_local(reloader.run(hangup, requests));
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         service_manager::ready();
         tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
         let first = signals.next().await;
-        proxy.leave(first, &mut signals, config.shutdown.delay).await;
-        let code = proxy.stop(first, doors, &mut signals, config.shutdown.drain_timeout).await;
+        proxy.leave(first, &mut signals, proxy.live.shutdown.get().delay).await;
+        let code = proxy.stop(first, doors, &mut signals, proxy.live.shutdown.get().drain_timeout).await;
         for thread in threads {
             // A worker that panicked has said so; there is nothing left to wait for.
             drop(thread.join());
@@ -313,21 +318,19 @@ impl Proxy {
 
     async fn housekeeping(self: Rc<Self>) {
         let mut publish = tokio::time::interval(PUBLISH);
-        let mut resolve = tokio::time::interval(self.shared.upstream.resolve_interval.max(PUBLISH));
+        let mut resolved = Instant::now();
         loop {
-            tokio::select! {
-                _ = publish.tick() => {
-                    self.publish();
-                    if let Some(limit) = self.long_lease {
-                        leases::tell_of_long_ones(&self.shared.budget, limit);
-                    }
+            publish.tick().await;
+            self.publish();
+            if let Some(limit) = self.live.long_lease.get() {
+                leases::tell_of_long_ones(&self.shared.budget, limit);
+            }
+            if resolved.elapsed() >= self.live.resolve_interval.get() {
+                if matches!(self.shared.connector.address_changed().await, Ok(true)) {
+                    tracing::warn!("the upstream's address has changed; lanes move to the new one");
+                    self.workers.address_changed().await;
                 }
-                _ = resolve.tick() => {
-                    if matches!(self.shared.connector.address_changed().await, Ok(true)) {
-                        tracing::warn!("the upstream's address has changed; lanes move to the new one");
-                        self.workers.address_changed().await;
-                    }
-                }
+                resolved = Instant::now();
             }
         }
     }
@@ -415,7 +418,7 @@ impl Proxy {
         grace: Duration,
     ) -> ExitCode {
         self.stage.set(Stage::Stopping);
-        service_manager::stopping(grace + self.shared.upstream.close_timeout);
+        service_manager::stopping(grace + self.shared.upstream.get().close_timeout);
         doors.close();
         let clients = self.workers.clients();
         let upstreams = self.shared.budget.held();
@@ -495,29 +498,6 @@ async fn accept(listener: Listener, door: AcceptOptions) {
     }
 }
 
-/// Reads certificates, users and the password again, on SIGHUP and when they have changed.
-async fn renew(
-    mut renewal: CertificateReloader,
-    mut roster: UsersFileReloader,
-    mut password: PasswordFileReloader,
-    mut hangup: Signal,
-) {
-    let mut look = tokio::time::interval(LOOK_AT_CERTIFICATES);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let asked = tokio::select! {
-            _ = look.tick() => false,
-            _ = hangup.recv() => {
-                tracing::info!("SIGHUP: certificates, the users file and upstream.password_file are read again; all other settings are read at the start only");
-                true
-            }
-        };
-        renewal.renew(asked).await;
-        roster.renew().await;
-        password.renew().await;
-    }
-}
-
 impl View for Proxy {
     fn sample(&self) -> Sample {
         let budget = &self.shared.budget;
@@ -545,7 +525,7 @@ impl View for Proxy {
             Stage::Serving if health.refused().is_some() => {
                 Err("the server refuses the login of upstream.url")
             }
-            Stage::Serving if self.ready_needs_login && !health.has_reached() => {
+            Stage::Serving if self.live.ready_needs_login.get() && !health.has_reached() => {
                 Err("the server has not accepted a login yet")
             }
             Stage::Serving => Ok(()),
@@ -612,26 +592,34 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
     Ok(handle)
 }
 
-fn start_workers(
+fn worker_config(
     config: &Config,
-    shared: &Shared,
     directory: &Arc<Directory>,
-    places: &Arc<Admission>,
     first_look: &CancellationToken,
-) -> Result<(Workers, Vec<JoinHandle<()>>), StartError> {
-    let (workers, ends): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| WorkerHandle::new()).unzip();
-    let workers = Workers::new(workers, Arc::clone(places));
-    let terms = WorkerConfig {
-        clients: config.client.clone(),
+    steering: ConfigHandle,
+) -> WorkerConfig {
+    WorkerConfig {
+        clients: config.client,
         auth: config.auth.clone(),
-        blocking: config.blocking.clone(),
-        pubsub: config.pubsub.clone(),
+        blocking: config.blocking,
+        pubsub: config.pubsub,
         hygiene: config.hygiene.clone(),
         first_look: first_look.clone(),
         audience: Arc::default(),
         directory: Arc::clone(directory),
         ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
-    };
+        config: steering,
+    }
+}
+
+fn start_workers(
+    count: usize,
+    shared: &Shared,
+    terms: &WorkerConfig,
+    places: &Arc<Admission>,
+) -> Result<(Workers, Vec<JoinHandle<()>>), StartError> {
+    let (workers, ends): (Vec<_>, Vec<_>) = (0..count).map(|_| WorkerHandle::new()).unzip();
+    let workers = Workers::new(workers, Arc::clone(places));
     let mut threads = Vec::new();
     for (index, end) in ends.into_iter().enumerate() {
         let (shared, terms, workers) = (shared.clone(), terms.clone(), workers.clone());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long a stop may take (`[shutdown]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownOptions {
     /// How long clients are still served after the signal, while `/ready` says that others should not come.
     pub delay: Duration,

@@ -27,7 +27,7 @@ const SECTIONS: [(&str, &[(&str, &str)]); 4] = [
         "SIGNALS",
         &[
             ("SIGTERM, SIGINT", "Drain and stop. A second one stops at once."),
-            ("SIGHUP", "Read what can be read again: certificates and the users file."),
+            ("SIGHUP", "Read the configuration, certificates, passwords and the users file again."),
         ],
     ),
     (

@@ -8,10 +8,12 @@ mod admin_port;
 mod check;
 mod cleanup;
 pub mod commands;
+mod config;
 mod convert;
 mod hash_password;
 mod manual;
 mod output;
+mod settings;
 mod size;
 mod status;
 mod terminal;
@@ -22,11 +24,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{Config, Flags};
+use crate::config::{Config, Sources};
 use crate::hygiene::check::Level;
 use output::{fail, print};
+use settings::{Settings, load};
 
 /// A flag, key, variable or value that the operator must mend.
 const BAD_CONFIGURATION: u8 = 64;
@@ -115,6 +118,11 @@ enum Command {
         #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
         directory: Option<PathBuf>,
     },
+    /// Check or show a configuration without running anything
+    Config {
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
     /// Read a password from the terminal or stdin and print its hash for the users file
     HashPassword {
         /// SHA-256 without a salt, for long random secrets only, instead of Argon2id
@@ -129,39 +137,6 @@ enum Command {
     },
 }
 
-/// Flags are text here: the configuration reads them by the same rules as variables and files.
-#[derive(Args)]
-struct Settings {
-    /// Address for clients, host:port; may be repeated [default: 127.0.0.1:6380]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Vec<String>,
-    /// The Redis server, redis[s]://user:password@host:port/database [default: redis://127.0.0.1:6379]
-    #[arg(long, value_name = "URL")]
-    upstream: Option<String>,
-    /// Address for /metrics, /live, /ready and /status, or "" for none [default: 127.0.0.1:9380]
-    #[arg(long, value_name = "ADDRESS")]
-    admin: Option<String>,
-    /// A configuration file (TOML)
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Upstream connections of all kinds at the most [default: 8]
-    #[arg(long, value_name = "N")]
-    max_connections: Option<String>,
-    /// Threads that serve clients [default: 1]
-    #[arg(long, value_name = "N")]
-    workers: Option<String>,
-    /// Any key of the configuration; may be repeated
-    #[arg(long, value_name = "SECTION.KEY=VALUE")]
-    set: Vec<String>,
-}
-
-impl From<Settings> for Flags {
-    fn from(settings: Settings) -> Self {
-        let Settings { listen, upstream, admin, config, max_connections, workers, set } = settings;
-        Self { config, listen, upstream, admin, max_connections, workers, set }
-    }
-}
-
 /// Does what the command line asks for.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -173,8 +148,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        None => with_config(cli.settings, crate::proxy::run),
-        Some(Command::Run(settings)) => with_config(settings, crate::proxy::run),
+        None => run_proxy(cli.settings),
+        Some(Command::Run(settings)) => run_proxy(settings),
         Some(Command::Status { settings, json }) => {
             with_config(settings, |config| match status::fetch(&config.admin) {
                 Ok(body) if json => print(&terminal::json(&body)),
@@ -202,6 +177,10 @@ fn run(cli: Cli) -> ExitCode {
         Some(Command::Man { command, directory }) => {
             manual::man(Cli::command(), command.as_deref(), directory.as_deref())
         }
+        Some(Command::Config { command }) => match config::run(command) {
+            Ok(text) => print(&text),
+            Err(lines) => fail(&lines, BAD_CONFIGURATION),
+        },
         Some(Command::HashPassword { sha256 }) => match hash_password::run(sha256) {
             Ok(line) => print(&line),
             Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
@@ -245,14 +224,18 @@ fn block_on<T>(task: impl Future<Output = T>) -> io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task))
 }
 
+fn run_proxy(settings: Settings) -> ExitCode {
+    let sources = Sources::new(settings.into(), std::env::vars_os());
+    match load(&sources) {
+        Ok(loaded) => crate::proxy::run(sources, loaded),
+        Err(lines) => fail(&lines, BAD_CONFIGURATION),
+    }
+}
+
 fn with_config(settings: Settings, act: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    match Config::load(&settings.into(), std::env::vars_os()) {
-        Ok(config) => act(config),
-        Err(errors) => {
-            let lines: String =
-                errors.iter().map(|wrong| format!("redbouncer: configuration: {wrong}\n")).collect();
-            fail(&lines, BAD_CONFIGURATION)
-        }
+    match load(&Sources::new(settings.into(), std::env::vars_os())) {
+        Ok(loaded) => act(loaded.config),
+        Err(lines) => fail(&lines, BAD_CONFIGURATION),
     }
 }
 
@@ -280,6 +263,7 @@ fn without_urls(text: &str, arguments: &[OsString]) -> String {
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
+    use crate::config::Flags;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())

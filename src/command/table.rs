@@ -579,5 +579,6 @@ pub(super) static ROWS: &[Row] = &[
     admin("proxy|pools", -2, Class::Proxy, NONE, "shows the pool that all share"),
     admin("proxy|reconnect", -2, Class::Proxy, NONE, "renews the upstream connections of every session"),
     admin("proxy|resume", -2, Class::Proxy, NONE, "ends PROXY PAUSE"),
+    admin("proxy|reload", -2, Class::Proxy, NONE, "changes our settings"),
     admin("proxy|upstreams", -2, Class::Proxy, NONE, "shows the upstream connections that all share"),
 ];

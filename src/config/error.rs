@@ -23,6 +23,8 @@ pub enum Origin {
     Environment(String),
     /// A flag: `--listen`, `--set pool.linger`.
     Flag(String),
+    /// `PROXY CONFIG SET`.
+    Command,
 }
 
 impl Origin {
@@ -39,6 +41,7 @@ impl fmt::Display for Origin {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Command => f.write_str("PROXY CONFIG SET"),
         }
     }
 }

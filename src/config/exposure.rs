@@ -26,7 +26,8 @@ pub(super) fn found(config: &Config, layers: &Layers) -> Vec<Exposure> {
             Some((key, Origin::File { path, .. })) if others_may_read(&path) => {
                 found.push(Exposure::File { key, path });
             }
-            Some((_, Origin::File { .. } | Origin::Environment(_) | Origin::Default)) | None => {}
+            Some((_, Origin::File { .. } | Origin::Environment(_) | Origin::Command | Origin::Default))
+            | None => {}
         }
     }
     for key in FILES {

@@ -17,6 +17,31 @@ pub(super) struct Key {
     pub(super) field: Field,
     /// Said after "expected …" when a value is refused; empty where the expectation explains itself.
     pub(super) because: &'static str,
+    /// How a change takes effect while redbouncer runs.
+    pub(super) effect: Effect,
+}
+
+/// How a change of a key takes effect while redbouncer runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// At once.
+    Live,
+    /// For connections that are opened from then on.
+    NewConnections,
+    /// With the next start.
+    Restart,
+}
+
+impl Effect {
+    /// The word in listings and in the reference.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::NewConnections => "new connections",
+            Self::Restart => "restart",
+        }
+    }
 }
 
 /// What a key takes, with the field it stands for. One accessor serves reading and writing.
@@ -44,16 +69,26 @@ pub(super) enum Field {
         form: &'static str,
         put: fn(&mut Config, &str) -> Result<(), Wrong>,
         show: fn(&Config) -> Option<String>,
+        /// Takes the value over from another configuration.
+        copy: fn(&mut Config, &Config),
     },
 }
 
 impl Key {
     pub(super) const fn new(path: &'static str, field: Field) -> Self {
-        Self { path, field, because: "" }
+        Self { path, field, because: "", effect: Effect::Restart }
+    }
+
+    pub(super) const fn live(self) -> Self {
+        Self { path: self.path, field: self.field, because: self.because, effect: Effect::Live }
+    }
+
+    pub(super) const fn new_connections(self) -> Self {
+        Self { path: self.path, field: self.field, because: self.because, effect: Effect::NewConnections }
     }
 
     pub(super) const fn because(self, because: &'static str) -> Self {
-        Self { path: self.path, field: self.field, because }
+        Self { path: self.path, field: self.field, because, effect: self.effect }
     }
 
     /// `pool` of `pool.linger`, `upstream.tls` of `upstream.tls.ca`.
@@ -128,6 +163,30 @@ impl Key {
             }
             Field::Text { show, .. } => quoted(&show(config)?),
         })
+    }
+
+    /// Takes the value over from another configuration.
+    pub(super) fn copy(&self, to: &mut Config, from: &Config) {
+        let mut from = from.clone();
+        match &self.field {
+            Field::Duration(of, _) | Field::Seconds(of, _) => *of(to) = *of(&mut from),
+            Field::OptionalDuration(of, _) => *of(to) = *of(&mut from),
+            Field::Size(of, _) => *of(to) = *of(&mut from),
+            Field::Count(of, _) => *of(to) = *of(&mut from),
+            Field::SmallCount(of, _) => *of(to) = *of(&mut from),
+            Field::Switch(of) => *of(to) = *of(&mut from),
+            Field::Path(of) => *of(to) = of(&mut from).take(),
+            Field::OptionalText(of) | Field::OptionalAddress(of) => *of(to) = of(&mut from).take(),
+            Field::Addresses(of, _) | Field::Names(of) => *of(to) = std::mem::take(of(&mut from)),
+            Field::Text { copy, .. } => copy(to, &from),
+        }
+    }
+
+    /// Whether two configurations agree on it.
+    pub(super) fn is_same(&self, one: &Config, other: &Config) -> bool {
+        let mut copy = one.clone();
+        self.copy(&mut copy, other);
+        copy == *one
     }
 
     /// What the key takes, in words: for errors and for the reference.

@@ -38,79 +38,79 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("listen.unix_mode", UNIX_MODE),
     // [listen.tls]
     Key::new("listen.tls.addresses", Field::Addresses(|c| &mut c.listen.tls.addresses, false)),
-    Key::new("listen.tls.cert", Field::Path(|c| &mut c.listen.tls.cert)),
-    Key::new("listen.tls.key", Field::Path(|c| &mut c.listen.tls.key)),
+    Key::new("listen.tls.cert", Field::Path(|c| &mut c.listen.tls.cert)).new_connections(),
+    Key::new("listen.tls.key", Field::Path(|c| &mut c.listen.tls.key)).new_connections(),
     Key::new("listen.tls.client_auth", CLIENT_AUTH),
-    Key::new("listen.tls.client_ca", Field::Path(|c| &mut c.listen.tls.client_ca)),
+    Key::new("listen.tls.client_ca", Field::Path(|c| &mut c.listen.tls.client_ca)).new_connections(),
     // [upstream]
-    Key::new("upstream.url", URL),
-    Key::new("upstream.password", PASSWORD),
-    Key::new("upstream.password_file", PASSWORD_FILE),
-    Key::new("upstream.connect_timeout", Field::Duration(|c| &mut c.upstream.connect_timeout, TENTH..=HOUR)),
-    Key::new("upstream.backoff_min", Field::Duration(|c| &mut c.upstream.backoff_min, MS..=HOUR)),
-    Key::new("upstream.backoff_max", Field::Duration(|c| &mut c.upstream.backoff_max, MS..=HOUR)),
-    Key::new("upstream.connect_rate", Field::SmallCount(|c| &mut c.upstream.connect_rate, 1..=100_000)),
-    Key::new("upstream.loading_retry", Field::Duration(|c| &mut c.upstream.loading_retry, ZERO..=HOUR)),
-    Key::new("upstream.command_timeout", Field::OptionalDuration(|c| &mut c.upstream.command_timeout, MS..=DAY)),
-    Key::new("upstream.stall_timeout", Field::Duration(|c| &mut c.upstream.stall_timeout, SECOND..=DAY)),
-    Key::new("upstream.close_timeout", Field::Duration(|c| &mut c.upstream.close_timeout, TENTH..=MINUTE)),
-    Key::new("upstream.on_loss", ON_LOSS),
-    Key::new("upstream.user_timeout", Field::Duration(|c| &mut c.upstream.user_timeout, SECOND..=HOUR)),
-    Key::new("upstream.keepalive_idle", Field::Seconds(|c| &mut c.upstream.keepalive.idle, KEEPALIVE)),
-    Key::new("upstream.keepalive_interval", Field::Seconds(|c| &mut c.upstream.keepalive.interval, KEEPALIVE)),
-    Key::new("upstream.keepalive_count", Field::SmallCount(|c| &mut c.upstream.keepalive.count, PROBES)),
-    Key::new("upstream.resolve_interval", Field::Duration(|c| &mut c.upstream.resolve_interval, SECOND..=DAY)),
+    Key::new("upstream.url", URL).live(),
+    Key::new("upstream.password", PASSWORD).new_connections(),
+    Key::new("upstream.password_file", PASSWORD_FILE).new_connections(),
+    Key::new("upstream.connect_timeout", Field::Duration(|c| &mut c.upstream.connect_timeout, TENTH..=HOUR)).live(),
+    Key::new("upstream.backoff_min", Field::Duration(|c| &mut c.upstream.backoff_min, MS..=HOUR)).live(),
+    Key::new("upstream.backoff_max", Field::Duration(|c| &mut c.upstream.backoff_max, MS..=HOUR)).live(),
+    Key::new("upstream.connect_rate", Field::SmallCount(|c| &mut c.upstream.connect_rate, 1..=100_000)).live(),
+    Key::new("upstream.loading_retry", Field::Duration(|c| &mut c.upstream.loading_retry, ZERO..=HOUR)).live(),
+    Key::new("upstream.command_timeout", Field::OptionalDuration(|c| &mut c.upstream.command_timeout, MS..=DAY)).live(),
+    Key::new("upstream.stall_timeout", Field::Duration(|c| &mut c.upstream.stall_timeout, SECOND..=DAY)).live(),
+    Key::new("upstream.close_timeout", Field::Duration(|c| &mut c.upstream.close_timeout, TENTH..=MINUTE)).live(),
+    Key::new("upstream.on_loss", ON_LOSS).live(),
+    Key::new("upstream.user_timeout", Field::Duration(|c| &mut c.upstream.user_timeout, SECOND..=HOUR)).new_connections(),
+    Key::new("upstream.keepalive_idle", Field::Seconds(|c| &mut c.upstream.keepalive.idle, KEEPALIVE)).new_connections(),
+    Key::new("upstream.keepalive_interval", Field::Seconds(|c| &mut c.upstream.keepalive.interval, KEEPALIVE)).new_connections(),
+    Key::new("upstream.keepalive_count", Field::SmallCount(|c| &mut c.upstream.keepalive.count, PROBES)).new_connections(),
+    Key::new("upstream.resolve_interval", Field::Duration(|c| &mut c.upstream.resolve_interval, SECOND..=DAY)).live(),
     // [upstream.tls]
-    Key::new("upstream.tls.ca", Field::Path(|c| &mut c.upstream.tls_options.ca)),
-    Key::new("upstream.tls.server_name", Field::OptionalText(|c| &mut c.upstream.tls_options.server_name)),
-    Key::new("upstream.tls.cert", Field::Path(|c| &mut c.upstream.tls_options.cert)),
-    Key::new("upstream.tls.key", Field::Path(|c| &mut c.upstream.tls_options.key)),
-    Key::new("upstream.tls.insecure", Field::Switch(|c| &mut c.upstream.tls_options.insecure)),
+    Key::new("upstream.tls.ca", Field::Path(|c| &mut c.upstream.tls_options.ca)).new_connections(),
+    Key::new("upstream.tls.server_name", Field::OptionalText(|c| &mut c.upstream.tls_options.server_name)).new_connections(),
+    Key::new("upstream.tls.cert", Field::Path(|c| &mut c.upstream.tls_options.cert)).new_connections(),
+    Key::new("upstream.tls.key", Field::Path(|c| &mut c.upstream.tls_options.key)).new_connections(),
+    Key::new("upstream.tls.insecure", Field::Switch(|c| &mut c.upstream.tls_options.insecure)).new_connections(),
     // [pool]
-    Key::new("pool.max_connections", Field::Count(|c| &mut c.pool.max_connections, 4..=65_535)).because(
+    Key::new("pool.max_connections", Field::Count(|c| &mut c.pool.max_connections, 4..=65_535)).live().because(
         "one connection is the control connection, one is the lane that commands share, and blocking calls and \
          subscriptions need one each",
     ),
-    Key::new("pool.lanes_per_key", Field::Count(|c| &mut c.pool.lanes_per_key, 1..=64)),
-    Key::new("pool.wait_timeout", Field::Duration(|c| &mut c.pool.wait_timeout, MS..=HOUR)),
-    Key::new("pool.idle_timeout", Field::Duration(|c| &mut c.pool.idle_timeout, TENTH..=DAY)),
-    Key::new("pool.linger", Field::Duration(|c| &mut c.pool.linger, ZERO..=DAY)),
-    Key::new("pool.max_lifetime", Field::Duration(|c| &mut c.pool.max_lifetime, SECOND..=MONTH)),
+    Key::new("pool.lanes_per_key", Field::Count(|c| &mut c.pool.lanes_per_key, 1..=64)).live(),
+    Key::new("pool.wait_timeout", Field::Duration(|c| &mut c.pool.wait_timeout, MS..=HOUR)).live(),
+    Key::new("pool.idle_timeout", Field::Duration(|c| &mut c.pool.idle_timeout, TENTH..=DAY)).live(),
+    Key::new("pool.linger", Field::Duration(|c| &mut c.pool.linger, ZERO..=DAY)).live(),
+    Key::new("pool.max_lifetime", Field::Duration(|c| &mut c.pool.max_lifetime, SECOND..=MONTH)).live(),
     Key::new(
         "pool.lease_idle_timeout",
         Field::OptionalDuration(|c| &mut c.pool.lease_idle_timeout, TENTH..=DAY),
-    ),
-    Key::new("pool.min_turn", Field::Duration(|c| &mut c.pool.min_turn, MS..=MINUTE)),
+    ).live(),
+    Key::new("pool.min_turn", Field::Duration(|c| &mut c.pool.min_turn, MS..=MINUTE)).live(),
     // [client]
-    Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)),
-    Key::new("client.max_unauthenticated", Field::Count(|c| &mut c.client.max_unauthenticated, 1..=1_000_000)),
+    Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)).live(),
+    Key::new("client.max_unauthenticated", Field::Count(|c| &mut c.client.max_unauthenticated, 1..=1_000_000)).live(),
     Key::new("client.max_per_address", Field::Count(|c| &mut c.client.max_per_address, 0..=1_000_000)),
-    Key::new("client.idle_timeout", Field::OptionalDuration(|c| &mut c.client.idle_timeout, SECOND..=MONTH)),
+    Key::new("client.idle_timeout", Field::OptionalDuration(|c| &mut c.client.idle_timeout, SECOND..=MONTH)).live(),
     Key::new("client.login_timeout", Field::Duration(|c| &mut c.client.login_timeout, TENTH..=HOUR)),
-    Key::new("client.half_command_timeout", Field::Duration(|c| &mut c.client.half_command_timeout, TENTH..=HOUR)),
-    Key::new("client.request_limit", Field::Size(|c| &mut c.client.request_limit, 64 << 10)),
+    Key::new("client.half_command_timeout", Field::Duration(|c| &mut c.client.half_command_timeout, TENTH..=HOUR)).live(),
+    Key::new("client.request_limit", Field::Size(|c| &mut c.client.request_limit, 64 << 10)).live(),
     Key::new("client.memory_max", MEMORY_MAX),
-    Key::new("client.pipeline_limit", Field::Count(|c| &mut c.client.pipeline_limit, 1..=1_000_000)),
-    Key::new("client.output_soft_limit", Field::Size(|c| &mut c.client.output_soft_limit, 16 << 10)),
-    Key::new("client.output_hard_limit", Field::Size(|c| &mut c.client.output_hard_limit, 16 << 10)),
-    Key::new("client.output_buffer_limit", OUTPUT_BUFFER_LIMIT),
-    Key::new("client.user_timeout", Field::Duration(|c| &mut c.client.user_timeout, SECOND..=HOUR)),
+    Key::new("client.pipeline_limit", Field::Count(|c| &mut c.client.pipeline_limit, 1..=1_000_000)).live(),
+    Key::new("client.output_soft_limit", Field::Size(|c| &mut c.client.output_soft_limit, 16 << 10)).live(),
+    Key::new("client.output_hard_limit", Field::Size(|c| &mut c.client.output_hard_limit, 16 << 10)).live(),
+    Key::new("client.output_buffer_limit", OUTPUT_BUFFER_LIMIT).live(),
+    Key::new("client.user_timeout", Field::Duration(|c| &mut c.client.user_timeout, SECOND..=HOUR)).new_connections(),
     Key::new(
         "client.user_timeout_backpressured",
         Field::OptionalDuration(|c| &mut c.client.user_timeout_backpressured, SECOND..=HOUR),
     ),
-    Key::new("client.keepalive_idle", Field::Seconds(|c| &mut c.client.keepalive.idle, KEEPALIVE)),
-    Key::new("client.keepalive_interval", Field::Seconds(|c| &mut c.client.keepalive.interval, KEEPALIVE)),
-    Key::new("client.keepalive_count", Field::SmallCount(|c| &mut c.client.keepalive.count, PROBES)),
+    Key::new("client.keepalive_idle", Field::Seconds(|c| &mut c.client.keepalive.idle, KEEPALIVE)).new_connections(),
+    Key::new("client.keepalive_interval", Field::Seconds(|c| &mut c.client.keepalive.interval, KEEPALIVE)).new_connections(),
+    Key::new("client.keepalive_count", Field::SmallCount(|c| &mut c.client.keepalive.count, PROBES)).new_connections(),
     // [blocking]
     Key::new("blocking.hub", Field::Switch(|c| &mut c.blocking.hub)),
     Key::new("blocking.give_back", Field::Switch(|c| &mut c.blocking.give_back)),
-    Key::new("blocking.retry_min", Field::Duration(|c| &mut c.blocking.retry_min, MS..=MINUTE)),
-    Key::new("blocking.retry_max", Field::Duration(|c| &mut c.blocking.retry_max, MS..=MINUTE)),
-    Key::new("blocking.grace", Field::Duration(|c| &mut c.blocking.grace, ZERO..=MINUTE)),
+    Key::new("blocking.retry_min", Field::Duration(|c| &mut c.blocking.retry_min, MS..=MINUTE)).live(),
+    Key::new("blocking.retry_max", Field::Duration(|c| &mut c.blocking.retry_max, MS..=MINUTE)).live(),
+    Key::new("blocking.grace", Field::Duration(|c| &mut c.blocking.grace, ZERO..=MINUTE)).new_connections(),
     // [pubsub]
     Key::new("pubsub.hub", Field::Switch(|c| &mut c.pubsub.hub)),
-    Key::new("pubsub.resubscribe", RESUBSCRIBE),
+    Key::new("pubsub.resubscribe", RESUBSCRIBE).new_connections(),
     // [hygiene]
     Key::new("hygiene.name", NAME),
     Key::new("hygiene.heartbeat", Field::Duration(|c| &mut c.naming.heartbeat, SECOND..=HOUR)),
@@ -120,19 +120,21 @@ pub(super) static KEYS: &[Key] = &[
     // [auth]
     Key::new("auth.mode", AUTH_MODE),
     Key::new("auth.users_file", USERS_FILE),
-    Key::new("auth.admin_commands", ADMIN_COMMANDS),
+    Key::new("auth.admin_commands", ADMIN_COMMANDS).live(),
     Key::new("auth.cache_ttl", Field::Duration(|c| &mut c.auth.cache_ttl, ZERO..=DAY)),
     // [admin]
     Key::new("admin.address", Field::OptionalAddress(|c| &mut c.admin.address)),
     Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)),
-    Key::new("admin.ready_needs_login", Field::Switch(|c| &mut c.admin.ready_needs_login)),
+    Key::new("admin.ready_needs_login", Field::Switch(|c| &mut c.admin.ready_needs_login)).live(),
+    // [config]
+    Key::new("config.watch", Field::Switch(|c| &mut c.watch)).live(),
     // [shutdown]
-    Key::new("shutdown.delay", Field::Duration(|c| &mut c.shutdown.delay, ZERO..=HOUR)),
-    Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)),
+    Key::new("shutdown.delay", Field::Duration(|c| &mut c.shutdown.delay, ZERO..=HOUR)).live(),
+    Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)).live(),
     // [log]
     Key::new("log.level", LOG_LEVEL),
     Key::new("log.format", LOG_FORMAT),
-    Key::new("log.long_lease", Field::OptionalDuration(|c| &mut c.log.long_lease, TENTH..=DAY)),
+    Key::new("log.long_lease", Field::OptionalDuration(|c| &mut c.log.long_lease, TENTH..=DAY)).live(),
 ];
 
 const UNIX_MODE: Field = Field::Text {
@@ -150,18 +152,26 @@ const UNIX_MODE: Field = Field::Text {
         )
     },
     show: |c| Some(format!("{:o}", c.listen.unix_mode)),
+    copy: |to, from| to.listen.unix_mode = from.listen.unix_mode,
 };
 
 const CLIENT_AUTH: Field = Field::Text {
     form: "\"off\", \"optional\" or \"required\"",
     put: |c, text| store(&mut c.listen.tls.client_auth, choose(&ClientAuth::WORDS, text)),
     show: |c| word(&ClientAuth::WORDS, &c.listen.tls.client_auth),
+    copy: |to, from| to.listen.tls.client_auth = from.listen.tls.client_auth,
 };
 
 const URL: Field = Field::Text {
     form: "redis://user:password@host:port/database, or rediss:// for TLS",
     put: |c, text| url::apply(text, &mut c.upstream),
     show: |c| Some(url::show(&c.upstream)),
+    // A password that the URL holds is the one of `upstream.password` here.
+    copy: |to, from| {
+        let (to, from) = (&mut to.upstream, &from.upstream);
+        (to.host, to.port, to.tls) = (from.host.clone(), from.port, from.tls);
+        (to.username, to.database) = (from.username.clone(), from.database);
+    },
 };
 
 const PASSWORD_FILE: Field = Field::Text {
@@ -169,6 +179,7 @@ const PASSWORD_FILE: Field = Field::Text {
     put: read_password,
     // Perhaps the password itself was written there: the name is not shown.
     show: |c| c.upstream.password_file.as_ref().map(|_| "***".to_owned()),
+    copy: |to, from| to.upstream.password_file.clone_from(&from.upstream.password_file),
 };
 
 const PASSWORD: Field = Field::Text {
@@ -182,6 +193,7 @@ const PASSWORD: Field = Field::Text {
         Ok(())
     },
     show: |c| c.upstream.password.as_ref().map(|_| "***".to_owned()),
+    copy: |to, from| to.upstream.password.clone_from(&from.upstream.password),
 };
 
 fn read_password(config: &mut Config, path: &str) -> Result<(), Wrong> {
@@ -216,12 +228,15 @@ const USERS_FILE: Field = Field::Text {
         Ok(())
     },
     show: |c| c.auth.users_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
+    // What the file holds is read again by itself.
+    copy: |to, from| to.auth.users_file.clone_from(&from.auth.users_file),
 };
 
 const ON_LOSS: Field = Field::Text {
     form: "\"close\" or \"error\"",
     put: |c, text| store(&mut c.upstream.on_loss, choose(&OnLoss::WORDS, text)),
     show: |c| word(&OnLoss::WORDS, &c.upstream.on_loss),
+    copy: |to, from| to.upstream.on_loss = from.upstream.on_loss,
 };
 
 /// Less would not hold what one read brings of each of a few clients.
@@ -253,6 +268,7 @@ const MEMORY_MAX: Field = Field::Text {
             MemoryMax::Size(bytes) => show_size(bytes),
         })
     },
+    copy: |to, from| to.client.memory_max = from.client.memory_max,
 };
 
 const OUTPUT_BUFFER_LIMIT: Field = Field::Text {
@@ -276,12 +292,14 @@ const OUTPUT_BUFFER_LIMIT: Field = Field::Text {
         let OutputLimit { hard, soft, soft_for } = c.client.output_buffer_limit;
         Some(format!("{} {} {}", show_size(hard), show_size(soft), show_duration(soft_for)))
     },
+    copy: |to, from| to.client.output_buffer_limit = from.client.output_buffer_limit,
 };
 
 const RESUBSCRIBE: Field = Field::Text {
     form: "\"close\" or \"silent\"",
     put: |c, text| store(&mut c.pubsub.resubscribe, choose(&Resubscribe::WORDS, text)),
     show: |c| word(&Resubscribe::WORDS, &c.pubsub.resubscribe),
+    copy: |to, from| to.pubsub.resubscribe = from.pubsub.resubscribe,
 };
 
 const AUTH_MODE: Field = Field::Text {
@@ -291,18 +309,21 @@ const AUTH_MODE: Field = Field::Text {
         store(&mut c.auth.mode, if unset { Ok(AuthMode::Unset) } else { choose(&AuthMode::WORDS, text) })
     },
     show: |c| word(&AuthMode::WORDS, &c.auth.mode),
+    copy: |to, from| to.auth.mode = from.auth.mode,
 };
 
 const ADMIN_COMMANDS: Field = Field::Text {
     form: "\"pass\" or \"refuse\"",
     put: |c, text| store(&mut c.auth.admin_commands, choose(&AdminCommands::WORDS, text)),
     show: |c| word(&AdminCommands::WORDS, &c.auth.admin_commands),
+    copy: |to, from| to.auth.admin_commands = from.auth.admin_commands,
 };
 
 const LOG_FORMAT: Field = Field::Text {
     form: "\"text\" or \"json\"",
     put: |c, text| store(&mut c.log.format, choose(&LogFormat::WORDS, text)),
     show: |c| word(&LogFormat::WORDS, &c.log.format),
+    copy: |to, from| to.log.format = from.log.format,
 };
 
 const LOG_LEVEL: Field = Field::Text {
@@ -318,6 +339,7 @@ const LOG_LEVEL: Field = Field::Text {
         Ok(())
     },
     show: |c| Some(c.log.level.clone()),
+    copy: |to, from| to.log.level.clone_from(&from.log.level),
 };
 
 const NAME: Field = Field::Text {
@@ -337,6 +359,7 @@ const NAME: Field = Field::Text {
         Ok(())
     },
     show: |c| Some(c.naming.name.clone()),
+    copy: |to, from| to.naming.name.clone_from(&from.naming.name),
 };
 
 /// The word that stands for a value, if one does.

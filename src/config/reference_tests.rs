@@ -64,7 +64,7 @@ fn config_toml_shows_the_defaults() {
 fn config_toml_as_it_is_changes_nothing() {
     let mut layers = Layers::default();
     layers.file(Path::new("config.toml"), FILE);
-    assert_eq!(Config::from_layers(layers).unwrap(), Config::default());
+    assert_eq!(Loaded::from_layers(layers).unwrap().config, Config::default());
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn the_reference_has_every_key_once_in_the_order_of_the_table() {
 #[test]
 fn the_reference_gives_type_default_and_variable_of_every_key() {
     for (key, (_, cells)) in KEYS.iter().zip(rows()) {
-        let [_, form, default, variable, meaning, consequence] = cells.as_slice() else {
+        let [_, form, default, variable, effect, meaning, consequence] = cells.as_slice() else {
             panic!("{}: {} cells", key.path, cells.len());
         };
         assert_eq!(*form, key.form(), "{}", key.path);
@@ -138,6 +138,7 @@ fn the_reference_gives_type_default_and_variable_of_every_key() {
         };
         assert_eq!(*default, known, "{}", key.path);
         assert_eq!(*variable, format!("`{}`", key.variable()), "{}", key.path);
+        assert_eq!(*effect, key.effect.label(), "{}", key.path);
         assert!(meaning.len() > 10 && consequence.len() > 10, "{}", key.path);
     }
 }

@@ -37,6 +37,8 @@ pub struct Config {
     pub pool: PoolOptions,
     /// The operator's HTTP listener.
     pub admin: AdminOptions,
+    /// Whether a change of the configuration file is taken up (`config.watch`).
+    pub watch: bool,
     /// How long a stop may take.
     pub shutdown: ShutdownOptions,
     /// What is logged and how.
@@ -78,6 +80,7 @@ impl Default for Config {
             hygiene: HygieneOptions::default(),
             pool: PoolOptions::default(),
             admin: AdminOptions::default(),
+            watch: false,
             shutdown: ShutdownOptions::default(),
             log: LogOptions::default(),
             exposed: Vec::new(),

@@ -143,6 +143,19 @@ impl Layers {
         }
     }
 
+    /// Takes what was set while we run.
+    pub(super) fn commands(&mut self, set: &BTreeMap<&'static str, String>) {
+        for (path, text) in set {
+            self.put(path, Given::from_text(text), Origin::Command);
+        }
+    }
+
+    /// Layers that know only where values came from.
+    pub(super) fn of_origins(origins: &BTreeMap<&'static str, Origin>) -> Self {
+        let values = origins.iter().map(|(path, origin)| (*path, (Given::Other("known"), origin.clone())));
+        Self { values: values.collect(), errors: Vec::new() }
+    }
+
     fn put(&mut self, path: &'static str, given: Given, origin: Origin) {
         if let Some((_, earlier)) = self.values.get(path)
             && earlier.is_level_with(&origin)
@@ -160,7 +173,7 @@ impl Layers {
     }
 }
 
-fn find(path: &str) -> Option<&'static Key> {
+pub(super) fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 

@@ -32,7 +32,7 @@ pub struct Limits {
 /// All places.
 #[derive(Debug)]
 pub struct Admission {
-    limits: Limits,
+    limits: Mutex<Limits>,
     state: Mutex<State>,
 }
 
@@ -120,7 +120,17 @@ impl Admission {
     /// All places are free.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, state: Mutex::default() })
+        Arc::new(Self { limits: Mutex::new(limits), state: Mutex::default() })
+    }
+
+    /// Other numbers of places from now on, as many per address as before; who is in stays.
+    pub fn resize(&self, inside: usize, waiting: usize) {
+        let mut limits = self.limits.lock();
+        (limits.inside, limits.waiting) = (inside, waiting);
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.lock()
     }
 
     /// How many have not logged in.
@@ -137,12 +147,13 @@ impl Admission {
         waits: bool,
     ) -> Result<AdmissionGuard, Refused> {
         let address = peer.host().map(|address| address.to_canonical());
+        let limits = self.limits();
         let mut state = self.state.lock();
         // Whoever waits would be refused when it has logged in.
-        state.has_room_inside(&self.limits, address)?;
+        state.has_room_inside(&limits, address)?;
         let full = |state: &State| {
-            waits && state.waiting.len() >= self.limits.waiting
-                || state.inside + state.waiting.len() >= self.limits.together
+            waits && state.waiting.len() >= limits.waiting
+                || state.inside + state.waiting.len() >= limits.together
         };
         while full(&state) {
             if !state.give_way(address.map(neighbourhood)) {
@@ -151,10 +162,10 @@ impl Admission {
         }
         let stay = waits.then(|| state.wait(address.map(neighbourhood)));
         if !waits {
-            state.take(&self.limits, address);
+            state.take(&limits, address);
         }
         drop(state);
-        let address = address.filter(|_| self.limits.per_address > 0).map(Box::new);
+        let address = address.filter(|_| limits.per_address > 0).map(Box::new);
         Ok(AdmissionGuard { places: Arc::clone(self), address, waits: Cell::new(stay) })
     }
 }
@@ -240,13 +251,14 @@ impl AdmissionGuard {
     pub(in crate::downstream) fn go_inside(&self) -> Result<(), Refused> {
         let Some(stay) = self.stay() else { return Ok(()) };
         let address = self.address.as_deref().copied();
+        let limits = self.places.limits();
         let mut state = self.places.state.lock();
-        state.has_room_inside(&self.places.limits, address)?;
+        state.has_room_inside(&limits, address)?;
         if !state.leave(stay.number) {
             // Its place has been taken away, and it is being closed.
             return Err(Refused::Full);
         }
-        state.take(&self.places.limits, address);
+        state.take(&limits, address);
         drop(state);
         self.waits.take();
         stay.ends(SETTLED);

@@ -1,7 +1,7 @@
 //! The clients' side: accept, and for each client read, route, write.
 //!
 //! A worker is one thread and owns everything it touches. Reading order: `options`, `identity` (who clients are),
-//! `admission` (how many there may be), `socket`, `workers` (how workers are reached), `listen` (accept and handshakes),
+//! `admission` (how many there may be), `settings` (what a reload changes), `socket`, `workers` (how workers are reached), `listen` (accept and handshakes),
 //! `context` (what the clients of a worker share), `client` (the parts of one), `routes` (where its commands go), `worker` (the event loop).
 
 mod admission;
@@ -11,6 +11,7 @@ mod identity;
 mod listen;
 mod options;
 mod routes;
+mod settings;
 mod socket;
 mod worker;
 mod workers;
@@ -21,9 +22,10 @@ pub use identity::{
 };
 pub use listen::{
     AcceptOptions, ClientAuth, InheritedSockets, ListenError, ListenOptions, ListenTlsOptions, Listener,
-    ServerTls, UNIX, listen,
+    PreparedTls, ServerTls, UNIX, listen,
 };
 pub use options::{ClientOptions, MemoryMax, OutputLimit};
+pub use settings::{ConfigHandle, ConfigRequest, Outcome, ReloadReport, SettingRow, WorkerSettings};
 pub(crate) use worker::Worker;
 pub use worker::WorkerConfig;
 pub use workers::{Accepted, Incoming, Message, WorkerFigures, WorkerHandle, Workers};

@@ -14,7 +14,7 @@ pub enum MemoryMax {
 }
 
 /// What one client may cost and how long it may be silent (`[client]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
     /// Clients at the same time, those that must log in when they have.
     pub max: usize,

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::admission::{Admission, AdmissionGuard, Refused};
 use super::identity::{Account, Directory};
+use super::settings::WorkerSettings;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
@@ -55,6 +56,10 @@ pub enum Message {
     Publish(oneshot::Sender<WorkerFigures>),
     /// The server's address has changed.
     AddressChanged,
+    /// Other settings, from now on.
+    Configure(Box<WorkerSettings>, oneshot::Sender<()>),
+    /// `upstream.url` names another server or user: connections move when they are free.
+    MoveUpstream(oneshot::Sender<()>),
     /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
     /// how many clients were cut with commands in flight.
     Drain(Instant, oneshot::Sender<usize>),
@@ -293,6 +298,16 @@ impl Workers {
             // A worker that is gone has no lanes to move.
             let _ = self.send(worker, Message::AddressChanged).await;
         }
+    }
+
+    /// Gives every worker other settings; returns when all have them.
+    pub async fn configure(&self, settings: WorkerSettings) {
+        self.ask(|reply| Message::Configure(Box::new(settings), reply)).await;
+    }
+
+    /// Has every worker move its connections to the server that the connector dials now.
+    pub async fn move_upstream(&self) {
+        self.ask(Message::MoveUpstream).await;
     }
 
     /// Drains every worker at the same time. Returns how many clients were cut.

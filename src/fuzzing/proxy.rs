@@ -28,8 +28,8 @@ use tokio_util::task::TaskTracker;
 use super::Input;
 use super::proxy_server::Server;
 use crate::downstream::{
-    Admission, AuthMode, AuthOptions, ClientOptions, Directory, Incoming, Limits, Worker, WorkerConfig,
-    WorkerHandle, Workers,
+    Admission, AuthMode, AuthOptions, ClientOptions, ConfigHandle, Directory, Incoming, Limits, Worker,
+    WorkerConfig, WorkerHandle, Workers,
 };
 use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
@@ -243,8 +243,8 @@ impl Settings {
             connector: Arc::new(Connector::new(&upstream).unwrap()),
             dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
             health: Arc::default(),
-            options: pool,
-            upstream,
+            options: Cell::new(pool),
+            upstream: Cell::new(upstream.times()),
             heartbeat: Duration::from_millis(50),
             liveness: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
@@ -271,6 +271,7 @@ impl Settings {
             audience: Arc::default(),
             directory,
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
+            config: ConfigHandle::new().0,
         };
         let pool = Pool::new(shared, TaskTracker::new());
         let worker = Worker::new(0, pool, terms, workers.clone());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// How blocking calls wait (`[blocking]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockingOptions {
     /// All blocked clients of a user wait on one connection. Off: each takes a lease, or is tried on a lane.
     pub hub: bool,
@@ -30,7 +30,7 @@ impl Default for BlockingOptions {
 }
 
 /// How subscribers are served (`[pubsub]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PubSubOptions {
     /// All subscribers of a user share one connection. Off: each takes a lease.
     pub hub: bool,

@@ -206,7 +206,7 @@ impl Reaper {
         let ids = before.zip(after).filter(|_| lists_us).map(|(before, after)| &before | &after);
         // While nothing is being dialled, whatever bears our name and is not held is left over, however young.
         let dialling = dialled || shared.budget.is_dialling();
-        let longest_dial = shared.upstream.connect_timeout + shared.upstream.loading_retry;
+        let longest_dial = shared.upstream.get().connect_timeout + shared.upstream.get().loading_retry;
         let youth = if dialling { longest_dial } else { Duration::ZERO };
         let own = Own { instance: &shared.instance, ids: ids.as_ref(), youth };
         let found = orphans(&rows, Some(own), self.options.orphan_after);

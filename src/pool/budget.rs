@@ -13,6 +13,7 @@ mod shown;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -26,10 +27,13 @@ pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure};
 use ledger::{Grant, Share, State, without_reserve};
 pub use permit::{Permit, Place};
 
+/// A smaller cap than this has smaller floors.
+const SMALL: usize = 6;
+
 /// The cap and what is held under it.
 #[derive(Debug)]
 pub struct Budget {
-    cap: usize,
+    cap: AtomicUsize,
     /// Of each kind, how many nobody else may have.
     floors: [usize; Kind::ALL.len()],
     state: Mutex<State>,
@@ -47,13 +51,13 @@ impl Budget {
     pub fn new(cap: usize, workers: usize, hubs: Hubs) -> Arc<Self> {
         let mut floors = [0; Kind::ALL.len()];
         floors[Kind::Control as usize] = 1;
-        floors[Kind::Lane as usize] = if cap < 6 { 1 } else { workers.max(2) };
+        floors[Kind::Lane as usize] = if cap < SMALL { 1 } else { workers.max(2) };
         floors[Kind::Blocking as usize] = if hubs.blocking { workers } else { 0 };
         floors[Kind::PubSub as usize] = if hubs.pubsub && (cap > 4 || !hubs.blocking) { workers } else { 0 };
         let open = cap.saturating_sub(floors.iter().sum());
         let state = State { standing_max: without_reserve(open), ..State::default() };
         Arc::new(Self {
-            cap,
+            cap: AtomicUsize::new(cap),
             floors,
             state: Mutex::new(state),
             pressure: watch::Sender::new(Pressure::default()),
@@ -65,7 +69,24 @@ impl Budget {
     /// The cap.
     #[must_use]
     pub fn cap(&self) -> usize {
-        self.cap
+        self.cap.load(Ordering::Relaxed)
+    }
+
+    /// Whether the cap may become `cap` while connections are open: floors do not change with it.
+    #[must_use]
+    pub fn may_become(&self, cap: usize) -> bool {
+        let is_small = |cap: usize| cap < SMALL;
+        cap == self.cap()
+            || !is_small(cap) && !is_small(self.cap()) && self.floors.iter().sum::<usize>() < cap
+    }
+
+    /// Changes the cap. With a smaller one nothing is closed for it: what is held beyond it is not replaced when it ends, and
+    /// others who wait have it released as ever.
+    pub fn resize(&self, cap: usize) {
+        let mut state = self.state.lock();
+        self.cap.store(cap, Ordering::Relaxed);
+        state.standing_max = without_reserve(self.open_permits());
+        self.serve(&mut state);
     }
 
     /// How many permits only this kind gets.
@@ -77,7 +98,7 @@ impl Budget {
     /// How many permits are open to leases, and to lanes and hubs beyond their floors.
     #[must_use]
     pub fn open_permits(&self) -> usize {
-        self.cap.saturating_sub(self.floors.iter().sum())
+        self.cap().saturating_sub(self.floors.iter().sum())
     }
 
     /// Leases that stand, that is, last for as long as their clients please (MONITOR, CLIENT TRACKING, a blocking call …), and
@@ -233,7 +254,7 @@ impl Budget {
     }
 
     fn has_room(&self, state: &State, kind: Kind) -> bool {
-        if state.holdings.len() >= self.cap {
+        if state.holdings.len() >= self.cap() {
             return false;
         }
         self.is_within_floor(state, kind)

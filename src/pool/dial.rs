@@ -282,7 +282,13 @@ impl Pool {
         self.tasks.spawn_local(async move {
             let dialled = pool.connect(&login, key.user, Kind::Lease).await.map(|established| {
                 permit.opened(established.id, Some(established.local.port()));
-                Lease { stream: established.stream, key, permit, opened: Instant::now() }
+                Lease {
+                    stream: established.stream,
+                    key,
+                    permit,
+                    opened: Instant::now(),
+                    generation: established.generation,
+                }
             });
             drop(turn);
             if let Err(Ok(lease)) = hand.send(dialled) {
@@ -380,7 +386,7 @@ impl Pool {
     /// The pauses between dials that fail.
     #[must_use]
     pub fn backoff(&self) -> Backoff {
-        Backoff::new(self.shared.upstream.backoff_min, self.shared.upstream.backoff_max)
+        Backoff::new(self.shared.upstream.get().backoff_min, self.shared.upstream.get().backoff_max)
     }
 
     /// Sleeps after a dial that has failed, until it is time for the next or somebody else has reached the server: never

@@ -15,32 +15,52 @@ use super::Turns;
 /// queue each, in which users and addresses come in turn; who is first in either waits only for the rate.
 #[derive(Debug)]
 pub struct DialRateLimiter {
-    interval: Duration,
-    burst: Duration,
+    pace: Mutex<Pace>,
     /// The time at which the next dial would be due if all had been evenly spaced (the generic cell rate algorithm).
     due: Mutex<Instant>,
     lanes: Arc<Turns>,
     leases: Arc<Turns>,
 }
 
+/// How dials are spaced.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    interval: Duration,
+    burst: Duration,
+}
+
+impl Pace {
+    fn of(rate: u32) -> Self {
+        let interval = Duration::from_secs(1).checked_div(rate).unwrap_or_default();
+        Self { interval, burst: interval * rate.saturating_sub(1) }
+    }
+}
+
 impl DialRateLimiter {
     /// At most `rate` dials a second; 0 means no limit.
     #[must_use]
     pub fn new(rate: u32) -> Self {
-        let interval = Duration::from_secs(1).checked_div(rate).unwrap_or_default();
         Self {
-            interval,
-            burst: interval * rate.saturating_sub(1),
+            pace: Mutex::new(Pace::of(rate)),
             due: Mutex::new(Instant::now()),
             lanes: Arc::default(),
             leases: Arc::default(),
         }
     }
 
+    /// At most `rate` dials a second from now on.
+    pub fn set(&self, rate: u32) {
+        *self.pace.lock() = Pace::of(rate);
+    }
+
     /// Waits until a lane, or what else many clients wait for, may be dialled for `user`.
     pub async fn lane(&self, user: u64) {
         let _turn = self.lanes.turn(user, None).await;
         self.next().await;
+    }
+
+    fn burst(&self) -> Duration {
+        self.pace.lock().burst
     }
 
     async fn next(&self) {
@@ -51,7 +71,7 @@ impl DialRateLimiter {
 
     /// As [`Self::lane`], for dials that come after others: a quarter of what may be dialled at once is left to those.
     pub async fn lane_behind(&self) {
-        while let Some(wait) = self.take_leaving(self.burst / 4, Instant::now()) {
+        while let Some(wait) = self.take_leaving(self.burst() / 4, Instant::now()) {
             tokio::time::sleep(wait).await;
         }
     }
@@ -69,11 +89,12 @@ impl DialRateLimiter {
 
     /// The same, where `reserve` of the burst stays behind.
     fn take_leaving(&self, reserve: Duration, now: Instant) -> Option<Duration> {
+        let Pace { interval, burst } = *self.pace.lock();
         let mut due = self.due.lock();
         let at = (*due).max(now);
-        let wait = at.saturating_duration_since(now).saturating_sub(self.burst.saturating_sub(reserve));
+        let wait = at.saturating_duration_since(now).saturating_sub(burst.saturating_sub(reserve));
         if wait.is_zero() {
-            *due = at + self.interval;
+            *due = at + interval;
             return None;
         }
         Some(wait)
@@ -99,7 +120,7 @@ mod tests {
     fn those_who_come_after_others_leave_them_a_quarter() {
         let gate = DialRateLimiter::new(20);
         let begin = Instant::now();
-        let reserve = gate.burst / 4;
+        let reserve = gate.burst() / 4;
         let mut others = 0;
         for millis in 0..3_000 {
             let now = begin + Duration::from_millis(millis);

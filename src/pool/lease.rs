@@ -17,6 +17,8 @@ pub struct Lease {
     pub permit: Permit,
     /// When it was dialled.
     pub opened: Instant,
+    /// The connector's generation then: one from before the server moved is not handed on.
+    pub generation: u64,
 }
 
 impl Lease {

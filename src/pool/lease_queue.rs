@@ -17,8 +17,9 @@ impl Pool {
         reason: UpstreamClose,
         gone: Option<Instant>,
     ) {
-        let young = lease.opened.elapsed() < self.shared.options.max_lifetime;
-        if clean && gone.is_none() && young && !self.stopping.get() && lease.is_quiet() {
+        let young = lease.opened.elapsed() < self.shared.options.get().max_lifetime;
+        let current = lease.generation == self.shared.connector.generation();
+        if clean && gone.is_none() && young && current && !self.stopping.get() && lease.is_quiet() {
             self.keep_lease(lease);
         } else {
             self.close(lease.stream, lease.permit, reason, gone);

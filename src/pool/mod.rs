@@ -41,7 +41,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::UpstreamClose;
-use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamOptions};
+use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamTimes};
 
 pub use budget::{
     Budget, Claim, Holder, Holding, HoldingClient, Hubs, HumanDuration, Kind, KindUse, Permit, Phase,
@@ -81,10 +81,10 @@ pub struct Shared {
     pub dial_rate: Arc<DialRateLimiter>,
     /// Whether dials succeed.
     pub health: Arc<Health>,
-    /// Sizes and times of the pool.
-    pub options: PoolOptions,
-    /// What is set about upstream connections.
-    pub upstream: UpstreamOptions,
+    /// Sizes and times of the pool. Each worker has a copy of its own, which a reload replaces.
+    pub options: Cell<PoolOptions>,
+    /// What is set about upstream connections, in the same way.
+    pub upstream: Cell<UpstreamTimes>,
     /// How often our connections show activity in the server's CLIENT LIST.
     pub heartbeat: Duration,
     /// When a lane last showed others that we live.
@@ -224,7 +224,7 @@ impl Pool {
         only_reads: impl FnOnce() -> bool,
         now: Instant,
     ) -> Option<Choice> {
-        let limit = self.shared.options.lanes_per_key;
+        let limit = self.shared.options.get().lanes_per_key;
         match group.pick(only_reads, now)? {
             Pick::Lane(lane) => {
                 if lane.outstanding() > 0 && group.wants_another(limit, now) {
@@ -245,7 +245,7 @@ impl Pool {
 
     /// Those who wait because every lane is held get another one, or what there is.
     fn end_the_wait_for_another(self: &Rc<Self>, group: &Rc<Group>, now: Instant) {
-        let limit = self.shared.options.lanes_per_key;
+        let limit = self.shared.options.get().lanes_per_key;
         self.forget_a_vain_turn(group, now);
         let is_stuck = group.has_waiters()
             && !group.dialling.get()
@@ -316,7 +316,7 @@ impl Pool {
         if let Some(away) = self.away() {
             return away;
         }
-        let waited = self.shared.options.wait_timeout;
+        let waited = self.shared.options.get().wait_timeout;
         match stage {
             Stage::Queued => Unavailable::Full(self.shared.budget.full_text(kind, user, waited)),
             Stage::Slowed => Unavailable::Full(format!(
@@ -330,9 +330,9 @@ impl Pool {
     /// That there is no server, where a whole wait has shown it: its dials fail, or do not come to an end.
     #[must_use]
     pub fn away(&self) -> Option<Unavailable> {
-        let waited = self.shared.options.wait_timeout;
+        let waited = self.shared.options.get().wait_timeout;
         let health = &self.shared.health;
-        if let Some(text) = health.failed_within(waited + self.shared.upstream.connect_timeout) {
+        if let Some(text) = health.failed_within(waited + self.shared.upstream.get().connect_timeout) {
             return Some(Unavailable::Down(text));
         }
         health.has_tried_for(waited).then(|| Unavailable::still_connecting(waited))
@@ -346,7 +346,7 @@ impl Pool {
         reason: UpstreamClose,
         gone: Option<Instant>,
     ) {
-        let timeout = self.shared.upstream.close_timeout;
+        let timeout = self.shared.upstream.get().close_timeout;
         self.tasks.spawn_local(closing::close(stream, permit, reason, gone, false, timeout));
     }
 
@@ -357,7 +357,7 @@ impl Pool {
         permit: Permit,
         reason: UpstreamClose,
     ) {
-        closing::close(stream, permit, reason, None, false, self.shared.upstream.close_timeout).await;
+        closing::close(stream, permit, reason, None, false, self.shared.upstream.get().close_timeout).await;
     }
 
     /// Closes a lease and returns what the server still had to say: everything up to its end of file, or `None` when
@@ -368,18 +368,18 @@ impl Pool {
         reason: UpstreamClose,
         gone: Option<Instant>,
     ) -> Option<Vec<u8>> {
-        let timeout = self.shared.upstream.close_timeout;
+        let timeout = self.shared.upstream.get().close_timeout;
         closing::close(lease.stream, lease.permit, reason, gone, true, timeout).await
     }
 
     /// What must be done every tenth of a second: lanes that are idle, old, abandoned or stalled, heartbeats,
     /// commands that have waited too long, parked leases.
     pub fn tick(self: &Rc<Self>, now: Instant) {
-        let options = &self.shared.options;
+        let options = self.shared.options.get();
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
         let may_leave = self.shared.budget.can_do_without_lanes();
         for group in groups {
-            if group.age(options, may_leave, now) {
+            if group.age(&options, may_leave, now) {
                 self.shared.liveness.request_control();
             }
             group.release(now);
@@ -403,7 +403,7 @@ impl Pool {
     }
 
     fn check_lane(self: &Rc<Self>, lane: &Rc<Lane>, now: Instant) {
-        let upstream = &self.shared.upstream;
+        let upstream = self.shared.upstream.get();
         if let Some(timeout) = upstream.command_timeout {
             let text = format!("ERR redbouncer: no reply within {}", HumanDuration(timeout));
             lane.time_out(timeout, now, &text);
@@ -447,6 +447,22 @@ impl Pool {
                 lane.leave(reason);
             }
         }
+    }
+
+    /// `upstream.url` names another server or user: lanes close when their replies are in, idle leases at once, and calls that
+    /// block on a lease go on elsewhere. A lease that holds its client's state stays where that is.
+    pub fn move_all(self: &Rc<Self>) {
+        self.leave_all(UpstreamClose::Reloaded);
+        for (_, lease) in self.parked.take() {
+            self.close(lease.stream, lease.permit, UpstreamClose::Reloaded, None);
+        }
+        self.reclaim(usize::MAX);
+    }
+
+    /// Other sizes and times, from now on.
+    pub fn configure(&self, options: PoolOptions, upstream: UpstreamTimes) {
+        self.shared.options.set(options);
+        self.shared.upstream.set(upstream);
     }
 
     /// Closes everything in order, and opens nothing more.
@@ -498,7 +514,7 @@ impl Pool {
     }
 
     fn deadline(&self) -> Duration {
-        self.shared.options.wait_timeout
+        self.shared.options.get().wait_timeout
     }
 
     /// When a wait for an upstream connection that begins now must end.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The bound on upstream connections and the times that govern them (`[pool]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
     /// Upstream connections of all kinds, those being dialled or closing included.
     pub max_connections: usize,

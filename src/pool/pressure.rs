@@ -14,7 +14,8 @@ impl Pool {
         let mut lanes: Vec<_> = self.groups.borrow().values().flat_map(|group| group.lanes()).collect();
         let leaving = lanes.iter().filter(|lane| lane.is_leaving()).count();
         lanes.retain(|lane| {
-            !lane.is_leaving() && now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn
+            !lane.is_leaving()
+                && now.saturating_duration_since(lane.opened()) >= self.shared.options.get().min_turn
         });
         lanes.sort_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
         for lane in lanes.into_iter().take(waiting.saturating_sub(leaving)) {
@@ -59,7 +60,9 @@ impl Pool {
         if lanes.iter().any(|lane| lane.is_leaving()) {
             return; // one is on its way out
         }
-        lanes.retain(|lane| now.saturating_duration_since(lane.opened()) >= self.shared.options.min_turn);
+        lanes.retain(|lane| {
+            now.saturating_duration_since(lane.opened()) >= self.shared.options.get().min_turn
+        });
         let first = lanes.into_iter().min_by_key(|lane| (lane.outstanding() > 0, lane.opened()));
         if let Some(lane) = first {
             lane.leave(UpstreamClose::Turn);

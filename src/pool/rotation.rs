@@ -251,7 +251,7 @@ impl Pool {
         let waiting = self.rotation.waiting(user);
         let on_their_way = lanes.iter().filter(|lane| !lane.is_usable()).count();
         let share = ROUND.mul_f64(lanes.len() as f64 / (waiting + lanes.len()) as f64);
-        let turn = share.min(self.shared.options.min_turn).max(SHORTEST);
+        let turn = share.min(self.shared.options.get().min_turn).max(SHORTEST);
         lanes.retain(|lane| !self.is_spared(lane, now));
         lanes.retain(|lane| lane.is_usable() && now.saturating_duration_since(lane.serves_since()) >= turn);
         lanes.sort_by_key(|lane| lane.serves_since());

@@ -44,6 +44,11 @@ impl CertificateReloader {
         }
     }
 
+    /// Other files are named now, and have just been read.
+    pub(super) fn look_again(&mut self) {
+        self.seen = look(&self.upstream, self.downstream.as_deref());
+    }
+
     fn renew_now(&mut self, asked: bool) {
         let now = look(&self.upstream, self.downstream.as_deref());
         if let Some(tls) = &self.downstream

@@ -30,6 +30,12 @@ impl PasswordFileReloader {
         Self { path, last, connector, directory, health }
     }
 
+    /// Another file is named now, or none, and has just been read.
+    pub(super) fn follow(&mut self, config: &Config) {
+        self.path.clone_from(&config.upstream.password_file);
+        self.last = Ok(config.upstream.password.clone());
+    }
+
     /// Reads the file again. Away from the thread that accepts clients: it may lie on a network file system that hangs.
     pub(super) async fn renew(&mut self) {
         let Some(path) = self.path.clone() else { return };

@@ -56,7 +56,7 @@ async fn first_login(pool: &Rc<Pool>, directory: &Directory) {
 
 fn own(pool: &Pool, directory: &Directory) -> (LaneKey, Arc<crate::upstream::Identity>) {
     let (user, identity) = directory.own_identity();
-    let database = pool.shared.upstream.database;
+    let database = pool.shared.upstream.get().database;
     let key = LaneKey { user, database, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
     (key, identity)
 }

@@ -276,6 +276,18 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Tasks alive on a thread (main, worker-0 …): those of its clients and upstream connections, and its own.",
     ),
     (
+        "redbouncer_config_reload_success",
+        "gauge",
+        "",
+        "1 if the last reload of the configuration succeeded, or there was none yet; 0 if it was refused.",
+    ),
+    (
+        "redbouncer_config_reload_timestamp_seconds",
+        "gauge",
+        "",
+        "When the configuration was last read, used or not, as Unix time.",
+    ),
+    (
         "redbouncer_log_lines_dropped_total",
         "counter",
         "reason",

@@ -173,6 +173,8 @@ pub enum UpstreamClose {
     LoginRevoked,
     /// The server's address changed, or it became a replica.
     Moved,
+    /// `upstream.url` names another server or user since a reload.
+    Reloaded,
     /// The proxy is stopping.
     Shutdown,
     /// The task that had it ended first: the grace of a stop was over.
@@ -181,7 +183,7 @@ pub enum UpstreamClose {
 
 impl UpstreamClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Linger,
         Self::Idle,
         Self::Lifetime,
@@ -198,6 +200,7 @@ impl UpstreamClose {
         Self::LoginChecked,
         Self::LoginRevoked,
         Self::Moved,
+        Self::Reloaded,
         Self::Shutdown,
         Self::Cut,
     ];
@@ -222,6 +225,7 @@ impl UpstreamClose {
             Self::LoginChecked => "login_checked",
             Self::LoginRevoked => "login_revoked",
             Self::Moved => "moved",
+            Self::Reloaded => "reloaded",
             Self::Shutdown => "shutdown",
             Self::Cut => "cut",
         }

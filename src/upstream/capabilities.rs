@@ -187,6 +187,11 @@ struct Known {
 }
 
 impl MissingCapabilities {
+    /// It is another server from now on: nothing of the former one is believed.
+    pub fn forget(&self) {
+        self.known.lock().clear();
+    }
+
     /// `user` was refused `what` with the error `text`. Logged the first time. What passes by itself is not believed.
     pub fn record_refusal(&self, what: Capability, user: &str, text: &str) {
         if ErrorCode::of_text(text).is_transient() {

@@ -56,6 +56,50 @@ pub struct UpstreamOptions {
     pub resolve_interval: Duration,
 }
 
+/// What is read of [`UpstreamOptions`] while connections are open, small enough to be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamTimes {
+    /// As in [`UpstreamOptions`].
+    pub database: u32,
+    /// As in [`UpstreamOptions`].
+    pub connect_timeout: Duration,
+    /// As in [`UpstreamOptions`].
+    pub backoff_min: Duration,
+    /// As in [`UpstreamOptions`].
+    pub backoff_max: Duration,
+    /// As in [`UpstreamOptions`].
+    pub loading_retry: Duration,
+    /// As in [`UpstreamOptions`].
+    pub command_timeout: Option<Duration>,
+    /// As in [`UpstreamOptions`].
+    pub stall_timeout: Duration,
+    /// As in [`UpstreamOptions`].
+    pub close_timeout: Duration,
+    /// As in [`UpstreamOptions`].
+    pub on_loss: OnLoss,
+    /// As in [`UpstreamOptions`].
+    pub resolve_interval: Duration,
+}
+
+impl UpstreamOptions {
+    /// What is read of them while connections are open.
+    #[must_use]
+    pub fn times(&self) -> UpstreamTimes {
+        UpstreamTimes {
+            database: self.database,
+            connect_timeout: self.connect_timeout,
+            backoff_min: self.backoff_min,
+            backoff_max: self.backoff_max,
+            loading_retry: self.loading_retry,
+            command_timeout: self.command_timeout,
+            stall_timeout: self.stall_timeout,
+            close_timeout: self.close_timeout,
+            on_loss: self.on_loss,
+            resolve_interval: self.resolve_interval,
+        }
+    }
+}
+
 impl Default for UpstreamOptions {
     fn default() -> Self {
         Self {

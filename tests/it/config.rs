@@ -232,6 +232,45 @@ fn more_clients_than_allowed_are_told_in_the_servers_words() {
 }
 
 #[test]
+fn a_configuration_is_checked_and_shown_without_running_anything() {
+    let good = file("[pool]\nmax_connections = 12\n[upstream]\nurl = \"redis://ada:sesame@127.0.0.1:1\"\n");
+    let path = good.path().to_str().unwrap();
+    let (exit, text) = Proxy::run_to_end(&["config", "check", path], &[]);
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(text.contains("can be used: 2 keys set"), "{text}");
+    let environment = [("REDBOUNCER_POOL__LINGER", "5s")];
+    let flags = ["config", "show", "--config", path, "--set", "log.level=debug", "--changed", "--json"];
+    let (exit, text) = Proxy::run_to_end(&flags, &environment);
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(!text.contains("sesame"), "{text}");
+    let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = rows.as_array().unwrap();
+    let row = |key: &str| {
+        let row = rows.iter().find(|row| row["key"] == key).unwrap_or_else(|| panic!("{key}: {text}"));
+        ["value", "default", "source"].map(|column| row[column].as_str().unwrap_or("-").to_owned())
+    };
+    assert_eq!(row("pool.max_connections"), ["12", "8", &format!("{path}:2")]);
+    assert_eq!(row("pool.linger"), ["\"5s\"", "\"1s\"", "environment variable REDBOUNCER_POOL__LINGER"]);
+    assert_eq!(row("log.level"), ["\"debug\"", "\"info\"", "flag --set log.level"]);
+    assert_eq!(row("upstream.url")[0], "\"redis://ada:***@127.0.0.1:1\"");
+    let (exit, text) = Proxy::run_to_end(&["config", "show"], &[]);
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    let line = text.lines().find(|line| line.starts_with("pool.max_connections ")).unwrap();
+    assert_eq!(
+        line.split_whitespace().collect::<Vec<_>>(),
+        ["pool.max_connections", "8", "8", "live", "default"]
+    );
+    // All that the start would say, as well about files of TLS.
+    let bad = file("[pool]\nmax_connections = 1\nlingr = \"1s\"\n");
+    refused(&["config", "check", bad.path().to_str().unwrap()], &[], &["pool.max_connections", "pool.lingr"]);
+    let listen =
+        ["listen.tls.addresses=127.0.0.1:0", "listen.tls.cert=/nowhere/c", "listen.tls.key=/nowhere/k"];
+    let mut flags = vec!["config", "check"];
+    flags.extend(listen.iter().flat_map(|setting| ["--set", setting]));
+    refused(&flags, &[], &["listen.tls.cert: cannot read /nowhere/c"]);
+}
+
+#[test]
 fn what_was_asked_for_goes_to_stdout() {
     let (help, text) = Proxy::run_to_end(&["--help"], &[]);
     assert_eq!(help.code, Some(0));

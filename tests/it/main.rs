@@ -67,6 +67,7 @@ mod readiness;
 mod reconnect_storms;
 mod regressions;
 mod release;
+mod reload;
 mod reply_modes;
 mod rotation;
 mod secrets;

@@ -444,7 +444,7 @@ impl Outbound {
 
     /// Judges how much is unsent, whenever that may have crossed a limit.
     fn check_limits(&self, unsent: usize) {
-        let options = &self.context.options;
+        let options = self.context.options.get();
         let is_strange = unsent > BEFORE_LOGIN && self.reader.get() == Reader::Stranger;
         if unsent > options.output_hard_limit || is_strange {
             self.close(ClientClose::OutputLimit);
@@ -471,7 +471,7 @@ impl Outbound {
         if self.reader.get() != Reader::Subscriber {
             return;
         }
-        let limit = self.context.options.output_buffer_limit;
+        let limit = self.context.options.get().output_buffer_limit;
         let now = Instant::now();
         let since = match (unsent > limit.soft, self.over_soft_since()) {
             (true, None) => Some(now),

@@ -133,7 +133,7 @@ impl Receiver for Client {
 
     fn lost(&self, unanswered: u32, muted: bool, partial: bool) {
         let _ = self.lanes.settle(unanswered);
-        if partial || self.context.pool.shared.upstream.on_loss == OnLoss::Close {
+        if partial || self.context.pool.shared.upstream.get().on_loss == OnLoss::Close {
             self.close(ClientClose::UpstreamLost);
         }
         // Behind a reply that will not be whole nothing is said, for what comes after it neither.

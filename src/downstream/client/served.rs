@@ -132,7 +132,7 @@ impl Served for Client {
             return self.close(ClientClose::ClientLost);
         }
         self.outbound.age();
-        let options = &self.context.options;
+        let options = self.context.options.get();
         let flags = self.listed_flags();
         let listens = flags.blocked
             || flags.monitor

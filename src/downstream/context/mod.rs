@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::identity::{AuthOptions, Directory};
 use super::options::ClientOptions;
+use super::settings::ConfigHandle;
 use super::workers::{Message, Workers};
 use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
 use crate::pool::{Pool, Turns};
@@ -40,11 +41,13 @@ pub(in crate::downstream) struct Context {
     /// Where subscribers listen.
     pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
     pub(in crate::downstream) give_back: Rc<GiveBack>,
-    pub(in crate::downstream) options: ClientOptions,
+    pub(in crate::downstream) options: Cell<ClientOptions>,
     pub(in crate::downstream) auth: AuthOptions,
-    pub(in crate::downstream) blocking: BlockingOptions,
+    pub(in crate::downstream) blocking: Cell<BlockingOptions>,
     pub(in crate::downstream) directory: Arc<Directory>,
     pub(in crate::downstream) workers: Workers,
+    /// Who holds the configuration.
+    pub(in crate::downstream) config: ConfigHandle,
     /// What the server is, as far as it has told.
     pub(in crate::downstream) server: ServerView,
     /// What the server has said about who may list clients.
@@ -87,6 +90,7 @@ pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) directory: Arc<Directory>,
     pub(in crate::downstream) workers: Workers,
     pub(in crate::downstream) has_pubsub_hub: bool,
+    pub(in crate::downstream) config: ConfigHandle,
 }
 
 /// Bytes that one read may bring.
@@ -95,7 +99,18 @@ const SCRATCH: usize = 64 << 10;
 impl Context {
     pub(in crate::downstream) fn new(parts: Parts) -> Rc<Self> {
         let Parts {
-            index, pool, hubs, pubsub, give_back, options, auth, blocking, directory, workers, ..
+            index,
+            pool,
+            hubs,
+            pubsub,
+            give_back,
+            options,
+            auth,
+            blocking,
+            directory,
+            workers,
+            config,
+            ..
         } = parts;
         Rc::new(Self {
             index,
@@ -119,11 +134,12 @@ impl Context {
             hubs,
             pubsub,
             give_back,
-            options,
+            options: Cell::new(options),
             auth,
-            blocking,
+            blocking: Cell::new(blocking),
             directory,
             workers,
+            config,
         })
     }
 

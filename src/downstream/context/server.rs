@@ -50,6 +50,11 @@ impl ServerView {
         }
     }
 
+    /// Whether commands that reach beyond the own connection are refused (`auth.admin_commands`).
+    pub(in crate::downstream) fn refuse_admin(&self, refuse_admin: bool) {
+        self.policy.set(Policy { refuse_admin, ..self.policy.get() });
+    }
+
     pub(in crate::downstream) fn policy(&self) -> Policy {
         self.policy.get()
     }

@@ -12,4 +12,4 @@ pub(in crate::downstream) use accept::{TOO_MANY, TOO_MANY_HERE};
 pub use inherited::InheritedSockets;
 pub use listener::{ListenError, Listener, UNIX, listen};
 pub use options::{ClientAuth, ListenOptions, ListenTlsOptions};
-pub use tls::ServerTls;
+pub use tls::{PreparedTls, ServerTls};

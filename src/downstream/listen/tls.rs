@@ -20,8 +20,15 @@ const CLIENT_CA: &str = "listen.tls.client_ca";
 /// The TLS configuration of all TLS listeners. A handshake takes the one of its moment and keeps it.
 #[derive(Debug)]
 pub struct ServerTls {
-    options: ListenTlsOptions,
+    options: RwLock<ListenTlsOptions>,
     current: RwLock<Arc<ServerConfig>>,
+}
+
+/// Files that have been read and found good, for [`ServerTls::replace`].
+#[derive(Debug)]
+pub struct PreparedTls {
+    options: ListenTlsOptions,
+    config: Arc<ServerConfig>,
 }
 
 impl ServerTls {
@@ -34,12 +41,12 @@ impl ServerTls {
             return Ok(None);
         }
         let current = RwLock::new(Arc::new(read(options)?));
-        Ok(Some(Arc::new(Self { options: options.clone(), current })))
+        Ok(Some(Arc::new(Self { options: RwLock::new(options.clone()), current })))
     }
 
     /// Whether everybody who gets in has shown a certificate of an authority of ours.
     pub(in crate::downstream) fn knows_its_clients(&self) -> bool {
-        self.options.client_auth == ClientAuth::Required
+        self.options.read().client_auth == ClientAuth::Required
     }
 
     /// For the next handshake.
@@ -52,15 +59,32 @@ impl ServerTls {
     /// # Errors
     /// What is wrong with the file.
     pub fn certificates(&self) -> Result<Vec<Vec<u8>>, TlsSetupError> {
-        let Some(cert) = &self.options.cert else { return Err(TlsSetupError::NoServerCertificate) };
-        Ok(pem::certificates(CERT, cert)?.iter().map(|certificate| certificate.to_vec()).collect())
+        let Some(cert) = self.options.read().cert.clone() else {
+            return Err(TlsSetupError::NoServerCertificate);
+        };
+        Ok(pem::certificates(CERT, &cert)?.iter().map(|certificate| certificate.to_vec()).collect())
     }
 
     /// What the files hold now.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        let ListenTlsOptions { cert, key, client_ca, .. } = &self.options;
+        let options = self.options.read();
+        let ListenTlsOptions { cert, key, client_ca, .. } = &*options;
         Fingerprint::of([cert, key, client_ca].into_iter().flatten().map(PathBuf::as_path))
+    }
+
+    /// Reads the files of `options` without using them yet.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn prepare(options: &ListenTlsOptions) -> Result<PreparedTls, TlsSetupError> {
+        Ok(PreparedTls { options: options.clone(), config: Arc::new(read(options)?) })
+    }
+
+    /// Uses other files from now on.
+    pub fn replace(&self, prepared: PreparedTls) {
+        *self.options.write() = prepared.options;
+        *self.current.write() = prepared.config;
     }
 
     /// Reads the files again, for new connections. Sessions from before are not resumed: they may rest on a client
@@ -69,7 +93,7 @@ impl ServerTls {
     /// # Errors
     /// What is wrong with the files now; the former ones stay in use.
     pub fn reload(&self) -> Result<(), TlsSetupError> {
-        let config = read(&self.options)?;
+        let config = read(&self.options.read())?;
         *self.current.write() = Arc::new(config);
         Ok(())
     }

@@ -134,7 +134,7 @@ impl Client {
             let asked = Request::parse(&taken.request).map(|request| classify(&request));
             taken.replies == 1 && asked.is_some_and(|asked| asked.only_reads())
         };
-        let upstream = &self.context.pool.shared.upstream;
+        let upstream = self.context.pool.shared.upstream.get();
         // The time of a command that must be answered by then begins on its lane.
         let patience = upstream.command_timeout.map_or(upstream.stall_timeout, |limit| limit / 4);
         match self.context.pool.lane(group, only_reads, Instant::now()) {

@@ -10,6 +10,7 @@ mod misplaced;
 mod pending;
 mod pipeline;
 mod proxy_commands;
+mod proxy_config;
 mod queued;
 mod rights;
 mod subscriptions;

@@ -225,7 +225,7 @@ impl Client {
     pub(in crate::downstream) fn limits(&self) -> RequestLimits {
         RequestLimits {
             max_bulk: self.context.pool.shared.max_bulk.load(Ordering::Relaxed),
-            max_request: self.context.options.request_limit,
+            max_request: self.context.options.get().request_limit,
             max_arguments: self.context.server.max_arguments(),
             authenticated: self.session.borrow().user.is_some(),
         }
@@ -244,7 +244,7 @@ impl Client {
             if at == data.len() {
                 break Progress::Hungry(0);
             }
-            if self.outstanding() as usize + run.count as usize >= self.context.options.pipeline_limit {
+            if self.outstanding() as usize + run.count as usize >= self.context.options.get().pipeline_limit {
                 break Progress::Waiting;
             }
             match scanner.step(&data[at..], &self.limits()) {

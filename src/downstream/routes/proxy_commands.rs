@@ -12,6 +12,8 @@ use crate::resp::{Request, encode};
 const HELP: &str = "PROXY POOLS      upstream connections by kind and phase, and who waits\n\
                     PROXY CLIENTS    clients, and where the commands of each go\n\
                     PROXY UPSTREAMS  every upstream connection, its holder and age\n\
+                    PROXY CONFIG     every key: GET pattern for some, SET key value to change one\n\
+                    PROXY RELOAD     reads the configuration again\n\
                     PROXY HELP       this text\n";
 
 impl Client {
@@ -21,22 +23,30 @@ impl Client {
             .and_then(|request| request.arg(1).map(<[u8]>::to_ascii_lowercase))
             .unwrap_or_default();
         let mut out = BytesMut::new();
-        let shows_others = matches!(sub.as_slice(), b"clients" | b"upstreams");
+        let shows_others = matches!(sub.as_slice(), b"clients" | b"upstreams" | b"config" | b"reload");
         if shows_others && let Some(refusal) = self.forbidden_to_list().await {
             return refusal;
         }
         let text = match sub.as_slice() {
-            b"help" => HELP.to_owned(),
-            b"pools" => self.pools(),
-            b"upstreams" => self.upstreams(),
-            b"clients" => self.clients().await,
+            b"help" => Ok(HELP.to_owned()),
+            b"pools" => Ok(self.pools()),
+            b"upstreams" => Ok(self.upstreams()),
+            b"clients" => Ok(self.clients().await),
+            b"reload" => self.proxy_reload().await,
+            b"config" => match Request::parse(request) {
+                Some(asked) => self.proxy_config(&asked).await,
+                None => Err("ERR syntax error".to_owned()),
+            },
             _ => {
                 let word = crate::session::answers::one_line(&sub);
                 encode::error(&mut out, &format!("ERR unknown subcommand '{word}'. Try PROXY HELP."));
                 return out.freeze();
             }
         };
-        encode::lines(&mut out, self.protocol(), &text);
+        match text {
+            Ok(text) => encode::lines(&mut out, self.protocol(), &text),
+            Err(text) => encode::error(&mut out, &text),
+        }
         out.freeze()
     }
 

@@ -59,7 +59,7 @@ impl Client {
 
     /// Why a client is closed rather than told that there is no connection; `None`: it is told.
     pub(in crate::downstream) fn close_reason_for(&self, why: &Unavailable) -> Option<ClientClose> {
-        if self.context.pool.shared.upstream.on_loss == OnLoss::Error {
+        if self.context.pool.shared.upstream.get().on_loss == OnLoss::Error {
             return None;
         }
         match why {

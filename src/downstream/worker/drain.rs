@@ -65,7 +65,7 @@ impl Worker {
         self.control.lock().await.close(&self.context.pool, UpstreamClose::Shutdown).await;
         let tasks = self.context.pool.tasks();
         tasks.close();
-        let patience = self.context.pool.shared.upstream.close_timeout + Duration::from_secs(1);
+        let patience = self.context.pool.shared.upstream.get().close_timeout + Duration::from_secs(1);
         if tokio::time::timeout(patience, tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not close in time");
         }

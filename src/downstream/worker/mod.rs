@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Arrived, Client};
 use super::context::{Context, Parts, Served};
-use super::identity::{Account, AuthOptions, Directory};
+use super::identity::{Account, AdminCommands, AuthOptions, Directory};
 use super::options::ClientOptions;
 use super::routes::ClientTask;
+use super::settings::{ConfigHandle, WorkerSettings};
 use super::socket::{ClientSocket, PlainSocket};
 use super::workers::{Accepted, Incoming, Message, WorkerFigures, Workers};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
@@ -58,6 +59,8 @@ pub struct WorkerConfig {
     pub directory: Arc<Directory>,
     /// The next client's id.
     pub ids: Arc<AtomicU64>,
+    /// Who holds the configuration.
+    pub config: ConfigHandle,
 }
 
 /// One worker.
@@ -86,12 +89,8 @@ impl Worker {
     #[must_use]
     pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: WorkerConfig, workers: Workers) -> Rc<Self> {
         let give_back = GiveBack::new(Rc::clone(&pool), terms.blocking.give_back);
-        let hubs = BlockingHubs::new(
-            Rc::clone(&pool),
-            terms.blocking.clone(),
-            Rc::clone(&give_back),
-            terms.auth.cache_ttl,
-        );
+        let hubs =
+            BlockingHubs::new(Rc::clone(&pool), terms.blocking, Rc::clone(&give_back), terms.auth.cache_ttl);
         let pubsub_hub = terms.pubsub.hub;
         let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
         let control = Rc::new(Mutex::new(Control::default()));
@@ -116,6 +115,7 @@ impl Worker {
             directory: terms.directory,
             workers,
             has_pubsub_hub: pubsub_hub,
+            config: terms.config,
         });
         Rc::new(Self {
             context,
@@ -211,16 +211,47 @@ impl Worker {
                 self.context.hubs.leave_all(UpstreamClose::Moved);
                 self.context.pubsub.leave_all(UpstreamClose::Moved);
             }
+            Message::Configure(settings, done) => {
+                self.configure(&settings);
+                let _ = done.send(());
+            }
+            Message::MoveUpstream(done) => {
+                self.move_upstream();
+                let _ = done.send(());
+            }
             // Handled by the loop itself.
             Message::Drain(..) => {}
         }
+    }
+
+    /// What is read at its use is changed at once; a copy that a connection has made of it stays.
+    fn configure(&self, settings: &WorkerSettings) {
+        let context = &self.context;
+        context.pool.configure(settings.pool, settings.upstream);
+        context.options.set(settings.clients);
+        context.blocking.set(settings.blocking);
+        context.hubs.configure(settings.blocking);
+        context.pubsub.configure(settings.pubsub);
+        context.server.refuse_admin(settings.admin_commands == AdminCommands::Refuse);
+    }
+
+    /// Every connection is made anew where the connector dials now, each as soon as nothing is in flight on it.
+    fn move_upstream(self: &Rc<Self>) {
+        self.context.pool.move_all();
+        self.context.hubs.leave_all(UpstreamClose::Reloaded);
+        self.context.pubsub.leave_all(UpstreamClose::Reloaded);
+        let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
+        self.context
+            .pool
+            .tasks()
+            .spawn_local(async move { control.lock().await.close(&pool, UpstreamClose::Reloaded).await });
     }
 
     fn admit(self: &Rc<Self>, accepted: Accepted) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let anonymous = self.context.directory.anonymous(accepted.trusted);
         let user = anonymous.as_ref().map(|own| own.account.user.clone());
-        let session = Session::new(id, user, self.context.pool.shared.upstream.database);
+        let session = Session::new(id, user, self.context.pool.shared.upstream.get().database);
         let socket = match self.registered(accepted.stream) {
             Ok(socket) => socket,
             Err(error) => {
@@ -263,8 +294,8 @@ impl Worker {
     fn registered(&self, incoming: Incoming) -> std::io::Result<ClientSocket> {
         let tuned = |stream| {
             let stream = TcpStream::from_std(stream)?;
-            tune(&stream, &self.context.options.keepalive, self.context.options.user_timeout)?;
-            std::io::Result::Ok(PlainSocket::tcp(stream, self.context.options.user_timeout))
+            tune(&stream, &self.context.options.get().keepalive, self.context.options.get().user_timeout)?;
+            std::io::Result::Ok(PlainSocket::tcp(stream, self.context.options.get().user_timeout))
         };
         Ok(match incoming {
             Incoming::Tcp(stream) => ClientSocket::Plain(tuned(stream)?),
@@ -373,7 +404,7 @@ impl Worker {
         }
         self.publish();
         let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
-        let options = &self.context.pool.shared.options;
+        let options = self.context.pool.shared.options.get();
         let limit = if self.context.workers.clients() == 0 { options.linger } else { options.idle_timeout };
         self.context.pool.tasks().spawn_local(async move {
             // In use: then it is not idle.

@@ -51,7 +51,7 @@ impl Worker {
                     break;
                 }
                 // In small steps: a drain waits for this task.
-                let again = Instant::now() + context.pool.shared.upstream.backoff_max;
+                let again = Instant::now() + context.pool.shared.upstream.get().backoff_max;
                 while Instant::now() < again && !context.stopping.get() {
                     tokio::time::sleep(STEP).await;
                 }

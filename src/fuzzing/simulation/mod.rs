@@ -15,6 +15,7 @@ mod clients;
 mod server;
 mod tests;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,8 +30,8 @@ use tokio_util::task::TaskTracker;
 
 use super::proxy::panics;
 use crate::downstream::{
-    Admission, AuthMode, AuthOptions, ClientOptions, Directory, Limits, Worker, WorkerConfig, WorkerHandle,
-    Workers,
+    Admission, AuthMode, AuthOptions, ClientOptions, ConfigHandle, Directory, Limits, Worker, WorkerConfig,
+    WorkerHandle, Workers,
 };
 use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
@@ -188,8 +189,8 @@ impl Proxy {
             connector: Arc::new(Connector::new(&upstream).expect("a connector")),
             dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
             health: Arc::default(),
-            options: pool,
-            upstream,
+            options: Cell::new(pool),
+            upstream: Cell::new(upstream.times()),
             heartbeat: Duration::from_secs(5),
             liveness: Arc::default(),
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
@@ -212,6 +213,7 @@ impl Proxy {
             audience: Arc::default(),
             directory,
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
+            config: ConfigHandle::new().0,
         };
         let tasks = TaskTracker::new();
         if sabotage == Some(Sabotage::KeepTask) {

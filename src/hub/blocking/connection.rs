@@ -70,7 +70,7 @@ impl Hub {
         if !is_fit(&pool, arrival.identity.name()) {
             return None;
         }
-        let times = Times { grace: options.grace, stall: pool.shared.upstream.stall_timeout };
+        let times = Times { grace: options.grace, stall: pool.shared.upstream.get().stall_timeout };
         let giver = Rc::clone(give_back);
         let give_back = Rc::new(move |key: LaneKey, identity: &Arc<Identity>, back: Option<Bytes>| {
             giver.send(key, identity, back);
@@ -154,7 +154,7 @@ impl Hub {
 
     /// Whether it has had its turn.
     pub(super) fn may_yield(&self, now: Instant) -> bool {
-        let turn = self.pool.shared.options.min_turn;
+        let turn = self.pool.shared.options.get().min_turn;
         self.opened.get().is_some_and(|at| now.saturating_duration_since(at) >= turn)
     }
 
@@ -173,10 +173,10 @@ impl Hub {
 
     /// What waits here for a server that is not there learns it, as whoever sends a command does.
     fn tell_of_outage(&self, now: Instant) {
-        let patience = self.pool.shared.options.wait_timeout;
+        let patience = self.pool.shared.options.get().wait_timeout;
         let is_long_away =
             self.away_since.get().is_some_and(|since| now.saturating_duration_since(since) >= patience);
-        if self.pool.shared.upstream.on_loss == OnLoss::Close
+        if self.pool.shared.upstream.get().on_loss == OnLoss::Close
             && is_long_away
             && let (Some(away), Some(then)) = (self.pool.away(), now.checked_sub(patience))
         {
@@ -193,7 +193,7 @@ impl Hub {
         } else if self.idle_since.get().is_none() {
             self.idle_since.set(Some(now));
         }
-        let options = &self.pool.shared.options;
+        let options = self.pool.shared.options.get();
         let patience = if deserted { options.linger } else { options.idle_timeout };
         let idle = self.idle_since.get().is_some_and(|at| now.saturating_duration_since(at) >= patience);
         let heartbeat = self.pool.shared.heartbeat;
@@ -202,7 +202,7 @@ impl Hub {
             waitlist.sweep();
             self.bell.ring();
         }
-        let stall = self.pool.shared.upstream.stall_timeout;
+        let stall = self.pool.shared.upstream.get().stall_timeout;
         let stalled = waitlist.oldest(now).is_some_and(|age| age > stall)
             && now.saturating_duration_since(self.heard.get()) > stall;
         drop(waitlist);
@@ -308,7 +308,7 @@ impl Hub {
     async fn connect(&self, permit: &Permit) -> Result<Connection, DialError> {
         // A new connection is what it was to leave for; what it is told during the dial stands, and so does a stop.
         self.leaving.set(self.leaving.get().filter(|reason| *reason == UpstreamClose::Shutdown));
-        let database = self.pool.shared.upstream.database;
+        let database = self.pool.shared.upstream.get().database;
         let key = LaneKey {
             user: self.user,
             database,

@@ -8,7 +8,7 @@ mod connection;
 mod waiter;
 mod waitlist;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ const NO_PERMIT: Duration = Duration::from_secs(1);
 /// The blocking hubs of all users.
 pub struct BlockingHubs {
     pool: Rc<Pool>,
-    options: BlockingOptions,
+    options: Cell<BlockingOptions>,
     give_back: Rc<GiveBack>,
     hubs: RefCell<BTreeMap<u64, Rc<Hub>>>,
     /// Users who may not use a hub, until they are asked again.
@@ -83,7 +83,7 @@ impl BlockingHubs {
     ) -> Rc<Self> {
         Rc::new(Self {
             pool,
-            options,
+            options: Cell::new(options),
             give_back,
             hubs: RefCell::default(),
             refused: RefCell::default(),
@@ -91,18 +91,23 @@ impl BlockingHubs {
         })
     }
 
+    /// Other settings, for hubs that are opened from now on.
+    pub fn configure(&self, options: BlockingOptions) {
+        self.options.set(options);
+    }
+
     /// Lets a call wait. `None`: not here.
     #[must_use]
     pub fn arrive(self: &Rc<Self>, arrival: Arrival) -> Option<Seat> {
         let user = arrival.key.user;
-        if !self.options.hub || self.is_refused(user) {
+        if !self.options.get().hub || self.is_refused(user) {
             return None;
         }
         let known = self.hubs.borrow().get(&user).cloned();
         let hub = match known {
             Some(hub) => hub,
             None => {
-                let hub = Hub::new(Rc::clone(&self.pool), &self.options, &self.give_back, &arrival)?;
+                let hub = Hub::new(Rc::clone(&self.pool), &self.options.get(), &self.give_back, &arrival)?;
                 self.hubs.borrow_mut().insert(user, Rc::clone(&hub));
                 self.pool.tasks().spawn_local(Rc::clone(self).keep(user, Rc::clone(&hub)));
                 hub

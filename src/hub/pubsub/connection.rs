@@ -128,7 +128,7 @@ impl Hub {
             return self.pool.why_nothing(Kind::PubSub, self.user, Stage::Queued);
         }
         let failure = self.last_failure.borrow().clone();
-        failure.unwrap_or_else(|| Unavailable::still_connecting(self.pool.shared.options.wait_timeout))
+        failure.unwrap_or_else(|| Unavailable::still_connecting(self.pool.shared.options.get().wait_timeout))
     }
 
     pub(super) fn leave(&self, reason: UpstreamClose) {
@@ -150,10 +150,10 @@ impl Hub {
         }
         let shared = &self.pool.shared;
         let since = |at: Instant| now.saturating_duration_since(at);
-        let idle = self.idle_since.get().is_some_and(|at| since(at) >= shared.options.linger);
+        let idle = self.idle_since.get().is_some_and(|at| since(at) >= shared.options.get().linger);
         let open = self.opened.get().is_some();
         let silent = since(self.heard.get().max(self.pinged.get())) >= shared.heartbeat;
-        let stalled = topics.in_flight() > 0 && since(self.heard.get()) > shared.upstream.stall_timeout;
+        let stalled = topics.in_flight() > 0 && since(self.heard.get()) > shared.upstream.get().stall_timeout;
         if open && silent {
             self.pinged.set(now);
             topics.ping();
@@ -230,7 +230,7 @@ impl Hub {
         self.queued.set(true);
         let mut place = budget.queue(Claim::PubSub, holder);
         let permit = loop {
-            match tokio::time::timeout(self.pool.shared.options.wait_timeout, place.granted()).await {
+            match tokio::time::timeout(self.pool.shared.options.get().wait_timeout, place.granted()).await {
                 Ok(permit) => break permit,
                 Err(_) if self.topics.borrow().is_awaited() => {}
                 Err(_) => break None,
@@ -248,7 +248,7 @@ impl Hub {
         let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
         let key = LaneKey {
             user: self.user,
-            database: shared.upstream.database,
+            database: shared.upstream.get().database,
             protocol,
             readonly: false,
             tracked: Tracked::No,
@@ -277,7 +277,10 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
-        self.topics.borrow_mut().disconnected(self.resubscribe == Resubscribe::Silent);
+        // Moved on purpose: who listens is carried over.
+        let is_moved = self.leaving.get() == Some(UpstreamClose::Reloaded);
+        let silent = is_moved || self.resubscribe == Resubscribe::Silent;
+        self.topics.borrow_mut().disconnected(silent);
         (over, carrier.stream)
     }
 

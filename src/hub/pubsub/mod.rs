@@ -29,7 +29,7 @@ pub use listener::{Listener, Message};
 /// The pub/sub hubs of one worker's users.
 pub struct PubSubHubs {
     pool: Rc<Pool>,
-    options: PubSubOptions,
+    options: Cell<PubSubOptions>,
     audience: Arc<Audience>,
     hubs: RefCell<BTreeMap<u64, Rc<Hub>>>,
 }
@@ -114,7 +114,12 @@ impl PubSubHubs {
     /// No hubs yet; each is opened by the first subscriber that needs it.
     #[must_use]
     pub fn new(pool: Rc<Pool>, options: PubSubOptions, audience: Arc<Audience>) -> Rc<Self> {
-        Rc::new(Self { pool, options, audience, hubs: RefCell::default() })
+        Rc::new(Self { pool, options: Cell::new(options), audience, hubs: RefCell::default() })
+    }
+
+    /// Other settings, for hubs that are opened from now on.
+    pub fn configure(&self, options: PubSubOptions) {
+        self.options.set(options);
     }
 
     /// What everybody hears.
@@ -132,7 +137,7 @@ impl PubSubHubs {
                 Rc::clone(&self.pool),
                 user,
                 Arc::clone(identity),
-                self.options.resubscribe,
+                self.options.get().resubscribe,
                 Arc::clone(&self.audience),
             );
             self.hubs.borrow_mut().insert(user, Rc::clone(&hub));

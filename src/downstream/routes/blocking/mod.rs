@@ -142,7 +142,7 @@ impl Waiter {
                 return Ok(());
             }
         }
-        let last = self.deadline.map(|at| at + context.blocking.grace);
+        let last = self.deadline.map(|at| at + context.blocking.get().grace);
         let may_try = tokio::select! {
             biased;
             may_try = self.prepare(context) => match may_try? {
@@ -154,7 +154,7 @@ impl Waiter {
                 return Ok(());
             }
         };
-        let mut pause = context.blocking.retry_min;
+        let mut pause = context.blocking.get().retry_min;
         'search: loop {
             let lease = context.pool.lease(self.key, &self.identity, Claim::BlockingLease, holder, None);
             tokio::pin!(lease);
@@ -214,7 +214,7 @@ impl Waiter {
                     () = self.changed.notified() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
-                pause = (pause * 2).min(context.blocking.retry_max);
+                pause = (pause * 2).min(context.blocking.get().retry_max);
             }
         }
     }

@@ -58,7 +58,8 @@ impl Waiter {
         self.on_lease.set(true);
         stay.send(&self.on_the_lease()).await?;
         let entry = context.pool.blocked();
-        let server_had_its_chance = self.deadline.map(|at| at + SERVER_LATENESS.min(context.blocking.grace));
+        let server_had_its_chance =
+            self.deadline.map(|at| at + SERVER_LATENESS.min(context.blocking.get().grace));
         let ended = tokio::select! {
             biased;
             answered = stay.answer() => Ended::Answered(answered),
@@ -95,7 +96,7 @@ impl Waiter {
     ) -> Result<Stay, ClientClose> {
         // An element that has moved is the answer, however late.
         let moved = Call::moves_before_answering(self.call.command);
-        let last = self.deadline.filter(|_| !moved).map(|at| at + context.blocking.grace);
+        let last = self.deadline.filter(|_| !moved).map(|at| at + context.blocking.get().grace);
         match ended {
             Ended::Answered(true) => {
                 stay.deliver();

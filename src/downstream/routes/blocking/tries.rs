@@ -110,7 +110,7 @@ impl Waiter {
     /// One try of `request`, the call or a part of it. `true`: the call is answered.
     async fn try_once(self: &Rc<Self>, context: &Rc<Context>, request: Bytes) -> Result<bool, ClientClose> {
         let Some(group) = self.client.current_group() else { return Err(ClientClose::Denied) };
-        let patience = Instant::now() + context.pool.shared.options.wait_timeout;
+        let patience = Instant::now() + context.pool.shared.options.get().wait_timeout;
         let until = self.deadline.map_or(patience, |at| at.min(patience));
         if group.lane().is_none()
             && let Err(why) = context.pool.lane_ready(&group, until).await
@@ -163,7 +163,7 @@ impl Waiter {
         // The answer decides, also after the deadline; but nil wins in the end, except for calls whose element has
         // moved already when its answer is read.
         let moved = Call::moves_before_answering(self.call.command);
-        let mut last = self.deadline.filter(|_| !moved).map(|at| at + context.blocking.grace);
+        let mut last = self.deadline.filter(|_| !moved).map(|at| at + context.blocking.get().grace);
         let mut is_unblocked = false;
         loop {
             match self.state.get() {
@@ -173,7 +173,7 @@ impl Waiter {
             }
             if !moved && !is_unblocked && self.blocked.is_being_unblocked() {
                 is_unblocked = true;
-                let patience = Instant::now() + context.blocking.grace;
+                let patience = Instant::now() + context.blocking.get().grace;
                 last = Some(last.map_or(patience, |at| at.min(patience)));
             }
             tokio::select! {

@@ -230,7 +230,7 @@ impl LeaseSession {
             return self.leave(event).await;
         }
         loop {
-            let limit = self.client.context.pool.shared.upstream.command_timeout;
+            let limit = self.client.context.pool.shared.upstream.get().command_timeout;
             // Commands come and are answered while this sleeps, so it is judged anew when it wakes.
             let look =
                 limit.map(|limit| if self.can_time_out() { self.since } else { Instant::now() } + limit);
@@ -305,7 +305,7 @@ impl LeaseSession {
             self.since = Instant::now();
             self.deliver(&behind).map_err(Event::Lost)?;
             while self.is_cut && self.member.is_none() && self.state.is_executing() {
-                let patience = client.context.pool.shared.upstream.stall_timeout;
+                let patience = client.context.pool.shared.upstream.get().stall_timeout;
                 let next = poll_fn(|cx| self.poll_upstream(cx));
                 match tokio::time::timeout(patience, next).await {
                     Ok(next) => next.map_err(Event::Lost)?,
@@ -317,7 +317,7 @@ impl LeaseSession {
     }
 
     fn idle_limit(&self) -> Option<Duration> {
-        self.client.context.pool.shared.options.lease_idle_timeout
+        self.client.context.pool.shared.options.get().lease_idle_timeout
     }
 
     /// Since when the client has sent nothing, with all that it had sent answered. `None`: nothing is expected of it.
@@ -398,7 +398,7 @@ impl LeaseSession {
     /// to be closed at once, if it is.
     async fn answer_what_was_sent(&mut self) -> Option<ClientClose> {
         let client = Rc::clone(&self.client);
-        let patience = client.context.pool.shared.upstream.stall_timeout;
+        let patience = client.context.pool.shared.upstream.get().stall_timeout;
         let answered = async {
             poll_fn(|cx| self.poll_write(cx)).await?;
             tokio::io::AsyncWriteExt::shutdown(&mut self.lease.stream).await?;

@@ -72,7 +72,7 @@ impl LeaseSession {
         }
         // What stands behind the call cannot be sent before its reply; or the server has fallen silent.
         let patience =
-            if blocked { FIRST_LOOK } else { self.client.context.pool.shared.upstream.stall_timeout };
+            if blocked { FIRST_LOOK } else { self.client.context.pool.shared.upstream.get().stall_timeout };
         let at = self.since + patience;
         let timer = self.last_wait.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         timer.as_mut().reset(at);
@@ -87,7 +87,7 @@ impl LeaseSession {
                 return if progress || self.state.is_over() { Input::Progress } else { Input::Waiting };
             }
             if self.state.is_ending()
-                || self.state.outstanding() >= self.client.context.options.pipeline_limit
+                || self.state.outstanding() >= self.client.context.options.get().pipeline_limit
             {
                 return if progress { Input::Progress } else { Input::Waiting };
             }

@@ -1,0 +1,98 @@
+//! What a reload changes, on its way to the workers, and what clients ask of the configuration, on its way to the process.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::identity::AdminCommands;
+use super::options::ClientOptions;
+use crate::hub::{BlockingOptions, PubSubOptions};
+use crate::pool::PoolOptions;
+use crate::upstream::UpstreamTimes;
+
+/// What may change for the clients of a worker while it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerSettings {
+    /// Sizes and times of the pool.
+    pub pool: PoolOptions,
+    /// Times of upstream connections.
+    pub upstream: UpstreamTimes,
+    /// What one client may cost.
+    pub clients: ClientOptions,
+    /// How blocking calls wait.
+    pub blocking: BlockingOptions,
+    /// How subscribers are served.
+    pub pubsub: PubSubOptions,
+    /// Whether commands that reach beyond the own connection are refused.
+    pub admin_commands: AdminCommands,
+}
+
+/// A key of the configuration as listings show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingRow {
+    /// `section.key`.
+    pub key: &'static str,
+    /// As TOML, credentials as `***`; empty where nothing is set.
+    pub value: String,
+    /// The default in the same form.
+    pub default: String,
+    /// Where the value came from.
+    pub source: String,
+    /// How a change takes effect.
+    pub effect: &'static str,
+}
+
+/// What a reload has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReloadReport {
+    /// Keys that have changed.
+    pub changed: Vec<&'static str>,
+    /// Keys whose new value needs a restart.
+    pub restart: Vec<&'static str>,
+}
+
+/// What a reload has done, or why nothing has changed.
+pub type Outcome = Result<ReloadReport, String>;
+
+/// What is asked of the configuration.
+#[derive(Debug)]
+pub enum ConfigRequest {
+    /// Read everything again.
+    Reload(oneshot::Sender<Outcome>),
+    /// Set one key until the process ends.
+    Set(String, String, oneshot::Sender<Outcome>),
+    /// Every key.
+    List(oneshot::Sender<Vec<SettingRow>>),
+}
+
+/// Asks whoever holds the configuration.
+#[derive(Clone, Debug)]
+pub struct ConfigHandle(mpsc::Sender<ConfigRequest>);
+
+impl ConfigHandle {
+    /// A handle and the end that answers. The queue is short: such requests are rare, and whoever sends more waits.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<ConfigRequest>) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Self(sender), receiver)
+    }
+
+    /// `None`: the process is ending.
+    pub async fn reload(&self) -> Option<Outcome> {
+        self.ask(ConfigRequest::Reload).await
+    }
+
+    /// `None`: the process is ending.
+    pub async fn set(&self, key: String, value: String) -> Option<Outcome> {
+        self.ask(|reply| ConfigRequest::Set(key, value, reply)).await
+    }
+
+    /// `None`: the process is ending.
+    pub async fn list(&self) -> Option<Vec<SettingRow>> {
+        self.ask(ConfigRequest::List).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> ConfigRequest) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.send(request(sender)).await.ok()?;
+        receiver.await.ok()
+    }
+}
