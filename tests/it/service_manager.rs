@@ -1,5 +1,6 @@
 //! systemd and its like: what they are told (`NOTIFY_SOCKET`), the sockets that they pass on (`LISTEN_FDS`), the unit files.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -195,7 +196,7 @@ fn a_connection_instead_of_a_listening_socket_is_refused() {
 fn have(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_err() {
-        eprintln!("NOT TESTED: there is no {program} (Debian: systemd)");
+        eprintln!("NOT TESTED: there is no {program}");
     }
     found.is_ok()
 }
@@ -255,4 +256,64 @@ fn the_unit_files_are_valid_and_the_service_is_exposed_to_little() {
     systemd_analyze(&["verify", "--man=no", &service, &socket]);
     // In tenths: 2.0.
     systemd_analyze(&["security", "--offline=true", "--threshold=20", "--no-pager", &service]);
+}
+
+/// The system calls of a group, such as `@system-service`, and of the groups in it.
+fn system_calls(group: &str) -> BTreeSet<String> {
+    let output = Command::new("systemd-analyze").args(["syscall-filter", group]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names = text.lines().filter(|line| line.starts_with(' ')).map(str::trim);
+    let names = names.filter(|name| !name.is_empty() && !name.starts_with('#'));
+    names
+        .flat_map(|name| if name.starts_with('@') { system_calls(name) } else { [name.to_owned()].into() })
+        .collect()
+}
+
+/// A system call that `SystemCallFilter` keeps out would fail under systemd alone.
+#[test]
+fn the_service_may_make_the_system_calls_of_the_proxy() {
+    if !have("systemd-analyze") || !have("strace") {
+        return;
+    }
+    let unit = std::fs::read_to_string(deploy("redbouncer.service")).unwrap();
+    let mut allowed = BTreeSet::new();
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let groups = filter.trim_start_matches('~').split(' ').flat_map(system_calls);
+        if filter.starts_with('~') {
+            groups.for_each(|name| _ = allowed.remove(&name));
+        } else {
+            allowed.extend(groups);
+        }
+    }
+    allowed.extend(system_calls("@default"));
+    assert!(allowed.len() > 200, "only {allowed:?}: the reader is broken");
+
+    let server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let trace = directory.path().join("trace");
+    let mut command = Command::new("strace");
+    // As a grandchild, so that signals go to the proxy.
+    command.args(["-D", "-f", "-qq", "-o", trace.to_str().unwrap(), env!("CARGO_BIN_EXE_redbouncer")]);
+    let proxy = Proxy::start_by(command, &server, &[]);
+    let mut client = proxy.connect();
+    assert_eq!(client.call("SET key value").text(), "OK");
+    client.call("BLPOP none 0.01");
+    client.call("WATCH key");
+    assert_eq!(proxy.http("/metrics").0, 200);
+    proxy.signal("HUP");
+    until("SIGHUP has been heard", PATIENCE, || proxy.log().contains("SIGHUP"));
+    assert_eq!(proxy.stop().code, Some(0));
+    let calls = || std::fs::read_to_string(&trace).unwrap();
+    until("the trace is complete", PATIENCE, || calls().contains("exit_group("));
+    let calls = calls();
+    // A process id, then `name(arguments…`.
+    let used: BTreeSet<&str> = calls
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('))
+        .map(|(name, _)| name)
+        .filter(|name| name.chars().all(|sign| sign.is_ascii_alphanumeric() || sign == '_'))
+        .collect();
+    assert!(used.contains("epoll_wait") && used.contains("accept4"), "{used:?}");
+    let refused: Vec<_> = used.iter().filter(|name| !allowed.contains(**name)).collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }
