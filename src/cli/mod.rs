@@ -13,6 +13,7 @@ mod convert;
 mod hash_password;
 mod manual;
 mod output;
+mod reload;
 mod settings;
 mod size;
 mod status;
@@ -123,6 +124,8 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
+    /// Have a running proxy read its configuration again, as SIGHUP does, and tell what has changed
+    Reload(Settings),
     /// Read a password from the terminal or stdin and print its hash for the users file
     HashPassword {
         /// SHA-256 without a salt, for long random secrets only, instead of Argon2id
@@ -181,6 +184,10 @@ fn run(cli: Cli) -> ExitCode {
             Ok(text) => print(&text),
             Err(lines) => fail(&lines, BAD_CONFIGURATION),
         },
+        Some(Command::Reload(settings)) => with_config(settings, |config| match reload::run(&config) {
+            Ok(text) => print(&text),
+            Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
+        }),
         Some(Command::HashPassword { sha256 }) => match hash_password::run(sha256) {
             Ok(line) => print(&line),
             Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),

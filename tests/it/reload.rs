@@ -424,3 +424,31 @@ fn the_configuration_is_seen_and_changed_over_resp() {
         assert!(guest.call(command).error().starts_with("NOPERM"), "{command}");
     }
 }
+
+#[test]
+fn a_running_proxy_is_told_to_reload_by_the_command_line() {
+    let server = Server::start_with(&["--requirepass", "sesame"]);
+    let text = format!("[upstream]\nurl = \"{}\"\n", server.url());
+    let configured = Configured::start(&text);
+    let listen = configured.proxy.address().to_string();
+    let reload = || Proxy::run_to_end(&["reload", "--listen", &listen], &[]);
+    let (exit, said) = reload();
+    assert_eq!((exit.code, said.as_str()), (Some(0), "nothing has changed\n"), "{exit:?}");
+    configured.write(&format!("{text}[pool]\nlinger = \"3s\"\n[listen]\nbacklog = 9\n"));
+    let (exit, said) = reload();
+    assert_eq!(
+        (exit.code, said.as_str()),
+        (Some(0), "changed pool.linger\nneeds a restart listen.backlog\n"),
+        "{exit:?}"
+    );
+    configured.write("[pool]\nlingr = 1\n");
+    let (exit, said) = reload();
+    assert_eq!((exit.code, said.as_str()), (Some(1), ""), "{exit:?}");
+    assert!(exit.stderr.contains("pool.lingr"), "{exit:?}");
+    let (exit, _) = Proxy::run_to_end(&["reload", "--listen", &listen], &[("REDISCLI_AUTH", "barley")]);
+    assert_eq!(exit.code, Some(1));
+    assert!(exit.stderr.contains("WRONGPASS") && !exit.stderr.contains("barley"), "{exit:?}");
+    let (exit, _) = Proxy::run_to_end(&["reload", "--listen", "127.0.0.1:1"], &[]);
+    assert_eq!(exit.code, Some(1));
+    assert!(exit.stderr.contains("127.0.0.1:1"), "{exit:?}");
+}
