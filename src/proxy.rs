@@ -600,6 +600,7 @@ fn worker_config(
 ) -> WorkerConfig {
     WorkerConfig {
         clients: config.client,
+        slow_command: config.log.slow_command,
         auth: config.auth.clone(),
         blocking: config.blocking,
         pubsub: config.pubsub,

@@ -135,6 +135,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("log.level", LOG_LEVEL),
     Key::new("log.format", LOG_FORMAT),
     Key::new("log.long_lease", Field::OptionalDuration(|c| &mut c.log.long_lease, TENTH..=DAY)).live(),
+    Key::new("log.slow_command", Field::OptionalDuration(|c| &mut c.log.slow_command, MS..=DAY)).live(),
 ];
 
 const UNIX_MODE: Field = Field::Text {

@@ -1,5 +1,7 @@
 //! What a reload changes, on its way to the workers, and what clients ask of the configuration, on its way to the process.
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, oneshot};
 
 use super::identity::AdminCommands;
@@ -17,6 +19,8 @@ pub struct WorkerSettings {
     pub upstream: UpstreamTimes,
     /// What one client may cost.
     pub clients: ClientOptions,
+    /// From how long on a command is named in the log.
+    pub slow_command: Option<Duration>,
     /// How blocking calls wait.
     pub blocking: BlockingOptions,
     /// How subscribers are served.

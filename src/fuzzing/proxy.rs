@@ -260,6 +260,7 @@ impl Settings {
                 pipeline_limit: 16,
                 ..ClientOptions::default()
             },
+            slow_command: None,
             auth,
             blocking: BlockingOptions { hub: hubs.blocking, ..BlockingOptions::default() },
             pubsub: PubSubOptions {

@@ -1,6 +1,8 @@
 //! What one worker measures of its upstream connections: times and errors, in plain cells.
 
+use std::fmt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use metrics::counter;
 use tokio::time::Instant;
@@ -56,16 +58,41 @@ impl Measures {
 }
 
 /// A batch whose time is measured at the client's edge, until its last reply is on its way to the client.
-#[derive(Debug)]
 pub struct Sample {
     /// When the client's bytes were read.
     pub since: Instant,
+    /// When they were given to the lane.
+    pub sent: Instant,
     /// Where the time goes to.
     pub to: Rc<Seconds>,
+    /// Is told of it. Must not call back into the lane.
+    pub then: Option<Box<dyn FnOnce(Took)>>,
+}
+
+impl fmt::Debug for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sample").field("since", &self.since).field("sent", &self.sent).finish_non_exhaustive()
+    }
+}
+
+/// Where the time of a batch went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Took {
+    /// Until there was a connection for it.
+    pub waiting: Duration,
+    /// In the queue of the connection, on the network, and at the server.
+    pub at_server: Duration,
 }
 
 impl Sample {
-    pub(super) fn ends(&self) {
-        self.to.record(self.since.elapsed());
+    pub(super) fn ends(self) {
+        let now = Instant::now();
+        self.to.record(now.saturating_duration_since(self.since));
+        if let Some(then) = self.then {
+            then(Took {
+                waiting: self.sent.saturating_duration_since(self.since),
+                at_server: now.saturating_duration_since(self.sent),
+            });
+        }
     }
 }

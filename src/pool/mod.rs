@@ -55,7 +55,7 @@ pub use health::{Health, RefusedLogin};
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
 pub use liveness::Liveness;
-pub use measures::{Measures, Sample};
+pub use measures::{Measures, Sample, Took};
 pub use memory::{Account, Charge, ClientMemory, LONG, Victim};
 pub use options::PoolOptions;
 pub use reclaim::Blocked;

@@ -44,6 +44,7 @@ pub(super) fn of_workers(config: &Config) -> WorkerSettings {
         pool: config.pool,
         upstream: config.upstream.times(),
         clients: config.client,
+        slow_command: config.log.slow_command,
         blocking: config.blocking,
         pubsub: config.pubsub,
         admin_commands: config.auth.admin_commands,

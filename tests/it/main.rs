@@ -77,6 +77,7 @@ mod server_words;
 mod service_manager;
 mod sessions;
 mod size;
+mod slow_commands;
 mod slow_peers;
 mod stalled_lanes;
 mod stopping;

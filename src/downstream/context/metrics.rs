@@ -7,8 +7,7 @@ use std::rc::Rc;
 use metrics::{Counter, counter};
 use tokio::time::Instant;
 
-use crate::command::{Asked, UNKNOWN_FAMILY, classify, family, family_name, number_of, rows};
-use crate::resp::Request;
+use crate::command::{Asked, Row, UNKNOWN_FAMILY, family, family_name, number_of, rows};
 use crate::session::Pin;
 use crate::telemetry::{Counted, Seconds};
 
@@ -52,9 +51,8 @@ impl WorkerMetrics {
         }
     }
 
-    /// Where the time goes to that the first of `commands` takes.
-    pub(in crate::downstream) fn family_of(&self, commands: &[u8]) -> Option<Rc<Seconds>> {
-        let row = Request::first(commands).and_then(|request| classify(&request).row);
+    /// Where the time goes to that a command of `row` takes.
+    pub(in crate::downstream) fn family_of(&self, row: Option<&'static Row>) -> Option<Rc<Seconds>> {
         self.families.get(family(row)).cloned()
     }
 

@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -42,6 +43,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
     pub(in crate::downstream) give_back: Rc<GiveBack>,
     pub(in crate::downstream) options: Cell<ClientOptions>,
+    /// `log.slow_command`
+    pub(in crate::downstream) slow_command: Cell<Option<Duration>>,
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: Cell<BlockingOptions>,
     pub(in crate::downstream) directory: Arc<Directory>,
@@ -85,6 +88,7 @@ pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
     pub(in crate::downstream) give_back: Rc<GiveBack>,
     pub(in crate::downstream) options: ClientOptions,
+    pub(in crate::downstream) slow_command: Option<Duration>,
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: BlockingOptions,
     pub(in crate::downstream) directory: Arc<Directory>,
@@ -105,6 +109,7 @@ impl Context {
             pubsub,
             give_back,
             options,
+            slow_command,
             auth,
             blocking,
             directory,
@@ -135,6 +140,7 @@ impl Context {
             pubsub,
             give_back,
             options: Cell::new(options),
+            slow_command: Cell::new(slow_command),
             auth,
             blocking: Cell::new(blocking),
             directory,

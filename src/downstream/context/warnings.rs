@@ -18,6 +18,9 @@ pub(in crate::downstream) struct Warnings {
     outage: Limiter,
     failures: Limiter,
     memory: Limiter,
+    slow: Limiter,
+    /// Slow commands since the last line about one.
+    untold: Cell<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +39,15 @@ impl Limiter {
 }
 
 impl Warnings {
+    /// A command was slow. `Some`: a line may say so, and how many since the last line were not told.
+    pub(in crate::downstream) fn slow_command(&self) -> Option<u64> {
+        if self.slow.allows() {
+            return Some(self.untold.take());
+        }
+        self.untold.set(self.untold.get() + 1);
+        None
+    }
+
     /// The pool is full; `text` says who holds what, `longest` who has held a lease for longest.
     pub(in crate::downstream) fn full(&self, text: &str, longest: impl FnOnce() -> Option<Holding>) {
         if self.full.allows() {

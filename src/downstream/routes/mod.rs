@@ -13,6 +13,7 @@ mod proxy_commands;
 mod proxy_config;
 mod queued;
 mod rights;
+mod slow_command;
 mod subscriptions;
 mod task;
 mod tracking;

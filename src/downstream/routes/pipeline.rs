@@ -70,11 +70,6 @@ struct Source {
 /// Of so many commands of a lane one chooses the batch whose time is measured: a measured one takes some 400 instructions more.
 const MEASURED: u64 = 256;
 
-/// Whether the batch of `count` commands that was pushed last is measured. Known from a count that is there anyway.
-fn is_measured(lane: &Lane, count: u32) -> bool {
-    lane.carried() % MEASURED < u64::from(count)
-}
-
 impl Client {
     /// Runs the client until it needs the slow path or closes.
     pub(in crate::downstream) fn poll_fast(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<Next> {
@@ -307,9 +302,10 @@ impl Client {
         nature: Nature,
     ) {
         let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
-        lane.push(commands, count, &receiver, nature, Instant::now());
-        if is_measured(lane, count) {
-            self.measure(lane, commands);
+        let now = Instant::now();
+        lane.push(commands, count, &receiver, nature, now);
+        if self.is_measured(lane, count) {
+            self.measure(lane, commands, count, now);
         }
         self.is_on(lane, count);
     }
@@ -324,18 +320,27 @@ impl Client {
     ) {
         let receiver: Rc<dyn Receiver> = Rc::clone(self) as Rc<dyn Receiver>;
         let whole = commands.clone();
-        lane.push_long(commands, count, &receiver, nature, Instant::now());
-        if is_measured(lane, count) {
-            self.measure(lane, &whole);
+        let now = Instant::now();
+        lane.push_long(commands, count, &receiver, nature, now);
+        if self.is_measured(lane, count) {
+            self.measure(lane, &whole, count, now);
         }
         self.is_on(lane, count);
     }
 
+    /// Whether the batch of `count` commands that was pushed last is measured. Known from a count that is there anyway.
+    fn is_measured(&self, lane: &Lane, count: u32) -> bool {
+        lane.carried() % MEASURED < u64::from(count) || self.context.slow_command.get().is_some()
+    }
+
     /// Measures how long it takes until the replies to `commands`, which were pushed last, are on their way to the client.
     #[cold]
-    fn measure(&self, lane: &Lane, commands: &[u8]) {
-        if let Some(to) = self.context.metrics.family_of(commands) {
-            lane.measure(Sample { since: self.inbound().last_input(), to });
+    fn measure(self: &Rc<Self>, lane: &Lane, commands: &[u8], count: u32, sent: Instant) {
+        let Some(first) = Request::first(commands) else { return };
+        let row = classify(&first).row;
+        if let Some(to) = self.context.metrics.family_of(row) {
+            let then = self.when_slow(row, &first, count);
+            lane.measure(Sample { since: self.inbound().last_input(), sent, to, then });
         }
     }
 

@@ -43,6 +43,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct WorkerConfig {
     /// Limits and times of clients.
     pub clients: ClientOptions,
+    /// From how long on a command is named in the log (`log.slow_command`).
+    pub slow_command: Option<Duration>,
     /// Who may do what.
     pub auth: AuthOptions,
     /// How blocking calls wait.
@@ -110,6 +112,7 @@ impl Worker {
             pubsub,
             give_back,
             options: terms.clients,
+            slow_command: terms.slow_command,
             auth: terms.auth,
             blocking: terms.blocking,
             directory: terms.directory,
@@ -229,6 +232,7 @@ impl Worker {
         let context = &self.context;
         context.pool.configure(settings.pool, settings.upstream);
         context.options.set(settings.clients);
+        context.slow_command.set(settings.slow_command);
         context.blocking.set(settings.blocking);
         context.hubs.configure(settings.blocking);
         context.pubsub.configure(settings.pubsub);

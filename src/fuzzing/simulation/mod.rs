@@ -202,6 +202,7 @@ impl Proxy {
         let workers = Workers::new(vec![link], places);
         let terms = WorkerConfig {
             clients: ClientOptions { pipeline_limit: 16, ..ClientOptions::default() },
+            slow_command: None,
             auth,
             blocking: BlockingOptions { hub: plan.hubs.blocking, ..BlockingOptions::default() },
             pubsub: PubSubOptions {

@@ -29,11 +29,18 @@ pub struct LogOptions {
     pub format: LogFormat,
     /// A lease that is held for longer is told of; `None`: none is.
     pub long_lease: Option<Duration>,
+    /// A command that takes longer is told of; `None`: none is, and their times are not taken.
+    pub slow_command: Option<Duration>,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text, long_lease: Some(Duration::from_secs(30)) }
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+            long_lease: Some(Duration::from_secs(30)),
+            slow_command: None,
+        }
     }
 }
 

@@ -72,7 +72,16 @@ impl LeaseSession {
             }
             at += step.consumed;
             if let Some(kind) = step.complete {
-                self.since = Instant::now();
+                let now = Instant::now();
+                if let Some(limit) = self.client.context.slow_command.get()
+                    && kind != ReplyKind::Push
+                    && !self.state.is_blocked()
+                    && now.saturating_duration_since(self.since) >= limit
+                {
+                    let took = now.saturating_duration_since(self.since);
+                    self.client.was_slow_on_lease(self.listed.command(), took);
+                }
+                self.since = now;
                 let frame = std::mem::take(&mut self.partial).freeze();
                 if kind == ReplyKind::Error && !self.state.is_executing() {
                     // Of one that came in pieces the beginning may be gone.
