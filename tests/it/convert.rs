@@ -69,6 +69,19 @@ fn a_pool_of_twemproxy_with_one_server_becomes_a_configuration_that_works() {
 }
 
 #[test]
+fn the_guide_shows_what_is_printed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = std::fs::read_to_string(root.join("docs/guides/migrating.md")).unwrap();
+    let shown = guide.split_once("--pool sessions\n    # Converted").unwrap().1;
+    let shown = shown.split("\n\nA password").next().unwrap();
+    let file = root.join("tests/it/convert/nutcracker.yml");
+    let (_, toml) = convert(&[text(&file), "--pool", "sessions"]);
+    let printed: Vec<&str> = toml.lines().skip(1).collect();
+    let shown: Vec<&str> = shown.lines().skip(1).map(|line| line.trim_start_matches("    ")).collect();
+    assert_eq!(shown, printed);
+}
+
+#[test]
 fn keys_over_several_servers_cannot_be_converted_and_the_result_does_not_start() {
     let directory = tempfile::tempdir().unwrap();
     let file = written(directory.path(), "nutcracker.yml", &[]);
