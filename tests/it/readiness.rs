@@ -110,6 +110,7 @@ fn a_server_that_hangs_does_not_hold_up_the_start() {
     let took = begun.elapsed();
     assert_eq!((proxy.http("/live").0, proxy.http("/ready").0), (200, 200));
     server.signal("CONT");
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    // It was 5 s and more.
+    assert!(took < Duration::from_millis(4_500), "{took:?}");
     until("it is up", PATIENCE, || up(&proxy) == 1.0);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
-use crate::harness::{Client, PATIENCE, Proxy, Relay, Reply, Server, long, until};
+use crate::harness::{Authority, Client, PATIENCE, Proxy, Relay, Reply, Server, VALID, long, until};
 
 /// A proxy that was started with a configuration file.
 struct Configured {
@@ -191,6 +191,33 @@ fn another_password_in_the_url_is_used_from_then_on() {
     assert_eq!(client.call("WATCH k").text(), "OK");
     assert_eq!(client.call("GET k").text(), "v");
     assert!(!["sesame", "barley"].iter().any(|secret| configured.proxy.log().contains(secret)));
+}
+
+#[test]
+fn other_certificate_files_are_shown_to_new_clients() {
+    let server = Server::start();
+    let [old, new] = ["the old authority", "the new authority"].map(Authority::new);
+    let [first, second] = [&old, &new].map(|authority| authority.issue("door", &["localhost"], VALID));
+    let text = |cert: &Path, key: &Path| {
+        let url = server.url();
+        format!(
+            "[upstream]\nurl = \"{url}\"\n[listen.tls]\naddresses = [\"127.0.0.1:0\"]\ncert = {cert:?}\nkey = {key:?}\n"
+        )
+    };
+    let configured = Configured::start(&text(&first.cert, &first.key));
+    let proxy = &configured.proxy;
+    let mut before = Client::connect_tls(proxy.tls(), &old.client(None));
+    assert_eq!(before.call("PING").text(), "PONG");
+    configured.reload(&text(&second.cert, &second.key));
+    assert_eq!(keys(&configured.lines("a setting has changed")), ["listen.tls.cert", "listen.tls.key"]);
+    let trusting = new.client(None);
+    assert_eq!(Client::connect_tls(proxy.tls(), &trusting).call("PING").text(), "PONG");
+    assert!(Client::try_connect_tls(proxy.tls(), &old.client(None)).is_err());
+    assert_eq!(before.call("PING").text(), "PONG", "who is connected stays");
+    // A pair that does not fit is not used.
+    configured.reload(&text(&first.cert, &second.key));
+    assert!(configured.lines(REFUSED)[0]["error"].as_str().unwrap().contains("listen.tls.cert: "));
+    assert_eq!(Client::connect_tls(proxy.tls(), &trusting).call("PING").text(), "PONG");
 }
 
 /// Clients that count up a key, each reply checked, until stopped.
