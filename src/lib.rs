@@ -25,6 +25,8 @@ pub mod admin;
 
 pub mod downstream;
 
+pub mod takeover;
+
 pub mod config;
 
 pub mod proxy;

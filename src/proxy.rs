@@ -4,14 +4,20 @@
 //! with a runtime of its own. They share the budget, the workers between them, and the metrics.
 
 mod certificates;
+mod doors;
+mod error;
 mod exposition;
 mod files;
 mod leases;
 mod memory;
 mod password_file;
+mod predecessor;
 mod reload;
+mod runtime;
 mod service_manager;
 mod settings;
+mod sockets;
+mod successor;
 mod users_file;
 mod verify;
 
@@ -27,32 +33,33 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminError, Sample, View};
+use crate::admin::{self, Sample, View};
 use crate::config::{Config, Loaded, Sources, own_listener};
 use crate::downstream::{
-    AcceptOptions, Admission, ConfigHandle, Directory, InheritedSockets, Limits, ListenError, Listener,
-    Message, ServerTls, Worker, WorkerConfig, WorkerHandle, Workers, listen,
+    AcceptOptions, Admission, ConfigHandle, Directory, InheritedSockets, Limits, Message, ServerTls, Worker,
+    WorkerConfig, WorkerHandle, Workers,
 };
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
 use crate::telemetry::{self, Log, publish_gauge, publish_tasks, seconds};
-use crate::upstream::{Connector, Instance, TlsSetupError};
+use crate::upstream::{Connector, Instance};
 use certificates::CertificateReloader;
+use doors::Doors;
+use error::{BAD_CONFIGURATION, StartError};
+use predecessor::Predecessor;
 use reload::{Applied, Reloader};
+use runtime::runtime;
 use settings::LiveSettings;
+use sockets::Sockets;
 use verify::verify_upstream;
 
-/// The configuration names something that cannot be used (a certificate that is not there).
-const BAD_CONFIGURATION: u8 = 64;
 /// The grace ended with commands in flight.
 const CUT: u8 = 75;
 /// How long the start waits for the first look for orphans, at the most.
@@ -66,38 +73,10 @@ const NAME: Duration = Duration::from_secs(1);
 /// How often gauges are published and the exporter's samples are tidied.
 const PUBLISH: Duration = Duration::from_secs(1);
 
-/// Why the proxy could not start.
-#[derive(Debug, thiserror::Error)]
-enum StartError {
-    #[error(transparent)]
-    Tls(#[from] TlsSetupError),
-    #[error(
-        "redbouncer would be its own server: it would listen on {0}, and the host of upstream.url is this one: set the \
-         Redis server's address"
-    )]
-    Itself(String),
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-    #[error("cannot install the metrics exporter: {0}")]
-    Metrics(String),
-    #[error("the operating system refuses: {0}")]
-    System(#[from] std::io::Error),
-}
-
-impl StartError {
-    fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Tls(_) | Self::Itself(_) => ExitCode::from(BAD_CONFIGURATION),
-            Self::Listen(_) | Self::Admin(_) | Self::Metrics(_) | Self::System(_) => ExitCode::FAILURE,
-        }
-    }
-}
-
-/// Runs the proxy until a signal has drained it.
+/// Runs the proxy until a signal has drained it, or another process has taken over. With `takes_over` it takes over itself
+/// from the process that listens at `takeover.socket`, if there is one.
 #[must_use]
-pub fn run(sources: Sources, loaded: Loaded) -> ExitCode {
+pub fn run(sources: Sources, loaded: Loaded, takes_over: bool) -> ExitCode {
     let inherited = InheritedSockets::from_environment();
     let config = &loaded.config;
     let log = match Log::start(&config.log) {
@@ -109,7 +88,7 @@ pub fn run(sources: Sources, loaded: Loaded) -> ExitCode {
         tracing::warn!("{exposure}");
     }
     let outcome = runtime().map_err(StartError::from).and_then(|runtime| {
-        let proxy = Proxy::assemble_and_serve((sources, loaded), inherited, Rc::clone(&log));
+        let proxy = Proxy::assemble_and_serve((sources, loaded), (inherited, takes_over), Rc::clone(&log));
         let outcome = runtime.block_on(proxy);
         // A name lookup that hangs cannot be cancelled; it must not hold up the exit.
         runtime.shutdown_background();
@@ -151,10 +130,6 @@ fn report_start_error(text: &str, code: ExitCode) -> ExitCode {
     code
 }
 
-fn runtime() -> std::io::Result<LocalRuntime> {
-    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
-}
-
 /// Everything that lives as long as the process.
 struct Proxy {
     shared: Shared,
@@ -185,7 +160,7 @@ enum Stage {
 impl Proxy {
     async fn assemble_and_serve(
         (sources, loaded): (Sources, Loaded),
-        inherited: InheritedSockets,
+        (inherited, takes_over): (InheritedSockets, bool),
         log: Rc<Log>,
     ) -> Result<ExitCode, StartError> {
         let config = loaded.config.clone();
@@ -200,10 +175,15 @@ impl Proxy {
         refuse_itself(&config, &connector).await?;
         let tls = ServerTls::new(&config.listen.tls)?;
         let renewal = CertificateReloader::new(Arc::clone(&connector), tls.clone());
-        let listeners = listen(&config.listen, tls.as_ref(), inherited).await?;
-        let admin = match &config.admin.address {
-            Some(address) => Some(admin::Server::bind(address, &config.admin.hosts).await?),
-            None => None,
+        let mut predecessor = match &config.takeover.socket {
+            Some(path) if takes_over => {
+                Predecessor::find(path, &successor::terms(&config.upstream, config.auth.mode)).await?
+            }
+            Some(_) | None => None,
+        };
+        let opened = match predecessor {
+            None => Some(Sockets::open(&config, tls.as_ref(), inherited).await?),
+            Some(_) => None,
         };
         let mut signals = StopSignals::install()?;
         tokio::task::spawn_local(UserSignals::install()?.ignore());
@@ -224,13 +204,27 @@ impl Proxy {
             memory: ClientMemory::new(memory::bound(&config.client)),
             instance: Arc::new(Instance::start(&config.naming.name)),
         };
+        if let Some(predecessor) = &predecessor {
+            predecessor.bound(&shared.budget);
+        }
+        let generation = shared.connector.generation();
+        let first_id = predecessor.as_ref().map_or(FIRST_CLIENT_ID, |predecessor| predecessor.next_client);
+        let ids = Arc::new(AtomicU64::new(first_id));
         let places = Admission::new(limits);
         let first_look = CancellationToken::new();
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
         let (steering, requests) = ConfigHandle::new();
-        let terms = worker_config(&config, &directory, &first_look, steering);
+        let terms = worker_config(&config, (&directory, &ids), &first_look, steering);
         let (workers, threads) = start_workers(config.workers, &shared, &terms, &places)?;
-        let listening = listeners.iter().map(|listener| (listener.address(), listener.is_tls())).collect();
+        let sockets = match (opened, &mut predecessor) {
+            (Some(sockets), _) => sockets,
+            (None, Some(predecessor)) => {
+                let taken = Sockets::take(predecessor, &config, tls.as_ref(), &shared).await;
+                give_up_unless(taken, &workers).await?
+            }
+            (None, None) => Sockets::open(&config, tls.as_ref(), InheritedSockets::default()).await?,
+        };
+        let listening = sockets.addresses();
         let proxy = Rc::new(Self {
             shared,
             workers,
@@ -249,13 +243,27 @@ impl Proxy {
             mode: config.auth.mode,
             protected_mode: config.listen.protected_mode,
         };
-        let admin_address = admin.as_ref().map(admin::Server::address);
-        if let Some(server) = admin {
-            tokio::task::spawn_local(server.serve(Rc::clone(&proxy)));
+        let admin_address = sockets.admin_address();
+        let doors = sockets.into_doors(door);
+        match predecessor {
+            None => {
+                doors.open_admin(&proxy)?;
+                proxy.await_first_look(&first_look, config.upstream.connect_timeout).await;
+                proxy.announce(&config, admin_address);
+                doors.open()?;
+            }
+            Some(mut predecessor) => {
+                doors.open()?;
+                doors.open_admin(&proxy)?;
+                let replaced = predecessor.replace(&proxy.shared.budget).await;
+                give_up_unless(replaced.map_err(StartError::from), &proxy.workers).await?;
+                doors.own_files(true);
+                proxy.announce(&config, admin_address);
+                tokio::task::spawn_local(
+                    predecessor.follow(Arc::clone(&proxy.shared.budget), proxy.workers.clone()),
+                );
+            }
         }
-        proxy.await_first_look(&first_look, config.upstream.connect_timeout).await;
-        proxy.announce(&config, admin_address);
-        let doors = Listeners::open(listeners, &door)?;
         proxy.stage.set(Stage::Serving);
         let hangup = signal(SignalKind::hangup())?;
         let reloader = Reloader::new(
@@ -273,9 +281,20 @@ impl Proxy {
         tokio::task::spawn_local(Rc::clone(&proxy).housekeeping());
         service_manager::ready();
         tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
-        let first = signals.next().await;
-        proxy.leave(first, &mut signals, proxy.live.shutdown.get().delay).await;
-        let code = proxy.stop(first, doors, &mut signals, proxy.live.shutdown.get().drain_timeout).await;
+        let terms = successor::terms(&config.upstream, config.auth.mode);
+        let own = successor::Own { shared: proxy.shared.clone(), terms, generation, ids };
+        let first = tokio::select! {
+            biased;
+            signal = signals.next() => {
+                proxy.leave(signal, &mut signals, proxy.live.shutdown.get().delay).await;
+                signal
+            }
+            ceiling = successor::replaced(&proxy, &own, &doors) => {
+                doors.leave();
+                ceiling.serve_those_who_stay(&proxy.workers, &mut signals, config.takeover.client_timeout).await
+            }
+        };
+        let code = proxy.stop(first, &doors, &mut signals, proxy.live.shutdown.get().drain_timeout).await;
         for thread in threads {
             // A worker that panicked has said so; there is nothing left to wait for.
             drop(thread.join());
@@ -413,7 +432,7 @@ impl Proxy {
     async fn stop(
         &self,
         signal: &str,
-        doors: Listeners,
+        doors: &Doors,
         signals: &mut StopSignals,
         grace: Duration,
     ) -> ExitCode {
@@ -442,59 +461,6 @@ impl Proxy {
             return ExitCode::from(CUT);
         }
         ExitCode::SUCCESS
-    }
-}
-
-/// The open listeners. Those with TLS have a thread of their own, because a handshake takes longer than anything that
-/// the others do.
-struct Listeners {
-    plain: Vec<AbortHandle>,
-    closed: CancellationToken,
-    tls: Option<JoinHandle<()>>,
-}
-
-impl Listeners {
-    fn open(listeners: Vec<Listener>, door: &AcceptOptions) -> std::io::Result<Self> {
-        let (tls, plain): (Vec<_>, Vec<_>) = listeners.into_iter().partition(Listener::is_tls);
-        let start = |listener| tokio::task::spawn_local(accept(listener, door.clone())).abort_handle();
-        let plain = plain.into_iter().map(start).collect();
-        let closed = CancellationToken::new();
-        let serve = (!tls.is_empty()).then(|| {
-            let (door, closed) = (door.clone(), closed.clone());
-            std::thread::Builder::new().name("tls".to_owned()).spawn(move || {
-                let runtime = match runtime() {
-                    Ok(runtime) => runtime,
-                    Err(error) => return tracing::error!(%error, "no TLS client can be accepted"),
-                };
-                runtime.block_on(async {
-                    for listener in tls {
-                        tokio::task::spawn_local(accept(listener, door.clone()));
-                    }
-                    // Handshakes under way end with the runtime.
-                    closed.cancelled().await;
-                });
-            })
-        });
-        Ok(Self { plain, closed, tls: serve.transpose()? })
-    }
-
-    /// No more clients come in; their sockets are closed.
-    fn close(self) {
-        for listener in self.plain {
-            listener.abort();
-        }
-        self.closed.cancel();
-        if let Some(thread) = self.tls {
-            // A thread that panicked has said so.
-            drop(thread.join());
-        }
-    }
-}
-
-async fn accept(listener: Listener, door: AcceptOptions) {
-    let address = listener.address();
-    if let Err(error) = listener.accept(door).await {
-        tracing::error!(listen = address, %error, "no client can be accepted");
     }
 }
 
@@ -576,6 +542,14 @@ impl View for Proxy {
     }
 }
 
+/// A takeover that has failed leaves nothing of this process on the server.
+async fn give_up_unless<T>(outcome: Result<T, StartError>, workers: &Workers) -> Result<T, StartError> {
+    if outcome.is_err() {
+        workers.drain(Instant::now()).await;
+    }
+    outcome
+}
+
 fn install_metrics() -> Result<PrometheusHandle, StartError> {
     let fail = |error: &dyn std::fmt::Display| StartError::Metrics(error.to_string());
     let recorder = PrometheusBuilder::new()
@@ -594,7 +568,7 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
 
 fn worker_config(
     config: &Config,
-    directory: &Arc<Directory>,
+    (directory, ids): (&Arc<Directory>, &Arc<AtomicU64>),
     first_look: &CancellationToken,
     steering: ConfigHandle,
 ) -> WorkerConfig {
@@ -608,7 +582,7 @@ fn worker_config(
         first_look: first_look.clone(),
         audience: Arc::default(),
         directory: Arc::clone(directory),
-        ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
+        ids: Arc::clone(ids),
         config: steering,
     }
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -51,13 +52,47 @@ impl Server {
     /// # Errors
     /// Names the address that cannot be had.
     pub async fn bind(address: &str, hosts: &[String]) -> Result<Self, AdminError> {
-        let mut hosts = hosts.to_vec();
-        hosts.extend(address.rsplit_once(':').map(|(own, _)| own.to_owned()));
         let fail = |source| AdminError { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(fail)?;
+        Self::new(listener, address, hosts)
+    }
+
+    /// Goes on with a listener for the configured `address` that another process has opened.
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub fn on(listener: std::net::TcpListener, address: &str, hosts: &[String]) -> Result<Self, AdminError> {
+        let open = || {
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        let listener = open().map_err(|source| AdminError { address: address.to_owned(), source })?;
+        Self::new(listener, address, hosts)
+    }
+
+    fn new(listener: TcpListener, configured: &str, hosts: &[String]) -> Result<Self, AdminError> {
+        let mut hosts = hosts.to_vec();
+        hosts.extend(configured.rsplit_once(':').map(|(own, _)| own.to_owned()));
         let address =
-            listener.local_addr().map_err(|source| AdminError { address: address.to_owned(), source })?;
+            listener.local_addr().map_err(|source| AdminError { address: configured.to_owned(), source })?;
         Ok(Self { listener, address, hosts })
+    }
+
+    /// The same listener once more.
+    ///
+    /// # Errors
+    /// No file descriptors are left.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let listener = TcpListener::from_std(self.hand_over()?.into())?;
+        Ok(Self { listener, address: self.address, hosts: self.hosts.clone() })
+    }
+
+    /// The listening socket once more, for another process.
+    ///
+    /// # Errors
+    /// No file descriptors are left.
+    pub fn hand_over(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
     }
 
     /// The bound address.

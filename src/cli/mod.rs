@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Sources};
 use crate::hygiene::check::Level;
@@ -42,7 +42,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    settings: Settings,
+    running: Running,
 }
 
 const AFTER_HELP: &str = "Precedence: flag, then environment (REDBOUNCER_SECTION__KEY, and REDBOUNCER_UPSTREAM, \
@@ -64,7 +64,7 @@ const CONVERT_HELP: &str = "Exit codes: 0 converted, 1 something cannot be conve
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy (also without a subcommand)
-    Run(Settings),
+    Run(Running),
     /// Show pools, clients and waits of a running proxy, found by --admin or the configuration
     Status {
         #[command(flatten)]
@@ -140,6 +140,17 @@ enum Command {
     },
 }
 
+/// What the proxy itself takes.
+#[derive(Args)]
+struct Running {
+    #[command(flatten)]
+    settings: Settings,
+    /// Take over from the redbouncer that listens at takeover.socket, without a refused connection; if there is none, start as
+    /// usual
+    #[arg(long)]
+    takeover: bool,
+}
+
 /// Does what the command line asks for.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -151,8 +162,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        None => run_proxy(cli.settings),
-        Some(Command::Run(settings)) => run_proxy(settings),
+        None => run_proxy(cli.running),
+        Some(Command::Run(running)) => run_proxy(running),
         Some(Command::Status { settings, json }) => {
             with_config(settings, |config| match status::fetch(&config.admin) {
                 Ok(body) if json => print(&terminal::json(&body)),
@@ -231,10 +242,13 @@ fn block_on<T>(task: impl Future<Output = T>) -> io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task))
 }
 
-fn run_proxy(settings: Settings) -> ExitCode {
+fn run_proxy(Running { settings, takeover }: Running) -> ExitCode {
     let sources = Sources::new(settings.into(), std::env::vars_os());
     match load(&sources) {
-        Ok(loaded) => crate::proxy::run(sources, loaded),
+        Ok(loaded) if takeover && loaded.config.takeover.socket.is_none() => {
+            fail("redbouncer: --takeover needs takeover.socket\n", BAD_CONFIGURATION)
+        }
+        Ok(loaded) => crate::proxy::run(sources, loaded, takeover),
         Err(lines) => fail(&lines, BAD_CONFIGURATION),
     }
 }
@@ -291,11 +305,11 @@ mod tests {
     fn run_may_be_left_out() {
         let flags = "--listen a:1 --listen b:2 --upstream redis://h --admin c:3 --config f --max-connections 9 \
                      --workers 2 --set pool.linger=2s --set log.level=debug";
-        let bare: Flags = parse(&format!("redbouncer {flags}")).unwrap().settings.into();
-        let Some(Command::Run(settings)) = parse(&format!("redbouncer run {flags}")).unwrap().command else {
+        let bare: Flags = parse(&format!("redbouncer {flags}")).unwrap().running.settings.into();
+        let Some(Command::Run(running)) = parse(&format!("redbouncer run {flags}")).unwrap().command else {
             panic!("not run");
         };
-        for flags in [bare, settings.into()] {
+        for flags in [bare, running.settings.into()] {
             assert_eq!(flags.listen, ["a:1", "b:2"]);
             assert_eq!(flags.upstream.as_deref(), Some("redis://h"));
             assert_eq!(flags.admin.as_deref(), Some("c:3"));

@@ -131,6 +131,9 @@ pub(super) static KEYS: &[Key] = &[
     // [shutdown]
     Key::new("shutdown.delay", Field::Duration(|c| &mut c.shutdown.delay, ZERO..=HOUR)).live(),
     Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)).live(),
+    // [takeover]
+    Key::new("takeover.socket", Field::Path(|c| &mut c.takeover.socket)),
+    Key::new("takeover.client_timeout", Field::Duration(|c| &mut c.takeover.client_timeout, ZERO..=MONTH)),
     // [log]
     Key::new("log.level", LOG_LEVEL),
     Key::new("log.format", LOG_FORMAT),

@@ -9,6 +9,7 @@ use crate::hub::{BlockingOptions, PubSubOptions};
 use crate::hygiene::HygieneOptions;
 use crate::pool::PoolOptions;
 use crate::shutdown::ShutdownOptions;
+use crate::takeover::TakeoverOptions;
 use crate::telemetry::logging::LogOptions;
 use crate::upstream::{NameOptions, UpstreamOptions};
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub watch: bool,
     /// How long a stop may take.
     pub shutdown: ShutdownOptions,
+    /// How another process may take over.
+    pub takeover: TakeoverOptions,
     /// What is logged and how.
     pub log: LogOptions,
     /// Secrets of it that others on this host can read.
@@ -82,6 +85,7 @@ impl Default for Config {
             admin: AdminOptions::default(),
             watch: false,
             shutdown: ShutdownOptions::default(),
+            takeover: TakeoverOptions::default(),
             log: LogOptions::default(),
             exposed: Vec::new(),
         }

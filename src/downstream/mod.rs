@@ -1,7 +1,8 @@
 //! The clients' side: accept, and for each client read, route, write.
 //!
 //! A worker is one thread and owns everything it touches. Reading order: `options`, `identity` (who clients are),
-//! `admission` (how many there may be), `settings` (what a reload changes), `socket`, `workers` (how workers are reached), `listen` (accept and handshakes),
+//! `admission` (how many there may be), `settings` (what a reload changes), `socket`, `moved` (clients between two processes),
+//! `workers` (how workers are reached), `listen` (accept and handshakes),
 //! `context` (what the clients of a worker share), `client` (the parts of one), `routes` (where its commands go), `worker` (the event loop).
 
 mod admission;
@@ -9,6 +10,7 @@ mod client;
 mod context;
 mod identity;
 mod listen;
+mod moved;
 mod options;
 mod routes;
 mod settings;
@@ -21,9 +23,10 @@ pub use identity::{
     Account, AdminCommands, AuthMode, AuthOptions, Cost, Directory, PasswordHash, StaticUser, toll,
 };
 pub use listen::{
-    AcceptOptions, ClientAuth, InheritedSockets, ListenError, ListenOptions, ListenTlsOptions, Listener,
-    PreparedTls, ServerTls, UNIX, listen,
+    AcceptOptions, ClientAuth, HandedSocket, InheritedSockets, ListenError, ListenOptions, ListenTlsOptions,
+    Listener, ListenerRole, PreparedTls, ServerTls, SocketFile, UNIX, bind_unix, listen,
 };
+pub use moved::{ClientDescription, MovedClient};
 pub use options::{ClientOptions, MemoryMax, OutputLimit};
 pub use settings::{ConfigHandle, ConfigRequest, Outcome, ReloadReport, SettingRow, WorkerSettings};
 pub(crate) use worker::Worker;

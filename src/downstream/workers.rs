@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::admission::{Admission, AdmissionGuard, Refused};
 use super::identity::{Account, Directory};
+use super::moved::{ClientDescription, MovedClient, Peer};
 use super::settings::WorkerSettings;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
@@ -60,6 +61,8 @@ pub enum Message {
     Configure(Box<WorkerSettings>, oneshot::Sender<()>),
     /// `upstream.url` names another server or user: connections move when they are free.
     MoveUpstream(oneshot::Sender<()>),
+    /// Another process has taken over: clients that can be moved go there.
+    Leave(mpsc::Sender<MovedClient>),
     /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
     /// how many clients were cut with commands in flight.
     Drain(Instant, oneshot::Sender<usize>),
@@ -74,6 +77,8 @@ pub struct Accepted {
     pub peer: Endpoint,
     /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
+    /// What it had set in the process before this one.
+    pub(super) before: Option<Box<ClientDescription>>,
     /// Its place.
     pub(super) place: AdmissionGuard,
 }
@@ -216,11 +221,34 @@ impl Workers {
         Ok(WorkerSlot { link: link.clone(), peer: peer.clone(), place: Some(place) })
     }
 
+    /// Goes on with a client of the process before this one.
+    pub async fn adopt(&self, client: MovedClient) {
+        let MovedClient { description, socket } = client;
+        let peer = description.peer.endpoint();
+        let stream = match &description.peer {
+            Peer::Tcp(_) => Incoming::Tcp(socket.into()),
+            Peer::Unix(_) => Incoming::Unix(socket.into()),
+        };
+        let Ok(seat) = self.seat(&peer, false) else {
+            return client_closed(ClientClose::TooMany);
+        };
+        let (trusted, before) = (description.trusted, Some(Box::new(description)));
+        seat.take(|place| Accepted { stream, peer, trusted, before, place }).await;
+    }
+
+    /// Another process has taken over: from now on clients that can be moved come by `way`.
+    pub async fn leave(&self, way: &mpsc::Sender<MovedClient>) {
+        for worker in 0..self.all.len() {
+            // A worker that is gone has no clients.
+            let _ = self.send(worker, Message::Leave(way.clone())).await;
+        }
+    }
+
     /// Seats a client whose socket came by no listener, inside.
     #[cfg(any(test, fuzzing))]
     pub(crate) async fn admit(&self, stream: Incoming, peer: Endpoint, trusted: bool) {
         if let Ok(seat) = self.seat(&peer, false) {
-            seat.take(|place| Accepted { stream, peer, trusted, place }).await;
+            seat.take(|place| Accepted { stream, peer, trusted, before: None, place }).await;
         }
     }
 

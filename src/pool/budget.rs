@@ -24,7 +24,7 @@ use crate::telemetry::Seconds;
 pub use full::KindUse;
 pub use holder::{Holder, HoldingClient, Who};
 pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure};
-use ledger::{Grant, Share, State, without_reserve};
+use ledger::{Grant, Share, State};
 pub use permit::{Permit, Place};
 
 /// A smaller cap than this has smaller floors.
@@ -34,8 +34,8 @@ const SMALL: usize = 6;
 #[derive(Debug)]
 pub struct Budget {
     cap: AtomicUsize,
-    /// Of each kind, how many nobody else may have.
-    floors: [usize; Kind::ALL.len()],
+    workers: usize,
+    hubs: Hubs,
     state: Mutex<State>,
     pressure: watch::Sender<Pressure>,
     lost: Notify,
@@ -49,16 +49,12 @@ impl Budget {
     /// hub in use (with a cap of 4 only of the first of them).
     #[must_use]
     pub fn new(cap: usize, workers: usize, hubs: Hubs) -> Arc<Self> {
-        let mut floors = [0; Kind::ALL.len()];
-        floors[Kind::Control as usize] = 1;
-        floors[Kind::Lane as usize] = if cap < SMALL { 1 } else { workers.max(2) };
-        floors[Kind::Blocking as usize] = if hubs.blocking { workers } else { 0 };
-        floors[Kind::PubSub as usize] = if hubs.pubsub && (cap > 4 || !hubs.blocking) { workers } else { 0 };
-        let open = cap.saturating_sub(floors.iter().sum());
-        let state = State { standing_max: without_reserve(open), ..State::default() };
+        let mut state = State::default();
+        state.bound(cap, floors(cap, workers, hubs));
         Arc::new(Self {
             cap: AtomicUsize::new(cap),
-            floors,
+            workers,
+            hubs,
             state: Mutex::new(state),
             pressure: watch::Sender::new(Pressure::default()),
             lost: Notify::new(),
@@ -77,7 +73,9 @@ impl Budget {
     pub fn may_become(&self, cap: usize) -> bool {
         let is_small = |cap: usize| cap < SMALL;
         cap == self.cap()
-            || !is_small(cap) && !is_small(self.cap()) && self.floors.iter().sum::<usize>() < cap
+            || !is_small(cap)
+                && !is_small(self.cap())
+                && floors(cap, self.workers, self.hubs).iter().sum::<usize>() < cap
     }
 
     /// Changes the cap. With a smaller one nothing is closed for it: what is held beyond it is not replaced when it ends, and
@@ -85,20 +83,64 @@ impl Budget {
     pub fn resize(&self, cap: usize) {
         let mut state = self.state.lock();
         self.cap.store(cap, Ordering::Relaxed);
-        state.standing_max = without_reserve(self.open_permits());
+        self.rebound(&mut state);
         self.serve(&mut state);
     }
 
     /// How many permits only this kind gets.
     #[must_use]
     pub fn floor(&self, kind: Kind) -> usize {
-        self.floors[kind as usize]
+        self.state.lock().floors[kind as usize]
+    }
+
+    /// How many permits there are now: the cap, but for what another process may hold of it.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.state.lock().limit
+    }
+
+    /// Keeps at most so many permits and leaves the others to the process that takes over, or takes them back (`None`). What is
+    /// held is kept until it closes; whoever holds more than he needs is asked to give it up.
+    pub fn keep(&self, kept: Option<usize>) {
+        let mut state = self.state.lock();
+        state.kept = kept;
+        self.rebound(&mut state);
+    }
+
+    /// The process before this one still has so many permits of the cap.
+    pub fn set_elsewhere(&self, elsewhere: usize) {
+        let mut state = self.state.lock();
+        state.elsewhere = elsewhere;
+        self.rebound(&mut state);
+    }
+
+    /// How many permits the process before this one still has.
+    #[must_use]
+    pub fn elsewhere(&self) -> usize {
+        self.state.lock().elsewhere
+    }
+
+    /// How many permits this process and those before it hold or may still grant. It only falls while fewer and fewer are
+    /// [kept](Self::keep).
+    #[must_use]
+    pub fn ceiling(&self) -> usize {
+        let state = self.state.lock();
+        state.limit.max(state.holdings.len()) + state.elsewhere
+    }
+
+    fn rebound(&self, state: &mut State) {
+        let left = self.cap().saturating_sub(state.elsewhere);
+        let limit = state.kept.map_or(left, |kept| kept.min(left));
+        if state.limit != limit {
+            state.bound(limit, floors(limit, self.workers, self.hubs));
+            self.serve(state);
+        }
     }
 
     /// How many permits are open to leases, and to lanes and hubs beyond their floors.
     #[must_use]
     pub fn open_permits(&self) -> usize {
-        self.cap().saturating_sub(self.floors.iter().sum())
+        self.state.lock().open_permits()
     }
 
     /// Leases that stand, that is, last for as long as their clients please (MONITOR, CLIENT TRACKING, a blocking call …), and
@@ -241,11 +283,11 @@ impl Budget {
     }
 
     fn above_floor(&self, state: &State, kind: Kind) -> usize {
-        state.held[kind as usize].saturating_sub(self.floors[kind as usize])
+        state.held[kind as usize].saturating_sub(state.floors[kind as usize])
     }
 
     fn is_within_floor(&self, state: &State, kind: Kind) -> bool {
-        state.held[kind as usize] < self.floors[kind as usize]
+        state.held[kind as usize] < state.floors[kind as usize]
     }
 
     /// How many open permits are taken.
@@ -254,11 +296,11 @@ impl Budget {
     }
 
     fn has_room(&self, state: &State, kind: Kind) -> bool {
-        if state.holdings.len() >= self.cap() {
+        if state.holdings.len() >= state.limit {
             return false;
         }
         self.is_within_floor(state, kind)
-            || (kind != Kind::Control && self.open_used(state) < self.open_permits())
+            || (kind != Kind::Control && self.open_used(state) < state.open_permits())
     }
 
     /// Grants what can be granted: first what lies within a floor, which nobody else can use; then the queues in turn.
@@ -284,9 +326,11 @@ impl Budget {
         let left = state.standing_max.saturating_sub(state.standing);
         let lasting = count(Claim::StandingLease).min(left);
         let all = state.standing_leases.users().filter(|(user, _)| state.has_share(*user));
+        // What another process waits for counts as leases do: nothing else may stand in for it.
+        let too_many = state.holdings.len().saturating_sub(state.limit);
         let now = Pressure {
             lanes: count(Claim::Lane),
-            leases: count(Claim::Lease) + lasting,
+            leases: count(Claim::Lease) + lasting + too_many,
             hubs: count(Claim::PubSub),
             blocking: count(Claim::BlockingLease),
             standing: all.map(|(_, count)| count).sum::<usize>() - lasting,
@@ -305,6 +349,22 @@ impl Budget {
         let within = waiting.iter().find(|claim| self.is_within_floor(state, claim.kind()));
         within.or(waiting.first()).copied()
     }
+}
+
+/// How many permits only one kind gets, where there are `limit`: see [`Budget::new`]. While another process has a part of
+/// the cap, there may be fewer than those take; then they are lent, but for a lane.
+fn floors(limit: usize, workers: usize, hubs: Hubs) -> [usize; Kind::ALL.len()] {
+    let mut floors = [0; Kind::ALL.len()];
+    floors[Kind::Control as usize] = 1;
+    floors[Kind::Lane as usize] = if limit < SMALL { 1 } else { workers.max(2) };
+    floors[Kind::Blocking as usize] = if hubs.blocking { workers } else { 0 };
+    floors[Kind::PubSub as usize] = if hubs.pubsub && (limit > 4 || !hubs.blocking) { workers } else { 0 };
+    if floors.iter().sum::<usize>() > limit {
+        floors = [0; Kind::ALL.len()];
+        floors[Kind::Lane as usize] = limit.min(1);
+        floors[Kind::Control as usize] = usize::from(limit > 2);
+    }
+    floors
 }
 
 /// A duration as people say it: `2s`, `41s`, `250ms`, `3m`.

@@ -63,11 +63,13 @@ pub enum ClientClose {
     Denied,
     /// The proxy is stopping.
     Shutdown,
+    /// It goes on in the process that has taken over; its connection stays open.
+    TakenOver,
 }
 
 impl ClientClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::ClientEof,
         Self::ClientLost,
         Self::Quit,
@@ -98,6 +100,7 @@ impl ClientClose {
         Self::TooManyFromAddress,
         Self::Denied,
         Self::Shutdown,
+        Self::TakenOver,
     ];
 
     /// The word in metrics and logs.
@@ -134,6 +137,7 @@ impl ClientClose {
             Self::TooManyFromAddress => "too_many_from_address",
             Self::Denied => "denied",
             Self::Shutdown => "shutdown",
+            Self::TakenOver => "taken_over",
         }
     }
 }

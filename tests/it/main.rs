@@ -82,6 +82,7 @@ mod slow_peers;
 mod stalled_lanes;
 mod stopping;
 mod structure;
+mod takeover;
 mod tls;
 mod transactions;
 mod turns;

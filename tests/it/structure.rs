@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use imports::{Sources, circles};
 
 /// The reading order, which is the import order.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "telemetry",
     "shutdown",
     "resp",
@@ -23,6 +23,7 @@ const ORDER: [&str; 15] = [
     "hygiene",
     "admin",
     "downstream",
+    "takeover",
     "config",
     "proxy",
     "cli",

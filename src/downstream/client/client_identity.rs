@@ -52,6 +52,12 @@ impl ClientIdentity {
         membership.as_ref().map(|own| (own.account.user.id, Arc::clone(&own.identity)))
     }
 
+    /// The identity whose secret it has shown, if it has shown any.
+    pub(super) fn shown_secret(&self) -> Option<Arc<Identity>> {
+        let membership = self.membership.borrow();
+        membership.as_ref().filter(|own| own.by_login).map(|own| Arc::clone(&own.identity))
+    }
+
     /// Whether it has logged in as `account` by showing a secret.
     pub(super) fn has_logged_in_as(&self, account: &Arc<Account>) -> bool {
         let membership = self.membership.borrow();

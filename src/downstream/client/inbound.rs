@@ -94,6 +94,11 @@ impl Inbound {
         self.last_read.replace(true)
     }
 
+    /// Its last bytes came at `then`, in another process.
+    pub(super) fn had_input(&self, then: Instant) {
+        self.last_input.set(then);
+    }
+
     /// So many bytes have come; 0 is the end of file.
     pub(super) fn note_input(&self, came: usize) {
         self.context.metrics.bytes_in.add(came as u64);

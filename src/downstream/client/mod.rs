@@ -17,6 +17,7 @@ mod subscriber;
 mod departure;
 mod listed;
 mod messages;
+mod moving;
 mod output;
 mod replies;
 mod served;
@@ -48,8 +49,8 @@ pub(in crate::downstream) use subscriber::Subscriber;
 /// One connected client.
 pub(in crate::downstream) struct Client {
     pub(in crate::downstream) peer: Endpoint,
-    /// When it came, in microseconds since the worker began.
-    opened: u64,
+    /// When it came, in microseconds since the worker began; wraps where it came before.
+    opened: Cell<u64>,
     pub(in crate::downstream) context: Rc<Context>,
     inbound: Inbound,
     outbound: Outbound,
@@ -96,7 +97,7 @@ impl Client {
         let reader = if session.user.is_some() { Reader::Normal } else { Reader::Stranger };
         Rc::new(Self {
             peer,
-            opened: context.now(),
+            opened: Cell::new(context.now()),
             inbound: Inbound::new(Rc::clone(&context)),
             outbound: Outbound::new(session.id, Rc::clone(&context), socket, reader),
             context,

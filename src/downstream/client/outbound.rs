@@ -554,6 +554,12 @@ impl Outbound {
         self.socket.close();
     }
 
+    /// Nothing more is written here; the socket stays open for another process.
+    pub(super) fn let_go(&self) {
+        self.closed.set(true);
+        self.waker.take();
+    }
+
     /// The client is closed: nothing waits for it any more.
     pub(super) fn drop_queue(&self) {
         if let Ok(mut queue) = self.queue.try_borrow_mut() {

@@ -101,7 +101,7 @@ impl Client {
 
     /// How long it has been connected.
     pub(in crate::downstream) fn connected_for(&self) -> Duration {
-        Duration::from_micros(self.context.now().saturating_sub(self.opened))
+        Duration::from_micros(self.context.now().wrapping_sub(self.opened.get()))
     }
 }
 

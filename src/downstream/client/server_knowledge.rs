@@ -41,6 +41,11 @@ impl ServerKnowledge {
         }
     }
 
+    /// Whether it knows what HELLO says, and whether it has used scripts.
+    pub(super) fn known(&self) -> (bool, bool) {
+        (self.greeting.get().is_some(), self.scripts.get().is_some())
+    }
+
     /// Whether it knows anything.
     pub(super) fn is_any(&self) -> bool {
         self.scripts.get().is_some() || self.greeting.get().is_some()

@@ -14,9 +14,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::identity::{AuthOptions, Directory};
+use super::moved::MovedClient;
 use super::options::ClientOptions;
 use super::settings::ConfigHandle;
 use super::workers::{Message, Workers};
@@ -76,8 +78,22 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) proxy_listings: Arc<Turns>,
     /// Where clients stood when their leaving was noticed, until they are forgotten: for the log.
     left_from: RefCell<HashMap<u64, &'static str>>,
-    /// The worker drains.
-    pub(in crate::downstream) stopping: Cell<bool>,
+    /// Whether the worker goes on.
+    pub(in crate::downstream) stage: Cell<Stage>,
+    /// By which clients go to the process that takes over.
+    pub(in crate::downstream) way_out: RefCell<Option<mpsc::Sender<MovedClient>>>,
+}
+
+/// Whether a worker goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::downstream) enum Stage {
+    /// It does.
+    #[default]
+    Serving,
+    /// Another process has taken over: clients that can be moved go there.
+    Leaving,
+    /// It drains.
+    Stopping,
 }
 
 /// What a context is made of.
@@ -134,7 +150,8 @@ impl Context {
             listings: Arc::default(),
             proxy_listings: Arc::default(),
             left_from: RefCell::default(),
-            stopping: Cell::new(false),
+            stage: Cell::default(),
+            way_out: RefCell::default(),
             pool,
             hubs,
             pubsub,
@@ -152,6 +169,16 @@ impl Context {
     /// Microseconds since the worker began.
     pub(in crate::downstream) fn now(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// By which clients go to the process that takes over.
+    pub(in crate::downstream) fn way_out(&self) -> Option<mpsc::Sender<MovedClient>> {
+        self.way_out.borrow().clone()
+    }
+
+    /// Whether the worker drains.
+    pub(in crate::downstream) fn is_stopping(&self) -> bool {
+        self.stage.get() == Stage::Stopping
     }
 
     /// The client `id`, while it is served here.

@@ -155,6 +155,17 @@ impl Directory {
         self.own.join(identity, false)
     }
 
+    /// Who a client is that comes from the process before this one, by what it has shown there.
+    #[must_use]
+    pub(super) fn rejoin(&self, shown: Option<Credentials>, trusted: bool) -> Option<Membership> {
+        let Some(shown) = shown else { return self.anonymous(trusted) };
+        if self.mode == AuthMode::Static {
+            return None;
+        }
+        let account = self.offer(&shown).account.clone()?;
+        account.join(account.identity_of(&shown), true)
+    }
+
     /// What is known of a name and secret without making a note of them: guesses are not worth it.
     pub(super) fn known(&self, offered: &Credentials) -> Option<Arc<Credential>> {
         self.offers.lock().get(&fingerprint(&self.salt, offered)).cloned()

@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::handshake;
 use super::listener::{ListenSocket, Listener};
@@ -69,11 +70,11 @@ struct Accepting {
 }
 
 impl Listener {
-    /// Accepts clients until dropped.
+    /// Accepts clients until `paused`. A client that has been accepted gets its place whatever happens then.
     ///
     /// # Errors
     /// The operating system's refusal to have the socket watched.
-    pub async fn accept(self, door: AcceptOptions) -> io::Result<()> {
+    pub async fn accept(self, door: AcceptOptions, paused: CancellationToken) -> io::Result<()> {
         let trusted = self.address.is_local();
         let handshakes = Arc::default();
         let mut accepting =
@@ -81,32 +82,43 @@ impl Listener {
         match self.socket {
             ListenSocket::Tcp(socket) => {
                 let socket = TcpListener::from_std(socket)?;
-                loop {
-                    let (stream, peer) = accepting.next(|| socket.accept()).await;
+                while let Some((stream, peer)) = accepting.next_unless(&paused, || socket.accept()).await {
                     accepting.admit(Arrived::Tcp(stream), peer.into(), None).await;
                 }
             }
             ListenSocket::Tls(socket, tls) => {
                 accepting.known = tls.knows_its_clients();
                 let socket = TcpListener::from_std(socket)?;
-                loop {
-                    let (stream, peer) = accepting.next(|| socket.accept()).await;
+                while let Some((stream, peer)) = accepting.next_unless(&paused, || socket.accept()).await {
                     accepting.admit(Arrived::Tls(stream), peer.into(), Some(&tls)).await;
                 }
             }
             ListenSocket::Unix(socket, _file) => {
                 let socket = UnixListener::from_std(socket)?;
-                loop {
-                    let (stream, _) = accepting.next(|| socket.accept()).await;
+                while let Some((stream, _)) = accepting.next_unless(&paused, || socket.accept()).await {
                     let path = accepting.address.clone();
                     accepting.admit(Arrived::Unix(stream), path, None).await;
                 }
             }
         }
+        Ok(())
     }
 }
 
 impl Accepting {
+    /// The next connection; none from when `paused`.
+    async fn next_unless<T, F: Future<Output = io::Result<T>>>(
+        &self,
+        paused: &CancellationToken,
+        accept: impl Fn() -> F,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = paused.cancelled() => None,
+            arrived = self.next(accept) => Some(arrived),
+        }
+    }
+
     /// The next connection. A lack of descriptors is waited out.
     async fn next<T, F: Future<Output = io::Result<T>>>(&self, accept: impl Fn() -> F) -> T {
         let mut pause = SHORTEST_PAUSE;
@@ -168,7 +180,7 @@ impl Accepting {
             }
         };
         let trusted = self.trusted;
-        let bring = move |stream| move |place| Accepted { stream, peer, trusted, place };
+        let bring = move |stream| move |place| Accepted { stream, peer, trusted, before: None, place };
         let stream = match arrived {
             Arrived::Tls(stream) => {
                 if let Some(tls) = tls {

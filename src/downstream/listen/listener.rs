@@ -1,7 +1,9 @@
 //! Opening listeners: TCP, TCP with TLS, Unix sockets.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,9 @@ use std::sync::Arc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::lookup_host;
 
-use super::inherited::{InheritedError, InheritedSocket, InheritedSockets};
+use super::inherited::{
+    HandedSocket, Inherited, InheritedError, InheritedSocket, InheritedSockets, ListenerRole, Origin,
+};
 use super::options::ListenOptions;
 use super::tls::ServerTls;
 use crate::session::Endpoint;
@@ -23,6 +27,7 @@ pub const UNIX: &str = "unix:";
 pub struct Listener {
     pub(in crate::downstream) socket: ListenSocket,
     pub(in crate::downstream) address: Endpoint,
+    from_service_manager: bool,
 }
 
 /// By which kind of socket clients come.
@@ -92,10 +97,44 @@ impl Listener {
             ListenSocket::Tcp(_) | ListenSocket::Unix(..) => false,
         }
     }
+
+    /// The same socket once more, to accept from. The file of a Unix socket stays with the first one.
+    ///
+    /// # Errors
+    /// No file descriptors are left.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let socket = match &self.socket {
+            ListenSocket::Tcp(socket) => ListenSocket::Tcp(socket.try_clone()?),
+            ListenSocket::Tls(socket, tls) => ListenSocket::Tls(socket.try_clone()?, Arc::clone(tls)),
+            ListenSocket::Unix(socket, _) => ListenSocket::Unix(socket.try_clone()?, None),
+        };
+        Ok(Self { socket, address: self.address.clone(), from_service_manager: self.from_service_manager })
+    }
+
+    /// The same socket once more, for another process.
+    ///
+    /// # Errors
+    /// No file descriptors are left.
+    pub fn hand_over(&self) -> io::Result<HandedSocket> {
+        let (role, socket) = match &self.socket {
+            ListenSocket::Tcp(socket) => (ListenerRole::Plain, OwnedFd::from(socket.try_clone()?)),
+            ListenSocket::Tls(socket, _) => (ListenerRole::Tls, OwnedFd::from(socket.try_clone()?)),
+            ListenSocket::Unix(socket, _) => (ListenerRole::Plain, OwnedFd::from(socket.try_clone()?)),
+        };
+        Ok(HandedSocket { role, from_service_manager: self.from_service_manager, socket })
+    }
+
+    /// Whether the file of a Unix socket is removed with it.
+    pub fn own_file(&self, ours: bool) {
+        if let ListenSocket::Unix(_, Some(file)) = &self.socket {
+            file.own(ours);
+        }
+    }
 }
 
-/// Opens every configured listener, or takes the socket that was passed on for it: one with an address of
-/// `listen.tls.addresses` is for clients with TLS; the others stand in for `listen.addresses`, all of them.
+/// Opens every configured listener, or takes the socket that another process had for it. Of those that a service manager passed
+/// on, one with an address of `listen.tls.addresses` is for clients with TLS; the others stand in for `listen.addresses`, all of
+/// them. Those of the proxy that this one takes over from stand in for their own addresses, as far as they are configured.
 ///
 /// # Errors
 /// Names the address that cannot be had.
@@ -104,65 +143,93 @@ pub async fn listen(
     tls: Option<&Arc<ServerTls>>,
     inherited: InheritedSockets,
 ) -> Result<Vec<Listener>, ListenError> {
-    let mut passed_on = inherited.take()?;
+    let mut inherited = inherited.take()?;
     let mut secured = Vec::new();
     for (address, tls) in options.tls.addresses.iter().filter_map(|address| tls.map(|tls| (address, tls))) {
         for address in resolve(address).await? {
-            let (socket, bound) = match take_passed_on(&mut passed_on, address) {
-                Some(found) => found,
+            let had = take_tcp(&mut inherited, ListenerRole::Tls, address);
+            let from_service_manager = had.as_ref().is_some_and(|had| had.1 == Origin::ServiceManager);
+            let (socket, bound) = match had {
+                Some((socket, _)) => socket,
                 None => bind(address, options.backlog)?,
             };
-            secured
-                .push(Listener { socket: ListenSocket::Tls(socket, Arc::clone(tls)), address: bound.into() });
+            let socket = ListenSocket::Tls(socket, Arc::clone(tls));
+            secured.push(Listener { socket, address: bound.into(), from_service_manager });
         }
     }
-    let mut listeners = if passed_on.is_empty() {
-        open_plain(options).await?
+    let mut listeners = if inherited.iter().any(|socket| socket.origin == Origin::ServiceManager) {
+        let passed_on = inherited.into_iter().filter(|socket| socket.origin == Origin::ServiceManager);
+        passed_on.map(passed_on_for_plain).collect()
     } else {
-        let taken = passed_on.into_iter();
-        taken.map(|(socket, address)| Listener { socket: plain(socket), address }).collect()
+        open_plain(options, inherited).await?
     };
     listeners.extend(secured);
     Ok(listeners)
 }
 
-async fn open_plain(options: &ListenOptions) -> Result<Vec<Listener>, ListenError> {
+async fn open_plain(
+    options: &ListenOptions,
+    mut inherited: Vec<Inherited>,
+) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
+    let mut had = |socket, address| listeners.push(Listener { socket, address, from_service_manager: false });
     for address in &options.addresses {
         if let Some(path) = address.strip_prefix(UNIX) {
-            let opened = open_unix(Path::new(path), options.unix_mode, options.backlog);
+            let opened = match take_unix(&mut inherited, path) {
+                Some(socket) => {
+                    SocketFile::of_another(Path::new(path)).map(|file| ListenSocket::Unix(socket, Some(file)))
+                }
+                None => open_unix(Path::new(path), options.unix_mode, options.backlog),
+            };
             let socket = opened.map_err(|source| ListenError::BindUnix { path: path.into(), source })?;
-            listeners.push(Listener { socket, address: Endpoint::Unix(path.into()) });
+            had(socket, Endpoint::Unix(path.into()));
         } else {
             for address in resolve(address).await? {
-                let (socket, bound) = bind(address, options.backlog)?;
-                listeners.push(Listener { socket: ListenSocket::Tcp(socket), address: bound.into() });
+                let (socket, bound) = match take_tcp(&mut inherited, ListenerRole::Plain, address) {
+                    Some((socket, _)) => socket,
+                    None => bind(address, options.backlog)?,
+                };
+                had(ListenSocket::Tcp(socket), bound.into());
             }
         }
     }
     Ok(listeners)
 }
 
-/// For clients without TLS. The file of a Unix socket that was passed on is not ours.
-fn plain(socket: InheritedSocket) -> ListenSocket {
-    match socket {
+/// For clients without TLS. The file of a Unix socket that a service manager passed on is not ours.
+fn passed_on_for_plain(inherited: Inherited) -> Listener {
+    let address = inherited.socket.endpoint();
+    let socket = match inherited.socket {
         InheritedSocket::Tcp(socket, _) => ListenSocket::Tcp(socket),
-        InheritedSocket::Unix(socket) => ListenSocket::Unix(socket, None),
+        InheritedSocket::Unix(socket, _) => ListenSocket::Unix(socket, None),
+    };
+    Listener { socket, address, from_service_manager: true }
+}
+
+type TcpSocket = (std::net::TcpListener, SocketAddr);
+
+/// The socket for `address` among `inherited`.
+fn take_tcp(
+    inherited: &mut Vec<Inherited>,
+    role: ListenerRole,
+    address: SocketAddr,
+) -> Option<(TcpSocket, Origin)> {
+    let at = inherited.iter().position(|socket| socket.is_for(role, address))?;
+    let Inherited { socket, origin } = inherited.remove(at);
+    match socket {
+        InheritedSocket::Tcp(socket, bound) => Some(((socket, bound), origin)),
+        InheritedSocket::Unix(..) => None,
     }
 }
 
-/// The socket among `passed_on` that is bound to `address`.
-fn take_passed_on(
-    passed_on: &mut Vec<(InheritedSocket, Endpoint)>,
-    address: SocketAddr,
-) -> Option<(std::net::TcpListener, SocketAddr)> {
-    let at = passed_on.iter().position(|(socket, _)| match socket {
-        InheritedSocket::Tcp(_, bound) => *bound == address,
-        InheritedSocket::Unix(_) => false,
-    })?;
-    match passed_on.remove(at).0 {
-        InheritedSocket::Tcp(socket, bound) => Some((socket, bound)),
-        InheritedSocket::Unix(_) => None,
+/// The Unix socket of the file `path` among `inherited`.
+fn take_unix(inherited: &mut Vec<Inherited>, path: &str) -> Option<std::os::unix::net::UnixListener> {
+    let at = inherited.iter().position(
+        |inherited| matches!(&inherited.socket, InheritedSocket::Unix(_, bound) if bound == path),
+    )?;
+    match inherited.remove(at).socket {
+        InheritedSocket::Unix(socket, _) => Some(socket),
+        InheritedSocket::Tcp(..) => None,
     }
 }
 
@@ -191,8 +258,20 @@ fn open(address: SocketAddr, backlog: u32) -> io::Result<(std::net::TcpListener,
     Ok((socket, address))
 }
 
-/// Binds a Unix socket. Permissions are set before anybody can connect.
 fn open_unix(path: &Path, mode: u32, backlog: u32) -> io::Result<ListenSocket> {
+    let (socket, file) = bind_unix(path, mode, backlog)?;
+    Ok(ListenSocket::Unix(socket, Some(file)))
+}
+
+/// Binds a Unix socket. Permissions are set before anybody can connect.
+///
+/// # Errors
+/// Another program listens there, or the operating system refuses.
+pub fn bind_unix(
+    path: &Path,
+    mode: u32,
+    backlog: u32,
+) -> io::Result<(std::os::unix::net::UnixListener, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -200,7 +279,7 @@ fn open_unix(path: &Path, mode: u32, backlog: u32) -> io::Result<ListenSocket> {
     let file = SocketFile::of(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(ListenSocket::Unix(socket.into(), Some(file)))
+    Ok((socket.into(), file))
 }
 
 /// A socket file that a dead process left behind is removed; one that is listened to, or any other file, is not ours
@@ -227,22 +306,39 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// The file of a Unix socket, removed with its listener, unless another process has taken its place.
 #[derive(Debug)]
-pub(in crate::downstream) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
+    is_ours: Cell<bool>,
 }
 
 impl SocketFile {
+    /// The file that is at `path` now. It is not removed before [`Self::own`].
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of_another(path: &Path) -> io::Result<Self> {
+        let file = Self::of(path)?;
+        file.own(false);
+        Ok(file)
+    }
+
     fn of(path: &Path) -> io::Result<Self> {
         let found = std::fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), inode: (found.dev(), found.ino()) })
+        Ok(Self { path: path.to_owned(), inode: (found.dev(), found.ino()), is_ours: Cell::new(true) })
+    }
+
+    /// Whether it is removed with this.
+    pub fn own(&self, ours: bool) {
+        self.is_ours.set(ours);
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let same =
-            std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
+        let same = self.is_ours.get()
+            && std::fs::symlink_metadata(&self.path)
+                .is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
         if same && let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the socket's file stays behind");
         }

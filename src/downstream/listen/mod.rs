@@ -9,7 +9,7 @@ mod tls;
 
 pub use accept::AcceptOptions;
 pub(in crate::downstream) use accept::{TOO_MANY, TOO_MANY_HERE};
-pub use inherited::InheritedSockets;
-pub use listener::{ListenError, Listener, UNIX, listen};
+pub use inherited::{HandedSocket, InheritedSockets, ListenerRole};
+pub use listener::{ListenError, Listener, SocketFile, UNIX, bind_unix, listen};
 pub use options::{ClientAuth, ListenOptions, ListenTlsOptions};
 pub use tls::{PreparedTls, ServerTls};

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::pending::PendingCommand;
 use crate::command::{Asked, Class, classify};
 use crate::downstream::client::{Begun, Client};
+use crate::downstream::context::Stage;
 use crate::pool::{Charge, Choice, LONG, Lane, Nature, Receiver, SLICE, Sample, go_on_later};
 use crate::resp::{
     Form, Request, RequestError, RequestFrame, RequestLimits, RequestScanner, RequestStep, give_buffer,
@@ -104,7 +105,14 @@ impl Client {
             if self.is_held_back() {
                 return Poll::Pending;
             }
-            if self.context.stopping.get() {
+            if self.context.stage.get() == Stage::Leaving
+                && self.outstanding() == 0
+                && flushed
+                && self.moves()
+            {
+                return Poll::Ready(Next::Close(ClientClose::TakenOver));
+            }
+            if self.context.is_stopping() {
                 // What had arrived before is still read once and answered; a client that pipelines without a pause
                 // would never be done otherwise. The drain wakes us.
                 if self.outstanding() > 0 || !flushed {

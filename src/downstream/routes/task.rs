@@ -109,7 +109,8 @@ impl Client {
             | ClientClose::LeaseLost
             | ClientClose::SubscriptionLost
             | ClientClose::ClientEof => true,
-            ClientClose::ClientLost
+            ClientClose::TakenOver
+            | ClientClose::ClientLost
             | ClientClose::Http
             | ClientClose::PlainOnTls
             | ClientClose::TlsFailed
@@ -128,7 +129,11 @@ impl Client {
         }
         self.leave_group();
         self.leave_trackers();
-        self.shut();
+        if reason == ClientClose::TakenOver {
+            self.let_go();
+        } else {
+            self.shut();
+        }
         self.leave_subscriptions_in_slices().await;
         self.context.forget(self.id());
         client_closed(reason);
@@ -142,7 +147,7 @@ impl Client {
         let (client, peer, reason, age_seconds) =
             (self.id(), &self.peer, reason, seconds(self.connected_for()));
         match reason {
-            ClientClose::ClientEof | ClientClose::Quit | ClientClose::Shutdown => {
+            ClientClose::ClientEof | ClientClose::Quit | ClientClose::Shutdown | ClientClose::TakenOver => {
                 tracing::debug!(client, %peer, name, user, state, reason = reason.label(), age_seconds, "client closed");
             }
             _ => {

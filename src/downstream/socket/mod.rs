@@ -7,6 +7,7 @@ mod tls;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
@@ -135,6 +136,14 @@ impl ClientSocket {
         match self {
             Self::Plain(_) => false,
             Self::Tls(secured) => secured.has_read_ahead(),
+        }
+    }
+
+    /// The connection once more, for another process; none with TLS, whose keys cannot go along.
+    pub(in crate::downstream) fn duplicate(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Plain(wire) => wire.duplicate(),
+            Self::Tls(_) => None,
         }
     }
 

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -28,18 +30,59 @@ pub(in crate::downstream) enum Hangup {
     Reset,
 }
 
+/// The sending half. tokio shuts the connection down when it is dropped; this does not, because the connection may go on in
+/// another process. [`PlainSocket::close`] does.
+#[derive(Debug)]
+pub(in crate::downstream) struct SendHalf<T: Forget>(Option<T>);
+
+/// Dropped without shutting the connection down.
+pub(in crate::downstream) trait Forget {
+    fn forget(self);
+}
+
+impl Forget for tcp::OwnedWriteHalf {
+    fn forget(self) {
+        self.forget();
+    }
+}
+
+impl Forget for unix::OwnedWriteHalf {
+    fn forget(self) {
+        self.forget();
+    }
+}
+
+impl<T: Forget> Deref for SendHalf<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match &self.0 {
+            Some(half) => half,
+            None => unreachable!("it is taken only when it is dropped"),
+        }
+    }
+}
+
+impl<T: Forget> Drop for SendHalf<T> {
+    fn drop(&mut self) {
+        if let Some(half) = self.0.take() {
+            half.forget();
+        }
+    }
+}
+
 /// An open socket. Split, because replies are written from the tasks of lanes while the client's own task waits to
 /// read.
 #[derive(Debug)]
 pub(in crate::downstream) enum PlainSocket {
     Tcp {
         read: RefCell<tcp::OwnedReadHalf>,
-        write: tcp::OwnedWriteHalf,
+        write: SendHalf<tcp::OwnedWriteHalf>,
         watch: PeerWatch,
     },
     Unix {
         read: RefCell<unix::OwnedReadHalf>,
-        write: unix::OwnedWriteHalf,
+        write: SendHalf<unix::OwnedWriteHalf>,
     },
     /// In memory.
     #[cfg(test)]
@@ -49,7 +92,7 @@ pub(in crate::downstream) enum PlainSocket {
 impl From<UnixStream> for PlainSocket {
     fn from(stream: UnixStream) -> Self {
         let (read, write) = stream.into_split();
-        Self::Unix { read: RefCell::new(read), write }
+        Self::Unix { read: RefCell::new(read), write: SendHalf(Some(write)) }
     }
 }
 
@@ -57,6 +100,7 @@ impl PlainSocket {
     /// A TCP connection whose host counts as gone when it is silent for `patience` although it should have answered.
     pub(in crate::downstream) fn tcp(stream: TcpStream, patience: Duration) -> Self {
         let (read, write) = stream.into_split();
+        let write = SendHalf(Some(write));
         Self::Tcp { read: RefCell::new(read), write, watch: PeerWatch::new(patience) }
     }
 
@@ -205,6 +249,16 @@ impl PlainSocket {
             Ok(0) => true,
             Ok(_) => false,
             Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// The connection once more, for another process.
+    pub(in crate::downstream) fn duplicate(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Tcp { write, .. } => (**write).as_ref().as_fd().try_clone_to_owned().ok(),
+            Self::Unix { write, .. } => (**write).as_ref().as_fd().try_clone_to_owned().ok(),
+            #[cfg(test)]
+            Self::Simulated(_) => None,
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Worker;
+use crate::downstream::context::Stage;
 use crate::downstream::workers::Message;
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed};
 
@@ -22,7 +23,7 @@ impl Worker {
         deadline: Instant,
         messages: &mut mpsc::Receiver<Message>,
     ) -> usize {
-        self.context.stopping.set(true);
+        self.context.stage.set(Stage::Stopping);
         for task in self.upkeep.take() {
             task.abort();
         }

@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Arrived, Client};
-use super::context::{Context, Parts, Served};
+use super::context::{Context, Parts, Served, Stage};
 use super::identity::{Account, AdminCommands, AuthOptions, Directory};
+use super::moved::Login;
 use super::options::ClientOptions;
 use super::routes::ClientTask;
 use super::settings::{ConfigHandle, WorkerSettings};
@@ -222,6 +223,13 @@ impl Worker {
                 self.move_upstream();
                 let _ = done.send(());
             }
+            Message::Leave(way) => {
+                self.context.way_out.replace(Some(way));
+                if self.context.stage.get() == Stage::Serving {
+                    self.context.stage.set(Stage::Leaving);
+                }
+                self.send_on();
+            }
             // Handled by the loop itself.
             Message::Drain(..) => {}
         }
@@ -253,9 +261,25 @@ impl Worker {
 
     fn admit(self: &Rc<Self>, accepted: Accepted) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let anonymous = self.context.directory.anonymous(accepted.trusted);
+        let before = accepted.before;
+        let id = before.as_ref().map_or(id, |before| before.id);
+        let anonymous = match &before {
+            None => self.context.directory.anonymous(accepted.trusted),
+            Some(before) => {
+                self.context.directory.rejoin(before.login.as_ref().map(Login::credentials), accepted.trusted)
+            }
+        };
+        if before.is_some() && anonymous.is_none() {
+            // It would be nobody here.
+            client_closed(ClientClose::LoginRevoked);
+            self.context.workers.client_left(self.context.index);
+            return;
+        }
         let user = anonymous.as_ref().map(|own| own.account.user.clone());
-        let session = Session::new(id, user, self.context.pool.shared.upstream.get().database);
+        let mut session = Session::new(id, user, self.context.pool.shared.upstream.get().database);
+        if let Some(before) = &before {
+            before.restore(&mut session);
+        }
         let socket = match self.registered(accepted.stream) {
             Ok(socket) => socket,
             Err(error) => {
@@ -278,6 +302,9 @@ impl Worker {
                 place: accepted.place,
             },
         );
+        if let Some(before) = before {
+            client.arrives(&before);
+        }
         let served = Rc::clone(&client) as Rc<dyn Served>;
         self.context.clients.borrow_mut().insert(id, served);
         let stay = client.stay();
@@ -292,6 +319,13 @@ impl Worker {
             });
         }
         self.context.pool.tasks().spawn_local(ClientTask::new(client));
+    }
+
+    /// Clients that wait for nothing look whether they can go to the process that takes over.
+    fn send_on(&self) {
+        for client in self.context.clients.borrow().values() {
+            client.wake();
+        }
     }
 
     /// A new client's socket on this thread's runtime, set up: NODELAY, keepalive, a watch for its host.
@@ -390,6 +424,9 @@ impl Worker {
         self.close_outdated_clients();
         self.tend_slow_readers();
         self.tend_paused();
+        if self.context.stage.get() == Stage::Leaving {
+            self.send_on();
+        }
         self.context.keep_within_bound();
         for user in self.context.pool.shared.budget.crowded() {
             self.context.pool.make_room_within(user, now);

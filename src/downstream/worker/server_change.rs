@@ -52,10 +52,10 @@ impl Worker {
                 }
                 // In small steps: a drain waits for this task.
                 let again = Instant::now() + context.pool.shared.upstream.get().backoff_max;
-                while Instant::now() < again && !context.stopping.get() {
+                while Instant::now() < again && !context.is_stopping() {
                     tokio::time::sleep(STEP).await;
                 }
-                if context.stopping.get() {
+                if context.is_stopping() {
                     break;
                 }
             }

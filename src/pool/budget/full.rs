@@ -49,9 +49,9 @@ impl Budget {
     fn kinds_of(&self, state: &State) -> [KindUse; Kind::ALL.len()] {
         let open_used = self.open_used(state);
         Kind::ALL.map(|kind| {
-            let (held, floor) = (state.held[kind as usize], self.floor(kind));
+            let (held, floor) = (state.held[kind as usize], state.floors[kind as usize]);
             let beyond = open_used - self.above_floor(state, kind);
-            let open = if kind == Kind::Control { 0 } else { self.open_permits().saturating_sub(beyond) };
+            let open = if kind == Kind::Control { 0 } else { state.open_permits().saturating_sub(beyond) };
             KindUse { kind, held, max: floor + open, reserved: floor.saturating_sub(held) }
         })
     }
@@ -120,7 +120,7 @@ impl Budget {
         if kind == Kind::Lease && state.standing > 0 {
             let _ = write!(text, ", of which {} of {} stand", state.standing, state.standing_max);
         }
-        let _ = write!(text, "; {} of {} connections held", state.holdings.len(), self.cap());
+        let _ = write!(text, "; {} of {} connections held", state.holdings.len(), state.limit);
         list(&mut text, ": ", kinds.iter().map(|of| (of.kind, of.held)));
         list(&mut text, "; reserved: ", kinds.iter().map(|of| (of.kind, of.reserved)));
         if let Some(fields) = longest(&state).and_then(Holding::client_fields) {

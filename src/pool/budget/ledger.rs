@@ -12,6 +12,14 @@ use crate::pool::queue::{Queue, Waiting};
 pub(super) struct State {
     pub(super) holdings: BTreeMap<u64, Holding>,
     pub(super) held: [usize; Kind::ALL.len()],
+    /// How many permits there are now.
+    pub(super) limit: usize,
+    /// How many of the cap's the process before this one still has.
+    pub(super) elsewhere: usize,
+    /// How many are kept at most while another process takes over.
+    pub(super) kept: Option<usize>,
+    /// Of each kind, how many nobody else may have.
+    pub(super) floors: [usize; Kind::ALL.len()],
     /// The users that have a cap of their own.
     pub(super) users: HashMap<u64, Share>,
     /// Leases that stand.
@@ -61,6 +69,18 @@ pub(super) fn without_reserve(leases: usize) -> usize {
 }
 
 impl State {
+    /// There are `limit` permits from now on.
+    pub(super) fn bound(&mut self, limit: usize, floors: [usize; Kind::ALL.len()]) {
+        self.limit = limit;
+        self.floors = floors;
+        self.standing_max = without_reserve(self.open_permits());
+    }
+
+    /// How many permits are open to leases, and to lanes and hubs beyond their floors.
+    pub(super) fn open_permits(&self) -> usize {
+        self.limit.saturating_sub(self.floors.iter().sum())
+    }
+
     pub(super) fn queue(&mut self, claim: Claim) -> &mut Queue<Grant> {
         match claim {
             Claim::Lane => &mut self.lanes,

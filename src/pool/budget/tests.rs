@@ -1,5 +1,6 @@
 //! Who gets a permit, in which order, and that each comes back.
 
+use super::ledger::without_reserve;
 use super::*;
 
 fn take(budget: &Arc<Budget>, kind: Kind) -> Option<Permit> {
@@ -307,4 +308,44 @@ async fn a_user_s_standing_leases_leave_a_share_of_its_own_cap() {
     let mut other = budget.queue(Claim::StandingLease, "other");
     assert!(now(&mut other).await.is_some());
     drop((lane, held));
+}
+
+#[tokio::test]
+async fn what_is_left_to_another_process_is_granted_to_nobody_until_it_comes_back() {
+    let budget = Budget::new(8, 1, Hubs { blocking: true, pubsub: true });
+    let leases: Vec<_> = (0..8).filter_map(|_| take(&budget, Kind::Lease)).collect();
+    assert_eq!(leases.len(), 3);
+    let lane = take(&budget, Kind::Lane).unwrap();
+    budget.keep(Some(4));
+    assert_eq!((budget.limit(), budget.ceiling(), budget.cap()), (4, 4, 8));
+    for kind in Kind::ALL {
+        assert!(take(&budget, kind).is_none(), "{kind:?}");
+    }
+    // Whoever holds more than the limit is asked to give it up, as for somebody who waits.
+    budget.keep(Some(2));
+    assert_eq!((budget.pressure().leases, budget.ceiling()), (2, 4));
+    let mut waiting = budget.queue(Claim::Lease, "waits");
+    drop(leases);
+    assert_eq!((budget.pressure().leases, budget.ceiling()), (0, 2));
+    assert!(now(&mut waiting).await.is_some(), "one beside the lane");
+    budget.keep(Some(0));
+    assert_eq!(budget.ceiling(), 1);
+    drop(lane);
+    assert_eq!(budget.ceiling(), 0);
+    budget.keep(None);
+    assert_eq!((budget.limit(), budget.floor(Kind::Lane), budget.open_permits()), (8, 2, 3));
+}
+
+#[test]
+fn three_processes_share_the_cap() {
+    let budget = Budget::new(8, 1, Hubs::default());
+    budget.set_elsewhere(4);
+    assert_eq!((budget.limit(), budget.ceiling()), (4, 8));
+    budget.keep(Some(2));
+    assert_eq!((budget.limit(), budget.ceiling()), (2, 6));
+    // What the first one gives up is for the last one.
+    budget.set_elsewhere(1);
+    assert_eq!((budget.limit(), budget.ceiling()), (2, 3));
+    budget.keep(None);
+    assert_eq!((budget.limit(), budget.ceiling()), (7, 8));
 }

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -114,6 +115,19 @@ impl Proxy {
         Self::launch_command(command, &arguments)
     }
 
+    /// Starts a proxy that can be replaced by way of the socket `takeover`, and replaces the one that is there, if any.
+    pub(crate) fn take_over(takeover: &Path, server: &Server, settings: &[&str]) -> Result<Self, Exit> {
+        let (url, socket) = (server.url(), format!("takeover.socket={}", takeover.display()));
+        let mut arguments = vec!["run", "--takeover", "--upstream", &url, "--set", &socket];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        if !settings.iter().any(|setting| setting.starts_with("listen.address")) {
+            arguments.extend(["--listen", "127.0.0.1:0"]);
+        }
+        Self::launch_with(&arguments, &[])
+    }
+
     /// Starts `redbouncer` with exactly these arguments (and the admin port and log format the harness needs).
     pub(crate) fn launch_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Self, Exit> {
         Self::launch_command(program(arguments, environment), arguments)
@@ -135,7 +149,7 @@ impl Proxy {
         });
         let mut ready = None;
         let mut ended = None;
-        until("the proxy is ready or ends", Duration::from_secs(15), || {
+        until("the proxy is ready or ends", Duration::from_secs(30), || {
             ready = log.lock().unwrap().iter().find_map(|line| ready_line(line));
             ended = child.try_wait().unwrap();
             ready.is_some() || ended.is_some()

@@ -1,0 +1,152 @@
+//! A client that goes on in another process: what it has set, and how that is written.
+//!
+//! It moves between two commands, when every reply has reached the kernel: then the session and the bytes of a command that
+//! has begun are all there is.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::resp::Protocol;
+use crate::session::{Credentials, Endpoint, Library, ReplyMode, Session};
+
+/// A client on its way to another process.
+#[derive(Debug)]
+pub struct MovedClient {
+    /// What it has set.
+    pub description: ClientDescription,
+    /// Its connection.
+    pub socket: OwnedFd,
+}
+
+/// What one client has set, as it is written in messages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientDescription {
+    /// CLIENT ID.
+    pub id: u64,
+    /// Where it comes from: an address, or the path of a Unix socket.
+    pub peer: Peer,
+    /// It came by a listener that only this host can reach.
+    pub trusted: bool,
+    /// What it has logged in with; `None`: it need not.
+    pub login: Option<Login>,
+    /// The selected database.
+    pub database: u32,
+    /// HELLO 3.
+    pub resp3: bool,
+    /// READONLY.
+    pub readonly: bool,
+    /// CLIENT REPLY.
+    pub replies: Replies,
+    /// CLIENT SETNAME.
+    pub name: Vec<u8>,
+    /// CLIENT SETINFO: name and version.
+    pub library: Option<(Vec<u8>, Vec<u8>)>,
+    /// CLIENT NO-EVICT.
+    pub no_evict: bool,
+    /// It knows what HELLO has said of the server.
+    pub knows_greeting: bool,
+    /// It has used scripts or functions.
+    pub knows_scripts: bool,
+    /// Bytes of a command that has begun.
+    pub input: Vec<u8>,
+    /// For how long it has been connected.
+    pub age: Duration,
+    /// For how long it has sent nothing.
+    pub idle: Duration,
+}
+
+/// [`Endpoint`] as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Peer {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(String),
+}
+
+/// [`ReplyMode`] as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Replies {
+    /// All of them.
+    On,
+    /// None.
+    Off,
+    /// None for the next command.
+    SkipNext,
+}
+
+/// A name and its secret. No `Debug` of the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    username: Option<String>,
+    password: Vec<u8>,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+impl Login {
+    pub(super) fn new(username: Option<String>, password: &[u8]) -> Self {
+        Self { username, password: password.to_vec() }
+    }
+
+    pub(super) fn credentials(&self) -> Credentials {
+        Credentials { username: self.username.clone(), password: Zeroizing::new(self.password.clone()) }
+    }
+}
+
+impl From<&Endpoint> for Peer {
+    fn from(endpoint: &Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Tcp(address) => Self::Tcp(*address),
+            Endpoint::Unix(path) => Self::Unix(path.to_string()),
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn endpoint(&self) -> Endpoint {
+        match self {
+            Self::Tcp(address) => Endpoint::Tcp(*address),
+            Self::Unix(path) => Endpoint::Unix(path.as_str().into()),
+        }
+    }
+}
+
+impl From<ReplyMode> for Replies {
+    fn from(mode: ReplyMode) -> Self {
+        match mode {
+            ReplyMode::On => Self::On,
+            ReplyMode::Off => Self::Off,
+            ReplyMode::SkipNext => Self::SkipNext,
+        }
+    }
+}
+
+impl ClientDescription {
+    /// What is carried over into `session`, of the same user.
+    pub(super) fn restore(&self, session: &mut Session) {
+        session.database = self.database;
+        session.protocol = if self.resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
+        session.readonly = self.readonly;
+        session.replies = match self.replies {
+            Replies::On => ReplyMode::On,
+            Replies::Off => ReplyMode::Off,
+            Replies::SkipNext => ReplyMode::SkipNext,
+        };
+        session.name = self.name.as_slice().into();
+        session.library = self.library.as_ref().map(|(name, version)| {
+            Box::new(Library { name: name.as_slice().into(), version: version.as_slice().into() })
+        });
+        session.no_evict = self.no_evict;
+    }
+}

@@ -1,0 +1,176 @@
+//! What the two processes say to each other: one JSON object each.
+//!
+//! Fields that a version does not know are ignored; what it must know is named in [`Greeting::requires`].
+
+use serde::{Deserialize, Serialize};
+
+use super::error::TakeoverError;
+use crate::downstream::{ClientDescription, ListenerRole};
+
+/// The version of the protocol. Another one is refused.
+pub const VERSION: u32 = 1;
+
+/// What this program can do. A process may require any of these from the other one.
+pub const CAPABILITIES: [&str; 3] = ["sockets", "permits", "clients"];
+
+/// Who is at one end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// The version of the protocol.
+    pub version: u32,
+    /// What it can do.
+    pub capabilities: Vec<String>,
+    /// What the other one must be able to do.
+    pub requires: Vec<String>,
+    /// The version of the program.
+    pub program: String,
+    /// Its process id.
+    pub process: u32,
+    /// What must be the same for clients to move: the server, and how clients log in.
+    pub terms: String,
+}
+
+impl Greeting {
+    /// Our own.
+    #[must_use]
+    pub fn ours(terms: &str) -> Self {
+        let capabilities: Vec<String> = CAPABILITIES.map(str::to_owned).into();
+        Self {
+            version: VERSION,
+            requires: capabilities.clone(),
+            capabilities,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            process: std::process::id(),
+            terms: terms.to_owned(),
+        }
+    }
+
+    /// Whether this program can go on with the other one.
+    ///
+    /// # Errors
+    /// It speaks another version, or requires what this program cannot do.
+    pub fn check(&self) -> Result<(), TakeoverError> {
+        if self.version != VERSION {
+            return Err(TakeoverError::Incompatible(format!(
+                "redbouncer {} speaks version {} of the takeover protocol, redbouncer {} speaks version {VERSION}",
+                self.program,
+                self.version,
+                env!("CARGO_PKG_VERSION"),
+            )));
+        }
+        match self.requires.iter().find(|needed| !CAPABILITIES.contains(&needed.as_str())) {
+            None => Ok(()),
+            Some(unknown) => Err(TakeoverError::Incompatible(format!(
+                "redbouncer {} requires \"{unknown}\", which redbouncer {} cannot do",
+                self.program,
+                env!("CARGO_PKG_VERSION"),
+            ))),
+        }
+    }
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case")]
+pub enum Message {
+    /// New to old: may I?
+    Hello(Greeting),
+    /// Old to new: no.
+    Refused {
+        /// Why, in words.
+        reason: String,
+    },
+    /// Old to new: yes, and from now on I hold no more upstream connections than this.
+    Offer {
+        /// Who I am.
+        greeting: Greeting,
+        /// Permits for upstream connections that the old process keeps.
+        ceiling: usize,
+        /// No client of the old process has this id or one above it.
+        next_client: u64,
+    },
+    /// Old to new: from now on I hold no more than this.
+    Ceiling {
+        /// Permits for upstream connections that the old process keeps.
+        ceiling: usize,
+    },
+    /// New to old: my configuration is good and the server lets me in; give me the listening sockets.
+    Take,
+    /// Old to new, with a file descriptor: one of them.
+    Socket {
+        /// Who connects there.
+        role: Role,
+        /// It was passed on by a service manager.
+        from_service_manager: bool,
+    },
+    /// Old to new: these were all.
+    AllSockets,
+    /// New to old: I accept from them.
+    Accepting,
+    /// Old to new: I do not any more.
+    Released,
+    /// New to old: I go on without you. From here there is no way back.
+    Confirm,
+    /// Old to new, with a file descriptor: go on with this client.
+    Client(Box<ClientDescription>),
+}
+
+/// [`ListenerRole`] as it is written in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Clients, without TLS.
+    Plain,
+    /// Clients with TLS.
+    Tls,
+    /// Operators.
+    Admin,
+    /// The next process that takes over.
+    Takeover,
+}
+
+impl From<ListenerRole> for Role {
+    fn from(role: ListenerRole) -> Self {
+        match role {
+            ListenerRole::Plain => Self::Plain,
+            ListenerRole::Tls => Self::Tls,
+            ListenerRole::Admin => Self::Admin,
+            ListenerRole::Takeover => Self::Takeover,
+        }
+    }
+}
+
+impl From<Role> for ListenerRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Plain => Self::Plain,
+            Role::Tls => Self::Tls,
+            Role::Admin => Self::Admin,
+            Role::Takeover => Self::Takeover,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_and_an_unknown_requirement_are_refused_with_their_names() {
+        Greeting::ours("").check().unwrap();
+        let newer = Greeting { version: VERSION + 1, program: "9.9.9".to_owned(), ..Greeting::ours("") };
+        let text = newer.check().unwrap_err().to_string();
+        assert!(text.contains("redbouncer 9.9.9 speaks version 2"), "{text}");
+        let demanding =
+            Greeting { requires: vec!["sockets".into(), "telepathy".into()], ..Greeting::ours("") };
+        let text = demanding.check().unwrap_err().to_string();
+        assert!(text.contains("\"telepathy\""), "{text}");
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_ignored() {
+        let text = r#"{"message":"ceiling","ceiling":3,"colour":"green"}"#;
+        assert_eq!(serde_json::from_str::<Message>(text).unwrap(), Message::Ceiling { ceiling: 3 });
+    }
+}
