@@ -1,5 +1,6 @@
 //! The process that takes over from this one: what it is given, step by step, and how this one goes on if it fails.
 
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -167,18 +168,22 @@ impl Ceiling {
     }
 
     /// Keeps as many as the clients need that have stayed, until the process ends.
-    async fn follow(mut self, workers: Workers) {
+    async fn follow(
+        mut self,
+        workers: Workers,
+        mut moved: mpsc::Receiver<MovedClient>,
+        is_sending: Rc<Cell<bool>>,
+    ) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (way, mut moved) = mpsc::channel(ON_THEIR_WAY);
-        if self.clients_move {
-            workers.leave(&way).await;
-        }
         loop {
             tokio::select! {
                 biased;
                 Some(client) = moved.recv() => {
-                    if self.send_client(client).await.is_err() {
+                    is_sending.set(true);
+                    let sent = self.send_client(client).await;
+                    is_sending.set(false);
+                    if sent.is_err() {
                         return;
                     }
                     continue;
@@ -218,19 +223,31 @@ impl Ceiling {
             "replaced: another process serves new clients; those of this one move or may stay until they leave"
         );
         let budget = Arc::clone(&self.budget);
-        tokio::task::spawn_local(self.follow(workers.clone()));
+        let (way, moved) = mpsc::channel(ON_THEIR_WAY);
+        let is_sending = Rc::new(Cell::new(false));
+        if self.clients_move {
+            workers.leave(&way).await;
+        }
+        tokio::task::spawn_local(self.follow(workers.clone(), moved, Rc::clone(&is_sending)));
+        let is_moving = || !way.is_closed() && (way.capacity() < ON_THEIR_WAY || is_sending.get());
         let all_have_left = async {
             let mut look = interval(LOOK);
-            // While the process before this one serves, only this one knows what that holds.
-            while workers.clients() + budget.elsewhere() > 0 {
+            // A client that moves is no worker's any more before it is on its way. And while the process before this one serves,
+            // only this one knows what that holds.
+            while workers.clients() + budget.elsewhere() > 0 || is_moving() {
                 look.tick().await;
             }
         };
-        tokio::select! {
+        let why = tokio::select! {
             biased;
             signal = signals.next() => signal,
             () = all_have_left => "takeover",
             () = tokio::time::sleep(patience) => "takeover.client_timeout",
+        };
+        let until = Instant::now() + STEP;
+        while is_moving() && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
         }
+        why
     }
 }
