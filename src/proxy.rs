@@ -203,6 +203,8 @@ impl Proxy {
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: ClientMemory::new(memory::bound(&config.client)),
             instance: Arc::new(Instance::start(&config.naming.name)),
+            pause: Arc::default(),
+            stop: CancellationToken::new(),
         };
         if let Some(predecessor) = &predecessor {
             predecessor.bound(&shared.budget);
@@ -285,6 +287,11 @@ impl Proxy {
         let own = successor::Own { shared: proxy.shared.clone(), terms, generation, ids };
         let first = tokio::select! {
             biased;
+            () = proxy.shared.stop.cancelled() => {
+                let first = "PROXY SHUTDOWN";
+                proxy.leave(first, &mut signals, proxy.live.shutdown.get().delay).await;
+                first
+            }
             signal = signals.next() => {
                 proxy.leave(signal, &mut signals, proxy.live.shutdown.get().delay).await;
                 signal
@@ -365,6 +372,7 @@ impl Proxy {
         }
         publish_gauge("redbouncer_upstream_connections_max", &[], self.shared.budget.cap());
         leases::publish(&self.shared.budget);
+        publish_gauge("redbouncer_paused", &[], usize::from(self.shared.pause.is_on()));
         publish_gauge("redbouncer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         let waiting = self.shared.budget.pressure();
         for (claim, count) in [
@@ -501,6 +509,7 @@ impl View for Proxy {
     async fn status(&self) -> Value {
         let state = match self.stage.get() {
             Stage::Starting => "starting",
+            Stage::Serving if self.shared.pause.is_on() => "paused",
             Stage::Serving => "serving",
             Stage::Leaving => "leaving",
             Stage::Stopping => "stopping",
@@ -581,6 +590,7 @@ fn worker_config(
         hygiene: config.hygiene.clone(),
         first_look: first_look.clone(),
         audience: Arc::default(),
+        admin_users: config.admin.users.clone().into(),
         directory: Arc::clone(directory),
         ids: Arc::clone(ids),
         config: steering,

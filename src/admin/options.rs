@@ -9,10 +9,17 @@ pub struct AdminOptions {
     pub hosts: Vec<String>,
     /// `/ready` answers 503 until the server has accepted a first login.
     pub ready_needs_login: bool,
+    /// Users who may act on the proxy by PROXY; none: clients on this host.
+    pub users: Vec<String>,
 }
 
 impl Default for AdminOptions {
     fn default() -> Self {
-        Self { address: Some("127.0.0.1:9380".to_owned()), hosts: Vec::new(), ready_needs_login: false }
+        Self {
+            address: Some("127.0.0.1:9380".to_owned()),
+            hosts: Vec::new(),
+            ready_needs_login: false,
+            users: Vec::new(),
+        }
     }
 }

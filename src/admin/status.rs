@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::pool::{Holding, KindUse, LaneRow, Shared, Tracked};
+use crate::pool::{Holding, KindUse, LaneRow, Paused, Shared, Tracked};
 use crate::session::{ClientRow, UserRow};
 
 /// So many of the clients that hold most are shown.
@@ -43,11 +44,13 @@ pub fn status(
         "permits": budget.kinds().iter().map(permits).collect::<Vec<_>>(),
         "memory": memory(shared, clients),
         "standing_leases": { "held": standing, "max": standing_max },
+        "paused": shared.pause.paused().map(|paused| paused_since(&paused)),
         "waits": {
             "lanes": waiting.lanes,
             "leases": waiting.leases,
             "blocking": waiting.blocking,
             "standing": waiting.standing,
+            "paused": shared.pause.waiting(),
         },
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
         "users": users.iter().map(user).collect::<Vec<_>>(),
@@ -84,6 +87,14 @@ fn memory(shared: &Shared, clients: &[ClientRow]) -> Value {
         "clients": shared.memory.used(),
         "max": shared.memory.bound(),
         "largest": shown.collect::<Vec<_>>(),
+    })
+}
+
+/// Since when new commands wait, and for how long they still do; `null`: until PROXY RESUME.
+fn paused_since(paused: &Paused) -> Value {
+    json!({
+        "seconds": paused.since.elapsed().as_secs(),
+        "seconds_left": paused.until.map(|until| until.saturating_duration_since(Instant::now()).as_secs_f64()),
     })
 }
 
@@ -145,6 +156,7 @@ fn user(row: &UserRow) -> Value {
 }
 
 fn client(row: &ClientRow) -> Value {
+    let library = format!("{} {}", row.lib_name, row.lib_ver).trim().to_owned();
     json!({
         "id": row.id,
         "peer": row.peer.to_string(),
@@ -152,6 +164,7 @@ fn client(row: &ClientRow) -> Value {
         "name": row.name,
         "library": row.lib_name,
         "user": row.user,
+        "library": library,
         "database": row.database,
         "age": row.age.as_secs(),
         "idle": row.idle.as_secs(),

@@ -12,7 +12,9 @@ mod config;
 mod convert;
 mod hash_password;
 mod manual;
+mod operate;
 mod output;
+mod overview;
 mod reload;
 mod settings;
 mod size;
@@ -65,13 +67,12 @@ const CONVERT_HELP: &str = "Exit codes: 0 converted, 1 something cannot be conve
 enum Command {
     /// Run the proxy (also without a subcommand)
     Run(Running),
-    /// Show pools, clients and waits of a running proxy, found by --admin or the configuration
+    /// Show how a running proxy is, on one screen; it is found by --admin or the configuration
     Status {
         #[command(flatten)]
+        shown: Box<status::Shown>,
+        #[command(flatten, next_help_heading = "Settings")]
         settings: Settings,
-        /// Print the proxy's JSON instead of a listing
-        #[arg(long)]
-        json: bool,
     },
     /// Examine the way to the server and the server itself: what works, what does not, and what to do about it
     #[command(after_help = CHECK_HELP)]
@@ -132,6 +133,8 @@ enum Command {
         #[arg(long)]
         sha256: bool,
     },
+    #[command(flatten)]
+    Act(operate::Act),
     /// Print the command table: how each Redis command is routed, and why
     Commands {
         /// Print JSON instead of a listing
@@ -164,10 +167,9 @@ fn run(cli: Cli) -> ExitCode {
     match cli.command {
         None => run_proxy(cli.running),
         Some(Command::Run(running)) => run_proxy(running),
-        Some(Command::Status { settings, json }) => {
+        Some(Command::Status { settings, shown }) => {
             with_config(settings, |config| match status::fetch(&config.admin) {
-                Ok(body) if json => print(&terminal::json(&body)),
-                Ok(body) => print(&status::listing(&body)),
+                Ok(body) => print(&shown.text(&body)),
                 Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
             })
         }
@@ -203,6 +205,7 @@ fn run(cli: Cli) -> ExitCode {
             Ok(line) => print(&line),
             Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
         },
+        Some(Command::Act(act)) => operate::run(act),
         Some(Command::Commands { json: true }) => print(&commands::render_json()),
         Some(Command::Commands { json: false }) => print(&commands::render()),
     }

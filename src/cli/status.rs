@@ -1,16 +1,96 @@
 //! `redbouncer status`: asks a running proxy for `/status` and prints it for people.
 //!
-//! The listing follows the shape of the JSON and knows none of its names, so whatever the proxy reports appears here
-//! without a change: an object is aligned names and values, a list of objects is a table.
+//! Without a flag it is one screen ([`overview`]), with `--clients` the list of clients. The listing of `--all` follows the shape of
+//! the JSON and knows none of its names, so whatever the proxy reports appears there without a change: an object is aligned
+//! names and values, a list of objects is a table.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use clap::Args;
 use hyper::StatusCode;
 use serde_json::{Map, Value};
 
 use super::admin_port::{self, AdminPortError};
+use super::output::counted;
+use super::overview::overview;
+use super::terminal;
 use crate::admin::AdminOptions;
+use crate::command::glob;
+use crate::config;
 use crate::telemetry::printable;
+
+/// What is shown.
+#[derive(Args)]
+pub(super) struct Shown {
+    /// Print the proxy's JSON
+    #[arg(long, conflicts_with_all = ["all", "clients"])]
+    json: bool,
+    /// List everything that the proxy reports
+    #[arg(long, conflicts_with = "clients")]
+    all: bool,
+    /// List the clients; the flags below select some of them
+    #[arg(long)]
+    clients: bool,
+    /// Whose CLIENT SETNAME fits this pattern (web-*)
+    #[arg(long, value_name = "GLOB", requires = "clients")]
+    name: Option<String>,
+    /// Whose address begins so
+    #[arg(long, value_name = "ADDRESS", requires = "clients")]
+    addr: Option<String>,
+    /// Logged in as this user
+    #[arg(long, value_name = "NAME", requires = "clients")]
+    user: Option<String>,
+    /// Where its commands go, such as WATCH or "blocking hub"
+    #[arg(long, value_name = "PLACE", requires = "clients")]
+    place: Option<String>,
+    /// Idle for at least this long (30s, 5m, 1h)
+    #[arg(long, value_name = "DURATION", requires = "clients", value_parser = duration)]
+    idle: Option<Duration>,
+    /// So many at the most
+    #[arg(long, value_name = "N", requires = "clients")]
+    limit: Option<usize>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).ok_or_else(|| "a number and ms, s, m, h or d, such as 60s".to_owned())
+}
+
+impl Shown {
+    /// `body` as it is to be shown.
+    pub(super) fn text(&self, body: &Value) -> String {
+        match (self.json, self.all, self.clients) {
+            (true, ..) => terminal::json(body),
+            (_, true, _) => listing(body),
+            (_, _, true) => self.list(body["clients"].as_array().map_or(&[], Vec::as_slice)),
+            (false, false, false) => overview(body),
+        }
+    }
+
+    fn list(&self, clients: &[Value]) -> String {
+        let fits: Vec<_> = clients.iter().filter(|client| self.fits(client)).cloned().collect();
+        let shown = &fits[..fits.len().min(self.limit.unwrap_or(usize::MAX))];
+        let mut out = String::new();
+        if !shown.is_empty() {
+            array(shown, 0, &mut out);
+        }
+        let _ = writeln!(out, "{} of {}", shown.len(), counted(clients.len(), "client"));
+        out
+    }
+
+    fn fits(&self, client: &Value) -> bool {
+        let word = |field: &str| client[field].as_str().unwrap_or_default();
+        let is =
+            |wanted: &Option<String>, field: &str| wanted.as_ref().is_none_or(|wanted| wanted == word(field));
+        self.name.as_ref().is_none_or(|pattern| glob::matches(pattern.as_bytes(), word("name").as_bytes()))
+            && self.addr.as_ref().is_none_or(|address| word("peer").starts_with(address.as_str()))
+            && is(&self.user, "user")
+            && is(&self.place, "place")
+            && self
+                .idle
+                .is_none_or(|idle| client["idle"].as_u64().is_some_and(|seconds| seconds >= idle.as_secs()))
+    }
+}
 
 /// What the proxy that `options` describe says of itself.
 pub(super) fn fetch(options: &AdminOptions) -> Result<Value, AdminPortError> {

@@ -63,6 +63,8 @@ pub(super) enum Field {
     Addresses(fn(&mut Config) -> &mut Vec<String>, bool),
     /// Names of hosts.
     Names(fn(&mut Config) -> &mut Vec<String>),
+    /// Names of users.
+    Users(fn(&mut Config) -> &mut Vec<String>),
     OptionalAddress(fn(&mut Config) -> &mut Option<String>),
     /// Text with rules of its own: what it takes, how it is taken, how it is shown (`None`: not set).
     Text {
@@ -135,6 +137,18 @@ impl Key {
                     wrong.map_or(Ok(()), |_| Err(self.wrong("found something else"))).map(|()| names)
                 }),
             ),
+            Field::Users(of) => store(
+                of(config),
+                self.explain(given.list()).and_then(|names| {
+                    let is_user =
+                        |name: &String| !name.contains("://") && !name.contains(char::is_whitespace);
+                    if names.iter().all(is_user) {
+                        Ok(names)
+                    } else {
+                        Err(self.wrong("found something else"))
+                    }
+                }),
+            ),
             Field::OptionalAddress(of) => {
                 store(of(config), text().and_then(|t| set(t).map(|t| address::parse(&t)).transpose()))
             }
@@ -158,7 +172,7 @@ impl Key {
             Field::Switch(of) => of(&mut copy).to_string(),
             Field::Path(of) => quoted(&of(&mut copy).as_ref()?.to_string_lossy()),
             Field::OptionalText(of) | Field::OptionalAddress(of) => quoted(of(&mut copy).as_ref()?),
-            Field::Addresses(of, _) | Field::Names(of) => {
+            Field::Addresses(of, _) | Field::Names(of) | Field::Users(of) => {
                 format!("[{}]", of(&mut copy).iter().map(|a| quoted(a)).collect::<Vec<_>>().join(", "))
             }
             Field::Text { show, .. } => quoted(&show(config)?),
@@ -177,7 +191,9 @@ impl Key {
             Field::Switch(of) => *of(to) = *of(&mut from),
             Field::Path(of) => *of(to) = of(&mut from).take(),
             Field::OptionalText(of) | Field::OptionalAddress(of) => *of(to) = of(&mut from).take(),
-            Field::Addresses(of, _) | Field::Names(of) => *of(to) = std::mem::take(of(&mut from)),
+            Field::Addresses(of, _) | Field::Names(of) | Field::Users(of) => {
+                *of(to) = std::mem::take(of(&mut from));
+            }
             Field::Text { copy, .. } => copy(to, &from),
         }
     }
@@ -206,6 +222,7 @@ impl Key {
             Field::Path(_) => "path of a file".to_owned(),
             Field::OptionalText(_) => "text".to_owned(),
             Field::Names(_) => "list of host names".to_owned(),
+            Field::Users(_) => "list of user names".to_owned(),
             Field::Addresses(_, true) => "list of host:port or unix:/path".to_owned(),
             Field::Addresses(_, false) => "list of host:port".to_owned(),
             Field::OptionalAddress(_) => "host:port, or \"\" for none".to_owned(),
@@ -225,6 +242,7 @@ impl Key {
             Field::Size(..) => " (such as \"16KiB\", \"64MiB\", \"1GiB\")",
             Field::Addresses(..) | Field::OptionalAddress(_) => " (such as \"127.0.0.1:6380\")",
             Field::Names(_) => " (such as \"proxy.example.com\")",
+            Field::Users(_) => " (such as \"operator\")",
             Field::Count(..)
             | Field::SmallCount(..)
             | Field::Switch(_)

@@ -126,6 +126,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("admin.address", Field::OptionalAddress(|c| &mut c.admin.address)),
     Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)),
     Key::new("admin.ready_needs_login", Field::Switch(|c| &mut c.admin.ready_needs_login)).live(),
+    Key::new("admin.users", Field::Users(|c| &mut c.admin.users)),
     // [config]
     Key::new("config.watch", Field::Switch(|c| &mut c.watch)).live(),
     // [shutdown]

@@ -32,8 +32,9 @@ pub use error::{ConfigError, Origin};
 pub use itself::own_listener;
 pub use key::Effect;
 pub use settings::{Config, Exposure, Flags};
+pub(crate) use url::apply as parse_url;
 #[cfg(any(test, fuzzing))]
-pub(crate) use url::{apply as parse_url, show as show_url};
+pub(crate) use url::show as show_url;
 #[cfg(any(test, fuzzing))]
 pub(crate) use users::parse_alone as parse_users;
 pub use users::{outlasting, read_users, secret_in};

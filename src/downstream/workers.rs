@@ -13,6 +13,7 @@ use super::admission::{Admission, AdmissionGuard, Refused};
 use super::identity::{Account, Directory};
 use super::moved::{ClientDescription, MovedClient, Peer};
 use super::settings::WorkerSettings;
+use crate::hub::HubRow;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
@@ -53,6 +54,10 @@ pub enum Message {
     Revoke(Arc<Account>),
     /// Answer, to show that the thread lives.
     Alive(oneshot::Sender<()>),
+    /// The rows of its hubs.
+    Hubs(oneshot::Sender<Vec<HubRow>>),
+    /// All its upstream connections are to be made anew.
+    Reconnect,
     /// Publish what has been counted since the last time.
     Publish(oneshot::Sender<WorkerFigures>),
     /// The server's address has changed.
@@ -336,6 +341,19 @@ impl Workers {
     /// Has every worker move its connections to the server that the connector dials now.
     pub async fn move_upstream(&self) {
         self.ask(Message::MoveUpstream).await;
+    }
+
+    /// The rows of all hubs.
+    pub async fn hubs(&self) -> Vec<HubRow> {
+        self.ask(Message::Hubs).await.into_iter().flatten().collect()
+    }
+
+    /// Has every worker renew its upstream connections as they become free.
+    pub async fn reconnect(&self) {
+        for worker in 0..self.all.len() {
+            // A worker that is gone has no connections.
+            let _ = self.send(worker, Message::Reconnect).await;
+        }
     }
 
     /// Drains every worker at the same time. Returns how many clients were cut.

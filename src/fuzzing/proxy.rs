@@ -250,6 +250,8 @@ impl Settings {
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: ClientMemory::new(32 << 20),
             instance: Arc::new(Instance::start("fuzz")),
+            pause: Arc::default(),
+            stop: CancellationToken::new(),
         };
         let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
         let (link, messages) = WorkerHandle::new();
@@ -270,6 +272,7 @@ impl Settings {
             hygiene: HygieneOptions::default(),
             first_look: CancellationToken::new(),
             audience: Arc::default(),
+            admin_users: Arc::default(),
             directory,
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
             config: ConfigHandle::new().0,

@@ -6,6 +6,7 @@
 mod blocking;
 mod driver;
 mod give_back;
+mod hub_row;
 mod options;
 mod pubsub;
 
@@ -13,5 +14,6 @@ mod pubsub;
 pub(crate) use blocking::waitlist_property;
 pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting};
 pub use give_back::{GiveBack, fate};
+pub use hub_row::HubRow;
 pub use options::{BlockingOptions, PubSubOptions, Resubscribe};
 pub use pubsub::{Asking, Audience, Listener, Message, PubSubHubs, Station};

@@ -17,6 +17,9 @@ impl Pool {
         reason: UpstreamClose,
         gone: Option<Instant>,
     ) {
+        if self.renewed.get().is_some_and(|at| lease.opened <= at) {
+            return self.close(lease.stream, lease.permit, UpstreamClose::Reconnect, gone);
+        }
         let young = lease.opened.elapsed() < self.shared.options.get().max_lifetime;
         let current = lease.generation == self.shared.connector.generation();
         if clean && gone.is_none() && young && current && !self.stopping.get() && lease.is_quiet() {

@@ -19,6 +19,7 @@ mod liveness;
 mod measures;
 mod memory;
 mod options;
+mod pause;
 mod pressure;
 mod queue;
 mod reclaim;
@@ -38,6 +39,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::UpstreamClose;
@@ -58,6 +60,7 @@ pub use liveness::Liveness;
 pub use measures::{Measures, Sample, Took};
 pub use memory::{Account, Charge, ClientMemory, LONG, Victim};
 pub use options::PoolOptions;
+pub use pause::{Pause, Paused};
 pub use reclaim::Blocked;
 use roles::Roles;
 use rotation::Rotation;
@@ -96,6 +99,10 @@ pub struct Shared {
     pub memory: Arc<ClientMemory>,
     /// Which run of redbouncer this is.
     pub instance: Arc<Instance>,
+    /// Whether new commands wait.
+    pub pause: Arc<Pause>,
+    /// Cancelled when an operator stops the proxy by PROXY SHUTDOWN.
+    pub stop: CancellationToken,
 }
 
 /// The pool of one worker.
@@ -117,6 +124,8 @@ pub struct Pool {
     rotation: Rotation,
     /// A lane was lost, and nobody has asked since.
     lost: Cell<bool>,
+    /// Leases that were opened before are closed when they are given back.
+    renewed: Cell<Option<Instant>>,
 }
 
 struct LeaseWaiter {
@@ -175,6 +184,7 @@ impl Pool {
             roles: Roles::default(),
             rotation: Rotation::default(),
             lost: Cell::new(false),
+            renewed: Cell::new(None),
         })
     }
 
@@ -217,13 +227,16 @@ impl Pool {
     }
 
     /// A lane of `group` to use now, for a command that reads, or may do more. Opens a second one in the background when
-    /// the first is slow and a permit is free. `None`: there is none yet.
+    /// the first is slow and a permit is free. `None`: there is none yet, or new commands wait ([`Pause`]).
     pub fn lane(
         self: &Rc<Self>,
         group: &Rc<Group>,
         only_reads: impl FnOnce() -> bool,
         now: Instant,
     ) -> Option<Choice> {
+        if self.shared.pause.is_on() {
+            return None;
+        }
         let limit = self.shared.options.get().lanes_per_key;
         match group.pick(only_reads, now)? {
             Pick::Lane(lane) => {
@@ -463,6 +476,15 @@ impl Pool {
     pub fn configure(&self, options: PoolOptions, upstream: UpstreamTimes) {
         self.shared.options.set(options);
         self.shared.upstream.set(upstream);
+    }
+
+    /// All connections are to be made anew: lanes close when their replies are in, leases when they are given back.
+    pub fn renew(&self) {
+        self.renewed.set(Some(Instant::now()));
+        self.leave_all(UpstreamClose::Reconnect);
+        for (_, lease) in self.parked.take() {
+            self.close(lease.stream, lease.permit, UpstreamClose::Reconnect, None);
+        }
     }
 
     /// Closes everything in order, and opens nothing more.

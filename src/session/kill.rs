@@ -73,6 +73,32 @@ impl Filter {
         }
     }
 
+    /// Reads the arguments of PROXY KILL, which has filters of its own: `CONNECTION` is the id of an upstream connection on the
+    /// server, `holders` the clients that hold it alone. `None` for what is none, and without any filter.
+    #[must_use]
+    pub fn of_proxy_kill(request: &Request<'_>, holders: impl Fn(u64) -> HashSet<u64>) -> Option<Self> {
+        let mut filter = Self { old_form: false, skip_me: true, conditions: Vec::new() };
+        let mut words = request.args().skip(2).map(|word| String::from_utf8_lossy(word).into_owned());
+        while let Some(option) = words.next() {
+            let value = words.next()?;
+            let test = match option.to_ascii_lowercase().as_str() {
+                "skipme" => {
+                    filter.skip_me = value.eq_ignore_ascii_case("yes");
+                    continue;
+                }
+                "id" => Test::Id(HashSet::from([value.parse().ok()?])),
+                "connection" => Test::Id(holders(value.parse().ok()?)),
+                "addr" => Test::Addr(value),
+                "user" => Test::User(value),
+                "name" => Test::Name(value),
+                "idle" => Test::Idle(value.parse().ok()?),
+                _ => return None,
+            };
+            filter.conditions.push(Condition { negated: false, test });
+        }
+        (!filter.conditions.is_empty()).then_some(filter)
+    }
+
     /// Reads the arguments of CLIENT LIST; `None` for what no version takes.
     #[must_use]
     pub fn of_list(request: &Request<'_>) -> Option<Self> {
@@ -150,7 +176,7 @@ impl Filter {
         let mut words: Vec<&[u8]> = request.args().collect();
         if words.len() == 3 {
             // The old form has no words that could be wrong, only rights.
-            return encode::one_command(&[b"CLIENT", b"KILL", b"ID", NOBODY]);
+            return killing_nobody();
         }
         let mut in_ids = false;
         for word in words.iter_mut().skip(2) {
@@ -188,6 +214,18 @@ impl Filter {
         !(self.skip_me && row.id == me)
             && self.conditions.iter().all(|condition| condition.test.is_met(row) != condition.negated)
     }
+}
+
+/// A CLIENT LIST of one client at the most: whether the server lets its user list.
+#[must_use]
+pub fn listing_somebody() -> Bytes {
+    encode::one_command(&[b"CLIENT", b"LIST", b"ID", b"1"])
+}
+
+/// A CLIENT KILL that kills nobody: whether the server lets its user kill.
+#[must_use]
+pub fn killing_nobody() -> Bytes {
+    encode::one_command(&[b"CLIENT", b"KILL", b"ID", NOBODY])
 }
 
 /// The same CLIENT UNBLOCK for a client that does not exist: the server's verdict on its words.
@@ -300,6 +338,29 @@ mod tests {
         for senseless in ["ID x", "FOO 1", "ID 7 USER", "MAXAGE -1", "NOT-SKIPME yes"] {
             assert_eq!(kills(senseless), None, "{senseless}");
         }
+    }
+
+    #[test]
+    fn proxy_kill_takes_filters_that_all_must_be_met_and_never_none() {
+        let kills = |options: &str| {
+            let bytes = asked(&format!("PROXY KILL {options}"));
+            let holders = |connection| if connection == 17 { HashSet::from([7]) } else { HashSet::new() };
+            Filter::of_proxy_kill(&Request::parse(&bytes).unwrap(), holders)
+                .map(|filter| filter.matches(&row(), 8))
+        };
+        for meets in ["ID 7", "name web", "ADDR 10.0.0.1:5000", "USER app IDLE 4", "CONNECTION 17 NAME web"] {
+            assert_eq!(kills(meets), Some(true), "{meets}");
+        }
+        for misses in
+            ["ID 8", "NAME we", "USER app IDLE 5", "CONNECTION 18", "CONNECTION 17 ID 8", "ID 8 ID 7"]
+        {
+            assert_eq!(kills(misses), Some(false), "{misses}");
+        }
+        for senseless in ["ID x", "ID", "TYPE normal", "CONNECTION", "IDLE -1", "SKIPME no", "7"] {
+            assert_eq!(kills(senseless), None, "{senseless}");
+        }
+        let none = encode::one_command(&[b"PROXY", b"KILL"]);
+        assert_eq!(Filter::of_proxy_kill(&Request::parse(&none).unwrap(), |_| HashSet::new()), None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use block::{Block, find_block};
 pub use endpoint::Endpoint;
 pub use failed::{ABORTED, UNGUARDED};
 pub use hello::{Credentials, Hello};
-pub use kill::{Filter, unblocking_nobody};
+pub use kill::{Filter, killing_nobody, listing_somebody, unblocking_nobody};
 pub use lease::{Beside, Expect, LeaseState, Plan, Received};
 pub use listed::Listed;
 pub use listen::{Listen, Subscriptions};

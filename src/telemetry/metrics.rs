@@ -199,6 +199,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Leases that last for as long as their clients please: MONITOR, CLIENT TRACKING, blocking calls.",
     ),
     ("redbouncer_standing_leases_max", "gauge", "", "How many may; the others are kept for transactions."),
+    ("redbouncer_paused", "gauge", "", "1 while new commands wait for PROXY RESUME, else 0."),
     ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
     (
         "redbouncer_logins_total",

@@ -179,6 +179,8 @@ pub enum UpstreamClose {
     Moved,
     /// `upstream.url` names another server or user since a reload.
     Reloaded,
+    /// PROXY RECONNECT.
+    Reconnect,
     /// The proxy is stopping.
     Shutdown,
     /// The task that had it ended first: the grace of a stop was over.
@@ -187,7 +189,7 @@ pub enum UpstreamClose {
 
 impl UpstreamClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Linger,
         Self::Idle,
         Self::Lifetime,
@@ -205,6 +207,7 @@ impl UpstreamClose {
         Self::LoginRevoked,
         Self::Moved,
         Self::Reloaded,
+        Self::Reconnect,
         Self::Shutdown,
         Self::Cut,
     ];
@@ -230,6 +233,7 @@ impl UpstreamClose {
             Self::LoginRevoked => "login_revoked",
             Self::Moved => "moved",
             Self::Reloaded => "reloaded",
+            Self::Reconnect => "reconnect",
             Self::Shutdown => "shutdown",
             Self::Cut => "cut",
         }

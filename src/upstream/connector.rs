@@ -177,6 +177,18 @@ impl Connector {
         established
     }
 
+    /// Opens a connection on which nothing has been said yet, within `upstream.connect_timeout`.
+    ///
+    /// # Errors
+    /// As [`Self::dial`], as far as that comes without a login.
+    pub async fn open(&self) -> Result<UpstreamStream, DialError> {
+        let target = self.target();
+        let deadline = Instant::now() + target.connect_timeout;
+        let addresses = target.resolve(deadline).await?;
+        let (connected, peer) = target.connect(&addresses, deadline).await?;
+        Ok(target.secure(connected, peer, deadline).await?.0)
+    }
+
     /// The addresses of the server's name now, in the order of trying them.
     ///
     /// # Errors

@@ -17,6 +17,8 @@ use crate::telemetry::ClientClose;
 pub(in crate::downstream) enum Attachment {
     /// Its commands go over lanes as they come.
     Serving,
+    /// Its next command waits for PROXY RESUME.
+    Paused,
     /// Its next command waits for a lane.
     AwaitingLane,
     /// Its next command waits for a lease.
@@ -205,7 +207,8 @@ impl AttachmentCell {
         match &*self.0.borrow() {
             Attachment::Serving | Attachment::Closing(_) => owes(),
             Attachment::AwaitingPubSub { owes_reply } => *owes_reply || owes(),
-            Attachment::AwaitingLane
+            Attachment::Paused
+            | Attachment::AwaitingLane
             | Attachment::AwaitingLease
             | Attachment::Answering
             | Attachment::LoggingIn => true,
@@ -219,11 +222,17 @@ impl AttachmentCell {
         !matches!(*self.0.borrow(), Attachment::Serving | Attachment::Closing(_))
     }
 
+    /// Whether its next command waits for PROXY RESUME: a drain does not wait for that.
+    pub(in crate::downstream) fn is_paused(&self) -> bool {
+        matches!(*self.0.borrow(), Attachment::Paused)
+    }
+
     /// The word in listings.
     pub(in crate::downstream) fn label(&self, is_subscribed: bool) -> &'static str {
         match &*self.0.borrow() {
             Attachment::Serving | Attachment::Answering if is_subscribed => "pubsub hub",
             Attachment::Serving | Attachment::Answering | Attachment::LoggingIn => "lane",
+            Attachment::Paused => "paused",
             Attachment::AwaitingLane => "waits for a lane",
             Attachment::AwaitingLease => "waits for a lease",
             Attachment::AwaitingPubSub { .. } => "waits for the pub/sub hub",

@@ -157,7 +157,7 @@ impl Served for Client {
     }
 
     fn waits_in_vain_for_a_drain(&self) -> bool {
-        self.attachment.is_away() && !Served::is_busy(self)
+        self.attachment.is_paused() || self.attachment.is_away() && !Served::is_busy(self)
     }
 
     fn yield_memory(&self) {

@@ -50,6 +50,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: Cell<BlockingOptions>,
     pub(in crate::downstream) directory: Arc<Directory>,
+    /// Who may act on the proxy by PROXY.
+    pub(in crate::downstream) admin_users: Arc<[String]>,
     pub(in crate::downstream) workers: Workers,
     /// Who holds the configuration.
     pub(in crate::downstream) config: ConfigHandle,
@@ -108,6 +110,7 @@ pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: BlockingOptions,
     pub(in crate::downstream) directory: Arc<Directory>,
+    pub(in crate::downstream) admin_users: Arc<[String]>,
     pub(in crate::downstream) workers: Workers,
     pub(in crate::downstream) has_pubsub_hub: bool,
     pub(in crate::downstream) config: ConfigHandle,
@@ -129,6 +132,7 @@ impl Context {
             auth,
             blocking,
             directory,
+            admin_users,
             workers,
             config,
             ..
@@ -161,6 +165,7 @@ impl Context {
             auth,
             blocking: Cell::new(blocking),
             directory,
+            admin_users,
             workers,
             config,
         })

@@ -21,6 +21,30 @@ use crate::session::{ALWAYS_TAKEN, Described, Pin, Placement, Route};
 use crate::telemetry::ClientClose;
 use crate::upstream::Capability;
 
+/// Whether a command that goes there is a new one for the server, which waits while the proxy is paused. What an operator needs
+/// meanwhile does not wait, nor does a login: it may be the operator's.
+fn waits_for_resume(route: &Route) -> bool {
+    match route {
+        Route::Lane
+        | Route::Transaction
+        | Route::Lease(_)
+        | Route::Tracking
+        | Route::Listen(_, true)
+        | Route::Blocking(_)
+        | Route::Select(_)
+        | Route::PubSub
+        | Route::Ask
+        | Route::Misplaced => true,
+        Route::Local(_)
+        | Route::Refuse(_)
+        | Route::Listen(_, false)
+        | Route::Login(_)
+        | Route::Control
+        | Route::Clients(_)
+        | Route::Proxy => false,
+    }
+}
+
 impl Client {
     /// Finishes one command.
     ///
@@ -32,6 +56,9 @@ impl Client {
     ) -> Result<(), ClientClose> {
         if !matches!(taken.route, Route::Listen(..) | Route::Local(_)) {
             self.is_caught_up.set(false);
+        }
+        if waits_for_resume(&taken.route) {
+            self.until_resumed().await?;
         }
         match taken.route.clone() {
             Route::Lane => {
@@ -64,6 +91,20 @@ impl Client {
             // Answered on the fast path.
             Route::Refuse(_) => Ok(()),
         }
+    }
+
+    /// Waits while the proxy is paused. Returns whether it was.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(in crate::downstream) async fn until_resumed(&self) -> Result<bool, ClientClose> {
+        let pause = &self.context.pool.shared.pause;
+        if !pause.is_on() {
+            return Ok(false);
+        }
+        let (_state, _counted) = (self.attachment.enter(Attachment::Paused), pause.count());
+        self.unless_gone(pause.is_over()).await?;
+        Ok(true)
     }
 
     /// What is answered here, to a subscriber: behind the messages that were published before.
@@ -99,8 +140,11 @@ impl Client {
         aftermath: Aftermath,
     ) -> Result<(), ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
-        let deadline = self.lane_deadline();
+        let mut deadline = self.lane_deadline();
         loop {
+            if self.until_resumed().await? {
+                deadline = self.lane_deadline();
+            }
             let waits = self.attachment.enter(Attachment::AwaitingLane);
             let ready = self.unless_gone(self.context.pool.lane_ready(&group, deadline)).await?;
             drop(waits);

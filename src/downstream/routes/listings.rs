@@ -189,7 +189,7 @@ impl Client {
     }
 
     /// Whether `filter` means this client itself.
-    fn is_meant(&self, filter: &Filter) -> bool {
+    pub(super) fn is_meant(&self, filter: &Filter) -> bool {
         let row = Listed::parse(&self.row(Instant::now()).text(&RowFormat::default()));
         row.is_some_and(|row| filter.matches(&row, self.id()))
     }

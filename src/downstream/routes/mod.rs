@@ -9,6 +9,7 @@ mod login;
 mod misplaced;
 mod pending;
 mod pipeline;
+mod proxy_acts;
 mod proxy_commands;
 mod proxy_config;
 mod queued;

@@ -469,8 +469,13 @@ impl Client {
         }
         let lane = if self.outstanding() > 0 {
             // Order: with replies outstanding on a lane that is leaving, what follows waits for them. So does a write behind
-            // reads on a lane that reads have taken to, since writes are held on another.
-            match self.last_lane().filter(|lane| lane.is_usable() && !self.is_kept_apart(lane, asked)) {
+            // reads on a lane that reads have taken to, since writes are held on another, and everything while the proxy is paused.
+            let may_go = |lane: &Rc<Lane>| {
+                lane.is_usable()
+                    && !self.context.pool.shared.pause.is_on()
+                    && !self.is_kept_apart(lane, asked)
+            };
+            match self.last_lane().filter(may_go) {
                 Some(lane) => {
                     run.group_is_held = self.known_group().is_some_and(|group| group.is_held());
                     Some(lane)

@@ -1,4 +1,5 @@
-//! PROXY …: about ourselves, over RESP, for who has only redis-cli at hand.
+//! PROXY …: about ourselves, over RESP, for who has only redis-cli at hand. What it shows is here, what it does in
+//! [`super::proxy_acts`].
 
 use std::fmt::Write as _;
 use std::rc::Rc;
@@ -8,46 +9,180 @@ use bytes::{Bytes, BytesMut};
 use crate::downstream::client::Client;
 use crate::pool::{HumanDuration, Slice};
 use crate::resp::{Request, encode};
+use crate::session::answers::{one_line, wrong_arity};
 
-const HELP: &str = "PROXY POOLS      upstream connections by kind and phase, and who waits\n\
-                    PROXY CLIENTS    clients, and where the commands of each go\n\
-                    PROXY UPSTREAMS  every upstream connection, its holder and age\n\
-                    PROXY CONFIG     every key: GET pattern for some, SET key value to change one\n\
-                    PROXY RELOAD     reads the configuration again\n\
-                    PROXY HELP       this text\n";
+/// A subcommand of PROXY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProxyCommand {
+    Clients,
+    Config,
+    Help,
+    Hubs,
+    Kill,
+    Log,
+    Pause,
+    Pools,
+    Reconnect,
+    Reload,
+    Resume,
+    Shutdown,
+    Upstreams,
+}
+
+/// Who may use a subcommand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Everybody.
+    Nothing,
+    /// Who may list the clients of the server.
+    Listing,
+    /// An operator.
+    Operator,
+}
+
+/// How a subcommand is written, who may use it, how many words it takes at the most (without PROXY), and what it does.
+struct Row(ProxyCommand, &'static str, &'static str, Needs, usize, &'static str);
+
+/// All of them, in the order of PROXY HELP.
+const ROWS: [Row; 13] = [
+    Row(
+        ProxyCommand::Clients,
+        "CLIENTS",
+        "",
+        Needs::Listing,
+        1,
+        "clients, and where the commands of each go",
+    ),
+    Row(
+        ProxyCommand::Hubs,
+        "HUBS",
+        "",
+        Needs::Listing,
+        1,
+        "blocking hubs and pub/sub hubs, and what waits there",
+    ),
+    Row(
+        ProxyCommand::Pools,
+        "POOLS",
+        "",
+        Needs::Nothing,
+        1,
+        "upstream connections by kind and phase, and who waits",
+    ),
+    Row(
+        ProxyCommand::Upstreams,
+        "UPSTREAMS",
+        "",
+        Needs::Listing,
+        1,
+        "every upstream connection, its holder and age",
+    ),
+    Row(
+        ProxyCommand::Kill,
+        "KILL",
+        " ID|NAME|ADDR|USER|IDLE|CONNECTION value ...",
+        Needs::Operator,
+        usize::MAX,
+        "closes the clients that all filters name; IDLE in seconds, CONNECTION by the id on the server",
+    ),
+    Row(
+        ProxyCommand::Pause,
+        "PAUSE",
+        " [ms]",
+        Needs::Operator,
+        2,
+        "lets new commands wait, until PROXY RESUME or for a time",
+    ),
+    Row(ProxyCommand::Resume, "RESUME", "", Needs::Operator, 1, "ends PROXY PAUSE"),
+    Row(
+        ProxyCommand::Reconnect,
+        "RECONNECT",
+        "",
+        Needs::Operator,
+        1,
+        "renews the upstream connections as they become free",
+    ),
+    Row(
+        ProxyCommand::Log,
+        "LOG",
+        " [level]",
+        Needs::Operator,
+        2,
+        "tells or sets what is logged, until the next start",
+    ),
+    Row(
+        ProxyCommand::Config,
+        "CONFIG",
+        " [GET pattern|SET key value]",
+        Needs::Listing,
+        4,
+        "every key of the configuration, some of them, or changes one",
+    ),
+    Row(ProxyCommand::Reload, "RELOAD", "", Needs::Operator, 1, "reads the configuration again"),
+    Row(ProxyCommand::Shutdown, "SHUTDOWN", "", Needs::Operator, 1, "stops the proxy as SIGTERM does"),
+    Row(ProxyCommand::Help, "HELP", "", Needs::Nothing, 1, "this text"),
+];
+
+/// What a subcommand has come to.
+pub(super) enum Answer {
+    /// Lines for people.
+    Text(String),
+    Count(i64),
+    Ok,
+}
 
 impl Client {
     /// Answers a PROXY command.
     pub(in crate::downstream) async fn proxy_command(self: &Rc<Self>, request: &Bytes) -> Bytes {
-        let sub = Request::parse(request)
-            .and_then(|request| request.arg(1).map(<[u8]>::to_ascii_lowercase))
-            .unwrap_or_default();
-        let mut out = BytesMut::new();
-        let shows_others = matches!(sub.as_slice(), b"clients" | b"upstreams" | b"config" | b"reload");
-        if shows_others && let Some(refusal) = self.forbidden_to_list().await {
+        let Some(asked) = Request::parse(request) else { return encode::one_error("ERR syntax error") };
+        let word = asked.arg(1).unwrap_or_default();
+        let row = ROWS.iter().find(|row| word.eq_ignore_ascii_case(row.1.as_bytes()));
+        let Some(Row(command, name, _, needs, most, _)) = row else {
+            let word = one_line(&word.to_ascii_lowercase());
+            return encode::one_error(&format!("ERR unknown subcommand '{word}'. Try PROXY HELP."));
+        };
+        if asked.argc().saturating_sub(1) > *most {
+            return encode::one_error(&wrong_arity(&format!("proxy|{}", name.to_ascii_lowercase())));
+        }
+        let refusal = match needs {
+            Needs::Nothing => None,
+            Needs::Listing if sets_a_key(&asked) => self.forbidden_to_act(name).await,
+            Needs::Listing => self.forbidden_to_list().await,
+            Needs::Operator => self.forbidden_to_act(name).await,
+        };
+        if let Some(refusal) = refusal {
             return refusal;
         }
-        let text = match sub.as_slice() {
-            b"help" => Ok(HELP.to_owned()),
-            b"pools" => Ok(self.pools()),
-            b"upstreams" => Ok(self.upstreams()),
-            b"clients" => Ok(self.clients().await),
-            b"reload" => self.proxy_reload().await,
-            b"config" => match Request::parse(request) {
-                Some(asked) => self.proxy_config(&asked).await,
-                None => Err("ERR syntax error".to_owned()),
-            },
-            _ => {
-                let word = crate::session::answers::one_line(&sub);
-                encode::error(&mut out, &format!("ERR unknown subcommand '{word}'. Try PROXY HELP."));
-                return out.freeze();
-            }
-        };
-        match text {
-            Ok(text) => encode::lines(&mut out, self.protocol(), &text),
+        let mut out = BytesMut::new();
+        match self.carry_out(*command, &asked).await {
+            Ok(Answer::Text(text)) => encode::lines(&mut out, self.protocol(), &text),
+            Ok(Answer::Count(count)) => encode::integer(&mut out, count),
+            Ok(Answer::Ok) => encode::simple(&mut out, "OK"),
             Err(text) => encode::error(&mut out, &text),
         }
         out.freeze()
+    }
+
+    async fn carry_out(
+        self: &Rc<Self>,
+        command: ProxyCommand,
+        asked: &Request<'_>,
+    ) -> Result<Answer, String> {
+        match command {
+            ProxyCommand::Help => Ok(Answer::Text(help())),
+            ProxyCommand::Pools => Ok(Answer::Text(self.pools())),
+            ProxyCommand::Upstreams => Ok(Answer::Text(self.upstreams())),
+            ProxyCommand::Clients => Ok(Answer::Text(self.clients().await)),
+            ProxyCommand::Hubs => Ok(Answer::Text(self.hubs().await)),
+            ProxyCommand::Config => self.proxy_config(asked).await.map(Answer::Text),
+            ProxyCommand::Reload => self.proxy_reload().await.map(Answer::Text),
+            ProxyCommand::Kill => self.proxy_kill(asked).await,
+            ProxyCommand::Pause => self.proxy_pause(asked),
+            ProxyCommand::Resume => Ok(self.proxy_resume()),
+            ProxyCommand::Reconnect => Ok(self.proxy_reconnect().await),
+            ProxyCommand::Log => self.proxy_log(asked),
+            ProxyCommand::Shutdown => Ok(self.proxy_shutdown()),
+        }
     }
 
     fn pools(&self) -> String {
@@ -71,8 +206,12 @@ impl Client {
         let waiting = budget.pressure();
         let _ = writeln!(
             text,
-            "waiting lanes={} leases={} blocking={} standing={}",
-            waiting.lanes, waiting.leases, waiting.blocking, waiting.standing
+            "waiting lanes={} leases={} blocking={} standing={} paused={}",
+            waiting.lanes,
+            waiting.leases,
+            waiting.blocking,
+            waiting.standing,
+            self.context.pool.shared.pause.waiting()
         );
         let (standing, most) = budget.standing();
         let _ = writeln!(text, "standing leases={standing} max={most}");
@@ -83,6 +222,25 @@ impl Client {
         let mut text = String::new();
         for row in self.context.pool.shared.budget.holdings() {
             let _ = writeln!(text, "{}", row.line());
+        }
+        text
+    }
+
+    async fn hubs(&self) -> String {
+        let mut text = String::new();
+        for row in self.context.workers.hubs().await {
+            let _ = writeln!(
+                text,
+                "worker={} kind={} user={} state={} age={} waiting={} names={} in_flight={}",
+                row.worker,
+                row.kind.label(),
+                row.user,
+                if row.open_for.is_some() { "open" } else { "connecting" },
+                HumanDuration(row.open_for.unwrap_or_default()),
+                row.waiting,
+                row.names,
+                row.in_flight,
+            );
         }
         text
     }
@@ -112,4 +270,19 @@ impl Client {
         }
         text
     }
+}
+
+/// PROXY CONFIG SET, the one act among what only shows.
+fn sets_a_key(asked: &Request<'_>) -> bool {
+    let is = |at, word: &[u8]| asked.arg(at).is_some_and(|given| given.eq_ignore_ascii_case(word));
+    is(1, b"config") && is(2, b"set")
+}
+
+fn help() -> String {
+    let usage = |Row(_, name, arguments, ..): &Row| format!("PROXY {name}{arguments}");
+    let mut text = String::new();
+    for row in &ROWS {
+        let _ = writeln!(text, "{}\n    {}", usage(row), row.5);
+    }
+    text
 }

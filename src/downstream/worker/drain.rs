@@ -37,7 +37,7 @@ impl Worker {
                 }
                 if late {
                     client.close(ClientClose::Shutdown);
-                } else if client.is_busy() {
+                } else if client.is_busy() && !client.waits_in_vain_for_a_drain() {
                     client.wake();
                 } else if closed < BATCH {
                     closed += 1;

@@ -28,7 +28,7 @@ use super::socket::{ClientSocket, PlainSocket};
 use super::workers::{Accepted, Incoming, Message, WorkerFigures, Workers};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::{HygieneOptions, Reaper};
-use crate::pool::{Control, Pool, Pressure, Slice, Turns};
+use crate::pool::{Control, HumanDuration, Pool, Pressure, Slice, Turns};
 use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed, publish_gauge, publish_tasks};
 use crate::upstream::tune;
@@ -60,6 +60,8 @@ pub struct WorkerConfig {
     pub audience: Arc<Audience>,
     /// Who is who.
     pub directory: Arc<Directory>,
+    /// Who may act on the proxy by PROXY (`admin.users`).
+    pub admin_users: Arc<[String]>,
     /// The next client's id.
     pub ids: Arc<AtomicU64>,
     /// Who holds the configuration.
@@ -117,6 +119,7 @@ impl Worker {
             auth: terms.auth,
             blocking: terms.blocking,
             directory: terms.directory,
+            admin_users: terms.admin_users,
             workers,
             has_pubsub_hub: pubsub_hub,
             config: terms.config,
@@ -230,6 +233,12 @@ impl Worker {
                 }
                 self.send_on();
             }
+            Message::Hubs(reply) => {
+                let mut rows = self.context.hubs.rows(self.context.index);
+                rows.extend(self.context.pubsub.rows(self.context.index));
+                drop(reply.send(rows));
+            }
+            Message::Reconnect => self.reconnect(),
             // Handled by the loop itself.
             Message::Drain(..) => {}
         }
@@ -257,6 +266,16 @@ impl Worker {
             .pool
             .tasks()
             .spawn_local(async move { control.lock().await.close(&pool, UpstreamClose::Reloaded).await });
+    }
+
+    /// Has all upstream connections made anew, each when it is free.
+    fn reconnect(self: &Rc<Self>) {
+        let reason = UpstreamClose::Reconnect;
+        self.context.pool.renew();
+        self.context.hubs.leave_all(reason);
+        self.context.pubsub.leave_all(reason);
+        let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
+        self.context.pool.tasks().spawn_local(async move { control.lock().await.close(&pool, reason).await });
     }
 
     fn admit(self: &Rc<Self>, accepted: Accepted) {
@@ -437,6 +456,9 @@ impl Worker {
             self.release_under_pressure(pressure, now);
         }
         self.context.server.learn_from_login();
+        if let Some(waited) = self.context.pool.shared.pause.expire(now) {
+            tracing::info!(after = %HumanDuration(waited), "the time of PROXY PAUSE is over; commands go on");
+        }
         if !ticks.is_multiple_of(10) {
             return;
         }

@@ -196,6 +196,8 @@ impl Proxy {
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: Arc::clone(&memory),
             instance: Arc::new(Instance::start("simulation")),
+            pause: Arc::default(),
+            stop: CancellationToken::new(),
         };
         let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
         let (link, messages) = WorkerHandle::new();
@@ -212,6 +214,7 @@ impl Proxy {
             hygiene: HygieneOptions::default(),
             first_look: CancellationToken::new(),
             audience: Arc::default(),
+            admin_users: Arc::default(),
             directory,
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
             config: ConfigHandle::new().0,

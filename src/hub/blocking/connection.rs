@@ -148,6 +148,10 @@ impl Hub {
         self.waitlist.borrow().watched()
     }
 
+    pub(super) fn user_name(&self) -> &str {
+        self.identity.name()
+    }
+
     pub(super) fn opened(&self) -> Option<Instant> {
         self.opened.get()
     }

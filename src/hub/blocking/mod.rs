@@ -14,8 +14,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::driver::Ended;
+use super::hub_row::HubRow;
 use super::{BlockingOptions, GiveBack};
-use crate::pool::Pool;
+use crate::pool::{Kind, Pool};
 use crate::telemetry::UpstreamClose;
 
 use connection::Hub;
@@ -179,6 +180,21 @@ impl BlockingHubs {
     #[must_use]
     pub fn watched(&self) -> usize {
         self.hubs.borrow().values().map(|hub| hub.watched()).sum()
+    }
+
+    /// The hubs, for listings.
+    pub fn rows(&self, worker: usize) -> Vec<HubRow> {
+        let hubs = self.hubs.borrow();
+        let rows = hubs.values().map(|hub| HubRow {
+            worker,
+            kind: Kind::Blocking,
+            user: hub.user_name().to_owned(),
+            open_for: hub.opened().map(|at| at.elapsed()),
+            waiting: hub.waiting(),
+            names: hub.watched(),
+            in_flight: hub.in_flight(),
+        });
+        rows.collect()
     }
 
     /// Gives a hub's open permit to those who cannot do without: its waiters go on by tries.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::super::Resubscribe;
 use super::super::driver::{ConnectionEnd, Ended, HubDriver, HubProtocol, WakerSlot, lost};
+use super::super::hub_row::HubRow;
 use super::audience::Audience;
 use super::listener::Listener;
 use super::registry::SubscriptionRegistry;
@@ -116,6 +117,19 @@ impl Hub {
 
     pub(super) fn names(&self) -> usize {
         self.topics.borrow().names()
+    }
+
+    pub(super) fn row(&self, worker: usize) -> HubRow {
+        let topics = self.topics.borrow();
+        HubRow {
+            worker,
+            kind: Kind::PubSub,
+            user: self.identity.name().to_owned(),
+            open_for: self.opened.get().map(|at| at.elapsed()),
+            waiting: topics.listeners(),
+            names: topics.names(),
+            in_flight: topics.in_flight(),
+        }
     }
 
     pub(super) fn heard(&self) -> Instant {
@@ -278,7 +292,7 @@ impl Hub {
         .await;
         self.opened.set(None);
         // Moved on purpose: who listens is carried over.
-        let is_moved = self.leaving.get() == Some(UpstreamClose::Reloaded);
+        let is_moved = matches!(self.leaving.get(), Some(UpstreamClose::Reloaded | UpstreamClose::Reconnect));
         let silent = is_moved || self.resubscribe == Resubscribe::Silent;
         self.topics.borrow_mut().disconnected(silent);
         (over, carrier.stream)

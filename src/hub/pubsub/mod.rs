@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::PubSubOptions;
 use super::driver::Ended;
+use super::hub_row::HubRow;
 use crate::pool::{Pool, Unavailable};
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
@@ -177,6 +178,12 @@ impl PubSubHubs {
         if let Some(hub) = self.hubs.borrow().get(&user) {
             hub.leave(reason);
         }
+    }
+
+    /// The hubs, for listings.
+    pub fn rows(&self, worker: usize) -> Vec<HubRow> {
+        let hubs = self.hubs.borrow();
+        hubs.values().map(|hub| hub.row(worker)).collect()
     }
 
     /// Names subscribed upstream.

@@ -9,7 +9,10 @@ mod limit;
 mod queue;
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -88,7 +91,10 @@ impl Log {
             std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let (queue, lines) = Queue::new(std::io::stderr());
         let limit = Limit::default();
-        logger(options, colours, lines)?.with(limit.clone()).try_init()?;
+        let (logger, change) = logger(options, colours, lines)?;
+        logger.with(limit.clone()).try_init()?;
+        // The one logger of the process has been installed just now: there is no other level.
+        let _ = LEVEL.set(Level { now: Mutex::new(options.level.clone()), change });
         Ok(Self { queue, limit })
     }
 
@@ -104,6 +110,43 @@ impl Log {
     }
 }
 
+/// What is logged now, and how that is changed.
+struct Level {
+    now: Mutex<String>,
+    change: Change,
+}
+
+/// Installs another filter.
+type Change = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+static LEVEL: OnceLock<Level> = OnceLock::new();
+
+/// The text is neither a level nor a filter, or there is no logger.
+#[derive(Debug, thiserror::Error)]
+#[error("not a log level or filter")]
+pub struct NoLevel;
+
+/// What is logged now, in the words of `log.level`; empty without a logger.
+#[must_use]
+pub fn level() -> String {
+    LEVEL.get().map(|level| level.now.lock().clone()).unwrap_or_default()
+}
+
+/// Changes what is logged, until the process ends.
+///
+/// # Errors
+/// `text` is neither a level nor a filter, or no logger is installed.
+pub fn set_level(text: &str) -> Result<(), NoLevel> {
+    let filter = is_level(text).then(|| EnvFilter::try_new(text).ok()).flatten().ok_or(NoLevel)?;
+    let level = LEVEL.get().ok_or(NoLevel)?;
+    let mut now = level.now.lock();
+    if !(level.change)(filter) {
+        return Err(NoLevel);
+    }
+    text.clone_into(&mut now);
+    Ok(())
+}
+
 /// Whether `level` is a level or a filter.
 ///
 /// Stricter than the filter's own parser, which takes any bare word for the name of a module and then shows all of it:
@@ -115,12 +158,12 @@ pub fn is_level(level: &str) -> bool {
     known && EnvFilter::try_new(level).is_ok()
 }
 
-/// The logger itself, so that a test can read what it writes.
+/// The logger itself, so that a test can read what it writes, and how its filter is changed.
 fn logger<W>(
     options: &LogOptions,
     colours: bool,
     writer: W,
-) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, ParseError>
+) -> Result<(Box<dyn tracing::Subscriber + Send + Sync>, Change), ParseError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -129,9 +172,16 @@ where
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     Ok(match options.format {
-        LogFormat::Text => Box::new(lines.with_ansi(colours).compact().finish()),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(colours).compact().with_filter_reloading();
+            let handle = lines.reload_handle();
+            (Box::new(lines.finish()), Box::new(move |filter| handle.reload(filter).is_ok()))
+        }
         LogFormat::Json => {
-            Box::new(lines.json().flatten_event(true).with_current_span(false).with_span_list(false).finish())
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            (Box::new(lines.finish()), Box::new(move |filter| handle.reload(filter).is_ok()))
         }
     })
 }
@@ -171,7 +221,7 @@ mod tests {
     fn written(options: &LogOptions) -> String {
         let lines = Lines::default();
         let sink = lines.clone();
-        let logger = logger(options, false, move || sink.clone()).unwrap();
+        let (logger, _) = logger(options, false, move || sink.clone()).unwrap();
         tracing::subscriber::with_default(logger, || {
             tracing::info!(clients = 3, reason = "a test", "ready");
             tracing::debug!("too much");

@@ -278,6 +278,12 @@ impl SubscriptionRegistry {
     }
 
     /// Names subscribed or being subscribed.
+    /// How many clients listen.
+    pub(super) fn listeners(&self) -> usize {
+        let all: BTreeSet<_> = self.topics.values().flat_map(|topic| topic.listeners.keys()).collect();
+        all.len()
+    }
+
     pub(super) fn names(&self) -> usize {
         self.topics.len()
     }

@@ -1,0 +1,158 @@
+//! What an operator does to the running proxy by PROXY: who may, and each act. All are logged with who and from where.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::proxy_commands::Answer;
+use crate::downstream::client::Client;
+use crate::pool::{HumanDuration, Phase, Unavailable};
+use crate::resp::{self, ErrorCode, Request, encode};
+use crate::session::answers::one_line;
+use crate::session::{Filter, killing_nobody, listing_somebody};
+use crate::telemetry::{ClientClose, logging};
+use crate::upstream::CredentialSource;
+
+/// How long the server may take to say what a user may do.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest PROXY PAUSE that ends by itself, in milliseconds: a day.
+const LONGEST_PAUSE: u64 = 24 * 3600 * 1000;
+
+const NO_FILTER: &str =
+    "ERR redbouncer: PROXY KILL needs filters: ID, NAME, ADDR, USER, IDLE or CONNECTION, each with a value";
+const NO_TIME: &str = "ERR redbouncer: PROXY PAUSE takes milliseconds, at most a day";
+const NO_LEVEL: &str = "ERR redbouncer: PROXY LOG takes error, warn, info, debug, trace, off, or a filter such as info,redbouncer::pool=debug";
+
+impl Client {
+    /// The refusal where this client may not act on the proxy. Asked anew for each act.
+    ///
+    /// It must be one of `admin.users`; where none are named, on this host. And the server must let its user list and kill clients:
+    /// that is its own word on who is an operator. A server that cannot be asked refuses only those who are neither named nor
+    /// use the credentials of the configuration, because PROXY RESUME is wanted just then.
+    pub(super) async fn forbidden_to_act(self: &Rc<Self>, act: &str) -> Option<Bytes> {
+        let users = &self.context.admin_users;
+        let is_named = {
+            let session = self.session.borrow();
+            session.user.as_ref().is_some_and(|user| users.iter().any(|name| **name == *user.name))
+        };
+        let refusal = if !(is_named || users.is_empty() && self.peer.is_local()) {
+            let text = format!(
+                "NOPERM redbouncer: PROXY {act} is for the users in admin.users, or, where none are named, for clients on this host"
+            );
+            Some(encode::one_error(&text))
+        } else {
+            self.refused_by_acl(is_named).await
+        };
+        if refusal.is_some() {
+            self.log_act(act, "refused");
+        }
+        refusal
+    }
+
+    async fn refused_by_acl(self: &Rc<Self>, is_named: bool) -> Option<Bytes> {
+        let Some((_, identity)) = self.lane_key() else {
+            return Some(encode::one_error(&Unavailable::NoAuth.to_string()));
+        };
+        for question in [listing_somebody(), killing_nobody()] {
+            let asked = tokio::time::timeout(PATIENCE, self.ask_control(question)).await;
+            let why = match asked {
+                Ok(Ok(reply)) => {
+                    let code = resp::error_text(&reply).map(ErrorCode::of_text);
+                    if code == Some(ErrorCode::NoPerm) {
+                        return Some(reply);
+                    }
+                    continue;
+                }
+                Ok(Err(why)) => why,
+                Err(_) => Unavailable::Unanswered,
+            };
+            let is_a_strangers = !is_named && identity.source == CredentialSource::Client;
+            return is_a_strangers.then(|| encode::one_error(&why.to_string()));
+        }
+        None
+    }
+
+    fn log_act(&self, act: &str, outcome: &str) {
+        let session = self.session.borrow();
+        let user = session.user.as_ref().map(|user| &*user.name);
+        let name = String::from_utf8_lossy(&session.name);
+        tracing::info!(client = self.id(), %name, address = %self.peer, user, act, outcome, "PROXY command");
+    }
+
+    /// Closes our clients that all filters name, the asking one excepted unless `SKIPME no` is among them.
+    pub(super) async fn proxy_kill(self: &Rc<Self>, asked: &Request<'_>) -> Result<Answer, String> {
+        let holders = |connection: u64| -> HashSet<u64> {
+            let rows = self.context.pool.shared.budget.holdings();
+            let rows = rows.iter().filter(|row| row.id == Some(connection));
+            rows.filter_map(|row| Some(row.client()?.id)).collect()
+        };
+        let filter = Filter::of_proxy_kill(asked, holders).ok_or(NO_FILTER)?;
+        let is_meant = self.is_meant(&filter);
+        let turn = self.context.listings.turn(self.user(), self.peer.host()).await;
+        let others = self.context.workers.kill(&filter.sparing_me(), self.id()).await;
+        drop(turn);
+        let killed = others + i64::from(is_meant);
+        let words: Vec<_> = asked.args().skip(2).map(one_line).collect();
+        self.log_act("KILL", &format!("{}: {killed} closed", words.join(" ")));
+        if is_meant {
+            self.close(ClientClose::Killed);
+        }
+        Ok(Answer::Count(killed))
+    }
+
+    pub(super) fn proxy_pause(&self, asked: &Request<'_>) -> Result<Answer, String> {
+        let time = match asked.arg(2) {
+            None => None,
+            Some(text) => {
+                let ms = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+                Some(Duration::from_millis(ms.filter(|ms| (1..=LONGEST_PAUSE).contains(ms)).ok_or(NO_TIME)?))
+            }
+        };
+        self.context.pool.shared.pause.begin(time);
+        let until = time
+            .map_or_else(|| "until PROXY RESUME".to_owned(), |time| format!("for {}", HumanDuration(time)));
+        self.log_act("PAUSE", &until);
+        Ok(Answer::Ok)
+    }
+
+    pub(super) fn proxy_resume(&self) -> Answer {
+        let waited = self.context.pool.shared.pause.end();
+        let outcome = waited
+            .map_or_else(|| "was not paused".to_owned(), |time| format!("after {}", HumanDuration(time)));
+        self.log_act("RESUME", &outcome);
+        Answer::Ok
+    }
+
+    /// Answers how many connections are renewed.
+    pub(super) async fn proxy_reconnect(&self) -> Answer {
+        let rows = self.context.pool.shared.budget.holdings();
+        let open = rows.iter().filter(|row| row.phase == Phase::Open).count();
+        self.context.workers.reconnect().await;
+        self.log_act("RECONNECT", &format!("{open} connections"));
+        Answer::Count(i64::try_from(open).unwrap_or(i64::MAX))
+    }
+
+    pub(super) fn proxy_log(&self, asked: &Request<'_>) -> Result<Answer, String> {
+        let Some(level) = asked.arg(2) else { return Ok(Answer::Text(format!("{}\n", logging::level()))) };
+        let level = std::str::from_utf8(level).map_err(|_| NO_LEVEL)?;
+        // By the former level or by the new one, whichever shows it.
+        let was_shown = tracing::enabled!(tracing::Level::INFO);
+        if logging::is_level(level) && was_shown {
+            self.log_act("LOG", level);
+        }
+        logging::set_level(level).map_err(|_| NO_LEVEL)?;
+        if !was_shown {
+            self.log_act("LOG", level);
+        }
+        Ok(Answer::Ok)
+    }
+
+    /// As SIGTERM: the answer is out before the drain closes this client.
+    pub(super) fn proxy_shutdown(&self) -> Answer {
+        self.log_act("SHUTDOWN", "begins");
+        self.context.pool.shared.stop.cancel();
+        Answer::Ok
+    }
+}
