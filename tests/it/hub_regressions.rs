@@ -90,7 +90,7 @@ fn a_lease_that_comes_too_late_for_a_blocking_call_is_not_dropped() {
     drop((holders, blocked));
     until("all is closed", PATIENCE, || server.clients() == 0);
     let closed: Vec<_> =
-        proxy.metrics().into_keys().filter(|series| series.contains("upstream_closed")).collect();
+        proxy.counted().into_keys().filter(|series| series.contains("upstream_closed")).collect();
     assert!(closed.iter().any(|series| series.contains("leased")), "{closed:?}");
     assert!(!closed.iter().any(|series| series.contains("cut")), "{closed:?}");
 }

@@ -142,7 +142,7 @@ fn who_is_no_longer_let_in_loses_what_it_has() {
         assert_eq!(stage.connect().call("AUTH alice alice-secret").error(), WRONG, "{change}");
         assert_eq!(bob.call("ACL WHOAMI").text(), "bob");
         until("it is told", PATIENCE, || stage.proxy().log().contains("a user is not let in any more"));
-        let metrics = stage.proxy().metrics();
+        let metrics = stage.proxy().counted();
         assert!(metrics.keys().any(|series| series.contains("login_revoked")), "{change}: {metrics:?}");
     }
 }
@@ -158,7 +158,7 @@ fn a_user_whose_password_still_works_stays() {
         alice.call("ACL WHOAMI").text() == "alice"
     });
     until("she was looked at again", PATIENCE, || {
-        stage.proxy().metrics().keys().any(|series| series.contains("login_checked"))
+        stage.proxy().counted().keys().any(|series| series.contains("login_checked"))
     });
     assert!(stage.server.clients() <= 8);
 }

@@ -232,7 +232,7 @@ fn a_server_whose_host_vanished_is_known_on_every_kind_of_connection_in_30_secon
     for kind in kinds {
         let lost = format!("redbouncer_upstream_closed_total{{reason=\"lost\",kind=\"{kind}\"}}");
         let left = (KNOWN + Duration::from_secs(1)).saturating_sub(start.elapsed());
-        until(&format!("{kind} is lost"), left, || proxy.metrics().contains_key(&lost));
+        until(&format!("{kind} is lost"), left, || proxy.counted().contains_key(&lost));
         eprintln!("{kind}: lost {:?} after the host vanished", start.elapsed());
     }
     clients[1].expect_end(Duration::from_secs(1));
@@ -304,7 +304,7 @@ fn a_hub_that_reconnects_behind_a_new_address_connects_once() {
             publish();
         }
         assert!(String::from_utf8_lossy(&waiting.reply().raw).contains("hello"), "{call}");
-        let metrics = proxy.metrics();
+        let metrics = proxy.counted();
         let mut closed = metrics.keys().filter(|name| name.starts_with("redbouncer_upstream_closed_total"));
         assert!(closed.clone().any(|name| name.contains("lost")), "{metrics:?}");
         let kind = format!("kind=\"{kind}\"");

@@ -28,7 +28,7 @@ fn crowd(proxy: &Proxy) -> Vec<Client> {
 fn lose(server: &mut Server, proxy: &Proxy) {
     server.kill();
     let lost = "redbouncer_upstream_closed_total{reason=\"lost\",kind=\"shared\"}";
-    until("the lane is lost", PATIENCE, || proxy.metrics().contains_key(lost));
+    until("the lane is lost", PATIENCE, || proxy.counted().contains_key(lost));
 }
 
 #[test]

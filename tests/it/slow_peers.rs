@@ -165,7 +165,7 @@ fn a_server_that_stands_still_while_megabytes_go_up_answers_everybody() {
     let mut reader = stage.connect();
     assert!(reader.call("GET big").text() == value && reader.call("GET bigger").text() == value);
     until("no lane was lost", PATIENCE, || {
-        !stage.proxy().metrics().keys().any(|key| key.contains("closed_total{reason=\"lost\""))
+        !stage.proxy().counted().keys().any(|key| key.contains("closed_total{reason=\"lost\""))
     });
 }
 

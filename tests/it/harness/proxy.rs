@@ -232,6 +232,14 @@ impl Proxy {
         series.collect()
     }
 
+    /// The series of `/metrics` that something has been counted in: those with closed labels are there from the start, at 0.
+    #[track_caller]
+    pub(crate) fn counted(&self) -> BTreeMap<String, f64> {
+        let mut series = self.metrics();
+        series.retain(|_, value| *value > 0.0);
+        series
+    }
+
     /// `/status` as JSON.
     #[track_caller]
     pub(crate) fn status(&self) -> Json {
