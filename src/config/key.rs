@@ -124,7 +124,11 @@ impl Key {
             }
             Field::SmallCount(of, range) => store(of(config), self.explain(given.count(range))),
             Field::Switch(of) => store(of(config), self.explain(given.switch())),
-            Field::Path(of) => store(of(config), text().map(|t| set(t).map(Into::into))),
+            // A URL in the wrong place has its password in it.
+            Field::Path(of) => match text()? {
+                url if url.contains("://") => Err(self.wrong("found a URL")),
+                path => store(of(config), Ok(set(path).map(Into::into))),
+            },
             Field::OptionalText(of) => store(of(config), text().map(set)),
             Field::Addresses(of, unix) => store(
                 of(config),
