@@ -54,6 +54,12 @@ function command(text) {
   return line;
 }
 
+// redis-cli with the way to this proxy.
+function cli({ listen }) {
+  const url = listen.find((address) => address.startsWith('redis')) ?? listen[0] ?? '';
+  return `redis-cli ${url.startsWith('unix:') ? `-s ${url.slice('unix:'.length)}` : `-u ${url}`}`;
+}
+
 // What names the connection as long as it is held by the same holder.
 function identity(cell) {
   return [cell.server_id, cell.kind, cell.client?.id ?? cell.holder, cell.client?.pin].join(' ');
@@ -100,15 +106,23 @@ export class Details {
     [...about.querySelectorAll('dt')].find((term) => term.textContent === 'held for').nextSibling.dataset.held = '';
     const parts = [about];
     if (cell.client) parts.push(...this.#client(cell, picture));
-    else parts.push(element('p', SHARED[cell.kind] ?? 'A clean connection that waits for its next user.', { class: 'hint' }));
+    else parts.push(...this.#shared(cell, picture));
     this.#body.replaceChildren(...parts);
   }
 
-  // What the client was when it got the connection, and what it is now.
-  #client({ client: held, now = {} }, picture) {
-    const url = picture.listen.find((address) => address.startsWith('redis')) ?? picture.listen[0] ?? '';
-    const where = url.startsWith('unix:') ? `-s ${url.slice('unix:'.length)}` : `-u ${url}`;
+  // No client holds it alone, so there is none to end.
+  #shared(cell, picture) {
     return [
+      element('p', SHARED[cell.kind] ?? 'A clean connection that waits for its next user.', { class: 'hint' }),
+      element('h3', 'Renew it'),
+      command(`${cli(picture)} PROXY RECONNECT`),
+      element('p', 'All connections to the server are replaced as they become free. No client notices.', { class: 'hint' }),
+    ];
+  }
+
+  // What the client was when it got the connection, and what it is now.
+  #client({ client: held, now = {}, server_id: connection }, picture) {
+    const parts = [
       element('h3', client({ id: held.id, name: held.name, peer: held.address })),
       facts([
         ['id', held.id],
@@ -123,8 +137,13 @@ export class Details {
         ['buffered', now.memory !== undefined && bytes(now.memory)],
       ]),
       element('h3', 'End it'),
-      command(`redis-cli ${where} CLIENT KILL ID ${held.id}`),
+      command(`${cli(picture)} CLIENT KILL ID ${held.id}`),
       element('p', 'The connection to the server is released at once. The client gets a closed connection.', { class: 'hint' }),
     ];
+    if (connection) {
+      parts.push(element('p', 'Or whichever client holds this connection when the command arrives:', { class: 'hint' }));
+      parts.push(command(`${cli(picture)} PROXY KILL CONNECTION ${connection}`));
+    }
+    return parts;
   }
 }

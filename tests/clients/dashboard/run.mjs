@@ -1,8 +1,9 @@
 // The dashboard in a headless Chromium: what is on the page is what the servers list.
 //
-//   node dashboard/run.mjs --proxy PATH_OF_REDBOUNCER [--keep DIRECTORY] [--picture FILE.png]
+//   node dashboard/run.mjs --proxy PATH_OF_REDBOUNCER [--keep DIRECTORY] [--picture FILE.png] [--files DIRECTORY]
 //
 // --keep keeps the screenshots. --picture makes the one in the README, with two minutes of load in its chart.
+// --files shows the page's files as they are in a directory (src/admin/dashboard), so that a change of them needs no build.
 // Needs Debian's chromium (deploy/install.sh browser) or one that the variable CHROMIUM names.
 
 import { readFileSync } from 'node:fs';
@@ -13,7 +14,8 @@ import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { browserPath, check, eventually, Stage } from './stage.mjs';
 
-const { values: flags } = parseArgs({ options: { proxy: { type: 'string' }, keep: { type: 'string' }, picture: { type: 'string' } } });
+const text = { type: 'string' };
+const { values: flags } = parseArgs({ options: { proxy: text, keep: text, picture: text, files: text } });
 if (!flags.proxy) {
   console.error('usage: node dashboard/run.mjs --proxy PATH_OF_REDBOUNCER [--keep DIRECTORY] [--picture FILE.png]');
   process.exit(64);
@@ -132,6 +134,12 @@ async function loads(page) {
   return { clients: [...clients, ...workers, ...listeners], holders, watched };
 }
 
+// What a command of the page answers in a shell.
+function run(command) {
+  const [program, ...args] = command.split(' ');
+  return execFileSync(program, args, { encoding: 'utf8' }).trim();
+}
+
 // The cell of a lease shows its client, and the command in it frees the connection.
 async function ending(page) {
   const before = (await stage.listed()).leased;
@@ -143,14 +151,18 @@ async function ending(page) {
   check('a cell tells its client', /checkout-\d/.test(text) && text.includes('WATCH') && text.includes('ioredis'), text);
   await accessible(page, 'dialog');
   await screenshot(page, 'dialog');
-  const [program, ...args] = command.split(' ');
-  const killed = execFileSync(program, args, { encoding: 'utf8' }).trim();
-  check(`${command} is a command that ends it`, killed === '1', killed);
+  check(`${command} ends it`, run(command) === '1');
   await eventually('the dialog says that it is over', async () => (await details.innerText()).includes('no longer held'));
   await page.keyboard.press('Escape');
   await details.waitFor({ state: 'hidden' });
   const shown = await agrees(page, 'one that waited has the connection', ({ waiting }) => waiting === waitingBefore - 1);
   check('as many leases as before', shown.kinds.leased === before, shown.kinds);
+
+  await page.locator('#cells button[data-kind=leased]').last().click();
+  const other = await details.locator('code').last().innerText();
+  check(`${other} ends the client that holds the connection`, other.includes('PROXY KILL CONNECTION') && run(other) === '1');
+  await page.keyboard.press('Escape');
+  await agrees(page, 'one more that waited has a connection', ({ waiting }) => waiting === waitingBefore - 2);
 }
 
 async function keyboard(page) {
@@ -199,6 +211,16 @@ async function appearance(page) {
   await page.setViewportSize({ width: 1280, height: 900 });
 }
 
+async function pause(page) {
+  check('it is paused', (await stage.through.call('PROXY', 'PAUSE')) === 'OK');
+  await eventually('the page says that it is paused', async (seen) => {
+    const { level, title } = Object.assign(seen, await read(page));
+    return level === 'warn' && /^Paused for \d+ s, until PROXY RESUME: /.test(title);
+  });
+  await stage.through.call('PROXY', 'RESUME');
+  await agrees(page, 'the pause is over', ({ title }) => !title.startsWith('Paused'));
+}
+
 // The server goes and comes back.
 async function outage(page) {
   stage.redis.kill('SIGKILL');
@@ -231,6 +253,12 @@ async function main() {
   await stage.start();
   const page = stage.context.pages()[0] ?? (await stage.context.newPage());
   watch(page);
+  if (flags.files) {
+    await page.route(/\/(|[a-z]+\.(js|css|svg))$/, async (route) => {
+      const name = new URL(route.request().url()).pathname.slice(1) || 'page.html';
+      await route.fulfill({ response: await route.fetch(), body: readFileSync(join(flags.files, name)) });
+    });
+  }
   await page.goto(`http://127.0.0.1:${stage.admin}/`);
   if (flags.picture) await restarts();
   const { clients, holders } = await loads(page);
@@ -244,6 +272,7 @@ async function main() {
   await keyboard(page);
   for (const client of [...clients, ...holders]) client.disconnect();
   await agrees(page, 'all are gone', ({ clients: count, level }) => count === 1 && level !== 'bad');
+  await pause(page);
   await outage(page);
   check('no console message, no dialog, no request of another host', problems.length === 0, problems);
   await restart(page);
