@@ -38,7 +38,7 @@ demo:
 
 # In parts, several at a time: tests/suite says which and when.
 test:
-	@deploy/install.sh build redis network node python servers guard image manifests prometheus browser
+	@deploy/install.sh build redis network node python servers guard image manifests prometheus browser terminal
 	tests/suite $(if $(FRESH),--fresh) $(PARTS)
 
 # What needs no server. Properties that are tried for long, with thousands of schedules, are left to `make test`.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmarks need on a Debian or Ubuntu that has a Rust toolchain, and
 # nothing when all is there:  deploy/install.sh [build] [lint] [redis] [network] [node] [python] [sidekiq] [servers] [guard]
-# [image] [manifests] [prometheus] [browser] [musl] [twemproxy] [envoy] [fuzz]
+# [image] [manifests] [prometheus] [browser] [terminal] [musl] [twemproxy] [envoy] [fuzz]
 # Without arguments: all of them but envoy (37 MB), which a benchmark compares with, sidekiq (Ruby), which `make outages`
 # runs, musl (a static binary), which `make image` runs, deb (cargo-deb), which `make deb` runs, and fuzz (cargo-fuzz and a nightly toolchain of Rust), which
 # `make fuzz` runs. With sudo when the user is not root.
@@ -31,7 +31,7 @@ want_fuzz=false
 want_musl=false
 want_deb=false
 want_manifests=false
-[ $# -gt 0 ] || set -- build redis network node python servers guard image manifests prometheus browser twemproxy
+[ $# -gt 0 ] || set -- build redis network node python servers guard image manifests prometheus browser terminal twemproxy
 for part in "$@"; do
   case $part in
     build) have cc make || packages+=(gcc libc6-dev make) ;;
@@ -66,6 +66,8 @@ for part in "$@"; do
     prometheus) have prometheus promtool || packages+=(prometheus) ;;
     # For the tests of the dashboard. Ubuntu has chromium as a snap only; one that is elsewhere is named by CHROMIUM.
     browser) [ -n "${CHROMIUM:-}" ] || have chromium || have google-chrome || optional+=(chromium) ;;
+    # For `redbouncer status --watch`, which tests look at in a terminal.
+    terminal) have tmux || packages+=(tmux) ;;
     musl)
       want_musl=true
       have musl-gcc || packages+=(musl-tools)

@@ -20,6 +20,7 @@ mod settings;
 mod size;
 mod status;
 mod terminal;
+mod watch;
 
 use std::ffi::OsString;
 use std::io;
@@ -169,6 +170,10 @@ fn run(cli: Cli) -> ExitCode {
         Some(Command::Run(running)) => run_proxy(running),
         Some(Command::Status { settings, shown }) => {
             with_config(settings, |config| match status::fetch(&config.admin) {
+                Ok(_) if shown.watch => match watch::run(&config.admin, &shown.reach()) {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
+                },
                 Ok(body) => print(&shown.text(&body)),
                 Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
             })

@@ -107,6 +107,13 @@ pub(super) struct Reach {
     set: Vec<String>,
 }
 
+impl Reach {
+    /// The proxy at `url`, asked by whom the environment says.
+    pub(super) fn at(url: Option<String>) -> Self {
+        Self { url, ..Self::default() }
+    }
+}
+
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OperateError {

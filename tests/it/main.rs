@@ -92,3 +92,4 @@ mod untrusted_replies;
 mod users;
 mod versions;
 mod wait;
+mod watch;

@@ -1,0 +1,115 @@
+//! `redbouncer status --watch`: a full-screen view in the manner of `top`. The proxy is asked in a thread of its own, so that a slow
+//! answer holds up no key.
+
+mod screen;
+
+use std::io::{self, IsTerminal};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use serde_json::Value;
+
+use super::operate::{self, Reach};
+use super::status;
+use crate::admin::AdminOptions;
+use crate::resp;
+use screen::{Screen, Wish};
+
+/// How often the proxy is asked.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How often what the threads have brought is looked for.
+const STEP: Duration = Duration::from_millis(50);
+
+/// What a thread brings.
+enum News {
+    Status(Value),
+    Note(String),
+}
+
+/// Shows the proxy at `options` until the operator leaves.
+///
+/// # Errors
+/// There is no terminal, or it cannot be used.
+pub(super) fn run(options: &AdminOptions, reach: &Reach) -> io::Result<()> {
+    if !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
+        return Err(io::Error::other("--watch needs a terminal"));
+    }
+    let (sender, news) = mpsc::channel();
+    let (asked, looks) = (options.clone(), sender.clone());
+    std::thread::Builder::new().name("status".to_owned()).spawn(move || look(&asked, &looks))?;
+    let mut terminal = ratatui::try_init()?;
+    let outcome = show(&mut terminal, reach, &sender, &news);
+    ratatui::restore();
+    outcome
+}
+
+/// Asks again and again, until nobody listens.
+fn look(options: &AdminOptions, sender: &mpsc::Sender<News>) {
+    loop {
+        let next = Instant::now() + PERIOD;
+        let news = status::fetch(options).map_or_else(|wrong| News::Note(wrong.to_string()), News::Status);
+        if sender.send(news).is_err() {
+            return;
+        }
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn show(
+    terminal: &mut ratatui::DefaultTerminal,
+    reach: &Reach,
+    sender: &mpsc::Sender<News>,
+    news: &mpsc::Receiver<News>,
+) -> io::Result<()> {
+    let mut screen = Screen::new();
+    let mut listener = None;
+    loop {
+        for news in news.try_iter() {
+            match news {
+                News::Status(status) => {
+                    listener = listener_of(&status);
+                    screen.has_seen(status);
+                }
+                News::Note(note) => screen.note(note),
+            }
+        }
+        terminal.draw(|frame| screen.draw(frame))?;
+        if !event::poll(STEP)? {
+            continue;
+        }
+        let Event::Key(key) = event::read()? else { continue };
+        if key.kind == KeyEventKind::Release {
+            continue;
+        }
+        let is_interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
+        match if is_interrupt { Some(Wish::Quit) } else { screen.press(key.code) } {
+            Some(Wish::Quit) => return Ok(()),
+            Some(Wish::Kill(id)) => {
+                let reach = Reach::at(reach.url.clone().or_else(|| listener.clone()));
+                let sender = sender.clone();
+                screen.note(format!("closing client {id}"));
+                std::thread::Builder::new().name("kill".to_owned()).spawn(move || {
+                    // Nobody to tell: the view has been left.
+                    let _ = sender.send(News::Note(kill(&reach, id)));
+                })?;
+            }
+            None => {}
+        }
+    }
+}
+
+fn kill(reach: &Reach, id: u64) -> String {
+    match operate::send(reach, &["KILL".to_owned(), "ID".to_owned(), id.to_string()]) {
+        Ok(reply) if resp::integer(&reply) == Some(1) => format!("closed client {id}"),
+        Ok(_) => format!("client {id} had gone already"),
+        Err(wrong) => wrong.to_string().trim_end().to_owned(),
+    }
+}
+
+/// The first listener that the proxy tells of and that is reached by TCP; a wildcard address by loopback.
+fn listener_of(status: &Value) -> Option<String> {
+    let listeners = status["listen"].as_array()?;
+    let url = listeners.iter().filter_map(Value::as_str).find(|url| !url.starts_with("unix:"))?;
+    Some(url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:"))
+}
