@@ -187,25 +187,7 @@ impl Proxy {
         };
         let mut signals = StopSignals::install()?;
         tokio::task::spawn_local(UserSignals::install()?.ignore());
-        let shared = Shared {
-            budget: Budget::new(
-                config.pool.max_connections,
-                config.workers,
-                Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub },
-            ),
-            connector,
-            dial_rate: Arc::new(DialRateLimiter::new(config.upstream.connect_rate)),
-            health: Arc::default(),
-            options: Cell::new(config.pool),
-            upstream: Cell::new(config.upstream.times()),
-            heartbeat: config.naming.heartbeat,
-            liveness: Arc::default(),
-            max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
-            memory: ClientMemory::new(memory::bound(&config.client)),
-            instance: Arc::new(Instance::start(&config.naming.name)),
-            pause: Arc::default(),
-            stop: CancellationToken::new(),
-        };
+        let shared = shared(&config, connector);
         if let Some(predecessor) = &predecessor {
             predecessor.bound(&shared.budget);
         }
@@ -254,16 +236,9 @@ impl Proxy {
                 proxy.announce(&config, admin_address);
                 doors.open()?;
             }
-            Some(mut predecessor) => {
-                doors.open()?;
-                doors.open_admin(&proxy)?;
-                let replaced = predecessor.replace(&proxy.shared.budget).await;
-                give_up_unless(replaced.map_err(StartError::from), &proxy.workers).await?;
-                doors.own_files(true);
+            Some(predecessor) => {
+                proxy.open_instead_of(predecessor, &doors).await?;
                 proxy.announce(&config, admin_address);
-                tokio::task::spawn_local(
-                    predecessor.follow(Arc::clone(&proxy.shared.budget), proxy.workers.clone()),
-                );
             }
         }
         proxy.stage.set(Stage::Serving);
@@ -285,28 +260,49 @@ impl Proxy {
         tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
         let terms = successor::terms(&config.upstream, config.auth.mode);
         let own = successor::Own { shared: proxy.shared.clone(), terms, generation, ids };
-        let first = tokio::select! {
-            biased;
-            () = proxy.shared.stop.cancelled() => {
-                let first = "PROXY SHUTDOWN";
-                proxy.leave(first, &mut signals, proxy.live.shutdown.get().delay).await;
-                first
-            }
-            signal = signals.next() => {
-                proxy.leave(signal, &mut signals, proxy.live.shutdown.get().delay).await;
-                signal
-            }
-            ceiling = successor::replaced(&proxy, &own, &doors) => {
-                doors.leave();
-                ceiling.serve_those_who_stay(&proxy.workers, &mut signals, config.takeover.client_timeout).await
-            }
-        };
+        let first = proxy.until_told(&own, &doors, &mut signals, config.takeover.client_timeout).await;
         let code = proxy.stop(first, &doors, &mut signals, proxy.live.shutdown.get().drain_timeout).await;
         for thread in threads {
             // A worker that panicked has said so; there is nothing left to wait for.
             drop(thread.join());
         }
         Ok(code)
+    }
+
+    /// Accepts clients at the sockets of `predecessor`, and has it stop to.
+    async fn open_instead_of(
+        self: &Rc<Self>,
+        mut predecessor: Predecessor,
+        doors: &Doors,
+    ) -> Result<(), StartError> {
+        doors.open()?;
+        doors.open_admin(self)?;
+        let replaced = predecessor.replace(&self.shared.budget).await;
+        give_up_unless(replaced.map_err(StartError::from), &self.workers).await?;
+        doors.own_files(true);
+        tokio::task::spawn_local(predecessor.follow(Arc::clone(&self.shared.budget), self.workers.clone()));
+        Ok(())
+    }
+
+    /// Serves until the process is to stop, or another one has replaced it and its last clients have gone. Returns what told it.
+    async fn until_told(
+        self: &Rc<Self>,
+        own: &successor::Own,
+        doors: &Doors,
+        signals: &mut StopSignals,
+        client_timeout: Duration,
+    ) -> &'static str {
+        let told = tokio::select! {
+            biased;
+            () = self.shared.stop.cancelled() => "PROXY SHUTDOWN",
+            signal = signals.next() => signal,
+            ceiling = successor::replaced(self, own, doors) => {
+                doors.leave();
+                return ceiling.serve_those_who_stay(&self.workers, signals, client_timeout).await;
+            }
+        };
+        self.leave(told, signals, self.live.shutdown.get().delay).await;
+        told
     }
 
     /// What a run before this one left on the server goes before the first client is served. A server that cannot be
@@ -573,6 +569,29 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
     telemetry::describe();
     telemetry::create_series(&Kind::ALL.map(Kind::label), &Pin::ALL.map(Pin::label));
     Ok(handle)
+}
+
+/// What all workers share.
+fn shared(config: &Config, connector: Arc<Connector>) -> Shared {
+    Shared {
+        budget: Budget::new(
+            config.pool.max_connections,
+            config.workers,
+            Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub },
+        ),
+        connector,
+        dial_rate: Arc::new(DialRateLimiter::new(config.upstream.connect_rate)),
+        health: Arc::default(),
+        options: Cell::new(config.pool),
+        upstream: Cell::new(config.upstream.times()),
+        heartbeat: config.naming.heartbeat,
+        liveness: Arc::default(),
+        max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
+        memory: ClientMemory::new(memory::bound(&config.client)),
+        instance: Arc::new(Instance::start(&config.naming.name)),
+        pause: Arc::default(),
+        stop: CancellationToken::new(),
+    }
 }
 
 fn worker_config(

@@ -106,6 +106,8 @@ pub(super) fn verdict(status: &Value, problems: &[String]) -> String {
         format!("STOPPING: {carried}")
     } else if let Some(seconds) = upstream["unreachable_seconds"].as_u64() {
         format!("SERVER AWAY for {}: {}", human(seconds), text(&upstream["unreachable_reason"]))
+    } else if let Some(seconds) = upstream["login_refused_seconds"].as_u64() {
+        format!("LOGIN REFUSED for {}: {}", human(seconds), text(&upstream["login_refused_reason"]))
     } else if status["state"] == "paused" {
         let waiting =
             counted(usize::try_from(number(&status["waits"]["paused"])).unwrap_or_default(), "client");
@@ -245,6 +247,12 @@ pub(super) fn problems(status: &Value) -> Vec<String> {
     if let Some(seconds) = status["upstream"]["unreachable_seconds"].as_u64() {
         found.push(format!("the server has not been reached for {}: redbouncer check", human(seconds)));
     }
+    if let Some(seconds) = status["upstream"]["login_refused_seconds"].as_u64() {
+        found.push(format!(
+            "the server has refused the login of upstream.url for {}: redbouncer check",
+            human(seconds)
+        ));
+    }
     let memory = &status["memory"];
     let (used, max) = (number(&memory["clients"]), number(&memory["max"]));
     if max > 0 && used.saturating_mul(100) >= max.saturating_mul(NEAR) {
@@ -331,6 +339,11 @@ mod tests {
                 json!({ "unreachable_seconds": 5, "unreachable_reason": "connection refused" });
         };
         assert_eq!(of(away), "SERVER AWAY for 5s: connection refused");
+        let refused = |status: &mut Value| {
+            status["upstream"] =
+                json!({ "up": false, "login_refused_seconds": 5, "login_refused_reason": "WRONGPASS" });
+        };
+        assert_eq!(of(refused), "LOGIN REFUSED for 5s: WRONGPASS");
         assert_eq!(
             of(|status| status["state"] = json!("stopping")),
             "STOPPING: 1 client over 5 of 8 connections"

@@ -229,7 +229,10 @@ fn applied(changes: &[Change]) -> impl Iterator<Item = &Change> {
 
 /// Says what has changed, key by key, and what needs a restart.
 fn report(changes: &[Change]) -> ReloadReport {
-    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
+    // As in TOML, but for the quotes of a text: the log has quotes of its own.
+    let shown = |value: &Option<String>| {
+        value.as_ref().map_or_else(|| "not set".to_owned(), |value| value.trim_matches('"').to_owned())
+    };
     for Change { key, from, to, effect } in applied(changes) {
         tracing::info!(
             key,

@@ -92,8 +92,9 @@ export function errors(picture) {
 }
 
 function outage({ upstream }) {
-  const away = upstream.unreachable_seconds;
-  return away !== undefined && [`The server is away for ${duration(away)}`, upstream.unreachable_reason];
+  const { unreachable_seconds: away, login_refused_seconds: refused } = upstream;
+  if (away !== undefined) return [`The server is away for ${duration(away)}`, upstream.unreachable_reason];
+  return refused !== undefined && [`The server refuses the login of upstream.url for ${duration(refused)}`, upstream.login_refused_reason];
 }
 
 function waits(picture) {

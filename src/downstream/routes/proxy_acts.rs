@@ -112,7 +112,7 @@ impl Client {
         };
         self.context.pool.shared.pause.begin(time);
         let until = time
-            .map_or_else(|| "until PROXY RESUME".to_owned(), |time| format!("for {}", HumanDuration(time)));
+            .map_or_else(|| "until PROXY RESUME".to_owned(), |time| format!("for {} ms", time.as_millis()));
         self.log_act("PAUSE", &until);
         Ok(Answer::Ok)
     }
