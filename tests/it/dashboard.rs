@@ -17,7 +17,8 @@ impl Viewer {
     /// Asks for events. Returns the status if it is not 200.
     fn open(admin: SocketAddr) -> Result<Self, u16> {
         let mut stream = TcpStream::connect(admin).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // Pictures that take long to make come less often.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(b"GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
         let mut lines = BufReader::new(stream);
         let mut line = String::new();

@@ -429,13 +429,13 @@ impl Core {
         }
     }
 
-    /// Whether now is the time for `sabotage`: one chance in ten.
+    /// Whether now is the time for `sabotage`: one chance in three.
     fn goes_wrong(&mut self, sabotage: Sabotage) -> bool {
         if self.sabotage != Some(sabotage) {
             return false;
         }
         self.chances += 1;
-        self.chances.is_multiple_of(10)
+        self.chances.is_multiple_of(3)
     }
 
     fn pop(&mut self, key: &Key, left: bool) -> Option<Bytes> {

@@ -255,7 +255,7 @@ impl Program {
         Self {
             first: number("REDBOUNCER_SEED").unwrap_or(1),
             count: number("REDBOUNCER_COUNT").unwrap_or(if long() { 100_000 } else { 600 }),
-            span: Duration::from_secs(if long() { 7_200 } else { 12 }),
+            span: Duration::from_secs(if long() { 7_200 } else { 8 }),
             troubles: troubles.collect(),
         }
     }
