@@ -9,8 +9,9 @@ use crate::harness::{
     Client, ClientFleet, PATIENCE, Proxy, Server, Stage, State, enter_state, throughout, until,
 };
 
-/// `pool.linger` plus one second, plus what a busy machine needs to look.
-const RELEASED: Duration = Duration::from_millis(1_000 + 1_000 + 300);
+/// `pool.linger` plus one second, plus what a debug build needs on a machine that runs six tests at a time: what stays held stays
+/// for minutes.
+const RELEASED: Duration = Duration::from_millis(1_000 + 1_000 + 3_000);
 
 macro_rules! in_every_state {
     ($($name:ident: $state:expr),* $(,)?) => {
