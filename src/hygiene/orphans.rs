@@ -117,8 +117,17 @@ mod tests {
             row(1, "redbouncer:a:00000001:leased", 9_000, 9_000),
             row(2, "redbouncer:a:00000001:blocking", 9_000, 9_000),
             row(3, "redbouncer:a:00000001:control", 9_000, 14),
+            // One that shares a total with others says so in its name.
+            row(4, "redbouncer:b:00000002:leased", 9_000, 9_000),
+            row(5, "redbouncer:b:00000002:control:6+", 9_000, 14),
         ];
         assert!(ids(&rows).is_empty());
+        let dead = [
+            row(4, "redbouncer:b:00000002:leased", 9_000, 1),
+            row(5, "redbouncer:b:00000002:control:6+", 9_000, 60),
+        ];
+        assert_eq!(ids(&dead), [4, 5]);
+        assert!(orphans(&dead, None, AFTER).iter().all(|orphan| orphan.certain));
     }
 
     #[test]

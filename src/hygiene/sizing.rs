@@ -252,9 +252,10 @@ mod tests {
         let lines = [
             "flags=S user=default cmd=replconf",
             "flags=N user=default name=redbouncer:web-1:5c1a90be:shared",
+            "flags=N user=default name=redbouncer:web-1:5c1a90be:control:4+",
         ];
         let found = estimate(&lines, None, 1);
-        assert_eq!((found.count(Use::Replication), found.count(Use::Redbouncer)), (1, 1));
+        assert_eq!((found.count(Use::Replication), found.count(Use::Redbouncer)), (1, 2));
         assert_eq!(found.clients(), 0);
     }
 }

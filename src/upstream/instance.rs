@@ -39,11 +39,85 @@ impl Instance {
     /// The same, with the connection's kind.
     #[must_use]
     pub fn and_kind_of(connection: &str) -> Option<(Self, &str)> {
+        Self::parts_of(connection).map(|(instance, kind, _)| (instance, kind))
+    }
+
+    /// The name of the control connection of an instance that shares a total with others.
+    #[must_use]
+    pub fn registered(&self, registered: Registered) -> String {
+        format!("{self}{CONTROL}:{registered}")
+    }
+
+    /// Whose control connection `connection` is, and what it registers. `None` for every other name.
+    #[must_use]
+    pub fn registration_of(connection: &str) -> Option<(Self, Registered)> {
+        let (instance, _, registered) = Self::parts_of(connection)?;
+        Some((instance, registered?))
+    }
+
+    fn parts_of(connection: &str) -> Option<(Self, &str, Option<Registered>)> {
         let mut parts = connection.split(':');
         let (mark, name, boot, kind) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let is_boot = boot.len() == 8 && boot.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let whole = mark == MARK && !name.is_empty() && is_boot && !kind.is_empty() && parts.next().is_none();
-        whole.then(|| (Self { name: name.to_owned(), boot: boot.to_owned() }, kind))
+        if mark != MARK || name.is_empty() || !is_boot || kind.is_empty() {
+            return None;
+        }
+        let registered = match parts.next() {
+            None => None,
+            Some(text) if kind == CONTROL && parts.next().is_none() => Some(Registered::parse(text)?),
+            Some(_) => return None,
+        };
+        Some((Self { name: name.to_owned(), boot: boot.to_owned() }, kind, registered))
+    }
+}
+
+/// The kind of connection whose name has a fifth part.
+const CONTROL: &str = "control";
+/// More digits are no claim of ours: a server has far fewer connections.
+const MOST_DIGITS: usize = 7;
+
+/// The fifth part of the name of a control connection: what this instance claims of the connections that all instances share
+/// (`fleet.total_connections`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Connections that it holds or may open, the control connection among them.
+    pub claim: usize,
+    /// What it would rather have.
+    pub intent: Intent,
+}
+
+/// What an instance would rather have than its claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Nothing else.
+    Settled,
+    /// More: `+`.
+    Wants,
+    /// Nothing any more, because another process takes its place: `-`.
+    Leaves,
+}
+
+impl Registered {
+    fn parse(text: &str) -> Option<Self> {
+        let (digits, intent) = match (text.strip_suffix('+'), text.strip_suffix('-')) {
+            (Some(digits), _) => (digits, Intent::Wants),
+            (None, Some(digits)) => (digits, Intent::Leaves),
+            (None, None) => (text, Intent::Settled),
+        };
+        let is_number =
+            (1..=MOST_DIGITS).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+        Some(Self { claim: digits.parse().ok().filter(|_| is_number)?, intent })
+    }
+}
+
+impl fmt::Display for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.intent {
+            Intent::Settled => "",
+            Intent::Wants => "+",
+            Intent::Leaves => "-",
+        };
+        write!(f, "{}{sign}", self.claim)
     }
 }
 
@@ -68,6 +142,23 @@ mod tests {
     }
 
     #[test]
+    fn a_control_connection_s_name_may_say_what_its_instance_claims() {
+        let instance = Instance::start("web-1");
+        for (claim, intent, end) in
+            [(1, Intent::Wants, "1+"), (18, Intent::Settled, "18"), (0, Intent::Leaves, "0-")]
+        {
+            let registered = Registered { claim, intent };
+            let connection = instance.registered(registered);
+            assert_eq!(connection, instance.connection(&format!("control:{end}")));
+            assert_eq!(Instance::registration_of(&connection), Some((instance.clone(), registered)));
+            // To whoever asks only whose it is, it is the control connection that it always was.
+            assert_eq!(Instance::and_kind_of(&connection), Some((instance.clone(), "control")));
+        }
+        assert_eq!(Instance::registration_of(&instance.connection("control")), None);
+        assert_eq!(Instance::registration_of(&instance.connection("shared")), None);
+    }
+
+    #[test]
     fn other_names_are_nobody_s() {
         for name in [
             "",
@@ -77,6 +168,12 @@ mod tests {
             "redbouncer::0123abcd:shared",
             "redbouncer:web-1:boot:shared",
             "redbouncer:web-1:0123abcd:shared:1",
+            "redbouncer:web-1:0123abcd:control:",
+            "redbouncer:web-1:0123abcd:control:+",
+            "redbouncer:web-1:0123abcd:control:-1",
+            "redbouncer:web-1:0123abcd:control:1+-",
+            "redbouncer:web-1:0123abcd:control:12345678",
+            "redbouncer:web-1:0123abcd:control:4:x",
             "rebouncer:web-1:0123abcd:shared",
         ] {
             assert_eq!(Instance::of(name), None, "{name}");

@@ -38,7 +38,7 @@ pub use backoff::Backoff;
 pub use capabilities::{Capability, MissingCapabilities, Refusal};
 pub use connector::{Connector, Established};
 pub use error::{DialError, Phase};
-pub use instance::Instance;
+pub use instance::{Instance, Intent, Registered};
 pub use login::{CredentialSource, Identity, Login};
 pub use options::{Keepalive, NameOptions, OnLoss, Secret, TlsOptions, UpstreamOptions, UpstreamTimes};
 pub use peer::{Peer, PeerWatch};
