@@ -187,6 +187,13 @@ pub fn reads(asked: &Asked, request: &Request<'_>) -> Option<Reads> {
     (!keys.is_empty()).then_some(Reads::Keys(keys))
 }
 
+/// Whether the command empties a database, of which the server tells every client that tracks
+/// (`trackingInvalidateKeysOnFlush` in redis `tracking.c`).
+#[must_use]
+pub fn empties(asked: &Asked) -> bool {
+    asked.row.is_some_and(|row| matches!(row.name, "flushdb" | "flushall"))
+}
+
 /// The key that `request` surely writes if it is answered `+OK`: that of SET without a condition.
 #[must_use]
 pub fn sure_write<'a>(asked: &Asked, request: &Request<'a>) -> Option<&'a [u8]> {

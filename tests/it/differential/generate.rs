@@ -95,6 +95,7 @@ pub(crate) fn is_comparable(sequence: &Sequence, abilities: &Abilities) -> bool 
     let slow = sequence.trouble == Trouble::Slow;
     let renames = sequence.trouble == Trouble::Rename;
     let resets = sequence.requests().any(|request| request.is(&["RESET"]));
+    let says_hello = sequence.requests().any(|request| request.is(&["HELLO"]));
     sequence.steps.iter().all(|step| {
         paused &= *step != Step::Unpause;
         match step {
@@ -159,6 +160,12 @@ pub(crate) fn is_comparable(sequence: &Sequence, abilities: &Abilities) -> bool 
         // Nothing tells when a client that does not read has been answered, but the data.
         let shows = |request: &Request| request.is(&["INCR"]) && request.has(&format!("all{client}"));
         if deaf[*client] && !requests.last().is_some_and(shows) {
+            return false;
+        }
+        // A subscriber's INCR is refused in RESP2, and shows nothing.
+        let subscribed = listens[*client] || requests.iter().any(|request| request.is(SUBSCRIBE));
+        let is_resp2 = sequence.clients[*client] == 2 || resets || says_hello;
+        if deaf[*client] && subscribed && is_resp2 {
             return false;
         }
         // What the server does not read in one turn it may not read at all: by then a reply has come back.

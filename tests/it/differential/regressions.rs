@@ -35,4 +35,8 @@ pub(crate) const FOUND: &[(&str, &str)] = &[
         "without a hub a blocking call beside a lease was tried in the database that was selected before the lease",
         "clients 3 2\n0: GET s1\n0: CLIENT TRACKING on\n0: SELECT 2\n1: SET s1 v\n0: BLPOP s1 0.01\n",
     ),
+    (
+        "a client whose tracking began in a transaction was not told of FLUSHDB in the same transaction",
+        "clients 3 3\n1: MULTI | CLIENT TRACKING on | FLUSHDB | EXEC\n0: MULTI | CLIENT TRACKING on | SET s1 v | FLUSHALL | EXEC\n",
+    ),
 ];

@@ -26,6 +26,13 @@ pub(super) struct Listed {
     pub(super) command: String,
 }
 
+impl Listed {
+    /// Whether the client waits in a blocking call.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.state.rsplit(' ').next().is_some_and(|flags| flags.contains('b'))
+    }
+}
+
 /// One place where sequences are played, one after the other.
 pub(crate) struct World {
     pub(super) address: SocketAddr,

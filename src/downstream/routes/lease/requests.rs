@@ -15,7 +15,7 @@ use crate::downstream::socket::Hangup;
 use crate::pool::Unavailable;
 use crate::resp::{Form, Protocol, Request, RequestError, RequestScanner, RequestStep, encode, normalise};
 use crate::session::answers::ends_the_session;
-use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan, tracking};
+use crate::session::{ALWAYS_TAKEN, Expect, Placement, Plan, Reads, tracking};
 use crate::telemetry::ClientClose;
 
 impl LeaseSession {
@@ -286,11 +286,11 @@ impl LeaseSession {
         self.tracks_by_exec |= matches!(plan, Plan::Queue(..)) && asked.class == Class::ClientTracking;
         let is_sent = matches!(plan, Plan::Forward(_) | Plan::Blocking(_));
         // Behind CLIENT TRACKING in a transaction nobody knows yet.
-        if is_sent
-            && (self.tracks_by_exec || self.client.remembers_next())
-            && let Some(reads) = tracking::reads(asked, request)
-        {
-            self.reads.push_back((self.state.ever_sent(), reads));
+        if is_sent && (self.tracks_by_exec || self.client.remembers_next()) {
+            // The server tells all that track of an emptied database; this client's lanes will only track after EXEC.
+            let is_emptied = self.tracks_by_exec && tracking::empties(asked);
+            let reads = if is_emptied { Some(Reads::Unknown) } else { tracking::reads(asked, request) };
+            self.reads.extend(reads.map(|reads| (self.state.ever_sent(), reads)));
         }
         if !self.state.may_be_in_multi() || matches!(asked.class, Class::Exec | Class::Discard) {
             self.client.session.borrow_mut().has_taken(asked);
