@@ -26,7 +26,7 @@ pub use listen::{
     AcceptOptions, ClientAuth, HandedSocket, InheritedSockets, ListenError, ListenOptions, ListenTlsOptions,
     Listener, ListenerRole, PreparedTls, ServerTls, SocketFile, UNIX, bind_unix, listen,
 };
-pub use moved::{ClientDescription, MovedClient};
+pub use moved::{Accepts, Announced, ClientDescription, Leaving, MovedClient, Verdict, WayOut};
 pub use options::{ClientOptions, MemoryMax, OutputLimit};
 pub use settings::{ConfigHandle, ConfigRequest, Outcome, ReloadReport, SettingRow, WorkerSettings};
 pub(crate) use worker::Worker;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::admission::{Admission, AdmissionGuard, Refused};
 use super::identity::{Account, Directory};
-use super::moved::{ClientDescription, MovedClient, Peer};
+use super::moved::{Announced, ClientDescription, MovedClient, Peer, WayOut};
 use super::settings::WorkerSettings;
 use crate::hub::HubRow;
 use crate::pool::{LaneRow, Unavailable};
@@ -67,7 +67,7 @@ pub enum Message {
     /// `upstream.url` names another server or user: connections move when they are free.
     MoveUpstream(oneshot::Sender<()>),
     /// Another process has taken over: clients that can be moved go there.
-    Leave(mpsc::Sender<MovedClient>),
+    Leave(WayOut),
     /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
     /// how many clients were cut with commands in flight.
     Drain(Instant, oneshot::Sender<usize>),
@@ -83,9 +83,17 @@ pub struct Accepted {
     /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
     /// What it had set in the process before this one.
-    pub(super) before: Option<Box<ClientDescription>>,
+    pub(super) before: Option<Box<Before>>,
     /// Its place.
     pub(super) place: AdmissionGuard,
+}
+
+/// A client of the process before this one.
+#[derive(Debug)]
+pub(super) struct Before {
+    pub(super) description: ClientDescription,
+    /// It is not ours yet.
+    pub(super) announced: Option<Announced>,
 }
 
 /// A new client's socket.
@@ -226,8 +234,8 @@ impl Workers {
         Ok(WorkerSlot { link: link.clone(), peer: peer.clone(), place: Some(place) })
     }
 
-    /// Goes on with a client of the process before this one.
-    pub async fn adopt(&self, client: MovedClient) {
+    /// Goes on with a client of the process before this one; with one that is `announced` if it is given.
+    pub async fn adopt(&self, client: MovedClient, announced: Option<Announced>) {
         let MovedClient { description, socket } = client;
         let peer = description.peer.endpoint();
         let stream = match &description.peer {
@@ -237,12 +245,12 @@ impl Workers {
         let Ok(seat) = self.seat(&peer, false) else {
             return client_closed(ClientClose::TooMany);
         };
-        let (trusted, before) = (description.trusted, Some(Box::new(description)));
+        let (trusted, before) = (description.trusted, Some(Box::new(Before { description, announced })));
         seat.take(|place| Accepted { stream, peer, trusted, before, place }).await;
     }
 
     /// Another process has taken over: from now on clients that can be moved come by `way`.
-    pub async fn leave(&self, way: &mpsc::Sender<MovedClient>) {
+    pub async fn leave(&self, way: &WayOut) {
         for worker in 0..self.all.len() {
             // A worker that is gone has no clients.
             let _ = self.send(worker, Message::Leave(way.clone())).await;

@@ -16,4 +16,4 @@ pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting};
 pub use give_back::{GiveBack, fate};
 pub use hub_row::HubRow;
 pub use options::{BlockingOptions, PubSubOptions, Resubscribe};
-pub use pubsub::{Asking, Audience, Listener, Message, PubSubHubs, Station};
+pub use pubsub::{Asking, Audience, DIVIDER, Listener, Message, PubSubHubs, Station};

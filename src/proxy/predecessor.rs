@@ -1,21 +1,28 @@
 //! The process that this one takes over from: its part of the upstream connections, and its listening sockets.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::error::StartError;
 use crate::admin;
 use crate::admin::AdminOptions;
-use crate::downstream::{HandedSocket, InheritedSockets, ListenerRole, MovedClient, Workers};
+use crate::downstream::{
+    Announced, HandedSocket, InheritedSockets, ListenerRole, MovedClient, Verdict, Workers,
+};
 use crate::pool::{Budget, Shared};
 use crate::takeover::{Greeting, Link, Message, STEP, TakeoverError, TakeoverSocket, connect};
 
 /// How often it is looked whether the server has let us in.
 const LOOK: Duration = Duration::from_millis(10);
+/// How many clients may be declined and not yet told of.
+const DECLINED: usize = 1024;
 
 /// The process that serves until this one does.
 pub(super) struct Predecessor {
@@ -82,7 +89,11 @@ impl Predecessor {
             | Message::Accepting
             | Message::Released
             | Message::Confirm
-            | Message::Client(_)) => Err(unexpected(other)),
+            | Message::Client(_)
+            | Message::Announce(_)
+            | Message::Give { .. }
+            | Message::Keep { .. }
+            | Message::Decline { .. }) => Err(unexpected(other)),
         }
     }
 
@@ -115,14 +126,19 @@ impl Predecessor {
 
     /// Takes over clients, and upstream connections as the other one closes its own, until it has ended.
     pub(super) async fn follow(mut self, budget: Arc<Budget>, workers: Workers) {
+        let (decline, mut declined) = mpsc::channel(DECLINED);
+        let mut newcomers = Newcomers { workers, decline, announced: HashMap::new() };
         loop {
-            let heeded = match self.link.next().await {
-                Ok((Message::Client(description), Some(socket))) => {
-                    workers.adopt(MovedClient { description: *description, socket }).await;
-                    Ok(())
+            let heeded = tokio::select! {
+                biased;
+                Some(client) = declined.recv() => self.link.send(&Message::Decline { client }).await,
+                message = self.link.next() => match message {
+                    Ok((message, socket)) => match newcomers.heed(message, socket).await {
+                        None => Ok(()),
+                        Some(other) => self.heed(&other, &budget),
+                    },
+                    Err(error) => Err(error),
                 }
-                Ok((message, _)) => self.heed(&message, &budget),
-                Err(error) => Err(error),
             };
             match heeded {
                 Ok(()) => {}
@@ -135,6 +151,42 @@ impl Predecessor {
         }
         budget.set_elsewhere(0);
         tracing::info!("the process that was replaced has ended");
+    }
+}
+
+/// The clients that come from the other process.
+struct Newcomers {
+    workers: Workers,
+    /// Which of those that were announced this process cannot go on with.
+    decline: mpsc::Sender<u64>,
+    /// Those that the other process still has.
+    announced: HashMap<u64, oneshot::Sender<Verdict>>,
+}
+
+impl Newcomers {
+    /// Takes what is said of clients; returns what is said of anything else.
+    async fn heed(&mut self, message: Message, socket: Option<OwnedFd>) -> Option<Message> {
+        match (message, socket) {
+            (Message::Client(description), Some(socket)) => {
+                self.workers.adopt(MovedClient { description: *description, socket }, None).await;
+            }
+            (Message::Announce(description), Some(socket)) => {
+                let (announced, verdict) = Announced::new(description.id, self.decline.clone());
+                self.announced.insert(description.id, verdict);
+                self.workers.adopt(MovedClient { description: *description, socket }, Some(announced)).await;
+            }
+            (Message::Give { client, input }, _) => self.decide(client, Verdict::Given(input)),
+            (Message::Keep { client }, _) => self.decide(client, Verdict::Kept),
+            (other, _) => return Some(other),
+        }
+        None
+    }
+
+    fn decide(&mut self, client: u64, verdict: Verdict) {
+        if let Some(waiting) = self.announced.remove(&client) {
+            // One that does not wait any more has been closed.
+            let _ = waiting.send(verdict);
+        }
     }
 }
 

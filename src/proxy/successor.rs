@@ -1,18 +1,19 @@
 //! The process that takes over from this one: what it is given, step by step, and how this one goes on if it fails.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::doors::Doors;
 use crate::admin::View;
-use crate::downstream::{AuthMode, MovedClient, Workers};
+use crate::downstream::{Accepts, AuthMode, Leaving, MovedClient, WayOut, Workers};
 use crate::pool::{Budget, Shared};
 use crate::shutdown::StopSignals;
 use crate::takeover::{Greeting, Link, Message, STEP, TakeoverError, TakeoverSocket};
@@ -105,7 +106,7 @@ async fn attempt(own: &Own, doors: &Doors, mut link: Link) -> Result<Ceiling, Ta
     let offer = Message::Offer { greeting: Greeting::ours(&own.terms), ceiling: told, next_client };
     link.send(&offer).await?;
     let clients_move = is_the_first_server && greeting.terms == own.terms;
-    let mut ceiling = Ceiling { link, budget, told, clients_move };
+    let mut ceiling = Ceiling { link, budget, told, clients_move, accepts: greeting.accepts() };
     ceiling.expect(&Message::Take, PREPARE).await?;
     for handed in doors.hand_over()? {
         let message =
@@ -124,6 +125,14 @@ fn unexpected(message: &Message) -> TakeoverError {
     TakeoverError::Unexpected(format!("{message:?}"))
 }
 
+/// The other process cannot go on with this client. One that has gone, or stays, is none of those that were announced.
+fn decline(client: u64, announced: &mut HashMap<u64, oneshot::Sender<()>>) {
+    if let Some(waiting) = announced.remove(&client) {
+        // It may have left meanwhile.
+        let _ = waiting.send(());
+    }
+}
+
 /// What this process keeps while both serve: half of what it had, and not less than a lane and one more.
 fn half(limit: usize) -> usize {
     limit.div_ceil(2).max(2)
@@ -136,6 +145,8 @@ pub(super) struct Ceiling {
     told: usize,
     /// Clients can go on in the other process.
     clients_move: bool,
+    /// Which of them besides those between two commands.
+    accepts: Accepts,
 }
 
 impl Ceiling {
@@ -171,20 +182,29 @@ impl Ceiling {
     async fn follow(
         mut self,
         workers: Workers,
-        mut moved: mpsc::Receiver<MovedClient>,
+        mut leaving: mpsc::Receiver<Leaving>,
         is_sending: Rc<Cell<bool>>,
     ) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut announced = HashMap::new();
         loop {
             tokio::select! {
                 biased;
-                Some(client) = moved.recv() => {
+                Some(client) = leaving.recv() => {
                     is_sending.set(true);
-                    let sent = self.send_client(client).await;
+                    let sent = self.send_client(client, &mut announced).await;
                     is_sending.set(false);
                     if sent.is_err() {
                         return;
+                    }
+                    continue;
+                }
+                message = self.link.next() => {
+                    match message {
+                        Ok((Message::Decline { client }, _)) => decline(client, &mut announced),
+                        // The other one is gone, or says what does not belong here: nothing more goes there.
+                        Ok(_) | Err(_) => return,
                     }
                     continue;
                 }
@@ -204,9 +224,28 @@ impl Ceiling {
         }
     }
 
-    async fn send_client(&mut self, client: MovedClient) -> Result<(), TakeoverError> {
-        let message = Message::Client(Box::new(client.description));
-        self.link.send_with(&message, Some(client.socket.as_fd())).await
+    async fn send_client(
+        &mut self,
+        leaving: Leaving,
+        announced: &mut HashMap<u64, oneshot::Sender<()>>,
+    ) -> Result<(), TakeoverError> {
+        match leaving {
+            Leaving::Client(MovedClient { description, socket }) => {
+                self.link.send_with(&Message::Client(Box::new(description)), Some(socket.as_fd())).await
+            }
+            Leaving::Announced(MovedClient { description, socket }, declined) => {
+                announced.insert(description.id, declined);
+                self.link.send_with(&Message::Announce(Box::new(description)), Some(socket.as_fd())).await
+            }
+            Leaving::Given { client, input } => {
+                announced.remove(&client);
+                self.link.send(&Message::Give { client, input }).await
+            }
+            Leaving::Kept { client } => {
+                announced.remove(&client);
+                self.link.send(&Message::Keep { client }).await
+            }
+        }
     }
 
     /// Another process has taken over: serves the clients that stay until they have left, for `patience` at the most.
@@ -223,13 +262,15 @@ impl Ceiling {
             "replaced: another process serves new clients; those of this one move or may stay until they leave"
         );
         let budget = Arc::clone(&self.budget);
-        let (way, moved) = mpsc::channel(ON_THEIR_WAY);
+        let (sender, leaving) = mpsc::channel(ON_THEIR_WAY);
+        let way = WayOut { sender, accepts: self.accepts };
         let is_sending = Rc::new(Cell::new(false));
         if self.clients_move {
             workers.leave(&way).await;
         }
-        tokio::task::spawn_local(self.follow(workers.clone(), moved, Rc::clone(&is_sending)));
-        let is_moving = || !way.is_closed() && (way.capacity() < ON_THEIR_WAY || is_sending.get());
+        tokio::task::spawn_local(self.follow(workers.clone(), leaving, Rc::clone(&is_sending)));
+        let is_moving =
+            || !way.sender.is_closed() && (way.sender.capacity() < ON_THEIR_WAY || is_sending.get());
         let all_have_left = async {
             let mut look = interval(LOOK);
             // A client that moves is no worker's any more before it is on its way. And while the process before this one serves,

@@ -18,8 +18,8 @@ use super::STEP;
 use super::error::TakeoverError;
 use super::message::Message;
 
-/// The longest message.
-const LONGEST: usize = 1 << 20;
+/// The longest message: a client with all its names, each byte written as a number.
+const LONGEST: usize = 16 << 20;
 /// Its length, and how many file descriptors come with it.
 const HEAD: usize = 5;
 

@@ -5,13 +5,19 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::TakeoverError;
-use crate::downstream::{ClientDescription, ListenerRole};
+use crate::downstream::{Accepts, ClientDescription, ListenerRole};
 
 /// The version of the protocol. Another one is refused.
 pub const VERSION: u32 = 1;
 
 /// What this program can do. A process may require any of these from the other one.
-pub const CAPABILITIES: [&str; 3] = ["sockets", "permits", "clients"];
+pub const CAPABILITIES: [&str; 4] = ["sockets", "permits", "clients", SUBSCRIBERS];
+
+/// What it requires: without these there is no takeover.
+const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
+
+/// It goes on with subscribers. They stay where they are if the other process cannot.
+const SUBSCRIBERS: &str = "subscribers";
 
 /// Who is at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,15 +40,21 @@ impl Greeting {
     /// Our own.
     #[must_use]
     pub fn ours(terms: &str) -> Self {
-        let capabilities: Vec<String> = CAPABILITIES.map(str::to_owned).into();
         Self {
             version: VERSION,
-            requires: capabilities.clone(),
-            capabilities,
+            requires: REQUIRED.map(str::to_owned).into(),
+            capabilities: CAPABILITIES.map(str::to_owned).into(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
             process: std::process::id(),
             terms: terms.to_owned(),
         }
+    }
+
+    /// Which clients it goes on with besides those between two commands.
+    #[must_use]
+    pub fn accepts(&self) -> Accepts {
+        let can = |what: &str| self.capabilities.iter().any(|capability| capability == what);
+        Accepts { subscribers: can(SUBSCRIBERS) }
     }
 
     /// Whether this program can go on with the other one.
@@ -113,6 +125,25 @@ pub enum Message {
     Confirm,
     /// Old to new, with a file descriptor: go on with this client.
     Client(Box<ClientDescription>),
+    /// Old to new, with a file descriptor: get ready to go on with this client, which I still have.
+    Announce(Box<ClientDescription>),
+    /// Old to new: go on with this client, which was announced.
+    Give {
+        /// CLIENT ID.
+        client: u64,
+        /// What it has sent and what was not run.
+        input: Vec<u8>,
+    },
+    /// Old to new: I go on with this client, which was announced.
+    Keep {
+        /// CLIENT ID.
+        client: u64,
+    },
+    /// New to old: I cannot go on with this client. It may be too late.
+    Decline {
+        /// CLIENT ID.
+        client: u64,
+    },
 }
 
 /// [`ListenerRole`] as it is written in messages.
@@ -166,6 +197,18 @@ mod tests {
             Greeting { requires: vec!["sockets".into(), "telepathy".into()], ..Greeting::ours("") };
         let text = demanding.check().unwrap_err().to_string();
         assert!(text.contains("\"telepathy\""), "{text}");
+    }
+
+    #[test]
+    fn what_an_older_version_cannot_do_is_not_required_and_not_sent_to_it() {
+        let older = Greeting {
+            capabilities: REQUIRED.map(str::to_owned).into(),
+            requires: REQUIRED.map(str::to_owned).into(),
+            ..Greeting::ours("")
+        };
+        older.check().unwrap();
+        assert!(!older.accepts().subscribers && Greeting::ours("").accepts().subscribers);
+        assert!(Greeting::ours("").requires.iter().all(|needed| older.capabilities.contains(needed)));
     }
 
     #[test]

@@ -83,6 +83,7 @@ mod stalled_lanes;
 mod stopping;
 mod structure;
 mod takeover;
+mod takeover_subscribers;
 mod tls;
 mod transactions;
 mod turns;

@@ -22,26 +22,29 @@ use crate::harness::{
 };
 
 /// A takeover takes two starts of the program on a machine that may be busy.
-const TAKEOVER: Duration = Duration::from_secs(20);
+pub(crate) const TAKEOVER: Duration = Duration::from_secs(20);
 
 /// A server, and a proxy before it that can be replaced.
-struct Scene {
-    proxy: Proxy,
-    server: Server,
+pub(crate) struct Scene {
+    pub(crate) proxy: Proxy,
+    pub(crate) server: Server,
     settings: Vec<String>,
     directory: TempDir,
 }
 
 impl Scene {
-    fn new(settings: &[&str]) -> Self {
+    pub(crate) fn new(settings: &[&str]) -> Self {
+        Self::before(Server::start(), settings)
+    }
+
+    pub(crate) fn before(server: Server, settings: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let server = Server::start();
         let socket = directory.path().join("takeover.sock");
         let proxy = Proxy::take_over(&socket, &server, settings).unwrap();
         Self { proxy, server, settings: settings.iter().map(ToString::to_string).collect(), directory }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("takeover.sock")
     }
 
@@ -50,7 +53,7 @@ impl Scene {
     }
 
     /// Starts a process that takes over; returns the one that was replaced.
-    fn replace(&mut self) -> Proxy {
+    pub(crate) fn replace(&mut self) -> Proxy {
         let next = Proxy::take_over(&self.socket(), &self.server, &self.settings()).unwrap();
         std::mem::replace(&mut self.proxy, next)
     }
@@ -341,16 +344,16 @@ fn without_a_running_process_it_starts_as_usual_and_without_the_key_it_is_refuse
 }
 
 /// A new process that does what a test wants it to.
-struct Newcomer(UnixStream);
+pub(crate) struct Newcomer(UnixStream);
 
 impl Newcomer {
-    fn connect(socket: &Path) -> Self {
+    pub(crate) fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(TAKEOVER)).unwrap();
         Self(stream)
     }
 
-    fn say(&mut self, message: &Json) {
+    pub(crate) fn say(&mut self, message: &Json) {
         let body = message.to_string();
         let mut bytes = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
         bytes.push(0);
@@ -365,15 +368,46 @@ impl Newcomer {
         }));
     }
 
-    /// The next message of this name. A file descriptor that comes with it is closed by the kernel.
-    fn hear(&mut self, name: &str) -> Json {
+    /// One that has taken over, goes on with clients, and can do `capabilities`.
+    pub(crate) fn in_charge(socket: &Path, capabilities: &[&str]) -> Self {
+        let mut first = Self::connect(socket);
+        first.hello(1, &[]);
+        let terms = first.hear("offer")["greeting"]["terms"].clone();
+        drop(first);
+        let mut next = None;
+        until("the first try has failed", PATIENCE, || {
+            let mut newcomer = Self::connect(socket);
+            newcomer.say(&json!({
+                "message": "hello", "version": 1, "capabilities": capabilities, "requires": [],
+                "program": "9.9.9", "process": 1, "terms": terms,
+            }));
+            let answer = newcomer.next();
+            next = (answer["message"] == "offer").then_some(newcomer);
+            next.is_some()
+        });
+        let mut newcomer = next.unwrap();
+        newcomer.say(&json!({ "message": "take" }));
+        newcomer.hear("all_sockets");
+        newcomer.say(&json!({ "message": "accepting" }));
+        newcomer.hear("released");
+        newcomer.say(&json!({ "message": "confirm" }));
+        newcomer
+    }
+
+    /// The next message. A file descriptor that comes with it is closed by the kernel.
+    fn next(&mut self) -> Json {
+        let mut head = [0; 5];
+        self.0.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let mut body = vec![0; length as usize];
+        self.0.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    /// The next message of this name, behind what is said of sockets and permits.
+    pub(crate) fn hear(&mut self, name: &str) -> Json {
         loop {
-            let mut head = [0; 5];
-            self.0.read_exact(&mut head).unwrap();
-            let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
-            let mut body = vec![0; length as usize];
-            self.0.read_exact(&mut body).unwrap();
-            let message: Json = serde_json::from_slice(&body).unwrap();
+            let message = self.next();
             if message["message"] == name {
                 return message;
             }

@@ -33,6 +33,8 @@ pub(in crate::downstream) enum Attachment {
     Leased(Rc<LeasedState>),
     /// A blocking call of it waits.
     Blocked(Rc<BlockedCall>),
+    /// It is a subscriber between two processes.
+    Moving,
     /// Its task is closing it.
     Closing(ClientClose),
 }
@@ -213,7 +215,7 @@ impl AttachmentCell {
             | Attachment::Answering
             | Attachment::LoggingIn => true,
             Attachment::Leased(lease) => !lease.flags.get().blocked && (lease.owes_replies.get() || owes()),
-            Attachment::Blocked(_) => false,
+            Attachment::Blocked(_) | Attachment::Moving => false,
         }
     }
 
@@ -241,6 +243,7 @@ impl AttachmentCell {
                 BlockedOn::Hub => Pin::HUB,
                 BlockedOn::Lease => Pin::Blocked.label(),
             },
+            Attachment::Moving => "moving",
             Attachment::Closing(reason) => reason.label(),
         }
     }

@@ -15,6 +15,7 @@ mod server_knowledge;
 mod subscriber;
 
 mod departure;
+mod divider;
 mod listed;
 mod messages;
 mod moving;
@@ -43,6 +44,7 @@ use server_knowledge::ServerKnowledge;
 
 pub(in crate::downstream) use attachment::{Attachment, AttachmentCell, BlockedCall, BlockedOn, LeasedState};
 pub(in crate::downstream) use departure::{FIRST_LOOK, FinTiming, READ_AHEAD, sleep_until};
+pub(in crate::downstream) use divider::Divider;
 pub(in crate::downstream) use inbound::Begun;
 pub(in crate::downstream) use subscriber::Subscriber;
 

@@ -2,48 +2,84 @@
 
 use std::rc::Rc;
 
-use bytes::BytesMut;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Client;
+use super::{Client, Subscriber};
 use crate::downstream::identity::AuthMode;
-use crate::downstream::moved::{ClientDescription, Login, MovedClient};
+use crate::downstream::moved::{ClientDescription, Leaving, Login, MovedClient, Subscribed};
 use crate::resp::{Protocol, RequestScanner};
-use crate::session::Failed;
+use crate::session::{Failed, Listen};
 
 /// One that has sent more of a command that is not whole stays until it is.
 const MOST_INPUT: usize = 64 << 10;
+
+/// The names of a subscriber that has more bytes of them stay here with it.
+const MOST_NAMES: usize = 1 << 20;
 
 impl Client {
     /// Sends it to the process that takes over, if it can move now. `true`: it is not ours any more, and nothing more may be
     /// read from it or written to it.
     pub(in crate::downstream) fn moves(&self) -> bool {
         let Some(way) = self.context.way_out() else { return false };
-        let Ok(place) = way.try_reserve() else { return false };
+        let Ok(place) = way.sender.try_reserve() else { return false };
+        if self.session.borrow().listens > 0 || self.subscriber.borrow().is_some() {
+            return false;
+        }
         let Some(description) = self.described() else { return false };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
-        place.send(MovedClient { description, socket });
+        place.send(Leaving::Client(MovedClient { description, socket }));
         true
+    }
+
+    /// Whether it is a subscriber that may be announced to the process that takes over.
+    pub(in crate::downstream) fn is_to_be_announced(&self) -> bool {
+        let takes =
+            self.context.way_out().is_some_and(|way| way.accepts.subscribers && !way.sender.is_closed());
+        let subscriber = self.subscriber.borrow();
+        let may_move = |own: &Rc<Subscriber>| own.may_move(Instant::now()) && own.size() <= MOST_NAMES;
+        takes
+            && subscriber.as_ref().is_some_and(may_move)
+            && !self.has_more()
+            && self.outbound.socket().is_plain()
+    }
+
+    /// A subscriber, and the channel that is to divide its messages, for the process that takes over.
+    pub(in crate::downstream) fn announced(&self, divider: String) -> Option<MovedClient> {
+        let subscriber = self.subscriber.borrow().clone()?;
+        let names = |listen| subscriber.names(listen).iter().map(|name| name.to_vec()).collect();
+        let subscribed = Subscribed {
+            channels: names(Listen::Channels),
+            patterns: names(Listen::Patterns),
+            shards: names(Listen::Shards),
+            divider,
+        };
+        let description = ClientDescription { subscribed: Some(subscribed), ..self.described()? };
+        let socket = self.outbound.socket().duplicate()?;
+        Some(MovedClient { description, socket })
+    }
+
+    /// Whether there is more than can be carried over.
+    fn has_more(&self) -> bool {
+        let session = self.session.borrow();
+        session.user.is_none()
+            || session.tracking.is_some()
+            || self.has_tracked.get()
+            || session.failed != Failed::Nothing
+            || self.outbound.has_ended_input()
+            || self.inbound.len() > MOST_INPUT
+            // The users file of the other process may be another one.
+            || self.context.auth.mode == AuthMode::Static && self.identified.shown_secret().is_some()
     }
 
     /// What it has set. `None`: there is more than can be carried over.
     fn described(&self) -> Option<ClientDescription> {
-        let session = self.session.borrow();
-        let has_more = session.user.is_none()
-            || session.tracking.is_some()
-            || self.has_tracked.get()
-            || session.listens > 0
-            || self.subscriber.borrow().is_some()
-            || session.failed != Failed::Nothing
-            || self.outbound.has_ended_input()
-            || self.inbound.len() > MOST_INPUT;
-        if has_more {
+        if self.has_more() {
             return None;
         }
+        let session = self.session.borrow();
         let login = match self.identified.shown_secret() {
             None => None,
-            // The users file of the other process may be another one.
-            Some(_) if self.context.auth.mode == AuthMode::Static => return None,
             Some(identity) => {
                 let secret = identity.password.as_ref()?;
                 Some(Login::new(identity.username.clone(), secret.expose()))
@@ -67,10 +103,39 @@ impl Client {
             no_evict: session.no_evict,
             knows_greeting,
             knows_scripts,
-            input: self.inbound.with(|begun| begun.buffer.to_vec()).unwrap_or_default(),
+            input: self.input(),
             age: self.connected_for(),
             idle: self.inbound.last_input().elapsed(),
+            subscribed: None,
         })
+    }
+
+    /// What it has sent and what was not run.
+    fn input(&self) -> Vec<u8> {
+        self.inbound.with(|begun| begun.buffer.to_vec()).unwrap_or_default()
+    }
+
+    /// An announced client goes now, unless it has begun to leave or holds what was not written. `true`: it is not ours any more.
+    pub(in crate::downstream) fn is_given(&self, place: mpsc::Permit<'_, Leaving>) -> bool {
+        let stays = self.has_unsent() || self.close_reason().is_some() || self.has_ended_input();
+        if !stays {
+            place.send(Leaving::Given { client: self.id(), input: self.input() });
+        }
+        !stays
+    }
+
+    /// It has been announced by another process, which still has it.
+    pub(in crate::downstream) fn belongs_to_another(&self) {
+        self.outbound.leaves_to_another();
+    }
+
+    /// It is ours, with this input.
+    pub(in crate::downstream) fn is_received(&self, input: &[u8]) {
+        self.inbound.discard();
+        if !input.is_empty() {
+            self.inbound.keep(input, RequestScanner::default(), self.outbound.account());
+        }
+        self.outbound.set_mid_reply(false);
     }
 
     /// It has come from another process.
@@ -81,8 +146,7 @@ impl Client {
             self.inbound.had_input(then);
         }
         if !description.input.is_empty() {
-            let input = BytesMut::from(description.input.as_slice());
-            self.inbound.keep(&input, RequestScanner::default(), self.outbound.account());
+            self.inbound.keep(&description.input, RequestScanner::default(), self.outbound.account());
         }
         let change = || self.context.pool.shared.connector.server_change();
         if description.knows_greeting {
@@ -100,5 +164,7 @@ impl Client {
         self.identified.leave();
         self.inbound.discard();
         self.outbound.drop_queue();
+        // What still comes is dropped, not kept.
+        self.outbound.set_mid_reply(false);
     }
 }

@@ -325,6 +325,17 @@ impl Outbound {
         }
     }
 
+    /// Another process has the client: what comes for it is not for us to write, until [`Self::holds_pushes`].
+    pub(super) fn leaves_to_another(&self) {
+        self.deaf.set(true);
+    }
+
+    /// From here on what is no reply is kept back, until `set_mid_reply(false)`.
+    pub(super) fn holds_pushes(&self) {
+        self.deaf.set(false);
+        self.mid_reply.set(true);
+    }
+
     /// Sends what has waited for the end of a reply.
     pub(super) fn release_pushes(&self) {
         let waiting = self.queue.borrow_mut().as_mut().and_then(|queue| {

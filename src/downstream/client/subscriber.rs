@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::hub::Station;
 use crate::pool::{Charge, Unavailable};
@@ -12,6 +13,8 @@ use crate::session::{Listen, Subscriptions};
 
 /// What is kept of a name besides its bytes.
 const PER_NAME: usize = 256;
+/// What a name takes besides its bytes where it is listed for another process.
+const LISTED: usize = 8;
 
 /// A client's subscriptions in the pub/sub hub, and its request there.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub(in crate::downstream) struct Subscriber {
     caught_up: Notify,
     /// So it was after its FIN.
     has_heard_all: Cell<bool>,
+    /// It could not go to another process; it is not tried again before this.
+    stays_until: Cell<Option<Instant>>,
 }
 
 impl Subscriber {
@@ -45,6 +50,7 @@ impl Subscriber {
             is_caught_up: Cell::new(false),
             caught_up: Notify::new(),
             has_heard_all: Cell::new(false),
+            stays_until: Cell::new(None),
         }
     }
 
@@ -123,6 +129,22 @@ impl Subscriber {
     /// Whether it has been given all that was published before its FIN.
     pub(in crate::downstream) fn has_heard_all(&self) -> bool {
         self.has_heard_all.get()
+    }
+
+    /// Whether it may be tried to send it to another process now.
+    pub(super) fn may_move(&self, now: Instant) -> bool {
+        self.station.is_open() && self.stays_until.get().is_none_or(|until| now >= until)
+    }
+
+    /// It could not go there.
+    pub(in crate::downstream) fn stays(&self, until: Instant) {
+        self.stays_until.set(Some(until));
+    }
+
+    /// The bytes of its names, and what it takes to list them.
+    pub(super) fn size(&self) -> usize {
+        let all = self.subscriptions.borrow();
+        all.bytes() + all.len() * LISTED
     }
 
     /// Adds `names`, and writes their confirmations.

@@ -14,11 +14,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::identity::{AuthOptions, Directory};
-use super::moved::MovedClient;
+use super::moved::WayOut;
 use super::options::ClientOptions;
 use super::settings::ConfigHandle;
 use super::workers::{Message, Workers};
@@ -83,7 +82,7 @@ pub(in crate::downstream) struct Context {
     /// Whether the worker goes on.
     pub(in crate::downstream) stage: Cell<Stage>,
     /// By which clients go to the process that takes over.
-    pub(in crate::downstream) way_out: RefCell<Option<mpsc::Sender<MovedClient>>>,
+    pub(in crate::downstream) way_out: RefCell<Option<WayOut>>,
 }
 
 /// Whether a worker goes on.
@@ -177,7 +176,7 @@ impl Context {
     }
 
     /// By which clients go to the process that takes over.
-    pub(in crate::downstream) fn way_out(&self) -> Option<mpsc::Sender<MovedClient>> {
+    pub(in crate::downstream) fn way_out(&self) -> Option<WayOut> {
         self.way_out.borrow().clone()
     }
 

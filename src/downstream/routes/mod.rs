@@ -7,6 +7,7 @@ mod lease;
 mod listings;
 mod login;
 mod misplaced;
+mod moving;
 mod pending;
 mod pipeline;
 mod proxy_acts;

@@ -30,6 +30,8 @@ pub(in crate::downstream) enum Next {
     AskForLimit,
     /// A subscriber has closed its side, and what was published before may not have come.
     CatchUp,
+    /// It is a subscriber that may go to the process that takes over.
+    Depart,
     /// The client is to be closed.
     Close(ClientClose),
 }
@@ -105,12 +107,13 @@ impl Client {
             if self.is_held_back() {
                 return Poll::Pending;
             }
-            if self.context.stage.get() == Stage::Leaving
-                && self.outstanding() == 0
-                && flushed
-                && self.moves()
-            {
-                return Poll::Ready(Next::Close(ClientClose::TakenOver));
+            if self.context.stage.get() == Stage::Leaving && self.outstanding() == 0 && flushed {
+                if self.moves() {
+                    return Poll::Ready(Next::Close(ClientClose::TakenOver));
+                }
+                if self.is_to_be_announced() {
+                    return Poll::Ready(Next::Depart);
+                }
             }
             if self.context.is_stopping() {
                 // What had arrived before is still read once and answered; a client that pipelines without a pause

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::pipeline::Next;
 use crate::downstream::client::{Attachment, Client};
+use crate::downstream::moved::{Announced, Subscribed};
 use crate::pool::{Slice, go_on_later};
 use crate::telemetry::{ClientClose, client_closed, printable, seconds};
 
@@ -41,6 +42,17 @@ impl ClientTask {
         Self { client, work: None }
     }
 
+    /// A subscriber that another process has announced.
+    pub(in crate::downstream) fn subscribed(
+        client: Rc<Client>,
+        subscribed: Subscribed,
+        announced: Announced,
+    ) -> Self {
+        let arriving = Rc::clone(&client);
+        let work = Box::pin(async move { After::Command(arriving.arrive(subscribed, announced).await) });
+        Self { client, work: Some(Box::new(Work(work))) }
+    }
+
     /// What is to be done for `step`.
     fn work(&self, step: Next) -> Pin<Box<dyn Future<Output = After>>> {
         let client = Rc::clone(&self.client);
@@ -50,6 +62,7 @@ impl ClientTask {
                 After::Nothing
             }),
             Next::AskForLimit => Box::pin(async move { After::Command(client.ask_for_limit().await) }),
+            Next::Depart => Box::pin(async move { After::Command(client.depart().await) }),
             Next::CatchUp => Box::pin(async move { After::Command(client.catch_up().await) }),
             Next::Slow(taken) => Box::pin(async move {
                 let _answers = client.attachment.enter(Attachment::Answering);

@@ -139,6 +139,11 @@ impl ClientSocket {
         }
     }
 
+    /// Whether it has no TLS session.
+    pub(in crate::downstream) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     /// The connection once more, for another process; none with TLS, whose keys cannot go along.
     pub(in crate::downstream) fn duplicate(&self) -> Option<OwnedFd> {
         match self {

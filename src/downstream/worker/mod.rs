@@ -280,7 +280,10 @@ impl Worker {
 
     fn admit(self: &Rc<Self>, accepted: Accepted) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let before = accepted.before;
+        let (before, announced) = match accepted.before {
+            None => (None, None),
+            Some(before) => (Some(before.description), before.announced),
+        };
         let id = before.as_ref().map_or(id, |before| before.id);
         let anonymous = match &before {
             None => self.context.directory.anonymous(accepted.trusted),
@@ -321,8 +324,8 @@ impl Worker {
                 place: accepted.place,
             },
         );
-        if let Some(before) = before {
-            client.arrives(&before);
+        if let Some(before) = &before {
+            client.arrives(before);
         }
         let served = Rc::clone(&client) as Rc<dyn Served>;
         self.context.clients.borrow_mut().insert(id, served);
@@ -337,7 +340,11 @@ impl Worker {
                 }
             });
         }
-        self.context.pool.tasks().spawn_local(ClientTask::new(client));
+        let task = match (before.and_then(|before| before.subscribed), announced) {
+            (Some(subscribed), Some(announced)) => ClientTask::subscribed(client, subscribed, announced),
+            (None, _) | (_, None) => ClientTask::new(client),
+        };
+        self.context.pool.tasks().spawn_local(task);
     }
 
     /// Clients that wait for nothing look whether they can go to the process that takes over.

@@ -27,6 +27,9 @@ pub use audience::Audience;
 use connection::Hub;
 pub use listener::{Listener, Message};
 
+/// How the channels begin on which two processes divide what a subscriber hears from them. No pattern hears them.
+pub const DIVIDER: &str = "redbouncer:takeover:";
+
 /// The pub/sub hubs of one worker's users.
 pub struct PubSubHubs {
     pool: Rc<Pool>,

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Sent, SubscriptionRegistry, Told};
 use crate::hub::driver::HubProtocol;
+use crate::hub::pubsub::DIVIDER;
 use crate::hub::pubsub::listener::Message;
 use crate::resp::{self, ReplyKind};
 use crate::session::Listen;
@@ -27,7 +28,14 @@ impl SubscriptionRegistry {
         let (Some(word), Some(name)) = (word, name) else { return Ok(false) };
         let listen = match word {
             b"message" => Listen::Channels,
-            b"pmessage" => Listen::Patterns,
+            b"pmessage" => {
+                let channel = parts.next().and_then(resp::bulk);
+                if channel.is_some_and(|channel| channel.starts_with(DIVIDER.as_bytes())) {
+                    // A client that listens to everything does not mean this.
+                    return Ok(true);
+                }
+                Listen::Patterns
+            }
             b"smessage" => Listen::Shards,
             b"pong" => return self.answered().map(|()| true),
             _ => return self.confirmed(word, name),

@@ -1,7 +1,9 @@
 //! A client that goes on in another process: what it has set, and how that is written.
 //!
-//! It moves between two commands, when every reply has reached the kernel: then the session and the bytes of a command that
-//! has begun are all there is.
+//! It moves between two commands, when every reply has reached the kernel: then the session, the names that it is subscribed to
+//! and the bytes of a command that has begun are all there is.
+
+mod way;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -11,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::resp::Protocol;
-use crate::session::{Credentials, Endpoint, Library, ReplyMode, Session};
+use crate::session::{Credentials, Endpoint, Library, Listen, ReplyMode, Session};
+
+pub use way::{Accepts, Announced, Leaving, Verdict, WayOut};
 
 /// A client on its way to another process.
 #[derive(Debug)]
@@ -57,6 +61,34 @@ pub struct ClientDescription {
     pub age: Duration,
     /// For how long it has sent nothing.
     pub idle: Duration,
+    /// What it is subscribed to.
+    #[serde(default)]
+    pub subscribed: Option<Subscribed>,
+}
+
+/// What a client is subscribed to, and how two processes tell which of them gives it a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscribed {
+    /// SUBSCRIBE.
+    pub channels: Vec<Vec<u8>>,
+    /// PSUBSCRIBE.
+    pub patterns: Vec<Vec<u8>>,
+    /// SSUBSCRIBE.
+    pub shards: Vec<Vec<u8>>,
+    /// A channel that both processes listen to: what is published before the one message there comes from the old one, what is
+    /// published behind it from the new one.
+    pub divider: String,
+}
+
+impl Subscribed {
+    /// The names of one kind.
+    pub(in crate::downstream) fn names(&self, listen: Listen) -> &[Vec<u8>] {
+        match listen {
+            Listen::Channels => &self.channels,
+            Listen::Patterns => &self.patterns,
+            Listen::Shards => &self.shards,
+        }
+    }
 }
 
 /// [`Endpoint`] as it is written.
