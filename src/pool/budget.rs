@@ -264,6 +264,14 @@ impl Budget {
         self.state.lock().holdings.values().filter(|row| row.phase == Phase::Closing).count()
     }
 
+    /// Whether more is held than there may be now, what closes already left out: what becomes free is to be closed, not handed on.
+    #[must_use]
+    pub fn is_above_limit(&self) -> bool {
+        let state = self.state.lock();
+        let closing = || state.holdings.values().filter(|row| row.phase == Phase::Closing).count();
+        state.holdings.len() > state.limit && state.holdings.len() - closing() > state.limit
+    }
+
     /// How many lanes there are beyond those that only lanes may be.
     #[must_use]
     pub fn lanes_above_floor(&self) -> usize {

@@ -324,6 +324,9 @@ async fn what_is_left_to_another_process_is_granted_to_nobody_until_it_comes_bac
     // Whoever holds more than the limit is asked to give it up, as for somebody who waits.
     budget.keep(Some(2));
     assert_eq!((budget.pressure().leases, budget.ceiling()), (2, 4));
+    assert!(budget.is_above_limit(), "no lease is handed on");
+    leases.iter().for_each(Permit::closing);
+    assert!(!budget.is_above_limit(), "what is too much is on its way out");
     let mut waiting = budget.queue(Claim::Lease, "waits");
     drop(leases);
     assert_eq!((budget.pressure().leases, budget.ceiling()), (0, 2));
