@@ -8,6 +8,7 @@ mod doors;
 mod error;
 mod exposition;
 mod files;
+mod fleet;
 mod leases;
 mod memory;
 mod password_file;
@@ -53,6 +54,7 @@ use crate::upstream::{Connector, Instance};
 use certificates::CertificateReloader;
 use doors::Doors;
 use error::{BAD_CONFIGURATION, StartError};
+use fleet::FleetTerms;
 use predecessor::Predecessor;
 use reload::{Applied, Reloader};
 use runtime::runtime;
@@ -143,6 +145,7 @@ struct Proxy {
     stage: Cell<Stage>,
     live: Rc<LiveSettings>,
     log: Rc<Log>,
+    fleet: FleetTerms,
 }
 
 /// Where in its life the proxy is.
@@ -188,6 +191,7 @@ impl Proxy {
         let mut signals = StopSignals::install()?;
         tokio::task::spawn_local(UserSignals::install()?.ignore());
         let shared = shared(&config, connector);
+        fleet::join(&config.fleet, &shared.budget);
         if let Some(predecessor) = &predecessor {
             predecessor.bound(&shared.budget);
         }
@@ -198,7 +202,8 @@ impl Proxy {
         let first_look = CancellationToken::new();
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
         let (steering, requests) = ConfigHandle::new();
-        let terms = worker_config(&config, (&directory, &ids), &first_look, steering);
+        let fleet = FleetTerms { options: config.fleet, ..FleetTerms::default() };
+        let terms = worker_config(&config, &fleet, (&directory, &ids), &first_look, steering);
         let (workers, threads) = start_workers(config.workers, &shared, &terms, &places)?;
         let sockets = match (opened, &mut predecessor) {
             (Some(sockets), _) => sockets,
@@ -219,6 +224,7 @@ impl Proxy {
             stage: Cell::new(Stage::Starting),
             live: Rc::new(LiveSettings::of(&config)),
             log,
+            fleet,
         });
         let door = AcceptOptions {
             workers: proxy.workers.clone(),
@@ -368,6 +374,7 @@ impl Proxy {
         }
         publish_gauge("redbouncer_upstream_connections_max", &[], self.shared.budget.cap());
         leases::publish(&self.shared.budget);
+        fleet::publish(&self.fleet, &self.shared.budget);
         publish_gauge("redbouncer_paused", &[], usize::from(self.shared.pause.is_on()));
         publish_gauge("redbouncer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         let waiting = self.shared.budget.pressure();
@@ -542,6 +549,7 @@ impl View for Proxy {
         let users = self.directory.rows();
         let mut status =
             admin::status(state, &self.listening, &upstream, &self.shared, &lanes, &users, &clients);
+        status["fleet"] = fleet::status(&self.fleet, &self.shared.instance);
         status["unauthenticated"] = json!(self.workers.places().waiting());
         status
     }
@@ -596,6 +604,7 @@ fn shared(config: &Config, connector: Arc<Connector>) -> Shared {
 
 fn worker_config(
     config: &Config,
+    fleet: &FleetTerms,
     (directory, ids): (&Arc<Directory>, &Arc<AtomicU64>),
     first_look: &CancellationToken,
     steering: ConfigHandle,
@@ -607,6 +616,7 @@ fn worker_config(
         blocking: config.blocking,
         pubsub: config.pubsub,
         hygiene: config.hygiene.clone(),
+        fleet: fleet.clone(),
         first_look: first_look.clone(),
         audience: Arc::default(),
         admin_users: config.admin.users.clone().into(),

@@ -67,6 +67,7 @@ pub(super) async fn run(config: &Config) -> Findings {
         name: &config.naming.name,
         heartbeat: config.naming.heartbeat,
         cap: config.pool.max_connections,
+        fleet: &config.fleet,
         clients_log_in: clients_log_in(config),
     };
     findings.extend(examine(plan).await);

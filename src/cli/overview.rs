@@ -151,7 +151,7 @@ pub(super) fn summary(status: &Value) -> Vec<String> {
         *places.entry(text(&client["place"])).or_insert(0_usize) += 1;
     }
     let places: Vec<_> = places.into_iter().map(|(place, count)| format!("{count} {place}")).collect();
-    vec![
+    let mut lines = vec![
         format!(
             "pool     {} of {}: {}",
             number(&connections["held"]),
@@ -166,7 +166,23 @@ pub(super) fn summary(status: &Value) -> Vec<String> {
             clients.len(),
             if places.is_empty() { "none".to_owned() } else { places.join(", ") }
         ),
-    ]
+    ];
+    lines.extend(fleet(&status["fleet"]));
+    lines
+}
+
+/// The instances that share connections, where they do.
+fn fleet(fleet: &Value) -> Option<String> {
+    let instances = fleet["instances"].as_array()?;
+    Some(format!(
+        "fleet    {} of {} by {}; here {}, wanted {}, fair {}",
+        number(&fleet["used"]),
+        number(&fleet["total"]),
+        counted(instances.len(), "instance"),
+        number(&fleet["claim"]),
+        number(&fleet["wanted"]),
+        number(&fleet["fair"]),
+    ))
 }
 
 /// The heads of [`holder`]'s columns.
@@ -252,6 +268,11 @@ pub(super) fn problems(status: &Value) -> Vec<String> {
             "the server has refused the login of upstream.url for {}: redbouncer check",
             human(seconds)
         ));
+    }
+    if status["fleet"]["state"] == "unlisted" {
+        found.push(
+            "the server does not let the fleet be listed, fleet.minimum is used: redbouncer check".to_owned(),
+        );
     }
     let memory = &status["memory"];
     let (used, max) = (number(&memory["clients"]), number(&memory["max"]));

@@ -11,6 +11,7 @@ use crate::downstream::{AuthMode, ClientAuth};
 /// Adds what is wrong between keys whose values are each allowed.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
     budget(config, layers);
+    fleet(config, layers);
     orders(config, layers);
     heartbeat(config, layers);
     probes(config, layers);
@@ -71,6 +72,23 @@ fn budget(config: &Config, layers: &mut Layers) {
                  shared between workers), but only {max} are allowed; raise pool.max_connections or lower listen.workers"
             ),
         );
+    }
+}
+
+/// The first instance must be able to have its minimum.
+fn fleet(config: &Config, layers: &mut Layers) {
+    let fleet = &config.fleet;
+    let least = fleet.minimum + fleet.headroom;
+    if fleet.is_on() && fleet.total < least {
+        let wrong = format!(
+            "the total must be 0 or at least fleet.minimum + fleet.headroom ({least}): every instance needs its minimum, and \
+             the headroom is claimed by nobody"
+        );
+        conflict(layers, ("fleet.total_connections", "fleet.minimum"), wrong);
+    }
+    if fleet.is_on() && config.pool.max_connections < fleet.minimum {
+        let wrong = "every instance claims its minimum, but may not open that many connections".to_owned();
+        conflict(layers, ("fleet.minimum", "pool.max_connections"), wrong);
     }
 }
 

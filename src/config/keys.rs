@@ -81,6 +81,13 @@ pub(super) static KEYS: &[Key] = &[
         Field::OptionalDuration(|c| &mut c.pool.lease_idle_timeout, TENTH..=DAY),
     ).live(),
     Key::new("pool.min_turn", Field::Duration(|c| &mut c.pool.min_turn, MS..=MINUTE)).live(),
+    // [fleet]
+    Key::new("fleet.total_connections", Field::Count(|c| &mut c.fleet.total, 0..=1_000_000)),
+    Key::new("fleet.headroom", Field::Count(|c| &mut c.fleet.headroom, 0..=65_535)),
+    Key::new("fleet.minimum", Field::Count(|c| &mut c.fleet.minimum, 3..=65_535)).because(
+        "one connection is the control connection, one is the lane that commands share, and one is for everything else",
+    ),
+    Key::new("fleet.interval", Field::Duration(|c| &mut c.fleet.interval, TENTH..=HOUR)),
     // [client]
     Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)).live(),
     Key::new("client.max_unauthenticated", Field::Count(|c| &mut c.client.max_unauthenticated, 1..=1_000_000)).live(),

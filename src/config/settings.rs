@@ -7,6 +7,7 @@ use crate::admin::AdminOptions;
 use crate::downstream::{AuthOptions, ClientOptions, ListenOptions};
 use crate::hub::{BlockingOptions, PubSubOptions};
 use crate::hygiene::HygieneOptions;
+use crate::hygiene::fleet::FleetOptions;
 use crate::pool::PoolOptions;
 use crate::shutdown::ShutdownOptions;
 use crate::takeover::TakeoverOptions;
@@ -36,6 +37,8 @@ pub struct Config {
     pub hygiene: HygieneOptions,
     /// The bound on upstream connections.
     pub pool: PoolOptions,
+    /// How it shares a bound with other instances.
+    pub fleet: FleetOptions,
     /// The operator's HTTP listener.
     pub admin: AdminOptions,
     /// Whether a change of the configuration file is taken up (`config.watch`).
@@ -82,6 +85,7 @@ impl Default for Config {
             naming: NameOptions::default(),
             hygiene: HygieneOptions::default(),
             pool: PoolOptions::default(),
+            fleet: FleetOptions::default(),
             admin: AdminOptions::default(),
             watch: false,
             shutdown: ShutdownOptions::default(),

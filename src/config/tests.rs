@@ -265,6 +265,17 @@ fn a_cap_too_small_for_the_floors_is_explained() {
 }
 
 #[test]
+fn a_shared_total_has_room_for_the_minimum_and_the_headroom() {
+    let wrong = error(set(&["fleet.total_connections=5"]));
+    assert_says(&wrong, &["fleet.total_connections", "fleet.minimum", "at least", "(6)"]);
+    assert!(set(&["fleet.total_connections=6"]).is_ok());
+    assert!(set(&["fleet.total_connections=5", "fleet.headroom=1"]).is_ok());
+    let wrong = error(set(&["fleet.total_connections=40", "fleet.minimum=9"]));
+    assert_says(&wrong, &["fleet.minimum", "pool.max_connections"]);
+    assert!(set(&["fleet.minimum=9"]).is_ok(), "nothing is shared");
+}
+
+#[test]
 fn values_that_contradict_each_other_are_refused() {
     assert_says(&error(set(&["upstream.backoff_min=3s"])), &["upstream.backoff_min", "upstream.backoff_max"]);
     assert_says(&error(set(&["blocking.retry_max=50ms"])), &["blocking.retry_min"]);

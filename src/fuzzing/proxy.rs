@@ -270,6 +270,7 @@ impl Settings {
                 resubscribe: if self.has(64) { Resubscribe::Silent } else { Resubscribe::Close },
             },
             hygiene: HygieneOptions::default(),
+            fleet: crate::hygiene::fleet::FleetTerms::default(),
             first_look: CancellationToken::new(),
             audience: Arc::default(),
             admin_users: Arc::default(),

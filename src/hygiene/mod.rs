@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod cleanup;
+pub mod fleet;
 mod options;
 mod orphans;
 mod reaper;

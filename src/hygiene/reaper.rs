@@ -181,7 +181,7 @@ impl Reaper {
         let mut control = self.control.lock().await;
         let was_open = control.is_open();
         let outcome = self.judge_and_kill(&mut control).await;
-        if !was_open && !self.depends_on_control() {
+        if !was_open && !self.depends_on_control() && self.pool.shared.budget.fleet().is_none() {
             control.close(&self.pool, UpstreamClose::Idle).await;
         }
         outcome

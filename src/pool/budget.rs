@@ -4,6 +4,7 @@
 //! when it is dropped, so no error path can leak one. Workers share the budget and nothing else of the pool, and only
 //! when a connection is made or ends: it is never touched by a command that goes over a lane.
 
+mod fleet;
 mod full;
 mod holder;
 mod kinds;
@@ -21,9 +22,11 @@ use tokio::sync::{Notify, watch};
 
 use super::queue::Queue;
 use crate::telemetry::Seconds;
+pub use fleet::FleetDemand;
 pub use full::KindUse;
 pub use holder::{Holder, HoldingClient, Who};
 pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure};
+pub use ledger::FleetShare;
 use ledger::{Grant, Share, State};
 pub use permit::{Permit, Place};
 
@@ -39,6 +42,7 @@ pub struct Budget {
     state: Mutex<State>,
     pressure: watch::Sender<Pressure>,
     lost: Notify,
+    share_wanted: Notify,
     /// How long permits were waited for, by claim.
     waits: Mutex<[Seconds; Claim::ALL.len()]>,
 }
@@ -58,6 +62,7 @@ impl Budget {
             state: Mutex::new(state),
             pressure: watch::Sender::new(Pressure::default()),
             lost: Notify::new(),
+            share_wanted: Notify::new(),
             waits: Mutex::new(Claim::ALL.map(|_| Seconds::long())),
         })
     }
@@ -129,10 +134,17 @@ impl Budget {
     }
 
     fn rebound(&self, state: &mut State) {
-        let left = self.cap().saturating_sub(state.elsewhere);
-        let limit = state.kept.map_or(left, |kept| kept.min(left));
+        let unshared = self.unshared_limit(state);
+        let limit = state.fleet.map_or(unshared, |part| part.share.min(unshared));
         if state.limit != limit {
-            state.bound(limit, floors(limit, self.workers, self.hubs));
+            let mut floors = floors(limit, self.workers, self.hubs);
+            if state.fleet.is_some() && limit <= 2 {
+                // Without the control connection there would be nothing at all.
+                floors = [0; Kind::ALL.len()];
+                floors[Kind::Control as usize] = limit.min(1);
+                floors[Kind::Lane as usize] = limit.saturating_sub(1);
+            }
+            state.bound(limit, floors);
             self.serve(state);
         }
     }
@@ -261,15 +273,14 @@ impl Budget {
     /// How many connections are on their way out: their permits come back by themselves.
     #[must_use]
     pub fn closing(&self) -> usize {
-        self.state.lock().holdings.values().filter(|row| row.phase == Phase::Closing).count()
+        self.state.lock().closing()
     }
 
     /// Whether more is held than there may be now, what closes already left out: what becomes free is to be closed, not handed on.
     #[must_use]
     pub fn is_above_limit(&self) -> bool {
         let state = self.state.lock();
-        let closing = || state.holdings.values().filter(|row| row.phase == Phase::Closing).count();
-        state.holdings.len() > state.limit && state.holdings.len() - closing() > state.limit
+        state.holdings.len() > state.limit && state.holdings.len() - state.closing() > state.limit
     }
 
     /// How many lanes there are beyond those that only lanes may be.
@@ -304,6 +315,9 @@ impl Budget {
     }
 
     fn has_room(&self, state: &State, kind: Kind) -> bool {
+        if let Some(may) = self.may_grant(state, kind) {
+            return may;
+        }
         if state.holdings.len() >= state.limit {
             return false;
         }
@@ -343,6 +357,9 @@ impl Budget {
             blocking: count(Claim::BlockingLease),
             standing: all.map(|(_, count)| count).sum::<usize>() - lasting,
         };
+        if state.fleet.is_some() && state.anybody_waits() {
+            self.share_wanted.notify_one();
+        }
         self.pressure.send_if_modified(|was| std::mem::replace(was, now) != now);
     }
 

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Control {
     open: Option<Open>,
+    /// How many there have been.
+    dialled: u64,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,21 @@ impl Control {
         protocol: Protocol,
         request: &Bytes,
     ) -> Result<Bytes, Unavailable> {
+        self.reach(pool, user, identity, protocol).await?;
+        self.exchange(request, 1).await.map(|mut replies| replies.pop().unwrap_or_default())
+    }
+
+    /// Opens the connection as `identity`, if it is not open already.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn reach(
+        &mut self,
+        pool: &Rc<Pool>,
+        user: u64,
+        identity: &Arc<Identity>,
+        protocol: Protocol,
+    ) -> Result<(), Unavailable> {
         let fits = self
             .open
             .as_ref()
@@ -56,14 +73,23 @@ impl Control {
             let quiet = self.open.as_ref().is_some_and(|open| open.stream.is_quiet());
             self.close(pool, if quiet { UpstreamClose::Turn } else { UpstreamClose::Lost }).await;
             self.open = Some(self.dial(pool, user, identity, protocol).await?);
+            self.dialled += 1;
         }
+        Ok(())
+    }
+
+    /// Asks `count` questions at once on the connection that is open, and returns the replies.
+    ///
+    /// # Errors
+    /// When it does not answer; then it is closed.
+    pub async fn exchange(&mut self, requests: &[u8], count: usize) -> Result<Vec<Bytes>, Unavailable> {
         let Some(mut open) = self.open.take() else { return Err(Unavailable::Stopping) };
-        let answer = tokio::time::timeout(PATIENCE, open.stream.ask(request)).await;
+        let answer = tokio::time::timeout(PATIENCE, open.stream.ask_all(requests, count)).await;
         match answer {
-            Ok(Ok(reply)) => {
+            Ok(Ok(replies)) => {
                 open.used = Instant::now();
                 self.open = Some(open);
-                Ok(reply)
+                Ok(replies)
             }
             // Half an exchange: the connection is dropped with it.
             Ok(Err(_)) | Err(_) => {
@@ -99,6 +125,19 @@ impl Control {
         Ok(Open { user, protocol, stream, permit, used: now, needed: now })
     }
 
+    /// Which of all control connections that there have been this is; `None` while there is none, or nothing more is to be said
+    /// on it.
+    #[must_use]
+    pub fn number(&self) -> Option<u64> {
+        self.open.as_ref().filter(|open| open.stream.is_quiet()).map(|_| self.dialled)
+    }
+
+    /// As whom it is logged in, and in which protocol.
+    #[must_use]
+    pub fn speaks_as(&self) -> Option<(u64, Protocol)> {
+        self.open.as_ref().map(|open| (open.user, open.protocol))
+    }
+
     /// Whether there is a connection.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -131,9 +170,13 @@ impl Control {
         }
     }
 
-    /// Closes the connection when nobody has needed it for `limit`; beside others not before it would have had to show that
+    /// Closes the connection when nobody has needed it for `limit` and it registers nothing; beside others not before it would have had to show that
     /// we live.
     pub async fn age(&mut self, pool: &Rc<Pool>, limit: Duration) {
+        if pool.shared.budget.fleet().is_some() {
+            // It registers what this instance claims.
+            return;
+        }
         let alone = pool.shared.budget.held() == 1;
         let limit = if alone { limit } else { limit.max(2 * pool.shared.heartbeat) };
         if self.open.as_ref().is_some_and(|open| open.needed.elapsed() >= limit) {

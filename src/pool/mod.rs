@@ -46,8 +46,8 @@ use crate::telemetry::UpstreamClose;
 use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamTimes};
 
 pub use budget::{
-    Budget, Claim, Holder, Holding, HoldingClient, Hubs, HumanDuration, Kind, KindUse, Permit, Phase,
-    Pressure, Who,
+    Budget, Claim, FleetDemand, FleetShare, Holder, Holding, HoldingClient, Hubs, HumanDuration, Kind,
+    KindUse, Permit, Phase, Pressure, Who,
 };
 pub use control::Control;
 pub use dial_rate::DialRateLimiter;

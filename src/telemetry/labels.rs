@@ -106,6 +106,15 @@ labels! {
 }
 
 labels! {
+    /// What became of a raise of the claim on `fleet.total_connections`.
+    FleetRaise:
+    /// All claims together fit.
+    Confirmed = "confirmed",
+    /// Others had claimed too much by then.
+    Withdrawn = "withdrawn",
+}
+
+labels! {
     /// Why a log line was lost.
     LineLoss:
     /// Nobody reads the lines fast enough.

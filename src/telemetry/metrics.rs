@@ -271,6 +271,30 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Looks for orphans: judged, or why not (no_login, unavailable, slow, list_refused, kill_refused).",
     ),
     (
+        "redbouncer_fleet_claim",
+        "gauge",
+        "",
+        "Connections that this instance claims of fleet.total_connections, the control connection among them. Only with a total.",
+    ),
+    (
+        "redbouncer_fleet_share",
+        "gauge",
+        "",
+        "How many of these it may use beside the control connection. Only with a total.",
+    ),
+    (
+        "redbouncer_fleet_instances",
+        "gauge",
+        "",
+        "Instances of redbouncer on the server, as this one listed them last. Only with a total.",
+    ),
+    (
+        "redbouncer_fleet_raises_total",
+        "counter",
+        "outcome",
+        "Raises of the claim: confirmed, or withdrawn because others had claimed too much by then.",
+    ),
+    (
         "redbouncer_tasks",
         "gauge",
         "thread",

@@ -10,7 +10,9 @@ mod seconds;
 mod series;
 
 pub use count::{Count, CountGuard};
-pub use labels::{ElementFate, Handshake, LineLoss, LoginOutcome, Origin, OrphanRound, Side, TriedOn};
+pub use labels::{
+    ElementFate, FleetRaise, Handshake, LineLoss, LoginOutcome, Origin, OrphanRound, Side, TriedOn,
+};
 pub use logging::{Log, LogFormat, LogOptions};
 pub use metrics::{
     Counted, METRICS, PROCESS_METRICS, certificate_expires, client_closed, describe, publish_gauge,

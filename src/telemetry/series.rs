@@ -5,7 +5,7 @@
 
 use metrics::{counter, histogram};
 
-use super::labels::{ElementFate, Handshake, LineLoss, LoginOutcome, OrphanRound, Side, TriedOn};
+use super::labels::{ElementFate, FleetRaise, Handshake, LineLoss, LoginOutcome, OrphanRound, Side, TriedOn};
 use super::metrics::{client_close_counter, upstream_close_counter};
 use super::{ClientClose, Reap, UpstreamClose};
 
@@ -39,6 +39,7 @@ pub fn create_series(kinds: &[&'static str], pins: &[&'static str]) {
     each("redbouncer_elements_undelivered_total", "fate", &words(ElementFate::ALL, ElementFate::label));
     each("redbouncer_orphans_killed_total", "reason", &words(&Reap::ALL, Reap::label));
     each("redbouncer_orphan_rounds_total", "outcome", &words(OrphanRound::ALL, OrphanRound::label));
+    each("redbouncer_fleet_raises_total", "outcome", &words(FleetRaise::ALL, FleetRaise::label));
     each("redbouncer_log_lines_dropped_total", "reason", &words(LineLoss::ALL, LineLoss::label));
     // A histogram without a sample has all its buckets.
     drop(histogram!("redbouncer_upstream_release_seconds"));

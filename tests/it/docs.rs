@@ -284,6 +284,7 @@ fn error_texts(source: &str) -> BTreeSet<String> {
     texts.extend(literals("\"ERR redbouncer: ", "ERR redbouncer: "));
     texts.extend(literals("\"-ERR redbouncer: ", "ERR redbouncer: "));
     texts.extend(literals("\"redbouncer: no upstream", "ERR redbouncer: no upstream"));
+    texts.extend(literals("\"redbouncer: this instance", "ERR redbouncer: this instance"));
     texts.extend(literals(" own(\"", dial));
     texts.extend(literals(" own(&format!(\"", dial));
     texts

@@ -28,6 +28,7 @@ mod dashboard;
 mod differential;
 mod docs;
 mod fairness;
+mod fleet;
 mod framing;
 mod half_close;
 mod harness_self_test;

@@ -22,6 +22,7 @@ use super::options::ClientOptions;
 use super::settings::ConfigHandle;
 use super::workers::{Message, Workers};
 use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
+use crate::hygiene::fleet::FleetTerms;
 use crate::pool::{Pool, Turns};
 use crate::telemetry::Count;
 
@@ -49,6 +50,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: Cell<BlockingOptions>,
     pub(in crate::downstream) directory: Arc<Directory>,
+    /// How connections are shared with other instances, and what is known of those.
+    pub(in crate::downstream) fleet: FleetTerms,
     /// Who may act on the proxy by PROXY.
     pub(in crate::downstream) admin_users: Arc<[String]>,
     pub(in crate::downstream) workers: Workers,
@@ -109,6 +112,7 @@ pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: BlockingOptions,
     pub(in crate::downstream) directory: Arc<Directory>,
+    pub(in crate::downstream) fleet: FleetTerms,
     pub(in crate::downstream) admin_users: Arc<[String]>,
     pub(in crate::downstream) workers: Workers,
     pub(in crate::downstream) has_pubsub_hub: bool,
@@ -131,6 +135,7 @@ impl Context {
             auth,
             blocking,
             directory,
+            fleet,
             admin_users,
             workers,
             config,
@@ -164,6 +169,7 @@ impl Context {
             auth,
             blocking: Cell::new(blocking),
             directory,
+            fleet,
             admin_users,
             workers,
             config,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use crate::downstream::client::Client;
+use crate::hygiene::fleet::{FleetTerms, used};
 use crate::pool::{HumanDuration, Slice};
 use crate::resp::{Request, encode};
 use crate::session::answers::{one_line, wrong_arity};
@@ -16,6 +17,7 @@ use crate::session::answers::{one_line, wrong_arity};
 pub(super) enum ProxyCommand {
     Clients,
     Config,
+    Fleet,
     Help,
     Hubs,
     Kill,
@@ -44,7 +46,7 @@ pub(super) enum Needs {
 struct Row(ProxyCommand, &'static str, &'static str, Needs, usize, &'static str);
 
 /// All of them, in the order of PROXY HELP.
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 14] = [
     Row(
         ProxyCommand::Clients,
         "CLIENTS",
@@ -76,6 +78,14 @@ const ROWS: [Row; 13] = [
         Needs::Listing,
         1,
         "every upstream connection, its holder and age",
+    ),
+    Row(
+        ProxyCommand::Fleet,
+        "FLEET",
+        "",
+        Needs::Listing,
+        1,
+        "instances that share fleet.total_connections, and what each claims",
     ),
     Row(
         ProxyCommand::Kill,
@@ -122,6 +132,9 @@ const ROWS: [Row; 13] = [
     Row(ProxyCommand::Shutdown, "SHUTDOWN", "", Needs::Operator, 1, "stops the proxy as SIGTERM does"),
     Row(ProxyCommand::Help, "HELP", "", Needs::Nothing, 1, "this text"),
 ];
+
+const NO_FLEET: &str =
+    "ERR redbouncer: fleet.total_connections is 0, so nothing is shared with other instances";
 
 /// What a subcommand has come to.
 pub(super) enum Answer {
@@ -174,6 +187,7 @@ impl Client {
             ProxyCommand::Upstreams => Ok(Answer::Text(self.upstreams())),
             ProxyCommand::Clients => Ok(Answer::Text(self.clients().await)),
             ProxyCommand::Hubs => Ok(Answer::Text(self.hubs().await)),
+            ProxyCommand::Fleet => self.fleet(),
             ProxyCommand::Config => self.proxy_config(asked).await.map(Answer::Text),
             ProxyCommand::Reload => self.proxy_reload().await.map(Answer::Text),
             ProxyCommand::Kill => self.proxy_kill(asked).await,
@@ -224,6 +238,43 @@ impl Client {
             let _ = writeln!(text, "{}", row.line());
         }
         text
+    }
+
+    fn fleet(&self) -> Result<Answer, String> {
+        let FleetTerms { options, board } = &self.context.fleet;
+        if !options.is_on() {
+            return Err(NO_FLEET.to_owned());
+        }
+        let picture = board.picture();
+        let me = &self.context.pool.shared.instance;
+        let mut text = format!(
+            "total={} headroom={} minimum={} used={} claim={} wanted={} fair={} state={}\n",
+            options.total,
+            options.headroom,
+            options.minimum,
+            used(&picture.members),
+            picture.claim,
+            picture.wanted,
+            picture.fair,
+            picture.state.label(),
+        );
+        for member in &picture.members {
+            let yes = |is: bool| if is { "yes" } else { "no" };
+            let claim =
+                member.registered.map_or_else(|| "-".to_owned(), |registered| registered.claim.to_string());
+            let _ = writeln!(
+                text,
+                "instance={} boot={} addr={} claim={claim} wants={} leaves={} rows={} self={}",
+                member.instance.name,
+                member.instance.boot,
+                member.address,
+                yes(member.wants()),
+                yes(member.leaves()),
+                member.rows,
+                yes(member.instance == **me),
+            );
+        }
+        Ok(Answer::Text(text))
     }
 
     async fn hubs(&self) -> String {

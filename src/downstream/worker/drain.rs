@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Worker;
@@ -63,7 +64,11 @@ impl Worker {
         self.context.pool.stop();
         self.context.hubs.leave_all(UpstreamClose::Shutdown);
         self.context.pubsub.leave_all(UpstreamClose::Shutdown);
-        self.control.lock().await.close(&self.context.pool, UpstreamClose::Shutdown).await;
+        let mut control = self.control.lock().await;
+        // It has said all it had to say on the control connection. From here on nothing is opened that would have to be claimed.
+        self.keeper.iter().for_each(AbortHandle::abort);
+        control.close(&self.context.pool, UpstreamClose::Shutdown).await;
+        drop(control);
         let tasks = self.context.pool.tasks();
         tasks.close();
         let patience = self.context.pool.shared.upstream.get().close_timeout + Duration::from_secs(1);

@@ -27,6 +27,7 @@ use super::settings::{ConfigHandle, WorkerSettings};
 use super::socket::{ClientSocket, PlainSocket};
 use super::workers::{Accepted, Incoming, Message, WorkerFigures, Workers};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
+use crate::hygiene::fleet::{FleetKeeper, FleetTerms};
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::pool::{Control, HumanDuration, Pool, Pressure, Slice, Turns};
 use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
@@ -54,6 +55,8 @@ pub struct WorkerConfig {
     pub pubsub: PubSubOptions,
     /// What becomes of connections without an owner.
     pub hygiene: HygieneOptions,
+    /// How connections are shared with other instances.
+    pub fleet: FleetTerms,
     /// Cancelled when orphans have been looked for once.
     pub first_look: CancellationToken,
     /// Who hears what.
@@ -78,6 +81,8 @@ pub(crate) struct Worker {
     questions: Arc<Turns>,
     /// On the first worker, until the drain: what looks after connections and logins by itself.
     upkeep: RefCell<Vec<AbortHandle>>,
+    /// On the first worker, while connections are shared with other instances: what keeps the claim. To the end of the drain.
+    keeper: Option<AbortHandle>,
     heeded: ServerChanges,
 }
 
@@ -100,6 +105,8 @@ impl Worker {
         let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
         let control = Rc::new(Mutex::new(Control::default()));
         let mut upkeep = Vec::new();
+        let keeper = (index == 0 && terms.fleet.options.is_on())
+            .then(|| keep_claim(&pool, &control, &terms.fleet, &terms.directory));
         if index == 0 {
             let directory = Arc::clone(&terms.directory);
             let candidates = Box::new(move || directory.candidates());
@@ -119,6 +126,7 @@ impl Worker {
             auth: terms.auth,
             blocking: terms.blocking,
             directory: terms.directory,
+            fleet: terms.fleet,
             admin_users: terms.admin_users,
             workers,
             has_pubsub_hub: pubsub_hub,
@@ -130,6 +138,7 @@ impl Worker {
             control,
             questions: Arc::default(),
             upkeep: RefCell::new(upkeep),
+            keeper,
             heeded: ServerChanges::default(),
         })
     }
@@ -531,4 +540,18 @@ impl Worker {
             client.wake();
         }
     }
+}
+
+/// Keeps this process's claim on the connections that all instances share.
+fn keep_claim(
+    pool: &Rc<Pool>,
+    control: &Rc<Mutex<Control>>,
+    fleet: &FleetTerms,
+    directory: &Arc<Directory>,
+) -> AbortHandle {
+    let directory = Arc::clone(directory);
+    let candidates = Box::new(move || directory.candidates());
+    let (pool, control, board) = (Rc::clone(pool), Rc::clone(control), Arc::clone(&fleet.board));
+    let keeper = FleetKeeper::new(pool, control, fleet.options, candidates, board);
+    tokio::task::spawn_local(keeper.run()).abort_handle()
 }

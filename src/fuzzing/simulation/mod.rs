@@ -212,6 +212,7 @@ impl Proxy {
                 resubscribe: if plan.silent { Resubscribe::Silent } else { Resubscribe::Close },
             },
             hygiene: HygieneOptions::default(),
+            fleet: crate::hygiene::fleet::FleetTerms::default(),
             first_look: CancellationToken::new(),
             audience: Arc::default(),
             admin_users: Arc::default(),

@@ -1,6 +1,6 @@
 //! Who is connected, and whether there is room for us.
 
-use super::{Findings, Plan};
+use super::{Findings, Plan, fleet};
 use crate::hygiene::{Visit, VisitError, info_field, orphans};
 use crate::session::Listed;
 use crate::upstream::Instance;
@@ -88,6 +88,9 @@ pub(super) async fn places(
     let of_name = |row: &&Listed| Instance::of(&row.name).is_some_and(|instance| instance.name == plan.name);
     let ours = rows.map_or(0, |rows| rows.iter().filter(of_name).count());
     room(plan, limit, taken, ours.min(taken), findings);
+    if plan.fleet.is_on() {
+        fleet::total(plan.fleet, rows, limit, taken, findings);
+    }
     Ok(())
 }
 
@@ -139,6 +142,7 @@ mod tests {
     use super::super::{Finding, Level};
     use super::*;
     use crate::hygiene::HygieneOptions;
+    use crate::hygiene::fleet::FleetOptions;
     use crate::upstream::UpstreamOptions;
 
     fn judged(limit: usize, taken: usize, ours: usize) -> (Level, String) {
@@ -149,6 +153,7 @@ mod tests {
             name: "web",
             heartbeat: Duration::from_secs(15),
             cap: 8,
+            fleet: &FleetOptions::default(),
             clients_log_in: false,
         };
         let mut findings = Findings::default();

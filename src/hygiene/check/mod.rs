@@ -7,6 +7,7 @@ mod dial;
 mod dial_advice;
 mod finding;
 mod flavour;
+mod fleet;
 mod permissions;
 mod plan;
 mod server;

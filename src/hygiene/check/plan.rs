@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::hygiene::HygieneOptions;
+use crate::hygiene::fleet::FleetOptions;
 use crate::upstream::UpstreamOptions;
 
 /// How the server lists us while we look: no name of a proxy's connection, so that no rule takes it for one.
@@ -21,6 +22,8 @@ pub struct Plan<'a> {
     pub heartbeat: Duration,
     /// `pool.max_connections`
     pub cap: usize,
+    /// `[fleet]`
+    pub fleet: &'a FleetOptions,
     /// Every client has to log in: then a proxy can do without credentials of its own.
     pub clients_log_in: bool,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::ledger::{Share, State};
+use super::ledger::{FleetShare, Share, State};
 use super::{Budget, Holding, HumanDuration, Kind};
 
 /// How many connections of a kind there are, and how many there may be.
@@ -109,6 +109,9 @@ impl Budget {
                 "redbouncer: no upstream connection within {waited}: this user holds {held} of its {limit}"
             );
         }
+        if let Some(text) = state.fleet.as_ref().and_then(FleetShare::why_nothing) {
+            return text.to_owned();
+        }
         let kinds = self.kinds_of(&state);
         let wanted = kinds[kind as usize];
         let mut text = format!(
@@ -123,6 +126,9 @@ impl Budget {
         let _ = write!(text, "; {} of {} connections held", state.holdings.len(), state.limit);
         list(&mut text, ": ", kinds.iter().map(|of| (of.kind, of.held)));
         list(&mut text, "; reserved: ", kinds.iter().map(|of| (of.kind, of.reserved)));
+        if let Some(FleetShare { total, share, instances, .. }) = &state.fleet {
+            let _ = write!(text, "; fleet: {share} of {total} claimed here, instances: {instances}");
+        }
         if let Some(fields) = longest(&state).and_then(Holding::client_fields) {
             let _ = write!(text, "; longest: {fields}");
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use tokio::sync::oneshot;
 
 use super::holder::Occupant;
-use super::kinds::{Claim, Holding, Kind};
+use super::kinds::{Claim, Holding, Kind, Phase};
 use crate::pool::queue::{Queue, Waiting};
 
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ pub(super) struct State {
     pub(super) elsewhere: usize,
     /// How many are kept at most while another process takes over.
     pub(super) kept: Option<usize>,
+    /// The part of a total that all instances share.
+    pub(super) fleet: Option<FleetShare>,
     /// Of each kind, how many nobody else may have.
     pub(super) floors: [usize; Kind::ALL.len()],
     /// The users that have a cap of their own.
@@ -59,6 +61,23 @@ impl Share {
     }
 }
 
+/// This instance's part of the total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FleetShare {
+    /// `fleet.total_connections`
+    pub total: usize,
+    /// Permits that may be granted, the control connection's among them.
+    pub share: usize,
+    /// Instances that share the total, this one among them, as far as is known.
+    pub instances: usize,
+    /// The part is registered on the server. Otherwise nothing is granted but the control connection.
+    pub is_certain: bool,
+    /// How often it came into doubt.
+    pub(super) doubts: u64,
+    /// A permit was refused that nobody waits for: a further lane, which commands can do without.
+    pub(super) missed: bool,
+}
+
 /// Of `leases` so many may stand (MONITOR, CLIENT TRACKING, blocked …): a quarter, and where there are two or more at least
 /// one, is kept for those that end by themselves (WATCH, MULTI …).
 pub(super) fn without_reserve(leases: usize) -> usize {
@@ -74,6 +93,11 @@ impl State {
         self.limit = limit;
         self.floors = floors;
         self.standing_max = without_reserve(self.open_permits());
+    }
+
+    /// How many connections are on their way out.
+    pub(super) fn closing(&self) -> usize {
+        self.holdings.values().filter(|row| row.phase == Phase::Closing).count()
     }
 
     /// How many permits are open to leases, and to lanes and hubs beyond their floors.

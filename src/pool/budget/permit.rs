@@ -81,6 +81,9 @@ impl Permit {
             (row.on_server, row.uncounted) = (false, false);
         });
         if let (Some(budget), Some(before)) = (&self.budget, before) {
+            if before.on_server {
+                budget.doubt_share();
+            }
             budget.note_the_end(&before);
         }
     }
@@ -88,6 +91,10 @@ impl Permit {
     /// Its orderly close begins.
     pub(in crate::pool) fn closing(&self) {
         self.change(|row| row.phase = Phase::Closing);
+        if let Some(budget) = self.budget.as_ref().filter(|_| self.kind == Kind::Control) {
+            // What it registers goes with it.
+            budget.doubt_share();
+        }
     }
 
     /// The connection is given up, for this reason. Counted once for each connection; one that ends without
@@ -170,6 +177,10 @@ impl Drop for Permit {
         if let Some(budget) = self.budget.take() {
             let mut state = budget.state.lock();
             let held = state.give_back(self.id, self.kind);
+            if held.as_ref().is_some_and(|held| held.on_server) {
+                // Where one connection is lost, the control connection may be, too.
+                budget.doubt(&mut state);
+            }
             budget.serve(&mut state);
             drop(state);
             if let Some(held) = held {
@@ -192,6 +203,7 @@ impl Budget {
             Kind::Lease | Kind::Blocking | Kind::PubSub => state.anybody_waits(),
         };
         if somebody_waits || !state.has_share(holder.user) || !self.has_room(&state, kind) {
+            self.note_missed(&mut state, kind);
             return None;
         }
         let id = state.grant(kind, (holder.user, false), holder.who.into());

@@ -324,9 +324,6 @@ async fn what_is_left_to_another_process_is_granted_to_nobody_until_it_comes_bac
     // Whoever holds more than the limit is asked to give it up, as for somebody who waits.
     budget.keep(Some(2));
     assert_eq!((budget.pressure().leases, budget.ceiling()), (2, 4));
-    assert!(budget.is_above_limit(), "no lease is handed on");
-    leases.iter().for_each(Permit::closing);
-    assert!(!budget.is_above_limit(), "what is too much is on its way out");
     let mut waiting = budget.queue(Claim::Lease, "waits");
     drop(leases);
     assert_eq!((budget.pressure().leases, budget.ceiling()), (0, 2));
@@ -351,4 +348,86 @@ fn three_processes_share_the_cap() {
     assert_eq!((budget.limit(), budget.ceiling()), (2, 3));
     budget.keep(None);
     assert_eq!((budget.limit(), budget.ceiling()), (7, 8));
+}
+
+/// A budget whose control connection is there, and whose part of a total of 20 is registered.
+fn registered(share: usize) -> (Arc<Budget>, Permit) {
+    let budget = Budget::new(8, 1, BOTH);
+    budget.share_total(20);
+    let control = take(&budget, Kind::Control).unwrap();
+    control.opened(Some(1), None);
+    let doubts = budget.fleet_demand().doubts;
+    budget.set_share(share, 3, Some(doubts));
+    (budget, control)
+}
+
+#[tokio::test]
+async fn of_a_shared_total_the_part_is_granted_and_what_is_held_beyond_it_is_asked_for() {
+    let (budget, _control) = registered(4);
+    let lane = take(&budget, Kind::Lane).unwrap();
+    let lease = take(&budget, Kind::Lease).unwrap();
+    let mut waits = budget.queue(Claim::Lease, "w");
+    assert!(now(&mut waits).await.is_none(), "what is left is the hub's");
+    // Room for the hub and for the one that waits.
+    let demand = budget.fleet_demand();
+    assert_eq!((demand.held, demand.wanted, demand.most), (3, 5, 8));
+    assert!(tokio::time::timeout(Duration::from_millis(1), budget.share_wanted()).await.is_ok());
+    budget.set_share(8, 3, None);
+    let another = now(&mut waits).await.unwrap();
+    assert_eq!(budget.set_share(2, 4, None), 4);
+    assert_eq!((budget.limit(), budget.pressure().leases), (2, 2));
+    assert!(budget.is_above_limit());
+    lease.closing();
+    another.closing();
+    assert!(!budget.is_above_limit(), "what is too much is on its way out");
+    drop((lease, another));
+    assert_eq!((budget.held(), budget.pressure()), (2, Pressure::default()));
+    assert!(take(&budget, Kind::Lease).is_none());
+    // Only the control connection is left at last, and even the lane has to go.
+    budget.set_share(1, 9, None);
+    assert_eq!((budget.pressure().leases, budget.lanes_above_floor()), (1, 1));
+    let text = budget.full_text(Kind::Lane, 1, Duration::from_secs(2));
+    assert_eq!(text, "redbouncer: this instance's share of fleet.total_connections is 0");
+    drop(lane);
+}
+
+#[tokio::test]
+async fn nothing_of_a_shared_total_is_granted_in_doubt_but_the_control_connection() {
+    let budget = Budget::new(8, 1, BOTH);
+    budget.share_total(20);
+    assert!(take(&budget, Kind::Lane).is_none(), "nothing is registered");
+    let (budget, control) = registered(6);
+    let lane = take(&budget, Kind::Lane).unwrap();
+    lane.opened(Some(2), None);
+    let doubts = budget.fleet_demand().doubts;
+    // The server has closed it, and may have restarted.
+    drop(lane);
+    assert!(take(&budget, Kind::Lane).is_none());
+    budget.set_share(6, 3, Some(doubts));
+    assert!(take(&budget, Kind::Lane).is_none(), "what was listed before the loss says nothing");
+    budget.set_share(6, 3, Some(budget.fleet_demand().doubts));
+    let lane = take(&budget, Kind::Lane).unwrap();
+    assert!(take(&budget, Kind::Control).is_none(), "there is one");
+    control.closing();
+    assert!(take(&budget, Kind::Lease).is_none(), "the register goes with it");
+    let text = budget.full_text(Kind::Lease, 1, Duration::from_secs(2));
+    assert!(text.ends_with("this instance's claim is not registered on the server"), "{text}");
+    control.ended();
+    drop(control);
+    assert!(take(&budget, Kind::Control).is_some());
+    drop(lane);
+}
+
+#[test]
+fn while_another_process_takes_over_the_part_of_a_shared_total_only_falls() {
+    let (budget, _control) = registered(6);
+    budget.keep(Some(4));
+    assert!(budget.fleet_demand().leaves);
+    assert_eq!((budget.fleet_demand().most, budget.ceiling()), (4, 4));
+    budget.set_share(3, 3, None);
+    budget.set_share(8, 3, None);
+    assert_eq!((budget.limit(), budget.ceiling()), (3, 3));
+    budget.keep(None);
+    budget.set_share(8, 3, None);
+    assert_eq!(budget.limit(), 8);
 }
