@@ -284,3 +284,24 @@ fn a_call_served_by_tries_waits_while_its_key_is_of_another_type() {
         server.call("FLUSHALL");
     }
 }
+
+/// Where the connections had been lost, a short timeout passed during the dial and gave nil, though an element was there.
+#[test]
+fn a_call_with_a_short_timeout_looks_once_after_its_connection_was_lost() {
+    for settings in [&["blocking.grace=20s"][..], &["blocking.grace=20s", "blocking.hub=false"]] {
+        let server = Server::start();
+        let relay = Relay::to(server.address());
+        let proxy = Proxy::launch(&format!("redis://{}", relay.address()), settings).unwrap();
+        let mut client = proxy.connect();
+        // What is asked once of every server is asked now.
+        assert!(client.call("BLPOP jobs 0.001").is_nil());
+        server.call("RPUSH jobs first second");
+        server.call("CLIENT KILL TYPE normal SKIPME yes");
+        relay.delay(Duration::from_millis(25));
+        assert_eq!(client.call("BLPOP jobs 0.02").items()[1].text(), "first", "{settings:?}");
+        // An empty list gives nil, and not at the end of the grace.
+        let start = Instant::now();
+        assert!(client.call("BLPOP none 0.02").is_nil());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+}

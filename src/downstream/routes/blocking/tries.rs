@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -111,11 +112,13 @@ impl Waiter {
     async fn try_once(self: &Rc<Self>, context: &Rc<Context>, request: Bytes) -> Result<bool, ClientClose> {
         let Some(group) = self.client.current_group() else { return Err(ClientClose::Denied) };
         let patience = Instant::now() + context.pool.shared.options.get().wait_timeout;
-        let until = self.deadline.map_or(patience, |at| at.min(patience));
+        // Nobody has looked yet: redis looks once, however short the call's time is.
+        let grace = if self.has_looked.get() { Duration::ZERO } else { context.blocking.get().grace };
+        let until = self.deadline.map_or(patience, |at| patience.min(at + grace));
         if group.lane().is_none()
             && let Err(why) = context.pool.lane_ready(&group, until).await
         {
-            // A call whose own time has ended first gets its nil.
+            // A call whose own time has ended first gets its nil, at the end of the grace at the latest.
             let has_time = self.remaining().is_none_or(|left| !left.is_zero());
             let reason = if has_time { self.client.close_reason_for(&why) } else { None };
             return reason.map_or(Ok(false), Err);
