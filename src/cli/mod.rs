@@ -15,7 +15,6 @@ mod manual;
 mod operate;
 mod output;
 mod overview;
-mod reload;
 mod settings;
 mod size;
 mod status;
@@ -126,8 +125,6 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
-    /// Have a running proxy read its configuration again, as SIGHUP does, and tell what has changed
-    Reload(Settings),
     /// Read a password from the terminal or stdin and print its hash for the users file
     HashPassword {
         /// SHA-256 without a salt, for long random secrets only, instead of Argon2id
@@ -170,7 +167,7 @@ fn run(cli: Cli) -> ExitCode {
         Some(Command::Run(running)) => run_proxy(running),
         Some(Command::Status { settings, shown }) => {
             with_config(settings, |config| match status::fetch(&config.admin) {
-                Ok(_) if shown.watch => match watch::run(&config.admin, &shown.reach()) {
+                Ok(_) if shown.watch => match watch::run(&config, &shown.target) {
                     Ok(()) => ExitCode::SUCCESS,
                     Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
                 },
@@ -202,10 +199,6 @@ fn run(cli: Cli) -> ExitCode {
             Ok(text) => print(&text),
             Err(lines) => fail(&lines, BAD_CONFIGURATION),
         },
-        Some(Command::Reload(settings)) => with_config(settings, |config| match reload::run(&config) {
-            Ok(text) => print(&text),
-            Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
-        }),
         Some(Command::HashPassword { sha256 }) => match hash_password::run(sha256) {
             Ok(line) => print(&line),
             Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),

@@ -1,32 +1,25 @@
-//! `redbouncer kill`, `pause`, `resume`, `reconnect`, `log`, `hubs`, `shutdown`: PROXY commands, sent to a running proxy as any
-//! client would send them.
+//! `redbouncer kill`, `pause`, `resume`, `reconnect`, `reload`, `log`, `hubs`, `shutdown`: PROXY commands, sent to a running proxy as
+//! any client would send them.
+
+mod call;
+mod reach;
 
 use std::fmt::Write as _;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::output::{counted, fail, print};
-use crate::config::{self, Config, Flags};
+use crate::config;
 use crate::resp;
 use crate::telemetry::printable;
-use crate::upstream::{Connector, DialError, Secret, UpstreamOptions, UpstreamStream};
 
-/// How the proxy lists us.
-const NAME: &[u8] = b"redbouncer-cli";
-/// How long one answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The password towards the proxy, as `redis-cli` knows it.
-const PASSWORD: &str = "REDISCLI_AUTH";
+pub(super) use call::send;
+use reach::Reach;
+pub(super) use reach::{OperateError, Target, Way};
+
 /// A flag, key, variable or value that the operator must mend.
 const BAD_CONFIGURATION: u8 = 64;
-
-const EXPOSED: &str = "redbouncer: the password given by --url stands in the list of processes, where every user of this host can \
-                       read it: use --password-file or the environment variable REDISCLI_AUTH instead\n";
 
 /// What is done to a running proxy.
 #[derive(Subcommand)]
@@ -50,6 +43,8 @@ pub(super) enum Act {
     Resume(Box<Reach>),
     /// Renew the upstream connections of a running proxy as they become free
     Reconnect(Box<Reach>),
+    /// Have a running proxy read its configuration again, as SIGHUP does, and tell what has changed
+    Reload(Box<Reach>),
     /// Tell or set what a running proxy logs, until its next start
     Log {
         /// error, warn, info, debug, trace, off, or a filter
@@ -85,53 +80,6 @@ pub(super) struct Filters {
     /// Who holds the connection with this id in the server's CLIENT LIST
     #[arg(long, value_name = "ID")]
     connection: Option<u64>,
-}
-
-/// Where the proxy is, and who asks.
-#[derive(Args, Clone, Debug, Default)]
-pub(super) struct Reach {
-    /// The running proxy, redis[s]://user@host:port [default: the first of its listen.addresses]
-    #[arg(long, value_name = "URL")]
-    pub(super) url: Option<String>,
-    /// Log in as this user; the password is read from --password-file or the variable REDISCLI_AUTH
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// A file with the password
-    #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
-    /// The proxy's configuration file (TOML)
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Any key of the proxy's configuration; may be repeated
-    #[arg(long, value_name = "SECTION.KEY=VALUE")]
-    set: Vec<String>,
-}
-
-impl Reach {
-    /// The proxy at `url`, asked by whom the environment says.
-    pub(super) fn at(url: Option<String>) -> Self {
-        Self { url, ..Self::default() }
-    }
-}
-
-/// Why nothing was done.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum OperateError {
-    /// What is to be mended in flags, variables or files.
-    #[error("{0}")]
-    Usage(String),
-    /// The proxy cannot be reached.
-    #[error("{0}")]
-    Dial(#[from] DialError),
-    /// The connection broke off, or no answer came in time.
-    #[error("the proxy did not answer: {0}")]
-    Broken(io::Error),
-    /// Its own words.
-    #[error("{0}")]
-    Refused(String),
-    /// This process could not start a runtime.
-    #[error("cannot start: {0}")]
-    Runtime(#[from] io::Error),
 }
 
 fn milliseconds(text: &str) -> Result<u64, String> {
@@ -177,6 +125,7 @@ pub(super) fn run(act: Act) -> ExitCode {
             let count = usize::try_from(resp::integer(reply).unwrap_or_default()).unwrap_or_default();
             format!("{} renewed as they become free\n", counted(count, "connection"))
         }),
+        Act::Reload(reach) => (reach, vec!["RELOAD".to_owned()], lines),
         Act::Log { level, reach } => {
             let words = [Some("LOG".to_owned()), level].into_iter().flatten().collect();
             (reach, words, |reply| if reply == b"+OK\r\n" { String::new() } else { lines(reply) })
@@ -184,115 +133,11 @@ pub(super) fn run(act: Act) -> ExitCode {
         Act::Hubs(reach) => (reach, vec!["HUBS".to_owned()], lines),
         Act::Shutdown(reach) => (reach, vec!["SHUTDOWN".to_owned()], |_| "stopping\n".to_owned()),
     };
-    match send(&reach, &words) {
+    match reach.way().and_then(|way| send(&way, &words)) {
         Ok(reply) => print(&said(&reply)),
         Err(OperateError::Usage(wrong)) => fail(&wrong, BAD_CONFIGURATION),
         Err(wrong) => fail(&format!("redbouncer: {wrong}\n"), 1),
     }
-}
-
-/// Sends `PROXY` and these words. Returns the reply, which is no error.
-pub(super) fn send(reach: &Reach, words: &[String]) -> Result<Vec<u8>, OperateError> {
-    let options = target(reach)?;
-    let connector =
-        Connector::new(&options).map_err(|wrong| OperateError::Usage(usage(&wrong.to_string())))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        // Without what a login to a server asks: that would wait while the proxy is paused.
-        let mut stream = connector.open().await?;
-        if let Some(password) = &options.password {
-            let user = options.username.as_deref().unwrap_or("default").as_bytes();
-            ask(&mut stream, &[b"AUTH", user, password.expose()]).await?;
-        }
-        ask(&mut stream, &[b"CLIENT", b"SETNAME", NAME]).await?;
-        let words: Vec<&[u8]> =
-            [&b"PROXY"[..]].into_iter().chain(words.iter().map(String::as_bytes)).collect();
-        ask(&mut stream, &words).await
-    })
-}
-
-/// The reply to one command, which is no error.
-async fn ask(stream: &mut UpstreamStream, words: &[&[u8]]) -> Result<Vec<u8>, OperateError> {
-    let answer = tokio::time::timeout(PATIENCE, stream.command(words)).await;
-    let reply =
-        answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(OperateError::Broken)?;
-    match resp::error_text(&reply) {
-        Some(text) => Err(OperateError::Refused(printable(text))),
-        None => Ok(reply.to_vec()),
-    }
-}
-
-fn usage(wrong: &str) -> String {
-    format!("redbouncer: {wrong}\n")
-}
-
-/// The proxy as a server to connect to.
-fn target(reach: &Reach) -> Result<UpstreamOptions, OperateError> {
-    let mut options = UpstreamOptions::default();
-    match &reach.url {
-        Some(url) => {
-            config::parse_url(url, &mut options)
-                .map_err(|wrong| OperateError::Usage(usage(&format!("--url: {wrong}"))))?;
-            if options.password.is_some() {
-                // stderr is for people; that it is closed changes nothing.
-                let _ = fail(EXPOSED, 0);
-            }
-        }
-        None => listener(&configuration(reach)?, &mut options)?,
-    }
-    if reach.user.is_some() {
-        options.username.clone_from(&reach.user);
-    }
-    match &reach.password_file {
-        Some(path) => {
-            let wrong = |wrong| OperateError::Usage(usage(&format!("--password-file: {wrong}")));
-            options.password = Some(config::secret_in(path).map_err(wrong)?);
-        }
-        None => {
-            let of_environment = std::env::var(PASSWORD).ok().filter(|password| !password.is_empty());
-            options.password = options.password.take().or_else(|| of_environment.map(Secret::new));
-        }
-    }
-    Ok(options)
-}
-
-fn configuration(reach: &Reach) -> Result<Config, OperateError> {
-    let flags = Flags { config: reach.config.clone(), set: reach.set.clone(), ..Flags::default() };
-    Config::load(&flags, std::env::vars_os()).map_err(|errors| {
-        let mut text = String::new();
-        for wrong in errors {
-            let _ = writeln!(text, "redbouncer: configuration: {wrong}");
-        }
-        OperateError::Usage(text)
-    })
-}
-
-/// The first TCP listener of the configuration.
-fn listener(config: &Config, options: &mut UpstreamOptions) -> Result<(), OperateError> {
-    let tcp = |addresses: &[String]| addresses.iter().find(|address| !address.starts_with("unix:")).cloned();
-    let plain = tcp(&config.listen.addresses);
-    options.tls = plain.is_none();
-    let address = plain.or_else(|| tcp(&config.listen.tls.addresses));
-    let none = || OperateError::Usage(usage("the proxy listens on no TCP address; name one with --url"));
-    let address = address.ok_or_else(none)?;
-    let (host, port) = address.rsplit_once(':').ok_or_else(none)?;
-    options.port = port.parse().unwrap_or_default();
-    if options.port == 0 {
-        let text =
-            format!("{address} leaves the port to the system; name the one the proxy reported, with --url");
-        return Err(OperateError::Usage(usage(&text)));
-    }
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    // A wildcard address is reached by loopback.
-    let loopback = match address.parse::<SocketAddr>().map(|address| address.ip()) {
-        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Some("127.0.0.1"),
-        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Some("::1"),
-        Ok(_) | Err(_) => None,
-    };
-    loopback.unwrap_or(host).clone_into(&mut options.host);
-    // Its own certificate, which nobody else may have signed.
-    options.tls_options.ca = config.listen.tls.cert.clone().filter(|_| options.tls);
-    Ok(())
 }
 
 /// The lines of an array of bulks.

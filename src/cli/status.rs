@@ -12,7 +12,7 @@ use hyper::StatusCode;
 use serde_json::{Map, Value};
 
 use super::admin_port::{self, AdminPortError};
-use super::operate::Reach;
+use super::operate::Target;
 use super::output::counted;
 use super::overview::overview;
 use super::terminal;
@@ -27,9 +27,8 @@ pub(super) struct Shown {
     /// Show it again every second, full-screen: sort, filter and kill clients by keys
     #[arg(long, conflicts_with_all = ["all", "clients", "json"])]
     pub(super) watch: bool,
-    /// Where --watch sends PROXY KILL, redis[s]://user@host:port [default: what the proxy tells]
-    #[arg(long, value_name = "URL", requires = "watch")]
-    url: Option<String>,
+    #[command(flatten)]
+    pub(super) target: Target,
     /// Print the proxy's JSON
     #[arg(long, conflicts_with_all = ["all", "clients"])]
     json: bool,
@@ -64,11 +63,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Shown {
-    /// How --watch reaches the proxy to close a client.
-    pub(super) fn reach(&self) -> Reach {
-        Reach::at(self.url.clone())
-    }
-
     /// `body` as it is to be shown.
     pub(super) fn text(&self, body: &Value) -> String {
         match (self.json, self.all, self.clients) {

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::UpstreamStream;
 use crate::resp::{ReplyScanner, encode};
@@ -23,9 +23,7 @@ impl UpstreamStream {
     /// # Errors
     /// As [`Self::ask`].
     pub async fn command(&mut self, words: &[&[u8]]) -> io::Result<Bytes> {
-        let mut request = BytesMut::new();
-        encode::command(&mut request, words);
-        self.ask(&request).await
+        ask_by(self, words).await
     }
 
     /// [`Self::ask`] for `count` requests at once.
@@ -33,31 +31,52 @@ impl UpstreamStream {
     /// # Errors
     /// As [`Self::ask`].
     pub async fn ask_all(&mut self, requests: &[u8], count: usize) -> io::Result<Vec<Bytes>> {
-        self.write_all(requests).await?;
-        self.flush().await?;
-        let mut scanner = ReplyScanner::default();
-        let mut replies = Vec::with_capacity(count);
-        let mut reply = BytesMut::new();
-        let mut chunk = vec![0; 16 << 10];
-        while replies.len() < count {
-            let came = self.read(&mut chunk).await?;
-            if came == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
+        ask_all(self, requests, count).await
+    }
+}
+
+/// [`UpstreamStream::command`] for a connection of any kind.
+///
+/// # Errors
+/// As [`UpstreamStream::ask`].
+pub async fn ask_by(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    words: &[&[u8]],
+) -> io::Result<Bytes> {
+    let mut request = BytesMut::new();
+    encode::command(&mut request, words);
+    Ok(ask_all(stream, &request, 1).await?.pop().unwrap_or_default())
+}
+
+async fn ask_all(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    requests: &[u8],
+    count: usize,
+) -> io::Result<Vec<Bytes>> {
+    stream.write_all(requests).await?;
+    stream.flush().await?;
+    let mut scanner = ReplyScanner::default();
+    let mut replies = Vec::with_capacity(count);
+    let mut reply = BytesMut::new();
+    let mut chunk = vec![0; 16 << 10];
+    while replies.len() < count {
+        let came = stream.read(&mut chunk).await?;
+        if came == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let mut rest = &chunk[..came];
+        while !rest.is_empty() {
+            if replies.len() == count {
+                return Err(ErrorKind::InvalidData.into());
             }
-            let mut rest = &chunk[..came];
-            while !rest.is_empty() {
-                if replies.len() == count {
-                    return Err(ErrorKind::InvalidData.into());
-                }
-                let step = scanner.step(rest).map_err(|_| ErrorKind::InvalidData)?;
-                let (taken, behind) = rest.split_at(step.consumed);
-                reply.extend_from_slice(taken);
-                rest = behind;
-                if step.complete.is_some() {
-                    replies.push(reply.split().freeze());
-                }
+            let step = scanner.step(rest).map_err(|_| ErrorKind::InvalidData)?;
+            let (taken, behind) = rest.split_at(step.consumed);
+            reply.extend_from_slice(taken);
+            rest = behind;
+            if step.complete.is_some() {
+                replies.push(reply.split().freeze());
             }
         }
-        Ok(replies)
     }
+    Ok(replies)
 }

@@ -34,6 +34,7 @@ mod testing;
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests;
 
+pub use ask::ask_by;
 pub use backoff::Backoff;
 pub use capabilities::{Capability, MissingCapabilities, Refusal};
 pub use connector::{Connector, Established};

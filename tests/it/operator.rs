@@ -685,6 +685,71 @@ fn the_subcommands_find_the_proxy_by_its_configuration_and_say_what_is_wrong() {
 }
 
 #[test]
+fn the_subcommands_reach_a_proxy_by_its_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = format!("unix:{}", directory.path().join("redbouncer.sock").display());
+    let stage = Stage::proxied_with(&[&format!("listen.addresses=127.0.0.1:0,{socket}")]);
+    let by = |arguments: &[&str]| {
+        let (exit, stdout) = crate::harness::Proxy::run_to_end(arguments, &[]);
+        assert_eq!(exit.code, Some(0), "{arguments:?}: {exit:?}");
+        stdout
+    };
+    assert_eq!(by(&["log", "--url", &socket]), "info\n");
+    assert_eq!(by(&["log", "--listen", &socket]), "info\n");
+    // The port of the first listener is not known, the socket is.
+    assert_eq!(
+        by(&["reload", "--set", &format!("listen.addresses=127.0.0.1:0,{socket}")]),
+        "nothing has changed\n"
+    );
+    assert!(by(&["hubs", "--url", &socket]).is_empty());
+    let mut client = stage.connect();
+    let id = client.call("CLIENT ID").int().to_string();
+    assert_eq!(by(&["kill", "--id", &id, "--url", &socket]), "closed 1 client\n");
+    client.expect_end(PATIENCE);
+    let missing = format!("{socket}.not");
+    let (exit, _) = crate::harness::Proxy::run_to_end(&["resume", "--url", &missing], &[]);
+    assert!(exit.code == Some(1) && exit.stderr.contains("redbouncer.sock.not: No such file"), "{exit:?}");
+}
+
+#[test]
+fn the_subcommands_reach_a_proxy_by_tls() {
+    use crate::harness::{Authority, Proxy, Server};
+
+    let authority = Authority::new("ours");
+    let own = authority.issue("own", &["localhost", "127.0.0.1"], (2020, 2100));
+    let operator = authority.issue("operator", &["operator"], (2020, 2100));
+    let [cert, key, ca] = [&own.cert, &own.key, &authority.ca()].map(|path| path.display().to_string());
+    let server = Server::start();
+    let settings = [
+        "listen.addresses=".to_owned(),
+        "listen.tls.addresses=127.0.0.1:0".to_owned(),
+        format!("listen.tls.cert={cert}"),
+        format!("listen.tls.key={key}"),
+        "listen.tls.client_auth=required".to_owned(),
+        format!("listen.tls.client_ca={ca}"),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let proxy = Proxy::start(&server, &settings);
+    let url = format!("rediss://{}", proxy.tls());
+    let [shown, secret] = [&operator.cert, &operator.key].map(|path| path.display().to_string());
+    let by = |arguments: &[&str]| Proxy::run_to_end(arguments, &[]);
+    let (exit, said) = by(&["log", "--url", &url, "--cacert", &ca, "--cert", &shown, "--key", &secret]);
+    assert_eq!((exit.code, said.as_str()), (Some(0), "info\n"), "{exit:?}");
+    let (exit, _) = by(&["log", "--url", &url, "--cert", &shown, "--key", &secret]);
+    assert!(exit.code == Some(1) && exit.stderr.contains("unknown authority"), "{exit:?}");
+    let (exit, _) = by(&["log", "--url", &url, "--cacert", &ca]);
+    assert_eq!(exit.code, Some(1), "{exit:?}");
+    // Found by its configuration, a proxy is known by the certificate that it has.
+    let tls = format!("listen.tls.addresses={}", proxy.tls());
+    let found: Vec<&str> =
+        settings.iter().map(|set| if set.ends_with("127.0.0.1:0") { tls.as_str() } else { *set }).collect();
+    let mut arguments = vec!["reload", "--cert", &shown, "--key", &secret];
+    found.iter().for_each(|setting| arguments.extend(["--set", setting]));
+    let (exit, said) = by(&arguments);
+    assert_eq!((exit.code, said.as_str()), (Some(0), "nothing has changed\n"), "{exit:?}");
+}
+
+#[test]
 fn the_password_of_a_subcommand_comes_from_the_environment_or_a_file() {
     use crate::harness::Server;
 

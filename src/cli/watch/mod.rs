@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use serde_json::Value;
 
-use super::operate::{self, Reach};
+use super::operate::{self, OperateError, Target, Way};
 use super::status;
 use crate::admin::AdminOptions;
+use crate::config::Config;
 use crate::resp;
 use screen::{Screen, Wish};
 
@@ -27,19 +28,24 @@ enum News {
     Note(String),
 }
 
-/// Shows the proxy at `options` until the operator leaves.
+/// Shows the proxy that `config` describes until the operator leaves. Clients are closed by way of `target`, or of what the proxy
+/// tells of itself.
 ///
 /// # Errors
 /// There is no terminal, or it cannot be used.
-pub(super) fn run(options: &AdminOptions, reach: &Reach) -> io::Result<()> {
+pub(super) fn run(config: &Config, target: &Target) -> io::Result<()> {
     if !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
         return Err(io::Error::other("--watch needs a terminal"));
     }
     let (sender, news) = mpsc::channel();
-    let (asked, looks) = (options.clone(), sender.clone());
+    let (asked, looks) = (config.admin.clone(), sender.clone());
     std::thread::Builder::new().name("status".to_owned()).spawn(move || look(&asked, &looks))?;
     let mut terminal = ratatui::try_init()?;
-    let outcome = show(&mut terminal, reach, &sender, &news);
+    let way = |listener: Option<&String>| {
+        let url = target.url.as_ref().or(listener).map_or("", String::as_str);
+        target.way_to(url, config.listen.tls.cert.as_deref())
+    };
+    let outcome = show(&mut terminal, way, &sender, &news);
     ratatui::restore();
     outcome
 }
@@ -58,7 +64,7 @@ fn look(options: &AdminOptions, sender: &mpsc::Sender<News>) {
 
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
-    reach: &Reach,
+    way: impl Fn(Option<&String>) -> Result<Way, OperateError>,
     sender: &mpsc::Sender<News>,
     news: &mpsc::Receiver<News>,
 ) -> io::Result<()> {
@@ -86,12 +92,11 @@ fn show(
         match if is_interrupt { Some(Wish::Quit) } else { screen.press(key.code) } {
             Some(Wish::Quit) => return Ok(()),
             Some(Wish::Kill(id)) => {
-                let reach = Reach::at(reach.url.clone().or_else(|| listener.clone()));
-                let sender = sender.clone();
+                let (way, sender) = (way(listener.as_ref()), sender.clone());
                 screen.note(format!("closing client {id}"));
                 std::thread::Builder::new().name("kill".to_owned()).spawn(move || {
                     // Nobody to tell: the view has been left.
-                    let _ = sender.send(News::Note(kill(&reach, id)));
+                    let _ = sender.send(News::Note(kill(way, id)));
                 })?;
             }
             None => {}
@@ -99,17 +104,17 @@ fn show(
     }
 }
 
-fn kill(reach: &Reach, id: u64) -> String {
-    match operate::send(reach, &["KILL".to_owned(), "ID".to_owned(), id.to_string()]) {
+fn kill(way: Result<Way, OperateError>, id: u64) -> String {
+    let words = ["KILL".to_owned(), "ID".to_owned(), id.to_string()];
+    match way.and_then(|way| operate::send(&way, &words)) {
         Ok(reply) if resp::integer(&reply) == Some(1) => format!("closed client {id}"),
         Ok(_) => format!("client {id} had gone already"),
         Err(wrong) => wrong.to_string().trim_end().to_owned(),
     }
 }
 
-/// The first listener that the proxy tells of and that is reached by TCP; a wildcard address by loopback.
+/// The first listener that the proxy tells of; a wildcard address by loopback.
 fn listener_of(status: &Value) -> Option<String> {
-    let listeners = status["listen"].as_array()?;
-    let url = listeners.iter().filter_map(Value::as_str).find(|url| !url.starts_with("unix:"))?;
+    let url = status["listen"].as_array()?.iter().filter_map(Value::as_str).next()?;
     Some(url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:"))
 }
