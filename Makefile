@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help demo check test guard lint image deb differential fuzz simulate bench bench-hubs prove-hygiene outages soak
+.PHONY: help demo check check-otlp test guard lint image deb differential fuzz simulate bench bench-hubs prove-hygiene outages soak
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -11,6 +11,7 @@ export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 help:
 	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
 	@echo "make check  formatting, clippy and unit tests: what to run after every change"
+	@echo "make check-otlp  the export of spans, with a collector (feature otlp)"
 	@echo "make test   unit and integration tests, real client libraries through redbouncer, and the guard. Run again, it goes on"
 	@echo "            where it failed or was interrupted, if no file has changed; FRESH=1 runs all; PARTS=\"clients soak\""
 	@echo "make guard  instructions of a request and bytes of an idle client, beside benches/guard.toml; UPDATE=1 writes it"
@@ -47,6 +48,12 @@ check:
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo test --quiet --lib -- --skip schedules --skip simulation
 
+# In a directory of its own: the binary of the other tests is without the feature.
+check-otlp:
+	@deploy/install.sh build redis
+	CARGO_TARGET_DIR="$(TARGET)/otlp" cargo test --quiet --features otlp --test otlp
+	CARGO_TARGET_DIR="$(TARGET)/otlp" cargo test --quiet --features otlp --lib -- trace endpoint
+
 # Of a release build, as it is shipped. REPEAT measures so often and tells the spread; ONLY="get wake" is some of the cases.
 guard:
 	@deploy/install.sh build redis guard
@@ -57,8 +64,8 @@ guard:
 lint:
 	@deploy/install.sh build lint
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	if command -v cargo-deny >/dev/null; then cargo deny --config .config/deny.toml check licenses bans sources; fi
+	cargo clippy --all-targets --all-features -- -D warnings
+	if command -v cargo-deny >/dev/null; then cargo deny --all-features --config .config/deny.toml check licenses bans sources; fi
 	if command -v typos >/dev/null; then typos; fi
 	if command -v actionlint >/dev/null; then actionlint; fi
 

@@ -19,6 +19,7 @@ mod service_manager;
 mod settings;
 mod sockets;
 mod successor;
+mod traces;
 mod users_file;
 mod verify;
 
@@ -49,7 +50,7 @@ use crate::downstream::{
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
-use crate::telemetry::{self, Log, publish_gauge, publish_tasks, seconds};
+use crate::telemetry::{self, Log, Tracer, publish_gauge, publish_tasks, seconds};
 use crate::upstream::{Connector, Instance};
 use certificates::CertificateReloader;
 use doors::Doors;
@@ -60,6 +61,7 @@ use reload::{Applied, Reloader};
 use runtime::runtime;
 use settings::LiveSettings;
 use sockets::Sockets;
+use traces::Traces;
 use verify::verify_upstream;
 
 /// The grace ended with commands in flight.
@@ -190,7 +192,8 @@ impl Proxy {
         };
         let mut signals = StopSignals::install()?;
         tokio::task::spawn_local(UserSignals::install()?.ignore());
-        let shared = shared(&config, connector);
+        let traces = Traces::start(&config.tracing, &config.naming.name)?;
+        let shared = shared(&config, connector, traces.tracer());
         fleet::join(&config.fleet, &shared.budget);
         if let Some(predecessor) = &predecessor {
             predecessor.bound(&shared.budget);
@@ -272,6 +275,7 @@ impl Proxy {
             // A worker that panicked has said so; there is nothing left to wait for.
             drop(thread.join());
         }
+        traces.finish();
         Ok(code)
     }
 
@@ -580,7 +584,7 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
 }
 
 /// What all workers share.
-fn shared(config: &Config, connector: Arc<Connector>) -> Shared {
+fn shared(config: &Config, connector: Arc<Connector>, tracer: Tracer) -> Shared {
     Shared {
         budget: Budget::new(
             config.pool.max_connections,
@@ -598,6 +602,7 @@ fn shared(config: &Config, connector: Arc<Connector>) -> Shared {
         memory: ClientMemory::new(memory::bound(&config.client)),
         instance: Arc::new(Instance::start(&config.naming.name)),
         pause: Arc::default(),
+        tracer,
         stop: CancellationToken::new(),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::key::{Field, Key, store};
 use super::value::{Given, Wrong, choose, show_duration, show_size};
-use super::{Config, url, users};
+use super::{Config, endpoint, url, users};
 use crate::downstream::{AdminCommands, AuthMode, ClientAuth, MemoryMax, OutputLimit};
 use crate::hub::Resubscribe;
 use crate::telemetry::logging::{self, LogFormat};
@@ -147,6 +147,9 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("log.format", LOG_FORMAT),
     Key::new("log.long_lease", Field::OptionalDuration(|c| &mut c.log.long_lease, TENTH..=DAY)).live(),
     Key::new("log.slow_command", Field::OptionalDuration(|c| &mut c.log.slow_command, MS..=DAY)).live(),
+    // [tracing]
+    Key::new("tracing.otlp_endpoint", OTLP_ENDPOINT),
+    Key::new("tracing.sample", Field::SmallCount(|c| &mut c.tracing.sample, 1..=1_000_000)).live(),
 ];
 
 const UNIX_MODE: Field = Field::Text {
@@ -352,6 +355,16 @@ const LOG_LEVEL: Field = Field::Text {
     },
     show: |c| Some(c.log.level.clone()),
     copy: |to, from| to.log.level.clone_from(&from.log.level),
+};
+
+const OTLP_ENDPOINT: Field = Field::Text {
+    form: "http://host:port/path, or https:// for TLS, or \"\" for none",
+    put: |c, text| {
+        let endpoint = Some(text).filter(|text| !text.is_empty()).map(endpoint::parse).transpose();
+        store(&mut c.tracing.otlp_endpoint, endpoint)
+    },
+    show: |c| c.tracing.otlp_endpoint.clone(),
+    copy: |to, from| to.tracing.otlp_endpoint.clone_from(&from.tracing.otlp_endpoint),
 };
 
 const NAME: Field = Field::Text {

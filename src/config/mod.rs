@@ -6,6 +6,7 @@
 
 mod address;
 mod check;
+mod endpoint;
 mod error;
 mod exposure;
 mod itself;

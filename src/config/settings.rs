@@ -11,6 +11,7 @@ use crate::hygiene::fleet::FleetOptions;
 use crate::pool::PoolOptions;
 use crate::shutdown::ShutdownOptions;
 use crate::takeover::TakeoverOptions;
+use crate::telemetry::TracingOptions;
 use crate::telemetry::logging::LogOptions;
 use crate::upstream::{NameOptions, UpstreamOptions};
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub takeover: TakeoverOptions,
     /// What is logged and how.
     pub log: LogOptions,
+    /// Which commands are traced, and where spans of them go.
+    pub tracing: TracingOptions,
     /// Secrets of it that others on this host can read.
     pub exposed: Vec<Exposure>,
 }
@@ -91,6 +94,7 @@ impl Default for Config {
             shutdown: ShutdownOptions::default(),
             takeover: TakeoverOptions::default(),
             log: LogOptions::default(),
+            tracing: TracingOptions::default(),
             exposed: Vec::new(),
         }
     }

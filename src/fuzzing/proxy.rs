@@ -36,6 +36,7 @@ use crate::hygiene::HygieneOptions;
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
 use crate::resp::encode;
 use crate::session::{Endpoint, FIRST_CLIENT_ID};
+use crate::telemetry::Tracer;
 use crate::upstream::{Connector, Instance, OnLoss, UpstreamOptions};
 
 /// What a client may send; `MARK` stands for its mark, which is a key, a value or an argument.
@@ -251,6 +252,7 @@ impl Settings {
             memory: ClientMemory::new(32 << 20),
             instance: Arc::new(Instance::start("fuzz")),
             pause: Arc::default(),
+            tracer: Tracer::default(),
             stop: CancellationToken::new(),
         };
         let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });

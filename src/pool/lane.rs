@@ -25,7 +25,7 @@ use super::Permit;
 use super::measures::{Measures, Sample};
 use super::tracker::{Reader, Tracked, Tracker};
 use crate::resp::{ErrorCode, Unsent, encode};
-use crate::telemetry::{Origin, UpstreamClose};
+use crate::telemetry::{CommandOutcome, Origin, UpstreamClose};
 
 use slot::Slot;
 pub use slot::{Change, Lost, Nature, Receiver, Then};
@@ -480,7 +480,7 @@ impl Lane {
             if now.saturating_duration_since(slot.since()) < timeout {
                 break;
             }
-            if let Slot::Replies { to, count, muted, abandoned, .. } = slot
+            if let Slot::Replies { to, count, muted, abandoned, sample, .. } = slot
                 && !*abandoned
                 && begun.as_ref().is_none_or(|begun| !Rc::ptr_eq(begun, to))
             {
@@ -491,6 +491,9 @@ impl Lane {
                         self.measures.error(Origin::Redbouncer, ErrorCode::Err);
                     }
                     to.replies(&out, 0, false);
+                }
+                if let Some(sample) = sample.take() {
+                    sample.fails(CommandOutcome::TimedOut);
                 }
                 *abandoned = true;
                 *muted = true;

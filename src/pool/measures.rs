@@ -8,7 +8,7 @@ use metrics::counter;
 use tokio::time::Instant;
 
 use crate::resp::{ErrorCode, error_text};
-use crate::telemetry::{Counted, Origin, Seconds};
+use crate::telemetry::{CommandOutcome, Counted, Origin, Seconds};
 
 /// What is measured. Shared by the pool and its lanes.
 #[derive(Debug)]
@@ -65,6 +65,10 @@ pub struct Sample {
     pub sent: Instant,
     /// Where the time goes to.
     pub to: Rc<Seconds>,
+    /// Its commands; others of the same client may stand before them in its slot.
+    pub commands: u32,
+    /// The first error among its replies.
+    pub error: Option<ErrorCode>,
     /// Is told of it. Must not call back into the lane.
     pub then: Option<Box<dyn FnOnce(Took)>>,
 }
@@ -75,9 +79,11 @@ impl fmt::Debug for Sample {
     }
 }
 
-/// Where the time of a batch went.
+/// Where the time of a batch went, and how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Took {
+    /// What its client got.
+    pub outcome: CommandOutcome,
     /// Until there was a connection for it.
     pub waiting: Duration,
     /// In the queue of the connection, on the network, and at the server.
@@ -85,11 +91,30 @@ pub struct Took {
 }
 
 impl Sample {
+    /// `left` replies of its slot are owed still, and the next of them is this error.
+    pub(super) fn note_error(&mut self, code: ErrorCode, left: u32) {
+        if left <= self.commands {
+            self.error.get_or_insert(code);
+        }
+    }
+
+    /// All replies have come.
     pub(super) fn ends(self) {
         let now = Instant::now();
         self.to.record(now.saturating_duration_since(self.since));
+        let error = self.error.map(|code| CommandOutcome::Error(code.label()));
+        self.tell(error.unwrap_or(CommandOutcome::Answered), now);
+    }
+
+    /// They will not come, or not in time: no time of a reply to record.
+    pub(super) fn fails(self, outcome: CommandOutcome) {
+        self.tell(outcome, Instant::now());
+    }
+
+    fn tell(self, outcome: CommandOutcome, now: Instant) {
         if let Some(then) = self.then {
             then(Took {
+                outcome,
                 waiting: self.sent.saturating_duration_since(self.since),
                 at_server: now.saturating_duration_since(self.sent),
             });

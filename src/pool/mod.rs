@@ -42,7 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{Tracer, UpstreamClose};
 use crate::upstream::{Capability, Connector, DialError, Identity, Instance, UpstreamTimes};
 
 pub use budget::{
@@ -101,6 +101,8 @@ pub struct Shared {
     pub instance: Arc<Instance>,
     /// Whether new commands wait.
     pub pause: Arc<Pause>,
+    /// Takes spans of sampled commands.
+    pub tracer: Tracer,
     /// Cancelled when an operator stops the proxy by PROXY SHUTDOWN.
     pub stop: CancellationToken,
 }

@@ -28,6 +28,9 @@ pub(super) enum StartError {
     Takeover(#[from] TakeoverError),
     #[error("cannot install the metrics exporter: {0}")]
     Metrics(String),
+    #[cfg(feature = "otlp")]
+    #[error("cannot export spans to tracing.otlp_endpoint: {0}")]
+    Traces(String),
     #[error("the operating system refuses: {0}")]
     System(#[from] std::io::Error),
 }
@@ -36,6 +39,8 @@ impl StartError {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Tls(_) | Self::Itself(_) => ExitCode::from(BAD_CONFIGURATION),
+            #[cfg(feature = "otlp")]
+            Self::Traces(_) => ExitCode::from(BAD_CONFIGURATION),
             Self::Listen(_) | Self::Admin(_) | Self::Takeover(_) | Self::Metrics(_) | Self::System(_) => {
                 ExitCode::FAILURE
             }

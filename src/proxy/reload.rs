@@ -194,6 +194,7 @@ impl Reloader {
         live.set(config);
         shared.budget.resize(config.pool.max_connections);
         shared.dial_rate.set(new.connect_rate);
+        shared.tracer.set_sample(config.tracing.sample);
         workers.places().resize(config.client.max, config.client.max_unauthenticated);
         workers.configure(of_workers(config)).await;
         if moves {

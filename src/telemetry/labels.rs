@@ -122,3 +122,15 @@ labels! {
     /// They could not be written.
     WriteFailed = "write_failed",
 }
+
+#[cfg(feature = "otlp")]
+labels! {
+    /// What became of the span of a sampled command.
+    SpanFate:
+    /// The collector has taken it.
+    Exported = "exported",
+    /// The collector does not take them fast enough.
+    QueueFull = "queue_full",
+    /// The collector could not be reached, or refused it.
+    ExportFailed = "export_failed",
+}

@@ -313,6 +313,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "When the configuration was last read, used or not, as Unix time.",
     ),
     (
+        "redbouncer_spans_total",
+        "counter",
+        "fate",
+        "Spans of traced commands: exported, queue_full or export_failed (lost). Where commands are traced only.",
+    ),
+    (
         "redbouncer_log_lines_dropped_total",
         "counter",
         "reason",

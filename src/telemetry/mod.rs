@@ -8,8 +8,11 @@ mod printable;
 mod reason;
 mod seconds;
 mod series;
+mod tracer;
 
 pub use count::{Count, CountGuard};
+#[cfg(feature = "otlp")]
+pub use labels::SpanFate;
 pub use labels::{
     ElementFate, FleetRaise, Handshake, LineLoss, LoginOutcome, Origin, OrphanRound, Side, TriedOn,
 };
@@ -22,3 +25,6 @@ pub use printable::{is_obeyed, printable};
 pub use reason::{ClientClose, Reap, UpstreamClose};
 pub use seconds::Seconds;
 pub use series::{create_series, handshake_ended};
+pub use tracer::{CommandOutcome, Tracer, TracingOptions};
+#[cfg(feature = "otlp")]
+pub use tracer::{CommandSpan, spans_ended};

@@ -51,3 +51,5 @@ pub use stream::UpstreamStream;
 pub use target::PreparedTarget;
 pub use tcp_info::acknowledged;
 pub use tls::TlsFault;
+#[cfg(feature = "otlp")]
+pub(crate) use tls::public_tls;

@@ -55,6 +55,17 @@ impl TlsSetup {
     }
 }
 
+/// For a connection to another server than Redis: the public authorities and those of this host are trusted.
+///
+/// # Errors
+/// The cryptography knows no version of TLS.
+#[cfg(feature = "otlp")]
+pub(crate) fn public_tls() -> Result<Arc<ClientConfig>, RustlsError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?;
+    Ok(Arc::new(builder.with_root_certificates(roots(&[])).with_no_client_auth()))
+}
+
 /// The authorities a server's certificate may come from, those in `ca` among them.
 fn roots(ca: &[CertificateDer<'static>]) -> RootCertStore {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };

@@ -47,6 +47,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) options: Cell<ClientOptions>,
     /// `log.slow_command`
     pub(in crate::downstream) slow_command: Cell<Option<Duration>>,
+    /// Whether more batches are measured than those that are sampled for the metrics.
+    pub(in crate::downstream) measures_more: Cell<bool>,
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: Cell<BlockingOptions>,
     pub(in crate::downstream) directory: Arc<Directory>,
@@ -146,6 +148,7 @@ impl Context {
             begun: Instant::now(),
             server: ServerView::new(Rc::clone(&pool), &auth, parts.has_pubsub_hub),
             permissions: ListPermissions::new(auth.cache_ttl),
+            measures_more: Cell::new(slow_command.is_some() || pool.shared.tracer.is_on()),
             metrics: WorkerMetrics::new(index),
             warnings: Warnings::default(),
             scratch: RefCell::new(vec![0; SCRATCH]),
@@ -174,6 +177,12 @@ impl Context {
             workers,
             config,
         })
+    }
+
+    /// Names commands in the log that take this long.
+    pub(in crate::downstream) fn tell_of_slow_commands(&self, limit: Option<Duration>) {
+        self.slow_command.set(limit);
+        self.measures_more.set(limit.is_some() || self.pool.shared.tracer.is_on());
     }
 
     /// Microseconds since the worker began.

@@ -18,6 +18,8 @@ mod rights;
 mod slow_command;
 mod subscriptions;
 mod task;
+#[cfg(feature = "otlp")]
+mod traced;
 mod tracking;
 mod unserved;
 

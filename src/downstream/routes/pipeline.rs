@@ -341,7 +341,15 @@ impl Client {
 
     /// Whether the batch of `count` commands that was pushed last is measured. Known from a count that is there anyway.
     fn is_measured(&self, lane: &Lane, count: u32) -> bool {
-        lane.carried() % MEASURED < u64::from(count) || self.context.slow_command.get().is_some()
+        lane.carried() % MEASURED < u64::from(count)
+            || (self.context.measures_more.get() && self.is_measured_besides(lane, count))
+    }
+
+    /// The same for slow commands, which are found by measuring all of them, and for spans.
+    #[cold]
+    fn is_measured_besides(&self, lane: &Lane, count: u32) -> bool {
+        self.context.slow_command.get().is_some()
+            || self.context.pool.shared.tracer.chooses(lane.carried(), count)
     }
 
     /// Measures how long it takes until the replies to `commands`, which were pushed last, are on their way to the client.
@@ -351,7 +359,10 @@ impl Client {
         let row = classify(&first).row;
         if let Some(to) = self.context.metrics.family_of(row) {
             let then = self.when_slow(row, &first, count);
-            lane.measure(Sample { since: self.inbound().last_input(), sent, to, then });
+            #[cfg(feature = "otlp")]
+            let then = self.traced((row, count), lane.carried(), then);
+            let since = self.inbound().last_input();
+            lane.measure(Sample { since, sent, to, commands: count, error: None, then });
         }
     }
 

@@ -7,7 +7,7 @@ use crate::command::{Row, key_positions};
 use crate::downstream::client::Client;
 use crate::pool::Took;
 use crate::resp::Request;
-use crate::telemetry::{printable, seconds};
+use crate::telemetry::{CommandOutcome, printable, seconds};
 
 /// What is known of a batch of commands when it is sent.
 struct Batch {
@@ -30,7 +30,8 @@ impl Client {
         let keys = row.map_or(0, |row| key_positions(row, request).len());
         let (client, batch) = (Rc::clone(self), Batch { row, keys, commands });
         Some(Box::new(move |took| {
-            if took.waiting + took.at_server >= limit {
+            let is_answered = matches!(took.outcome, CommandOutcome::Answered | CommandOutcome::Error(_));
+            if is_answered && took.waiting + took.at_server >= limit {
                 client.tell_of_slow(&batch, took);
             }
         }))
@@ -38,7 +39,8 @@ impl Client {
 
     /// A command on a lease was slow. The wait for the lease is not part of its time.
     pub(in crate::downstream) fn was_slow_on_lease(&self, command: &'static str, at_server: Duration) {
-        self.log_slow(command, None, 1, Took { waiting: Duration::ZERO, at_server });
+        let outcome = CommandOutcome::Answered;
+        self.log_slow(command, None, 1, Took { outcome, waiting: Duration::ZERO, at_server });
     }
 
     fn tell_of_slow(&self, batch: &Batch, took: Took) {

@@ -258,7 +258,7 @@ impl Worker {
         let context = &self.context;
         context.pool.configure(settings.pool, settings.upstream);
         context.options.set(settings.clients);
-        context.slow_command.set(settings.slow_command);
+        context.tell_of_slow_commands(settings.slow_command);
         context.blocking.set(settings.blocking);
         context.hubs.configure(settings.blocking);
         context.pubsub.configure(settings.pubsub);

@@ -37,6 +37,7 @@ use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
 use crate::session::FIRST_CLIENT_ID;
+use crate::telemetry::Tracer;
 use crate::upstream::simulated::{Manners, Network, Path};
 use crate::upstream::{Connector, Instance, OnLoss, UpstreamOptions};
 use clients::{Client, Told};
@@ -197,6 +198,7 @@ impl Proxy {
             memory: Arc::clone(&memory),
             instance: Arc::new(Instance::start("simulation")),
             pause: Arc::default(),
+            tracer: Tracer::default(),
             stop: CancellationToken::new(),
         };
         let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });

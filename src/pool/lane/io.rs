@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::super::LONG;
 use super::{FULL, KEEP, Lane, Lost, Slot, Then};
 use crate::resp::{self, ErrorCode, ReplyKind, ReplyScanner};
-use crate::telemetry::{Origin, UpstreamClose, printable};
+use crate::telemetry::{CommandOutcome, Origin, UpstreamClose, printable};
 use crate::upstream::UpstreamStream;
 
 /// The part of a lane that only its task touches.
@@ -57,7 +57,10 @@ impl Lane {
         let slots = std::mem::take(&mut *self.fifo.borrow_mut());
         for slot in slots {
             match slot {
-                Slot::Replies { to, count, muted, .. } => {
+                Slot::Replies { to, count, muted, sample, .. } => {
+                    if let Some(sample) = sample {
+                        sample.fails(CommandOutcome::Lost);
+                    }
                     to.lost(count, muted, std::mem::take(&mut partial) && !muted);
                 }
                 Slot::Changed { to, change, .. } => {
@@ -296,7 +299,7 @@ impl LaneIo {
 
     /// What an error says about the server, besides being the client's; `left` replies of its slot were owed with it.
     /// `true`: the lane is of no further use. A text that a script could have made up says nothing.
-    fn heed(&mut self, error: &[u8], slot: &Slot, left: u32) -> bool {
+    fn heed(&mut self, error: &[u8], slot: &mut Slot, left: u32) -> bool {
         let (may_invent, is_exec, is_of_client) = match slot {
             Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1, true),
             Slot::Changed { is_exec, .. } => (false, *is_exec, true),
@@ -307,6 +310,9 @@ impl LaneIo {
         let code = ErrorCode::of_text(text);
         if is_of_client {
             self.lane.measures.error(Origin::Server, code);
+        }
+        if let Slot::Replies { sample: Some(sample), .. } = slot {
+            sample.note_error(code, left);
         }
         if !may_invent {
             match code {
