@@ -225,16 +225,14 @@ impl Proxy {
             exporter,
             listening,
             stage: Cell::new(Stage::Starting),
-            live: Rc::new(LiveSettings::of(&config)),
+            live: Rc::new(LiveSettings::of(&config, limits.together)),
             log,
             fleet,
         });
         let door = AcceptOptions {
             workers: proxy.workers.clone(),
-            max_clients: limits.inside.min(limits.together),
-            login_timeout: config.client.login_timeout,
             mode: config.auth.mode,
-            protected_mode: config.listen.protected_mode,
+            terms: Arc::clone(&proxy.live.accept),
         };
         let admin_address = sockets.admin_address();
         let doors = sockets.into_doors(door);
@@ -269,7 +267,7 @@ impl Proxy {
         tokio::task::spawn_local(service_manager::watchdog(proxy.workers.clone()));
         let terms = successor::terms(&config.upstream, config.auth.mode);
         let own = successor::Own { shared: proxy.shared.clone(), terms, generation, ids };
-        let first = proxy.until_told(&own, &doors, &mut signals, config.takeover.client_timeout).await;
+        let first = proxy.until_told(&own, &doors, &mut signals).await;
         let code = proxy.stop(first, &doors, &mut signals, proxy.live.shutdown.get().drain_timeout).await;
         for thread in threads {
             // A worker that panicked has said so; there is nothing left to wait for.
@@ -300,7 +298,6 @@ impl Proxy {
         own: &successor::Own,
         doors: &Doors,
         signals: &mut StopSignals,
-        client_timeout: Duration,
     ) -> &'static str {
         let told = tokio::select! {
             biased;
@@ -308,6 +305,7 @@ impl Proxy {
             signal = signals.next() => signal,
             ceiling = successor::replaced(self, own, doors) => {
                 doors.leave();
+                let client_timeout = self.live.takeover_timeout.get();
                 return ceiling.serve_those_who_stay(&self.workers, signals, client_timeout).await;
             }
         };
@@ -498,6 +496,10 @@ impl View for Proxy {
         self.exporter.render() + &exposition::render(&figures, &self.shared.budget.waits())
     }
 
+    fn hosts(&self) -> Vec<String> {
+        self.live.admin_hosts.borrow().clone()
+    }
+
     fn readiness(&self) -> Result<(), &'static str> {
         let health = &self.shared.health;
         match self.stage.get() {
@@ -620,7 +622,7 @@ fn worker_config(
         auth: config.auth.clone(),
         blocking: config.blocking,
         pubsub: config.pubsub,
-        hygiene: config.hygiene.clone(),
+        hygiene: config.hygiene,
         fleet: fleet.clone(),
         first_look: first_look.clone(),
         audience: Arc::default(),

@@ -43,39 +43,39 @@ pub struct AdminError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    hosts: Vec<String>,
+    /// The host of the configured address, under which it may be asked, too.
+    host: Option<String>,
 }
 
 impl Server {
-    /// Opens the listener at `address`; `hosts` are further names under which it may be asked.
+    /// Opens the listener at `address`.
     ///
     /// # Errors
     /// Names the address that cannot be had.
-    pub async fn bind(address: &str, hosts: &[String]) -> Result<Self, AdminError> {
+    pub async fn bind(address: &str) -> Result<Self, AdminError> {
         let fail = |source| AdminError { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(fail)?;
-        Self::new(listener, address, hosts)
+        Self::new(listener, address)
     }
 
     /// Goes on with a listener for the configured `address` that another process has opened.
     ///
     /// # Errors
     /// The operating system refuses.
-    pub fn on(listener: std::net::TcpListener, address: &str, hosts: &[String]) -> Result<Self, AdminError> {
+    pub fn on(listener: std::net::TcpListener, address: &str) -> Result<Self, AdminError> {
         let open = || {
             listener.set_nonblocking(true)?;
             TcpListener::from_std(listener)
         };
         let listener = open().map_err(|source| AdminError { address: address.to_owned(), source })?;
-        Self::new(listener, address, hosts)
+        Self::new(listener, address)
     }
 
-    fn new(listener: TcpListener, configured: &str, hosts: &[String]) -> Result<Self, AdminError> {
-        let mut hosts = hosts.to_vec();
-        hosts.extend(configured.rsplit_once(':').map(|(own, _)| own.to_owned()));
+    fn new(listener: TcpListener, configured: &str) -> Result<Self, AdminError> {
+        let host = configured.rsplit_once(':').map(|(host, _)| host.to_owned());
         let address =
             listener.local_addr().map_err(|source| AdminError { address: configured.to_owned(), source })?;
-        Ok(Self { listener, address, hosts })
+        Ok(Self { listener, address, host })
     }
 
     /// The same listener once more.
@@ -84,7 +84,7 @@ impl Server {
     /// No file descriptors are left.
     pub fn duplicate(&self) -> io::Result<Self> {
         let listener = TcpListener::from_std(self.hand_over()?.into())?;
-        Ok(Self { listener, address: self.address, hosts: self.hosts.clone() })
+        Ok(Self { listener, address: self.address, host: self.host.clone() })
     }
 
     /// The listening socket once more, for another process.
@@ -106,7 +106,7 @@ impl Server {
         let connections = Connections::new(CONNECTIONS);
         let feed = Feed::new();
         tokio::task::spawn_local(Rc::clone(&feed).run(Rc::clone(&view)));
-        let pages = Rc::new(Pages { view, feed, hosts: self.hosts });
+        let pages = Rc::new(Pages { view, feed, host: self.host });
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
@@ -126,7 +126,7 @@ impl Server {
 struct Pages<V> {
     view: Rc<V>,
     feed: Rc<Feed>,
-    hosts: Vec<String>,
+    host: Option<String>,
 }
 
 /// A page, or the events of a viewer.
@@ -137,7 +137,9 @@ async fn converse<V: View>(stream: TcpStream, pages: Rc<Pages<V>>, busy: Busy) {
         let (pages, busy) = (Rc::clone(&pages), busy.clone());
         async move {
             busy.set(true);
-            let is_ours = is_ours(&request, &pages.hosts);
+            let mut hosts = pages.view.hosts();
+            hosts.extend(pages.host.clone());
+            let is_ours = is_ours(&request, &hosts);
             let response = if is_ours { answer(&request, &pages, &busy).await } else { foreign() };
             // A viewer's connection is busy until it leaves.
             busy.set(matches!(response.body(), Either::Right(_)));

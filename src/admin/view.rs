@@ -8,6 +8,8 @@ use super::dashboard::Sample;
 pub trait View {
     /// The metrics in Prometheus' text format.
     fn metrics(&self) -> impl Future<Output = String>;
+    /// Names under which the pages may be asked for, beside the address that is listened on (`admin.hosts`).
+    fn hosts(&self) -> Vec<String>;
     /// Whether new clients are served now; if not, why.
     ///
     /// # Errors

@@ -34,13 +34,13 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("listen.addresses", Field::Addresses(|c| &mut c.listen.addresses, true)),
     Key::new("listen.workers", Field::Count(|c| &mut c.workers, 1..=64)),
     Key::new("listen.backlog", Field::SmallCount(|c| &mut c.listen.backlog, 1..=65_535)),
-    Key::new("listen.protected_mode", Field::Switch(|c| &mut c.listen.protected_mode)),
+    Key::new("listen.protected_mode", Field::Switch(|c| &mut c.listen.protected_mode)).live(),
     Key::new("listen.unix_mode", UNIX_MODE),
     // [listen.tls]
     Key::new("listen.tls.addresses", Field::Addresses(|c| &mut c.listen.tls.addresses, false)),
     Key::new("listen.tls.cert", Field::Path(|c| &mut c.listen.tls.cert)).new_connections(),
     Key::new("listen.tls.key", Field::Path(|c| &mut c.listen.tls.key)).new_connections(),
-    Key::new("listen.tls.client_auth", CLIENT_AUTH),
+    Key::new("listen.tls.client_auth", CLIENT_AUTH).new_connections(),
     Key::new("listen.tls.client_ca", Field::Path(|c| &mut c.listen.tls.client_ca)).new_connections(),
     // [upstream]
     Key::new("upstream.url", URL).live(),
@@ -91,12 +91,12 @@ pub(super) static KEYS: &[Key] = &[
     // [client]
     Key::new("client.max", Field::Count(|c| &mut c.client.max, 1..=1_000_000)).live(),
     Key::new("client.max_unauthenticated", Field::Count(|c| &mut c.client.max_unauthenticated, 1..=1_000_000)).live(),
-    Key::new("client.max_per_address", Field::Count(|c| &mut c.client.max_per_address, 0..=1_000_000)),
+    Key::new("client.max_per_address", Field::Count(|c| &mut c.client.max_per_address, 0..=1_000_000)).live(),
     Key::new("client.idle_timeout", Field::OptionalDuration(|c| &mut c.client.idle_timeout, SECOND..=MONTH)).live(),
-    Key::new("client.login_timeout", Field::Duration(|c| &mut c.client.login_timeout, TENTH..=HOUR)),
+    Key::new("client.login_timeout", Field::Duration(|c| &mut c.client.login_timeout, TENTH..=HOUR)).live(),
     Key::new("client.half_command_timeout", Field::Duration(|c| &mut c.client.half_command_timeout, TENTH..=HOUR)).live(),
     Key::new("client.request_limit", Field::Size(|c| &mut c.client.request_limit, 64 << 10)).live(),
-    Key::new("client.memory_max", MEMORY_MAX),
+    Key::new("client.memory_max", MEMORY_MAX).live(),
     Key::new("client.pipeline_limit", Field::Count(|c| &mut c.client.pipeline_limit, 1..=1_000_000)).live(),
     Key::new("client.output_soft_limit", Field::Size(|c| &mut c.client.output_soft_limit, 16 << 10)).live(),
     Key::new("client.output_hard_limit", Field::Size(|c| &mut c.client.output_hard_limit, 16 << 10)).live(),
@@ -111,7 +111,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("client.keepalive_count", Field::SmallCount(|c| &mut c.client.keepalive.count, PROBES)).new_connections(),
     // [blocking]
     Key::new("blocking.hub", Field::Switch(|c| &mut c.blocking.hub)),
-    Key::new("blocking.give_back", Field::Switch(|c| &mut c.blocking.give_back)),
+    Key::new("blocking.give_back", Field::Switch(|c| &mut c.blocking.give_back)).live(),
     Key::new("blocking.retry_min", Field::Duration(|c| &mut c.blocking.retry_min, MS..=MINUTE)).live(),
     Key::new("blocking.retry_max", Field::Duration(|c| &mut c.blocking.retry_max, MS..=MINUTE)).live(),
     Key::new("blocking.grace", Field::Duration(|c| &mut c.blocking.grace, ZERO..=MINUTE)).new_connections(),
@@ -121,19 +121,19 @@ pub(super) static KEYS: &[Key] = &[
     // [hygiene]
     Key::new("hygiene.name", NAME),
     Key::new("hygiene.heartbeat", Field::Duration(|c| &mut c.naming.heartbeat, SECOND..=HOUR)),
-    Key::new("hygiene.reap", Field::Switch(|c| &mut c.hygiene.reap)),
-    Key::new("hygiene.orphan_after", Field::Duration(|c| &mut c.hygiene.orphan_after, SECOND..=DAY)),
-    Key::new("hygiene.interval", Field::Duration(|c| &mut c.hygiene.interval, SECOND..=DAY)),
+    Key::new("hygiene.reap", Field::Switch(|c| &mut c.hygiene.reap)).live(),
+    Key::new("hygiene.orphan_after", Field::Duration(|c| &mut c.hygiene.orphan_after, SECOND..=DAY)).live(),
+    Key::new("hygiene.interval", Field::Duration(|c| &mut c.hygiene.interval, SECOND..=DAY)).live(),
     // [auth]
     Key::new("auth.mode", AUTH_MODE),
     Key::new("auth.users_file", USERS_FILE),
     Key::new("auth.admin_commands", ADMIN_COMMANDS).live(),
-    Key::new("auth.cache_ttl", Field::Duration(|c| &mut c.auth.cache_ttl, ZERO..=DAY)),
+    Key::new("auth.cache_ttl", Field::Duration(|c| &mut c.auth.cache_ttl, ZERO..=DAY)).live(),
     // [admin]
     Key::new("admin.address", Field::OptionalAddress(|c| &mut c.admin.address)),
-    Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)),
+    Key::new("admin.hosts", Field::Names(|c| &mut c.admin.hosts)).live(),
     Key::new("admin.ready_needs_login", Field::Switch(|c| &mut c.admin.ready_needs_login)).live(),
-    Key::new("admin.users", Field::Users(|c| &mut c.admin.users)),
+    Key::new("admin.users", Field::Users(|c| &mut c.admin.users)).live(),
     // [config]
     Key::new("config.watch", Field::Switch(|c| &mut c.watch)).live(),
     // [shutdown]
@@ -141,10 +141,10 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("shutdown.drain_timeout", Field::Duration(|c| &mut c.shutdown.drain_timeout, ZERO..=HOUR)).live(),
     // [takeover]
     Key::new("takeover.socket", Field::Path(|c| &mut c.takeover.socket)),
-    Key::new("takeover.client_timeout", Field::Duration(|c| &mut c.takeover.client_timeout, ZERO..=MONTH)),
+    Key::new("takeover.client_timeout", Field::Duration(|c| &mut c.takeover.client_timeout, ZERO..=MONTH)).live(),
     // [log]
-    Key::new("log.level", LOG_LEVEL),
-    Key::new("log.format", LOG_FORMAT),
+    Key::new("log.level", LOG_LEVEL).live(),
+    Key::new("log.format", LOG_FORMAT).live(),
     Key::new("log.long_lease", Field::OptionalDuration(|c| &mut c.log.long_lease, TENTH..=DAY)).live(),
     Key::new("log.slow_command", Field::OptionalDuration(|c| &mut c.log.slow_command, MS..=DAY)).live(),
     // [tracing]

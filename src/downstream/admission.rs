@@ -39,7 +39,7 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct State {
     inside: usize,
-    /// Clients inside by their address; nothing is counted without a limit.
+    /// Clients inside by their address; counted without a limit as well, because one may be set later.
     by_address: HashMap<IpAddr, usize>,
     /// Who waits, the oldest first.
     waiting: BTreeMap<u64, Waiting>,
@@ -99,7 +99,7 @@ pub(in crate::downstream) enum Refused {
 /// A place, given back when dropped.
 pub(in crate::downstream) struct AdmissionGuard {
     places: Arc<Admission>,
-    /// Where it comes from, if places are counted by address.
+    /// Where it comes from; nowhere by a Unix socket.
     address: Option<Box<IpAddr>>,
     /// Not inside yet.
     waits: Cell<Option<Arc<Stay>>>,
@@ -123,10 +123,10 @@ impl Admission {
         Arc::new(Self { limits: Mutex::new(limits), state: Mutex::default() })
     }
 
-    /// Other numbers of places from now on, as many per address as before; who is in stays.
-    pub fn resize(&self, inside: usize, waiting: usize) {
+    /// Other numbers of places from now on; who is in stays.
+    pub fn resize(&self, inside: usize, waiting: usize, per_address: usize) {
         let mut limits = self.limits.lock();
-        (limits.inside, limits.waiting) = (inside, waiting);
+        (limits.inside, limits.waiting, limits.per_address) = (inside, waiting, per_address);
     }
 
     fn limits(&self) -> Limits {
@@ -162,10 +162,10 @@ impl Admission {
         }
         let stay = waits.then(|| state.wait(address.map(neighbourhood)));
         if !waits {
-            state.take(&limits, address);
+            state.take(address);
         }
         drop(state);
-        let address = address.filter(|_| limits.per_address > 0).map(Box::new);
+        let address = address.map(Box::new);
         Ok(AdmissionGuard { places: Arc::clone(self), address, waits: Cell::new(stay) })
     }
 }
@@ -182,9 +182,9 @@ impl State {
         }
     }
 
-    fn take(&mut self, limits: &Limits, address: Option<IpAddr>) {
+    fn take(&mut self, address: Option<IpAddr>) {
         self.inside += 1;
-        if let Some(address) = address.filter(|_| limits.per_address > 0) {
+        if let Some(address) = address {
             *self.by_address.entry(address).or_default() += 1;
         }
     }
@@ -258,7 +258,7 @@ impl AdmissionGuard {
             // Its place has been taken away, and it is being closed.
             return Err(Refused::Full);
         }
-        state.take(&limits, address);
+        state.take(address);
         drop(state);
         self.waits.take();
         stay.ends(SETTLED);

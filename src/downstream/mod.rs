@@ -23,8 +23,8 @@ pub use identity::{
     Account, AdminCommands, AuthMode, AuthOptions, Cost, Directory, PasswordHash, StaticUser, toll,
 };
 pub use listen::{
-    AcceptOptions, ClientAuth, HandedSocket, InheritedSockets, ListenError, ListenOptions, ListenTlsOptions,
-    Listener, ListenerRole, PreparedTls, ServerTls, SocketFile, UNIX, bind_unix, listen,
+    AcceptOptions, AcceptTerms, ClientAuth, HandedSocket, InheritedSockets, ListenError, ListenOptions,
+    ListenTlsOptions, Listener, ListenerRole, PreparedTls, ServerTls, SocketFile, UNIX, bind_unix, listen,
 };
 pub use moved::{Accepts, Announced, ClientDescription, Leaving, MovedClient, Verdict, WayOut};
 pub use options::{ClientOptions, MemoryMax, OutputLimit};

@@ -1,5 +1,6 @@
 //! What a reload changes, on its way to the workers, and what clients ask of the configuration, on its way to the process.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -7,11 +8,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::identity::AdminCommands;
 use super::options::ClientOptions;
 use crate::hub::{BlockingOptions, PubSubOptions};
+use crate::hygiene::HygieneOptions;
 use crate::pool::PoolOptions;
 use crate::upstream::UpstreamTimes;
 
 /// What may change for the clients of a worker while it runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct WorkerSettings {
     /// Sizes and times of the pool.
     pub pool: PoolOptions,
@@ -27,6 +29,12 @@ pub struct WorkerSettings {
     pub pubsub: PubSubOptions,
     /// Whether commands that reach beyond the own connection are refused.
     pub admin_commands: AdminCommands,
+    /// Who may act on the proxy by PROXY.
+    pub admin_users: Arc<[String]>,
+    /// How long what the server has said of a user is believed.
+    pub cache_ttl: Duration,
+    /// What becomes of connections without an owner.
+    pub hygiene: HygieneOptions,
 }
 
 /// A key of the configuration as listings show it.

@@ -342,8 +342,8 @@ impl Workers {
     }
 
     /// Gives every worker other settings; returns when all have them.
-    pub async fn configure(&self, settings: WorkerSettings) {
-        self.ask(|reply| Message::Configure(Box::new(settings), reply)).await;
+    pub async fn configure(&self, settings: &WorkerSettings) {
+        self.ask(|reply| Message::Configure(Box::new(settings.clone()), reply)).await;
     }
 
     /// Has every worker move its connections to the server that the connector dials now.

@@ -3,6 +3,7 @@
 //! What can be neither handed on nor put back is lost, as it would be with a direct connection, and is counted with its
 //! reason; its value is never logged.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::upstream::Identity;
 pub struct GiveBack {
     pool: Rc<Pool>,
     /// `blocking.give_back`
-    enabled: bool,
+    enabled: Cell<bool>,
     pending: Count,
 }
 
@@ -27,7 +28,12 @@ impl GiveBack {
     /// Gives back over the lanes of `pool`, where it is `enabled`.
     #[must_use]
     pub fn new(pool: Rc<Pool>, enabled: bool) -> Rc<Self> {
-        Rc::new(Self { pool, enabled, pending: Count::default() })
+        Rc::new(Self { pool, enabled: Cell::new(enabled), pending: Count::default() })
+    }
+
+    /// Whether elements are given back from now on.
+    pub fn enable(&self, enabled: bool) {
+        self.enabled.set(enabled);
     }
 
     /// How many elements are on their way.
@@ -39,7 +45,7 @@ impl GiveBack {
     /// Sends `back` over a lane of the same user and database, as soon as there is one. `None`: there is no way back for
     /// this kind of element.
     pub fn send(self: &Rc<Self>, key: LaneKey, identity: &Arc<Identity>, back: Option<Bytes>) {
-        let Some(back) = back.filter(|_| self.enabled) else {
+        let Some(back) = back.filter(|_| self.enabled.get()) else {
             tracing::warn!("a popped element could not be delivered");
             return fate(ElementFate::Lost);
         };

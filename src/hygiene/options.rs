@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// When connections on the server count as orphans, and how often they are looked for (`[hygiene]`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HygieneOptions {
     /// Whether orphans are killed.
     pub reap: bool,

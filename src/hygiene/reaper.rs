@@ -41,7 +41,7 @@ pub type Candidates = Box<dyn Fn() -> Vec<(u64, Arc<Identity>)>>;
 pub struct Reaper {
     pool: Rc<Pool>,
     control: Rc<Mutex<Control>>,
-    options: HygieneOptions,
+    options: Rc<Cell<HygieneOptions>>,
     candidates: Candidates,
     /// Whose login the server refused, and when: the next candidate is asked for.
     refused: RefCell<HashMap<u64, Instant>>,
@@ -116,7 +116,7 @@ impl Reaper {
     pub fn new(
         pool: Rc<Pool>,
         control: Rc<Mutex<Control>>,
-        options: HygieneOptions,
+        options: Rc<Cell<HygieneOptions>>,
         candidates: Candidates,
     ) -> Self {
         Self {
@@ -137,15 +137,22 @@ impl Reaper {
         let heartbeat = self.pool.shared.heartbeat;
         let mut due = Instant::now();
         let mut backoff = Backoff::new(AGAIN, AGAIN_AT_LAST);
+        let mut known = self.options.get();
         loop {
-            if self.options.reap && Instant::now() >= due {
+            let options = self.options.get();
+            if options != known {
+                // It may have to be sooner than the former settings said.
+                due = due.min(Instant::now() + options.interval);
+                known = options;
+            }
+            if options.reap && Instant::now() >= due {
                 let outcome = self.round().await;
                 self.note(outcome);
                 due = Instant::now() + self.pause(outcome, &mut backoff);
             }
             first.cancel();
             let done = Instant::now();
-            let until_round = if self.options.reap { due.saturating_duration_since(done) } else { heartbeat };
+            let until_round = if options.reap { due.saturating_duration_since(done) } else { heartbeat };
             let event = tokio::select! {
                 biased;
                 () = self.pool.shared.liveness.control_requested() => Event::Relief,
@@ -168,10 +175,10 @@ impl Reaper {
             Ok(Round::Clean) | Err(Obstacle::ListRefused | Obstacle::KillRefused) => {
                 backoff.reset();
                 // A little apart from the other proxies of this server.
-                self.options.interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+                self.options.get().interval.mul_f64(0.9 + 0.2 * fastrand::f64())
             }
             Ok(Round::Unsure) | Err(Obstacle::NoLogin | Obstacle::Unavailable | Obstacle::Slow) => {
-                backoff.next().min(self.options.interval.max(AGAIN))
+                backoff.next().min(self.options.get().interval.max(AGAIN))
             }
         }
     }
@@ -209,7 +216,7 @@ impl Reaper {
         let longest_dial = shared.upstream.get().connect_timeout + shared.upstream.get().loading_retry;
         let youth = if dialling { longest_dial } else { Duration::ZERO };
         let own = Own { instance: &shared.instance, ids: ids.as_ref(), youth };
-        let found = orphans(&rows, Some(own), self.options.orphan_after);
+        let found = orphans(&rows, Some(own), self.options.get().orphan_after);
         self.suspect(&found);
         for orphan in &found {
             if asked.elapsed() > FRESH {

@@ -20,9 +20,9 @@ pub const LONG: usize = 64 << 10;
 #[derive(Debug)]
 pub struct ClientMemory {
     /// `client.memory_max` in bytes; `usize::MAX` for none.
-    bound: usize,
+    bound: AtomicUsize,
     /// Above this sum the clients that hold most are read no further.
-    mark: usize,
+    mark: AtomicUsize,
     used: AtomicUsize,
     /// Up to this sum nobody more has to be closed: the bound, and what those hold who are being closed.
     settled: AtomicUsize,
@@ -63,24 +63,46 @@ pub struct Victim {
     pub bytes: usize,
 }
 
+/// A bound in bytes, where 0 stands for none.
+fn bytes_of(bound: usize) -> usize {
+    if bound == 0 { usize::MAX } else { bound }
+}
+
+/// Three quarters of it.
+fn mark_of(bound: usize) -> usize {
+    bound - bound / 4
+}
+
 impl ClientMemory {
     /// Nothing is held; `bound` of 0 for no bound.
     #[must_use]
     pub fn new(bound: usize) -> Arc<Self> {
-        let bound = if bound == 0 { usize::MAX } else { bound };
+        let bound = bytes_of(bound);
         Arc::new(Self {
-            bound,
-            mark: bound - bound / 4,
+            bound: AtomicUsize::new(bound),
+            mark: AtomicUsize::new(mark_of(bound)),
             used: AtomicUsize::new(0),
             settled: AtomicUsize::new(bound),
             holdings: Mutex::default(),
         })
     }
 
+    /// Another bound from now on, 0 for none. Where more is held, clients are closed at the next look.
+    pub fn resize(&self, bound: usize) {
+        let bound = bytes_of(bound);
+        self.bound.store(bound, Relaxed);
+        self.mark.store(mark_of(bound), Relaxed);
+        self.settled.store(bound, Relaxed);
+    }
+
     /// The bound, if there is one.
     #[must_use]
     pub fn bound(&self) -> Option<usize> {
-        (self.bound < usize::MAX).then_some(self.bound)
+        Some(self.limit()).filter(|bound| *bound < usize::MAX)
+    }
+
+    fn limit(&self) -> usize {
+        self.bound.load(Relaxed)
     }
 
     /// The sum.
@@ -92,14 +114,14 @@ impl ClientMemory {
     /// Whether the sum is above three quarters of the bound.
     #[must_use]
     pub fn is_above_mark(&self) -> bool {
-        self.used() > self.mark
+        self.used() > self.mark.load(Relaxed)
     }
 
     /// What the sum may still grow by. Above the mark a client that holds more than this is read no further: the largest
     /// first, and all that hold something at the bound.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.bound.saturating_sub(self.used())
+        self.limit().saturating_sub(self.used())
     }
 
     /// The account of client `id`, which `worker` serves.
@@ -136,7 +158,7 @@ impl ClientMemory {
         }
         let holdings = self.holdings.lock();
         // What is given back from now on is looked at anew.
-        self.settled.store(self.bound, Relaxed);
+        self.settled.store(self.limit(), Relaxed);
         let (mut leaving, mut largest) = (0_usize, None::<&Arc<Holding>>);
         for holding in holdings.values() {
             if holding.closing.load(Relaxed) {
@@ -145,7 +167,7 @@ impl ClientMemory {
                 largest = Some(holding);
             }
         }
-        let settled = self.bound.saturating_add(leaving);
+        let settled = self.limit().saturating_add(leaving);
         let largest = largest.filter(|largest| self.used() > settled && largest.bytes() > 0);
         let Some(largest) = largest else {
             self.settled.store(settled, Relaxed);
@@ -184,7 +206,7 @@ impl Holding {
         self.memory.used.fetch_sub(less, Relaxed);
         if self.closing.load(Relaxed) {
             // There is as much less to wait for.
-            self.memory.settled.store(self.memory.bound, Relaxed);
+            self.memory.settled.store(self.memory.limit(), Relaxed);
             if before == less && self.closed.load(Relaxed) {
                 self.memory.holdings.lock().remove(&self.id);
             }

@@ -204,8 +204,8 @@ pub(super) async fn open_admin(
     let addresses: Vec<_> = lookup_host(configured).await.into_iter().flatten().collect();
     let had = addresses.iter().find_map(|address| inherited.take_tcp(ListenerRole::Admin, *address));
     Ok(Some(match had {
-        Some(listener) => admin::Server::on(listener, configured, &options.hosts)?,
-        None => admin::Server::bind(configured, &options.hosts).await?,
+        Some(listener) => admin::Server::on(listener, configured)?,
+        None => admin::Server::bind(configured).await?,
     }))
 }
 

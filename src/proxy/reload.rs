@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::certificates::CertificateReloader;
+use super::memory;
 use super::password_file::PasswordFileReloader;
 use super::settings::{LiveSettings, of_workers};
 use super::users_file::UsersFileReloader;
@@ -20,6 +21,7 @@ use crate::downstream::{
     ConfigRequest, Directory, Outcome, PreparedTls, ReloadReport, ServerTls, SettingRow, Workers,
 };
 use crate::pool::Shared;
+use crate::telemetry::logging::{self, LogOptions};
 use crate::telemetry::publish_gauge;
 use crate::upstream::pem::Fingerprint;
 use crate::upstream::{Identity, PreparedTarget};
@@ -195,8 +197,15 @@ impl Reloader {
         shared.budget.resize(config.pool.max_connections);
         shared.dial_rate.set(new.connect_rate);
         shared.tracer.set_sample(config.tracing.sample);
-        workers.places().resize(config.client.max, config.client.max_unauthenticated);
-        workers.configure(of_workers(config)).await;
+        let clients = &config.client;
+        workers.places().resize(clients.max, clients.max_unauthenticated, clients.max_per_address);
+        if clients.memory_max != former.client.memory_max {
+            shared.memory.resize(memory::bound(clients));
+        }
+        directory.believe_for(config.auth.cache_ttl);
+        self.users.follow(config);
+        follow_log(&former.log, &config.log);
+        workers.configure(&of_workers(config)).await;
         if moves {
             tracing::info!("upstream.url has changed; connections move as they become free");
             workers.move_upstream().await;
@@ -206,6 +215,17 @@ impl Reloader {
         }
         self.certificates.look_again();
         self.password.follow(config);
+    }
+}
+
+/// What `PROXY LOG` has set stays where the configuration says the same as before.
+fn follow_log(former: &LogOptions, new: &LogOptions) {
+    if former.level != new.level {
+        // It has been checked with the rest of the configuration.
+        drop(logging::set_level(&new.level));
+    }
+    if former.format != new.format {
+        logging::set_format(new.format);
     }
 }
 

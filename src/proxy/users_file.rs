@@ -28,6 +28,11 @@ impl UsersFileReloader {
         Self { path, login_timeout: config.client.login_timeout, last, directory, workers }
     }
 
+    /// Logins may take another time.
+    pub(super) fn follow(&mut self, config: &Config) {
+        self.login_timeout = config.client.login_timeout;
+    }
+
     /// Reads the file again. Away from the thread that accepts clients: it may lie on a network file system that hangs.
     pub(super) async fn renew(&mut self) {
         let Some(path) = self.path.clone() else { return };

@@ -43,6 +43,7 @@ mod large_bulks;
 mod late_readers;
 mod listeners;
 mod listings;
+mod live_settings;
 mod logging;
 mod logins;
 mod loss;

@@ -55,7 +55,7 @@ pub(in crate::downstream) struct Context {
     /// How connections are shared with other instances, and what is known of those.
     pub(in crate::downstream) fleet: FleetTerms,
     /// Who may act on the proxy by PROXY.
-    pub(in crate::downstream) admin_users: Arc<[String]>,
+    pub(in crate::downstream) admin_users: RefCell<Arc<[String]>>,
     pub(in crate::downstream) workers: Workers,
     /// Who holds the configuration.
     pub(in crate::downstream) config: ConfigHandle,
@@ -173,7 +173,7 @@ impl Context {
             blocking: Cell::new(blocking),
             directory,
             fleet,
-            admin_users,
+            admin_users: RefCell::new(admin_users),
             workers,
             config,
         })

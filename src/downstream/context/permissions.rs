@@ -2,7 +2,7 @@
 //!
 //! What PROXY shows of other clients is ours, so the server's ACL would never be asked about it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const MAX_USERS: usize = 1024;
 /// What the server has said, on one worker.
 #[derive(Debug)]
 pub(in crate::downstream) struct ListPermissions {
-    ttl: Duration,
+    ttl: Cell<Duration>,
     known: RefCell<HashMap<u64, Answer>>,
 }
 
@@ -24,20 +24,25 @@ type Answer = (Instant, Option<Bytes>);
 
 impl ListPermissions {
     pub(in crate::downstream) fn new(ttl: Duration) -> Self {
-        Self { ttl, known: RefCell::default() }
+        Self { ttl: Cell::new(ttl), known: RefCell::default() }
+    }
+
+    /// How long an answer is remembered from now on.
+    pub(in crate::downstream) fn keep_for(&self, ttl: Duration) {
+        self.ttl.set(ttl);
     }
 
     /// `None`: not known. `Some(None)`: allowed.
     pub(in crate::downstream) fn of(&self, user: u64) -> Option<Option<Bytes>> {
         let known = self.known.borrow();
         let (at, refusal) = known.get(&user)?;
-        (at.elapsed() < self.ttl).then(|| refusal.clone())
+        (at.elapsed() < self.ttl.get()).then(|| refusal.clone())
     }
 
     pub(in crate::downstream) fn remember(&self, user: u64, refusal: Option<Bytes>) {
         let mut known = self.known.borrow_mut();
         if known.len() >= MAX_USERS {
-            known.retain(|_, (at, _)| at.elapsed() < self.ttl);
+            known.retain(|_, (at, _)| at.elapsed() < self.ttl.get());
         }
         if known.len() < MAX_USERS {
             known.insert(user, (Instant::now(), refusal));

@@ -41,7 +41,7 @@ const MOST: usize = 4096;
 #[derive(Debug)]
 pub struct Directory {
     mode: AuthMode,
-    ttl: Duration,
+    ttl: Mutex<Duration>,
     own: Arc<Account>,
     /// Its credentials now: they may be read again.
     own_identity: Mutex<Arc<Identity>>,
@@ -91,7 +91,7 @@ impl Directory {
         getrandom::fill(&mut salt)?;
         let directory = Self {
             mode: auth.mode,
-            ttl: auth.cache_ttl,
+            ttl: Mutex::new(auth.cache_ttl),
             own: Arc::new(Account::kept(User { id: OWN_ID, name }, Arc::clone(&identity))),
             own_identity: Mutex::new(identity),
             users: Mutex::default(),
@@ -108,6 +108,16 @@ impl Directory {
         };
         directory.replace_users(auth.users.clone());
         Ok(directory)
+    }
+
+    /// How long a login that the server has let in is believed (`auth.cache_ttl`).
+    pub(super) fn ttl(&self) -> Duration {
+        *self.ttl.lock()
+    }
+
+    /// So long from now on.
+    pub fn believe_for(&self, ttl: Duration) {
+        *self.ttl.lock() = ttl;
     }
 
     /// The identity of the configuration.
@@ -180,7 +190,8 @@ impl Directory {
         }
         if offers.len() >= MOST {
             let in_use = |offer: &Arc<Credential>| Arc::strong_count(offer) > 1 || offer.is_live();
-            offers.retain(|_, offer| in_use(offer) || offer.remembered(self.ttl) != CachedVerdict::Nothing);
+            let ttl = self.ttl();
+            offers.retain(|_, offer| in_use(offer) || offer.remembered(ttl) != CachedVerdict::Nothing);
             if offers.len() >= MOST {
                 offers.retain(|_, offer| in_use(offer));
             }
@@ -238,7 +249,7 @@ impl Directory {
         if self.mode == AuthMode::Static {
             return Vec::new();
         }
-        let early = self.ttl * 3 / 4;
+        let early = self.ttl() * 3 / 4;
         let offers = self.offers.lock();
         let due = offers.values().filter(|offer| {
             offer.is_live() && offer.good_for().is_none_or(|age| age >= early.max(Duration::from_secs(1)))

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
@@ -39,12 +40,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub struct AcceptOptions {
     /// Where accepted clients go.
     pub workers: Workers,
-    /// `client.max`.
+    /// `auth.mode`.
+    pub mode: AuthMode,
+    /// What a reload may change.
+    pub terms: Arc<Mutex<AcceptTerms>>,
+}
+
+/// What a reload may change for those who come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptTerms {
+    /// How many clients there may be, for the log.
     pub max_clients: usize,
     /// `client.login_timeout`, for TLS handshakes.
     pub login_timeout: Duration,
-    /// `auth.mode`.
-    pub mode: AuthMode,
     /// `listen.protected_mode`.
     pub protected_mode: bool,
 }
@@ -63,8 +71,6 @@ struct Accepting {
     warned: Option<Instant>,
     /// Beyond this host nobody can come here.
     trusted: bool,
-    /// Everybody who gets in here has shown a certificate.
-    known: bool,
     /// Whose TLS handshake goes on next.
     handshakes: Arc<Turns>,
 }
@@ -77,8 +83,7 @@ impl Listener {
     pub async fn accept(self, door: AcceptOptions, paused: CancellationToken) -> io::Result<()> {
         let trusted = self.address.is_local();
         let handshakes = Arc::default();
-        let mut accepting =
-            Accepting { address: self.address, door, warned: None, trusted, known: false, handshakes };
+        let mut accepting = Accepting { address: self.address, door, warned: None, trusted, handshakes };
         match self.socket {
             ListenSocket::Tcp(socket) => {
                 let socket = TcpListener::from_std(socket)?;
@@ -87,7 +92,6 @@ impl Listener {
                 }
             }
             ListenSocket::Tls(socket, tls) => {
-                accepting.known = tls.knows_its_clients();
                 let socket = TcpListener::from_std(socket)?;
                 while let Some((stream, peer)) = accepting.next_unless(&paused, || socket.accept()).await {
                     accepting.admit(Arrived::Tls(stream), peer.into(), Some(&tls)).await;
@@ -150,10 +154,13 @@ impl Accepting {
     async fn admit(&mut self, arrived: Arrived, peer: Endpoint, tls: Option<&Arc<ServerTls>>) {
         metrics::counter!("redbouncer_clients_accepted_total").increment(1);
         let door = &self.door;
+        let terms = *door.terms.lock();
+        // Who has shown a certificate is no stranger.
+        let is_known = tls.is_some_and(|tls| tls.knows_its_clients());
         if door.mode == AuthMode::Open
-            && door.protected_mode
+            && terms.protected_mode
             && !self.trusted
-            && !self.known
+            && !is_known
             && !peer.is_local()
         {
             tracing::warn!(%peer, reason = ClientClose::Denied.label(), "client refused: protected mode");
@@ -167,7 +174,7 @@ impl Accepting {
                 if self.may_warn() {
                     let held_by = most_clients(&self.door.workers).await;
                     let reason = ClientClose::TooMany.label();
-                    tracing::warn!(%peer, reason, max = self.door.max_clients, held_by, "client refused");
+                    tracing::warn!(%peer, reason, max = terms.max_clients, held_by, "client refused");
                 }
                 return refuse(&arrived, TOO_MANY, ClientClose::TooMany);
             }
@@ -185,7 +192,7 @@ impl Accepting {
             Arrived::Tls(stream) => {
                 if let Some(tls) = tls {
                     let tls = Arc::clone(tls);
-                    let (turns, limit) = (Arc::clone(&self.handshakes), self.door.login_timeout);
+                    let (turns, limit) = (Arc::clone(&self.handshakes), terms.login_timeout);
                     tokio::task::spawn_local(async move {
                         // It has its place from the beginning, and goes to its worker when the handshake is done.
                         let made = handshake::make(seat, stream, &tls, &turns, limit).await;

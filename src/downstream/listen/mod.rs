@@ -7,7 +7,7 @@ mod listener;
 mod options;
 mod tls;
 
-pub use accept::AcceptOptions;
+pub use accept::{AcceptOptions, AcceptTerms};
 pub(in crate::downstream) use accept::{TOO_MANY, TOO_MANY_HERE};
 pub use inherited::{HandedSocket, InheritedSockets, ListenerRole};
 pub use listener::{ListenError, Listener, SocketFile, UNIX, bind_unix, listen};

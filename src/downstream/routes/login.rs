@@ -178,7 +178,7 @@ impl Client {
         offer: &Credential,
         offered: &Credentials,
     ) -> Option<Result<(LoginOutcome, Membership), Failure>> {
-        match offer.remembered(self.context.auth.cache_ttl) {
+        match offer.remembered(self.context.directory.ttl()) {
             CachedVerdict::Nothing => None,
             CachedVerdict::Bad(text) => Some(Err(Failure::Refused(text))),
             CachedVerdict::Good => Some(enter(offer, offered).map(|own| (LoginOutcome::Remembered, own))),

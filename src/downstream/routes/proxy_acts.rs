@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ impl Client {
     /// that is its own word on who is an operator. A server that cannot be asked refuses only those who are neither named nor
     /// use the credentials of the configuration, because PROXY RESUME is wanted just then.
     pub(super) async fn forbidden_to_act(self: &Rc<Self>, act: &str) -> Option<Bytes> {
-        let users = &self.context.admin_users;
+        let users = Arc::clone(&self.context.admin_users.borrow());
         let is_named = {
             let session = self.session.borrow();
             session.user.as_ref().is_some_and(|user| users.iter().any(|name| **name == *user.name))

@@ -5,7 +5,7 @@ mod recheck;
 mod server_change;
 mod server_changes;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +84,8 @@ pub(crate) struct Worker {
     /// On the first worker, while connections are shared with other instances: what keeps the claim. To the end of the drain.
     keeper: Option<AbortHandle>,
     heeded: ServerChanges,
+    /// What the reaper goes by.
+    hygiene: Rc<Cell<HygieneOptions>>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -107,10 +109,11 @@ impl Worker {
         let mut upkeep = Vec::new();
         let keeper = (index == 0 && terms.fleet.options.is_on())
             .then(|| keep_claim(&pool, &control, &terms.fleet, &terms.directory));
+        let hygiene = Rc::new(Cell::new(terms.hygiene));
         if index == 0 {
             let directory = Arc::clone(&terms.directory);
             let candidates = Box::new(move || directory.candidates());
-            let reaper = Reaper::new(Rc::clone(&pool), Rc::clone(&control), terms.hygiene, candidates);
+            let reaper = Reaper::new(Rc::clone(&pool), Rc::clone(&control), Rc::clone(&hygiene), candidates);
             upkeep.push(tokio::task::spawn_local(reaper.run(terms.first_look)).abort_handle());
             let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), workers.clone());
             upkeep.push(tokio::task::spawn_local(recheck).abort_handle());
@@ -140,6 +143,7 @@ impl Worker {
             upkeep: RefCell::new(upkeep),
             keeper,
             heeded: ServerChanges::default(),
+            hygiene,
         })
     }
 
@@ -260,7 +264,10 @@ impl Worker {
         context.options.set(settings.clients);
         context.tell_of_slow_commands(settings.slow_command);
         context.blocking.set(settings.blocking);
-        context.hubs.configure(settings.blocking);
+        context.hubs.configure(settings.blocking, settings.cache_ttl);
+        context.permissions.keep_for(settings.cache_ttl);
+        context.admin_users.replace(Arc::clone(&settings.admin_users));
+        self.hygiene.set(settings.hygiene);
         context.pubsub.configure(settings.pubsub);
         context.server.refuse_admin(settings.admin_commands == AdminCommands::Refuse);
     }

@@ -27,6 +27,8 @@ pub(crate) use waitlist::property::holds as waitlist_property;
 
 /// How long a user without a connection for its hub is served otherwise before the next look.
 const NO_PERMIT: Duration = Duration::from_secs(1);
+/// A refusal is believed for this long at the least.
+const SHORTEST_TTL: Duration = Duration::from_secs(1);
 
 /// The blocking hubs of all users.
 pub struct BlockingHubs {
@@ -37,7 +39,7 @@ pub struct BlockingHubs {
     /// Users who may not use a hub, until they are asked again.
     refused: RefCell<HashMap<u64, Instant>>,
     /// How long a refusal is believed (`auth.cache_ttl`, at least a second).
-    ttl: Duration,
+    ttl: Cell<Duration>,
 }
 
 /// A place in a hub. Dropping it leaves: nothing is popped for it any more.
@@ -88,13 +90,15 @@ impl BlockingHubs {
             give_back,
             hubs: RefCell::default(),
             refused: RefCell::default(),
-            ttl: refusal_ttl.max(Duration::from_secs(1)),
+            ttl: Cell::new(refusal_ttl.max(SHORTEST_TTL)),
         })
     }
 
-    /// Other settings, for hubs that are opened from now on.
-    pub fn configure(&self, options: BlockingOptions) {
+    /// Other settings, for hubs that are opened from now on, and for refusals and elements at once.
+    pub fn configure(&self, options: BlockingOptions, refusal_ttl: Duration) {
         self.options.set(options);
+        self.ttl.set(refusal_ttl.max(SHORTEST_TTL));
+        self.give_back.enable(options.give_back);
     }
 
     /// Lets a call wait. `None`: not here.
@@ -124,7 +128,7 @@ impl BlockingHubs {
         self.hubs.borrow_mut().remove(&user);
         let silence = match ended {
             Ended::Done => None,
-            Ended::Refused => Some(self.ttl),
+            Ended::Refused => Some(self.ttl.get()),
             Ended::NoPermit => Some(NO_PERMIT),
         };
         if let Some(silence) = silence {

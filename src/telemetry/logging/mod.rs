@@ -5,6 +5,7 @@
 //!
 //! A thread that logs never waits for the line to be written ([`queue`]), and strangers cannot fill the log ([`limit`]).
 
+mod format;
 mod limit;
 mod queue;
 
@@ -20,6 +21,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
+pub use format::LogFormat;
+use format::{Line, Shape};
 use limit::Limit;
 use queue::Queue;
 
@@ -45,21 +48,6 @@ impl Default for LogOptions {
             slow_command: None,
         }
     }
-}
-
-/// The shape of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Time, level, target, message, `key=value` fields.
-    #[default]
-    Text,
-    /// One JSON object.
-    Json,
-}
-
-impl LogFormat {
-    /// The words that stand for the values.
-    pub const WORDS: [(&'static str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
 }
 
 /// Why logging could not be started.
@@ -91,10 +79,10 @@ impl Log {
             std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let (queue, lines) = Queue::new(std::io::stderr());
         let limit = Limit::default();
-        let (logger, change) = logger(options, colours, lines)?;
+        let (logger, change, shape) = logger(options, colours, lines)?;
         logger.with(limit.clone()).try_init()?;
         // The one logger of the process has been installed just now: there is no other level.
-        let _ = LEVEL.set(Level { now: Mutex::new(options.level.clone()), change });
+        let _ = LEVEL.set(Level { now: Mutex::new(options.level.clone()), change, shape });
         Ok(Self { queue, limit })
     }
 
@@ -114,6 +102,7 @@ impl Log {
 struct Level {
     now: Mutex<String>,
     change: Change,
+    shape: Shape,
 }
 
 /// Installs another filter.
@@ -147,6 +136,13 @@ pub fn set_level(text: &str) -> Result<(), NoLevel> {
     Ok(())
 }
 
+/// Writes lines of another shape from now on.
+pub fn set_format(format: LogFormat) {
+    if let Some(level) = LEVEL.get() {
+        level.shape.set(format);
+    }
+}
+
 /// Whether `level` is a level or a filter.
 ///
 /// Stricter than the filter's own parser, which takes any bare word for the name of a module and then shows all of it:
@@ -158,32 +154,27 @@ pub fn is_level(level: &str) -> bool {
     known && EnvFilter::try_new(level).is_ok()
 }
 
-/// The logger itself, so that a test can read what it writes, and how its filter is changed.
+/// The logger itself, so that a test can read what it writes, and how its filter and its lines are changed.
 fn logger<W>(
     options: &LogOptions,
     colours: bool,
     writer: W,
-) -> Result<(Box<dyn tracing::Subscriber + Send + Sync>, Change), ParseError>
+) -> Result<(Box<dyn tracing::Subscriber + Send + Sync>, Change, Shape), ParseError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(&options.level)?;
+    let shape = Shape::new(options.format);
     // An error of the writer would be said on stderr, and fail there again.
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
-    Ok(match options.format {
-        LogFormat::Text => {
-            let lines = lines.with_ansi(colours).compact().with_filter_reloading();
-            let handle = lines.reload_handle();
-            (Box::new(lines.finish()), Box::new(move |filter| handle.reload(filter).is_ok()))
-        }
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
-            let lines = lines.with_filter_reloading();
-            let handle = lines.reload_handle();
-            (Box::new(lines.finish()), Box::new(move |filter| handle.reload(filter).is_ok()))
-        }
-    })
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .log_internal_errors(false)
+        .with_ansi(colours)
+        .event_format(Line::new(shape.clone()))
+        .with_filter_reloading();
+    let handle = lines.reload_handle();
+    Ok((Box::new(lines.finish()), Box::new(move |filter| handle.reload(filter).is_ok()), shape))
 }
 
 #[cfg(test)]
@@ -221,7 +212,7 @@ mod tests {
     fn written(options: &LogOptions) -> String {
         let lines = Lines::default();
         let sink = lines.clone();
-        let (logger, _) = logger(options, false, move || sink.clone()).unwrap();
+        let (logger, _, _) = logger(options, false, move || sink.clone()).unwrap();
         tracing::subscriber::with_default(logger, || {
             tracing::info!(clients = 3, reason = "a test", "ready");
             tracing::debug!("too much");
@@ -247,6 +238,22 @@ mod tests {
         assert_eq!(object["message"], "ready");
         assert_eq!(object["clients"], 3);
         assert_eq!(object["level"], "INFO");
+    }
+
+    #[test]
+    fn the_shape_of_a_line_can_change() {
+        let lines = Lines::default();
+        let sink = lines.clone();
+        let (logger, _, shape) = logger(&LogOptions::default(), false, move || sink.clone()).unwrap();
+        tracing::subscriber::with_default(logger, || {
+            for format in [LogFormat::Json, LogFormat::Text] {
+                tracing::info!("ready");
+                shape.set(format);
+            }
+            tracing::info!("ready");
+        });
+        let is_json: Vec<bool> = lines.take().iter().map(|line| line.starts_with('{')).collect();
+        assert_eq!(is_json, [false, true, false]);
     }
 
     #[test]
