@@ -388,7 +388,7 @@ fn ids(stage: &Stage) -> std::collections::BTreeSet<String> {
 
 #[test]
 fn every_connection_is_renewed_when_it_is_free_and_nobody_is_lost() {
-    let stage = Stage::proxied();
+    let stage = Stage::proxied_with(&["pubsub.resubscribe=silent"]);
     let (mut plain, mut parking, mut holder) = (stage.connect(), stage.connect(), stage.connect());
     let (mut blocked, mut listening, mut operator) = (stage.connect(), stage.connect(), stage.connect());
     plain.call("SET k v");
@@ -431,6 +431,65 @@ fn every_connection_is_renewed_when_it_is_free_and_nobody_is_lost() {
         .sum();
     assert!(renewed >= 5.0, "{renewed}");
     assert!(stage.server.clients() <= 8);
+}
+
+/// Publishes 0, 1, 2 … directly on the server while `disturb` runs. Returns what a subscriber of the proxy has read by the end of
+/// its connection, or, where it has none, by the last message.
+fn numbers_heard(stage: &Stage, disturb: impl FnOnce()) -> (Vec<u64>, bool) {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+    let mut subscriber = stage.connect();
+    subscriber.call("SUBSCRIBE numbers");
+    let (is_over, next) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut publisher = Client::connect(stage.server.address());
+            while !is_over.load(SeqCst) {
+                publisher.call(&format!("PUBLISH numbers {}", next.fetch_add(1, SeqCst)));
+            }
+        });
+        let reader = scope.spawn(move || {
+            let mut heard = Vec::new();
+            loop {
+                let Ok(message) = subscriber.try_reply(PATIENCE) else { return (heard, true) };
+                match message.items()[2].text().parse() {
+                    Ok(number) => heard.push(number),
+                    Err(_) => return (heard, false),
+                }
+            }
+        });
+        until("numbers are published", PATIENCE, || next.load(SeqCst) > 100);
+        disturb();
+        let before = next.load(SeqCst);
+        until("more are published", PATIENCE, || next.load(SeqCst) > before + 100);
+        is_over.store(true, SeqCst);
+        // Who stays hears it when the subscription is there again.
+        until("the subscriber has the last message, or its end", PATIENCE, || {
+            stage.server.call("PUBLISH numbers end");
+            reader.is_finished()
+        });
+        reader.join().unwrap()
+    })
+}
+
+#[test]
+fn a_subscriber_misses_no_message_of_a_reconnect_without_being_told() {
+    let stage = Stage::proxied();
+    let (heard, was_closed) = numbers_heard(&stage, || {
+        assert!(!stage.connect().call("PROXY RECONNECT").is_error());
+    });
+    assert!(was_closed, "pubsub.resubscribe is \"close\"");
+    let expected: Vec<u64> = (heard[0]..heard[0] + heard.len() as u64).collect();
+    assert_eq!(heard, expected, "nothing is missing or doubled up to the end");
+    let closed = stage.proxy().metrics()["redbouncer_clients_closed_total{reason=\"subscription_lost\"}"];
+    assert_eq!(closed, 1.0);
+    // Who asks for it stays, and hears no number twice.
+    let stage = Stage::proxied_with(&["pubsub.resubscribe=silent"]);
+    let (heard, was_closed) = numbers_heard(&stage, || {
+        assert!(!stage.connect().call("PROXY RECONNECT").is_error());
+    });
+    assert!(!was_closed);
+    assert!(heard.windows(2).all(|pair| pair[0] < pair[1]), "{heard:?}");
 }
 
 #[test]

@@ -268,7 +268,9 @@ fn total(server: &Server) -> i64 {
 #[test]
 fn a_new_server_is_taken_up_without_an_error_to_any_client() {
     let (old, new) = (Server::start(), Server::start());
-    let text = |server: &Server| format!("[upstream]\nurl = \"{}\"\n", server.url());
+    let text = |server: &Server| {
+        format!("[upstream]\nurl = \"{}\"\n[pubsub]\nresubscribe = \"silent\"\n", server.url())
+    };
     let configured = Configured::start(&text(&old));
     let proxy = &configured.proxy;
     let mut idle = proxy.connect();
@@ -361,7 +363,8 @@ fn reloads_under_load_lose_nothing() {
         let address = if round.is_multiple_of(2) { server.address() } else { relay.address() };
         let (most, wait) = (8 + round % 3, 2 + round % 2);
         format!(
-            "[upstream]\nurl = \"redis://{address}\"\n[pool]\nmax_connections = {most}\nwait_timeout = \"{wait}s\"\n"
+            "[upstream]\nurl = \"redis://{address}\"\n[pool]\nmax_connections = {most}\nwait_timeout = \"{wait}s\"\n\
+             [pubsub]\nresubscribe = \"silent\"\n"
         )
     };
     let configured = Configured::start(&text(0));

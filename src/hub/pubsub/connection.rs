@@ -291,10 +291,8 @@ impl Hub {
         })
         .await;
         self.opened.set(None);
-        // Moved on purpose: who listens is carried over.
-        let is_moved = matches!(self.leaving.get(), Some(UpstreamClose::Reloaded | UpstreamClose::Reconnect));
-        let silent = is_moved || self.resubscribe == Resubscribe::Silent;
-        self.topics.borrow_mut().disconnected(silent);
+        // However it ended: what is published until the next connection is subscribed reaches nobody.
+        self.topics.borrow_mut().disconnected(self.resubscribe == Resubscribe::Silent);
         (over, carrier.stream)
     }
 
