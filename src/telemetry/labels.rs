@@ -34,6 +34,17 @@ labels! {
 }
 
 labels! {
+    /// Whose certificate it is.
+    Certificate:
+    /// Ours, as clients are shown it.
+    ToClients = "client",
+    /// The server's.
+    OfServer = "upstream",
+    /// Ours, as the server is shown it.
+    ToServer = "upstream_own",
+}
+
+labels! {
     /// Who has answered a command with an error.
     Origin:
     /// The server.

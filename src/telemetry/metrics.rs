@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::time::{Duration, SystemTime};
 
-use super::{ClientClose, Side, UpstreamClose};
+use super::{Certificate, ClientClose, UpstreamClose};
 use metrics::{Counter, Unit, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 /// A counter of the hot path: a plain cell, published to a handle that was made once.
@@ -62,10 +62,10 @@ pub fn publish_gauge(name: &'static str, labels: &[(&'static str, &str)], value:
     gauge!(name, labels).set(value as f64);
 }
 
-/// Says until when the certificate is valid that connections of `side` show.
-pub fn certificate_expires(side: Side, until: SystemTime) {
+/// Says until when a certificate is valid.
+pub fn certificate_expires(whose: Certificate, until: SystemTime) {
     let since_1970 = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    gauge!("redbouncer_tls_certificate_expiry_timestamp_seconds", "side" => side.label())
+    gauge!("redbouncer_tls_certificate_expiry_timestamp_seconds", "side" => whose.label())
         .set(since_1970.as_secs_f64());
 }
 
@@ -97,7 +97,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "redbouncer_tls_certificate_expiry_timestamp_seconds",
         "gauge",
         "side",
-        "Until when a certificate is valid, in Unix time: the one that clients are shown, and the one that the server has shown last.",
+        "Until when a certificate is valid, in Unix time: the one that clients are shown (client), the one that the server has shown last (upstream), and the one that the server is shown (upstream_own).",
     ),
     ("redbouncer_commands_total", "counter", "command", "Commands taken from clients."),
     (

@@ -14,7 +14,8 @@ pub use count::{Count, CountGuard};
 #[cfg(feature = "otlp")]
 pub use labels::SpanFate;
 pub use labels::{
-    ElementFate, FleetRaise, Handshake, LineLoss, LoginOutcome, Origin, OrphanRound, Side, TriedOn,
+    Certificate, ElementFate, FleetRaise, Handshake, LineLoss, LoginOutcome, Origin, OrphanRound, Side,
+    TriedOn,
 };
 pub use logging::{Log, LogFormat, LogOptions};
 pub use metrics::{

@@ -19,7 +19,7 @@ use super::resolve::Resolver;
 use super::simulated;
 use super::tls::TlsSetup;
 use super::{Keepalive, TlsOptions, UpstreamOptions, UpstreamStream, tune};
-use crate::telemetry::{Handshake, Side, certificate_expires, handshake_ended};
+use crate::telemetry::{Certificate, Handshake, Side, certificate_expires, handshake_ended};
 
 /// A server and the way there.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl Target {
                 let secured = secured?;
                 let shown = secured.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 if let Some(until) = shown.and_then(valid_until) {
-                    certificate_expires(Side::Upstream, until);
+                    certificate_expires(Certificate::OfServer, until);
                 }
                 UpstreamStream::tls(secured, self.user_timeout)
             }

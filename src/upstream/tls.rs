@@ -6,7 +6,9 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -15,6 +17,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, Error as RustlsEr
 use super::TlsOptions;
 use super::pem::{self, TlsSetupError};
 use super::verify::{AnyCertificate, ByAuthority, SelfSigned};
+use crate::telemetry::{Certificate, certificate_expires};
 
 /// What every handshake needs.
 #[derive(Clone)]
@@ -43,12 +46,20 @@ impl TlsSetup {
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let config = match (&options.cert, &options.key) {
             (None, None) => builder.with_no_client_auth(),
-            (Some(cert), Some(key)) => builder
-                .with_client_auth_cert(
-                    pem::certificates("upstream.tls.cert", cert)?,
-                    pem::private_key("upstream.tls.key", key)?,
-                )
-                .map_err(|e| TlsSetupError::ClientCertificate { path: cert.clone(), cause: e.to_string() })?,
+            (Some(cert), Some(key)) => {
+                let chain = pem::certificates("upstream.tls.cert", cert)?;
+                let until = chain.first().and_then(pem::valid_until);
+                let builder = builder
+                    .with_client_auth_cert(chain, pem::private_key("upstream.tls.key", key)?)
+                    .map_err(|e| TlsSetupError::ClientCertificate {
+                        path: cert.clone(),
+                        cause: e.to_string(),
+                    })?;
+                if let Some(until) = until {
+                    tell_of_expiry(cert, until);
+                }
+                builder
+            }
             (Some(_), None) | (None, Some(_)) => return Err(TlsSetupError::HalfAPair),
         };
         Ok(Self { config: Arc::new(config), name })
@@ -64,6 +75,14 @@ pub(crate) fn public_tls() -> Result<Arc<ClientConfig>, RustlsError> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?;
     Ok(Arc::new(builder.with_root_certificates(roots(&[])).with_no_client_auth()))
+}
+
+/// Says until when our own certificate is valid. Nobody else would: the server has no reason to.
+fn tell_of_expiry(cert: &Path, until: SystemTime) {
+    certificate_expires(Certificate::ToServer, until);
+    if until < SystemTime::now() {
+        tracing::warn!(file = %cert.display(), "the certificate in upstream.tls.cert has expired: the server will refuse it");
+    }
 }
 
 /// The authorities a server's certificate may come from, those in `ca` among them.

@@ -232,7 +232,10 @@ fn certificates_say_until_when_they_are_valid() {
         "no",
     ]);
     let own = authority.issue("proxy", &["localhost"], (2020, 2040));
+    let shown = authority.issue("shown", &["proxy"], (2020, 2030));
     let settings = [
+        format!("upstream.tls.cert={}", shown.cert.display()),
+        format!("upstream.tls.key={}", shown.key.display()),
         format!("upstream.tls.ca={}", authority.ca().display()),
         "listen.tls.addresses=127.0.0.1:0".to_owned(),
         format!("listen.tls.cert={}", own.cert.display()),
@@ -244,10 +247,14 @@ fn certificates_say_until_when_they_are_valid() {
         let series = format!("redbouncer_tls_certificate_expiry_timestamp_seconds{{side=\"{side}\"}}");
         proxy.metrics().get(&series).copied()
     };
-    // 1 January 2040 and 2050, 0:00 UTC.
+    // 1 January 2040, 2030 and 2050, 0:00 UTC.
     assert_eq!(until_then("client"), Some(2_208_988_800.0));
+    assert_eq!(until_then("upstream_own"), Some(1_893_456_000.0));
     until("the server has shown its own", PATIENCE, || until_then("upstream") == Some(2_524_608_000.0));
     authority.issue("proxy", &["localhost"], (2020, 2041));
+    authority.issue("shown", &["proxy"], (2020, 2024));
     proxy.signal("HUP");
     until("a renewed one is known", PATIENCE, || until_then("client") == Some(2_240_611_200.0));
+    until("the other one, too", PATIENCE, || until_then("upstream_own") == Some(1_704_067_200.0));
+    assert!(proxy.log().contains("the certificate in upstream.tls.cert has expired"), "{}", proxy.log());
 }

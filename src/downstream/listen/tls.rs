@@ -9,7 +9,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 use super::options::{ClientAuth, ListenTlsOptions};
-use crate::telemetry::{Side, certificate_expires};
+use crate::telemetry::{Certificate, certificate_expires};
 use crate::upstream::TlsSetupError;
 use crate::upstream::pem::{self, Fingerprint};
 
@@ -135,7 +135,7 @@ fn read(options: &ListenTlsOptions) -> Result<ServerConfig, TlsSetupError> {
         .with_single_cert(chain, pem::private_key(KEY, key)?)
         .map_err(|e| TlsSetupError::ServerCertificate { path: cert.clone(), cause: e.to_string() })?;
     if let Some(until) = until {
-        certificate_expires(Side::Client, until);
+        certificate_expires(Certificate::ToClients, until);
     }
     // Sessions are resumed by tickets that the client keeps: nothing is remembered here.
     config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(wrong)?;
