@@ -9,7 +9,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 
 help:
-	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer"
+	@echo "make demo   a BullMQ backend killed and restarted ten times, directly and through redbouncer. KEEP=1 keeps redbouncer"
+	@echo "            running afterwards, with its dashboard"
 	@echo "make check  formatting, clippy and unit tests: what to run after every change"
 	@echo "make check-otlp  the export of spans, with a collector (feature otlp)"
 	@echo "make test   unit and integration tests, real client libraries through redbouncer, and the guard. Run again, it goes on"
@@ -35,7 +36,7 @@ demo:
 	  npm install --no-save --silent --no-audit --no-fund
 	  touch node_modules/.package-lock.json
 	fi
-	exec node demo.mjs --proxy "$(abspath $(TARGET))/release/redbouncer"
+	exec node demo.mjs --proxy "$(abspath $(TARGET))/release/redbouncer" $(if $(KEEP),--keep)
 
 # In parts, several at a time: tests/suite says which and when.
 test:

@@ -1,10 +1,10 @@
 // `make demo`: the same BullMQ backend, killed and started again ten times, first directly on a Redis and then
 // through redbouncer, with the Redis server's own CLIENT LIST beside it.
 //
-//   node demo.mjs --proxy PATH_OF_REDBOUNCER [--starts 10] [--cap 8]
+//   node demo.mjs --proxy PATH_OF_REDBOUNCER [--starts 10] [--cap 8] [--keep]
 //
-// Exits 1 when a promise is broken. Afterwards the proxy stays up until Ctrl-C, unless nobody could press it
-// (stdin is no terminal, CI or DEMO_EXIT is set).
+// Exits 1 when a promise is broken. Afterwards the proxy stays up until Enter or Ctrl-C, unless nobody could press it
+// (stdin is no terminal, CI or DEMO_EXIT is set). With --keep it stays up in any case, until SIGINT or SIGTERM.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -28,16 +28,17 @@ const FEW = 100; // what a small cloud plan sells, and more than most
 const VANISHED_SECONDS = 35; // a half-open client is known within 30 s
 
 const { values: flags } = parseArgs({
-  options: { proxy: { type: 'string' }, starts: { type: 'string' }, cap: { type: 'string' } },
+  options: { proxy: { type: 'string' }, starts: { type: 'string' }, cap: { type: 'string' }, keep: { type: 'boolean' } },
 });
 const binary = flags.proxy;
 const starts = Number(flags.starts ?? 10);
 const cap = Number(flags.cap ?? 8);
 if (!binary) {
-  console.error('usage: demo.mjs --proxy PATH_OF_REDBOUNCER [--starts 10] [--cap 8]');
+  console.error('usage: demo.mjs --proxy PATH_OF_REDBOUNCER [--starts 10] [--cap 8] [--keep]');
   process.exit(64);
 }
 const attended = process.stdin.isTTY && !process.env.CI && !process.env.DEMO_EXIT;
+const keeps = attended || flags.keep;
 
 const password = 'demo';
 const script = join(dirname(fileURLToPath(import.meta.url)), 'backend.mjs');
@@ -186,7 +187,8 @@ async function showPool(proxy, status) {
   }
   const page = (await fetch(`${proxy.admin}/`).catch(() => undefined))?.headers.get('content-type');
   promise(page?.startsWith('text/html'), `redbouncer: no dashboard at ${proxy.admin}/`);
-  console.log(`\n  The dashboard${attended ? '' : ' (until redbouncer stops)'}: ${proxy.admin}/`);
+  const until = keeps ? '' : ' (make demo KEEP=1 keeps redbouncer running, to look at it)';
+  console.log(`\n  The dashboard: ${proxy.admin}/${until}`);
 }
 
 async function stop(proxy, view) {
@@ -245,9 +247,14 @@ async function main() {
 
   await showPool(proxy, status);
 
-  if (attended && broken.length === 0) {
-    console.log(`\n  redbouncer keeps running. Try it, until Ctrl-C:\n\n    REDIS_URL=${url}`);
-    await new Promise((resolve) => (interrupted = resolve));
+  if (keeps && broken.length === 0) {
+    const end = attended ? 'Enter or Ctrl-C' : `SIGINT to process ${process.pid}`;
+    console.log(`\n  redbouncer keeps running. Try it, until ${end}:\n\n    REDIS_URL=${url}`);
+    await new Promise((resolve) => {
+      interrupted = resolve;
+      if (attended) process.stdin.once('data', resolve);
+    });
+    process.stdin.pause();
     interrupted = () => process.exit(130);
     console.log('');
   }
