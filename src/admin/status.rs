@@ -52,6 +52,9 @@ pub fn status(
             "standing": waiting.standing,
             "paused": shared.pause.waiting(),
         },
+        "refused": budget.refused_clients().map(|refused| {
+            json!({ "clients": refused.clients, "last_seconds_ago": refused.at.elapsed().as_secs() })
+        }),
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
         "users": users.iter().map(user).collect::<Vec<_>>(),
         "longest_lease": budget.longest_lease().as_ref().map(upstream),

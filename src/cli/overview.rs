@@ -15,6 +15,8 @@ use crate::telemetry::printable;
 const SHOWN: usize = 10;
 /// A lease that is held for longer is named as a problem, in seconds.
 const LONG: u64 = 30;
+/// What was longer ago is no problem of now, in seconds.
+const RECENT: u64 = 60;
 /// Of the bound on memory, in percent: more is a problem.
 const NEAR: u64 = 80;
 /// A blocking call is meant to last.
@@ -29,6 +31,11 @@ fn plural(kind: &str) -> &str {
         "pubsub" => "pub/sub hubs",
         other => other,
     }
+}
+
+/// So many of a kind, or of what is waited for. Of one the word loses its "s".
+fn so_many(count: u64, plural: &str) -> String {
+    format!("{count} {}", if count == 1 { plural.strip_suffix('s').unwrap_or(plural) } else { plural })
 }
 
 pub(super) fn number(value: &Value) -> u64 {
@@ -125,7 +132,7 @@ pub(super) fn summary(status: &Value) -> Vec<String> {
     let listed = |what: &str| -> String {
         let some = kinds.iter().filter(|of| number(&of[what]) > 0);
         let words: Vec<_> = some
-            .map(|of| format!("{} {}", number(&of[what]), plural(of["kind"].as_str().unwrap_or_default())))
+            .map(|of| so_many(number(&of[what]), plural(of["kind"].as_str().unwrap_or_default())))
             .collect();
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     };
@@ -143,7 +150,7 @@ pub(super) fn summary(status: &Value) -> Vec<String> {
         .into_iter()
         .flatten()
         .filter(|(_, count)| number(count) > 0)
-        .map(|(what, count)| format!("{} {what}", number(count)))
+        .map(|(what, count)| so_many(number(count), what))
         .collect();
     let clients = rows(status, "clients");
     let mut places = BTreeMap::new();
@@ -246,8 +253,24 @@ pub(super) fn problems(status: &Value) -> Vec<String> {
     let waits = &status["waits"];
     let (lanes, leases) = (number(&waits["lanes"]), number(&waits["leases"]));
     if lanes + leases > 0 {
+        let waiting = [(leases, "lease"), (lanes, "lane")].into_iter().filter(|(count, _)| *count > 0);
+        let waiting: Vec<_> = waiting
+            .map(|(count, what)| {
+                let verb = if count == 1 { "waits" } else { "wait" };
+                format!("{} {verb} for a {what}", so_many(count, "clients"))
+            })
+            .collect();
         found.push(format!(
-            "{leases} wait for a lease and {lanes} for a lane: end a holder (redbouncer kill), or raise pool.max_connections"
+            "{}: end a holder (redbouncer kill), or raise pool.max_connections",
+            waiting.join(" and ")
+        ));
+    }
+    let refused = &status["refused"];
+    if let Some(ago) = refused["last_seconds_ago"].as_u64().filter(|ago| *ago < RECENT) {
+        found.push(format!(
+            "{} got the full-pool error, the last one {} ago: end a holder (redbouncer kill), or raise pool.max_connections",
+            so_many(number(&refused["clients"]), "clients"),
+            human(ago)
         ));
     }
     let long = holders(status).into_iter().filter(|row| row["client"]["pin"] != BLOCKING_CALL);
@@ -331,7 +354,7 @@ mod tests {
         assert!(text.lines().count() <= 24, "{text}");
         assert!(text.starts_with("ATTENTION: 3 problems; 2000 clients over 5 of 8 connections\n"), "{text}");
         assert!(text.contains("permits  control 1 of 1, lanes 1 of 2, leases 3 of 3 (full)\n"), "{text}");
-        assert!(text.contains("reserved 1 lanes\n") && text.contains("waiting  2 leases\n"), "{text}");
+        assert!(text.contains("reserved 1 lane\n") && text.contains("waiting  2 leases\n"), "{text}");
         assert!(text.contains("  2000     2000     2       33m   worker:*  ioredis 5.8.2\n"), "{text}");
         let longest = text.find("41s").zip(text.find("3s    MULTI"));
         assert!(longest.is_some_and(|(first, second)| first < second), "{text}");

@@ -25,7 +25,7 @@ use crate::telemetry::Seconds;
 pub use fleet::FleetDemand;
 pub use full::KindUse;
 pub use holder::{Holder, HoldingClient, Who};
-pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure};
+pub use kinds::{Claim, Holding, Hubs, Kind, Phase, Pressure, RefusedClients};
 pub use ledger::FleetShare;
 use ledger::{Grant, Share, State};
 pub use permit::{Permit, Place};
@@ -43,6 +43,7 @@ pub struct Budget {
     pressure: watch::Sender<Pressure>,
     lost: Notify,
     share_wanted: Notify,
+    refused: Mutex<Option<RefusedClients>>,
     /// How long permits were waited for, by claim.
     waits: Mutex<[Seconds; Claim::ALL.len()]>,
 }
@@ -63,6 +64,7 @@ impl Budget {
             pressure: watch::Sender::new(Pressure::default()),
             lost: Notify::new(),
             share_wanted: Notify::new(),
+            refused: Mutex::default(),
             waits: Mutex::new(Claim::ALL.map(|_| Seconds::long())),
         })
     }

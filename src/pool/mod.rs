@@ -47,7 +47,7 @@ use crate::upstream::{Capability, Connector, DialError, Identity, Instance, Upst
 
 pub use budget::{
     Budget, Claim, FleetDemand, FleetShare, Holder, Holding, HoldingClient, Hubs, HumanDuration, Kind,
-    KindUse, Permit, Phase, Pressure, Who,
+    KindUse, Permit, Phase, Pressure, RefusedClients, Who,
 };
 pub use control::Control;
 pub use dial_rate::DialRateLimiter;

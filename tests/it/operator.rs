@@ -100,7 +100,7 @@ fn what_is_full_and_what_is_reserved_is_said() {
     let held = stage.server.clients();
     assert!(told.contains(&format!("(leases 3 of 3; {held} of 8 connections held: ")), "{told}");
     assert!(
-        told.contains("; reserved: 1 control, ") && told.contains("1 blocking hubs, 1 pub/sub hubs"),
+        told.contains("; reserved: 1 control, ") && told.contains("1 blocking hub, 1 pub/sub hub"),
         "{told}"
     );
     let status = stage.proxy().status();
@@ -878,6 +878,21 @@ fn the_status_of_two_thousand_clients_is_one_screen() {
 }
 
 #[test]
+fn clients_that_were_refused_are_told_of_in_the_status() {
+    let stage = Stage::proxied_with(&["pool.wait_timeout=300ms"]);
+    assert!(stage.proxy().status()["refused"].is_null());
+    let (mut holders, told) = fill(&stage);
+    assert!(told.contains("no upstream connection within 300ms"), "{told}");
+    assert_eq!(stage.proxy().status()["refused"]["clients"], 1);
+    let text = status(&stage, &[]);
+    assert!(text.starts_with("ATTENTION: 1 problem; "), "{text}");
+    assert!(text.contains("1 client got the full-pool error, the last one "), "{text}");
+    assert!(stage.connect().call("WATCH w").is_error());
+    assert!(status(&stage, &[]).contains("2 clients got the full-pool error, the last one "));
+    holders.clear();
+}
+
+#[test]
 fn the_status_says_first_what_is_wrong() {
     let mut stage = Stage::proxied_with(&["pool.wait_timeout=5s"]);
     let mut holders: Vec<Client> = (0..3).map(|_| stage.connect()).collect();
@@ -889,8 +904,8 @@ fn the_status_says_first_what_is_wrong() {
     until("one waits", PATIENCE, || stage.proxy().status()["waits"]["leases"] == 1);
     let text = status(&stage, &[]);
     assert!(text.starts_with("ATTENTION: 1 problem; "), "{text}");
-    assert!(text.contains("leases 3 of 3 (full)") && text.contains("waiting  1 leases"), "{text}");
-    assert!(text.contains("1 wait for a lease and 0 for a lane"), "{text}");
+    assert!(text.contains("leases 3 of 3 (full)") && text.contains("waiting  1 lease\n"), "{text}");
+    assert!(text.contains("1 client waits for a lease: end a holder"), "{text}");
     drop((holders, waiting));
     stage.connect().call("PROXY PAUSE");
     assert!(status(&stage, &[]).starts_with("PAUSED for "), "{}", status(&stage, &[]));

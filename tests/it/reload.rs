@@ -446,6 +446,10 @@ fn the_configuration_is_seen_and_changed_over_resp() {
     assert_eq!(configured.success(), 0.0);
     let acts = configured.lines("PROXY command");
     assert!(acts.iter().any(|line| line["act"] == "RELOAD" && line["user"] == "default"), "{acts:?}");
+    let ended =
+        |act: &str, outcome: &str| acts.iter().any(|line| line["act"] == act && line["outcome"] == outcome);
+    assert!(ended("CONFIG SET pool.linger", "done") && ended("RELOAD", "done"), "{acts:?}");
+    assert!(ended("RELOAD", "nothing has changed"), "{acts:?}");
     // Whoever may not see other clients may not do this.
     server.call("ACL SETUSER guest on >guest ~* &* +@all -client|list");
     let mut guest = configured.proxy.connect();

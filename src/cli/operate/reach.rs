@@ -79,10 +79,10 @@ pub(in crate::cli) enum OperateError {
     #[error("{0}")]
     Usage(String),
     /// The proxy cannot be reached.
-    #[error("{0}")]
+    #[error("{0}; is redbouncer running there? (--url names another address)")]
     Dial(#[from] DialError),
     /// Nor by its socket.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}; is redbouncer running there? (--url names another address)", path.display())]
     Unix {
         /// The socket.
         path: PathBuf,

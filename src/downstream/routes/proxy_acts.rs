@@ -75,7 +75,7 @@ impl Client {
         None
     }
 
-    fn log_act(&self, act: &str, outcome: &str) {
+    pub(super) fn log_act(&self, act: &str, outcome: &str) {
         let session = self.session.borrow();
         let user = session.user.as_ref().map(|user| &*user.name);
         let name = String::from_utf8_lossy(&session.name);

@@ -15,8 +15,9 @@ const ENDING: &str = "ERR redbouncer: stopping";
 impl Client {
     /// Has everything read again. Answers what has changed, or why nothing has.
     pub(super) async fn proxy_reload(self: &Rc<Self>) -> Result<String, String> {
-        self.log_config_act("RELOAD");
-        told(self.context.config.reload().await.ok_or(ENDING)?)
+        let outcome = told(self.context.config.reload().await.ok_or(ENDING)?);
+        self.log_config_act("RELOAD", &outcome);
+        outcome
     }
 
     /// Shows keys, or sets one.
@@ -27,8 +28,10 @@ impl Client {
             (None, ..) => self.shown_keys("*").await,
             (Some("get"), Some(pattern), None, _) => self.shown_keys(&pattern).await,
             (Some("set"), Some(key), Some(value), 5) => {
-                self.log_config_act(&format!("CONFIG SET {}", crate::telemetry::printable(key.as_bytes())));
-                told(self.context.config.set(key, value).await.ok_or(ENDING)?)
+                let act = format!("CONFIG SET {}", crate::telemetry::printable(key.as_bytes()));
+                let outcome = told(self.context.config.set(key, value).await.ok_or(ENDING)?);
+                self.log_config_act(&act, &outcome);
+                outcome
             }
             _ => Err(USAGE.to_owned()),
         }
@@ -49,11 +52,10 @@ impl Client {
         Ok(text)
     }
 
-    /// Who has asked for it, and from where. Values are not logged here: a setting that has changed is, as it may be shown.
-    fn log_config_act(&self, act: &str) {
-        let session = self.session.borrow();
-        let user = session.user.as_ref().map_or("", |user| &user.name);
-        tracing::info!(client = self.id(), address = %self.peer, user, act, "PROXY command");
+    /// Who has asked for it, from where, and whether it was done. Values are not logged here: a setting that has changed is, as it
+    /// may be shown, and so are the mistakes in a file.
+    fn log_config_act(&self, act: &str, outcome: &Result<String, String>) {
+        self.log_act(act, if outcome.is_ok() { "done" } else { "nothing has changed" });
     }
 }
 

@@ -34,6 +34,7 @@ impl Client {
         }
         if matches!(why, Unavailable::Full(_)) {
             metrics::counter!("redbouncer_pool_full_total").increment(1);
+            self.context.pool.shared.budget.refuses_a_client();
             self.context.warnings.full(&why.to_string(), || self.context.pool.shared.budget.longest_lease());
         }
         let is_block = replies > 1;

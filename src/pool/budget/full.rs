@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::ledger::{FleetShare, Share, State};
-use super::{Budget, Holding, HumanDuration, Kind};
+use super::{Budget, Holding, HumanDuration, Kind, RefusedClients};
 
 /// How many connections of a kind there are, and how many there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,17 @@ impl KindUse {
     }
 }
 
+/// How so many of a kind are called.
+fn noun(kind: Kind, count: usize) -> &'static str {
+    match (kind, count) {
+        (Kind::Lane, 1) => "lane",
+        (Kind::Lease, 1) => "lease",
+        (Kind::Blocking, 1) => "blocking hub",
+        (Kind::PubSub, 1) => "pub/sub hub",
+        (Kind::Control | Kind::Lane | Kind::Lease | Kind::Blocking | Kind::PubSub, _) => plural(kind),
+    }
+}
+
 /// How a kind is called in the plural.
 fn plural(kind: Kind) -> &'static str {
     match kind {
@@ -40,6 +53,19 @@ fn plural(kind: Kind) -> &'static str {
 }
 
 impl Budget {
+    /// A client gets the full-pool error.
+    pub fn refuses_a_client(&self) {
+        let mut refused = self.refused.lock();
+        let clients = refused.map_or(1, |refused| refused.clients + 1);
+        *refused = Some(RefusedClients { clients, at: Instant::now() });
+    }
+
+    /// The clients that got it, if there were any.
+    #[must_use]
+    pub fn refused_clients(&self) -> Option<RefusedClients> {
+        *self.refused.lock()
+    }
+
     /// Of each kind, how many connections there are and may be.
     #[must_use]
     pub fn kinds(&self) -> [KindUse; Kind::ALL.len()] {
@@ -158,7 +184,7 @@ impl Budget {
 fn list(text: &mut String, before: &str, counts: impl Iterator<Item = (Kind, usize)>) {
     let mut before = before;
     for (kind, count) in counts.filter(|(_, count)| *count > 0) {
-        let _ = write!(text, "{before}{count} {}", plural(kind));
+        let _ = write!(text, "{before}{count} {}", noun(kind, count));
         before = ", ";
     }
 }

@@ -196,3 +196,12 @@ impl Claim {
         }
     }
 }
+
+/// Clients that got the full-pool error.
+#[derive(Clone, Copy, Debug)]
+pub struct RefusedClients {
+    /// How many, since the start.
+    pub clients: u64,
+    /// When the last one did.
+    pub at: Instant,
+}
