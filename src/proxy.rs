@@ -47,7 +47,7 @@ use crate::downstream::{
     AcceptOptions, Admission, ConfigHandle, Directory, InheritedSockets, Limits, Message, ServerTls, Worker,
     WorkerConfig, WorkerHandle, Workers,
 };
-use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
+use crate::pool::{Budget, ClientMemory, DialRateLimiter, Homes, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
 use crate::telemetry::{self, Log, Tracer, publish_gauge, publish_tasks, seconds};
@@ -593,6 +593,7 @@ fn shared(config: &Config, connector: Arc<Connector>, tracer: Tracer) -> Shared 
             config.workers,
             Hubs { blocking: config.blocking.hub, pubsub: config.pubsub.hub },
         ),
+        homes: Homes::new(config.workers),
         connector,
         dial_rate: Arc::new(DialRateLimiter::new(config.upstream.connect_rate)),
         health: Arc::default(),

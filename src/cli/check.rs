@@ -100,6 +100,20 @@ fn configuration(config: &Config, findings: &mut Findings) {
     );
     let formula = "needed: 1, a lane for each user, database and RESP version (2 at the least), 2 hubs for each user that \
                    blocks or subscribes, one for each MONITOR and open WATCH or MULTI";
+    if workers > 1 && lanes + open < 2 * workers {
+        findings.note(
+            "workers",
+            &format!(
+                "{workers} workers can have {} in all: one each for one user, database and RESP version; with more in use, each is \
+                 served by some workers only",
+                counted(lanes + open, "lane")
+            ),
+            &format!(
+                "for k combinations of these on every worker, set pool.max_connections to at least 1 + (2 + k) x {workers}, or lower \
+                 listen.workers"
+            ),
+        );
+    }
     if open == 0 {
         findings.warning(
             "budget",

@@ -1,5 +1,7 @@
 //! How workers are reached from other threads: messages in, answers back. Never on the path of a command.
 
+mod acts;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,15 +12,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::admission::{Admission, AdmissionGuard, Refused};
-use super::identity::{Account, Directory};
+use super::identity::{Account, Directory, Membership};
 use super::moved::{Announced, ClientDescription, MovedClient, Peer, WayOut};
 use super::settings::WorkerSettings;
+use crate::command::Row;
 use crate::hub::HubRow;
 use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
 use crate::telemetry::{ClientClose, Seconds, client_closed};
 use crate::upstream::Identity;
+use acts::Acts;
 
 /// What a worker is asked from outside its thread.
 #[derive(Debug)]
@@ -82,18 +86,27 @@ pub struct Accepted {
     pub peer: Endpoint,
     /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
-    /// What it had set in the process before this one.
+    /// What it had set in the process before this one, or on another worker.
     pub(super) before: Option<Box<Before>>,
     /// Its place.
     pub(super) place: AdmissionGuard,
 }
 
-/// A client of the process before this one.
+/// A client of the process before this one, or of another worker.
 #[derive(Debug)]
 pub(super) struct Before {
     pub(super) description: ClientDescription,
     /// It is not ours yet.
     pub(super) announced: Option<Announced>,
+    /// What it has from another worker.
+    pub(super) along: Option<Along>,
+}
+
+/// What a client takes along to another worker that no other process would understand.
+#[derive(Debug)]
+pub(super) struct Along {
+    pub(super) membership: Membership,
+    pub(super) last_command: Option<&'static Row>,
 }
 
 /// A new client's socket.
@@ -159,6 +172,7 @@ pub struct WorkerHandle {
 pub struct Workers {
     all: Arc<[WorkerHandle]>,
     places: Arc<Admission>,
+    acts: Arc<Acts>,
 }
 
 impl WorkerHandle {
@@ -199,7 +213,7 @@ impl Workers {
     /// All workers, the first one first.
     #[must_use]
     pub fn new(workers: Vec<WorkerHandle>, places: Arc<Admission>) -> Self {
-        Self { all: workers.into(), places }
+        Self { all: workers.into(), places, acts: Arc::default() }
     }
 
     /// The places of clients.
@@ -245,8 +259,20 @@ impl Workers {
         let Ok(seat) = self.seat(&peer, false) else {
             return client_closed(ClientClose::TooMany);
         };
-        let (trusted, before) = (description.trusted, Some(Box::new(Before { description, announced })));
+        let before = Before { description, announced, along: None };
+        let (trusted, before) = (before.description.trusted, Some(Box::new(before)));
         seat.take(|place| Accepted { stream, peer, trusted, before, place }).await;
+    }
+
+    /// Has another worker go on with a client that `bring` takes from the one it has. `None`: not now; `false`: it stays.
+    pub(super) fn pass_on(&self, worker: usize, bring: impl FnOnce() -> Option<Accepted>) -> Option<bool> {
+        let link = self.all.get(worker)?;
+        let _quiet = self.acts.quiet()?;
+        let room = link.sender.try_reserve().ok()?;
+        let Some(accepted) = bring() else { return Some(false) };
+        link.clients.fetch_add(1, Ordering::Relaxed);
+        room.send(Message::Client(accepted));
+        Some(true)
     }
 
     /// Another process has taken over: from now on clients that can be moved come by `way`.
@@ -280,6 +306,7 @@ impl Workers {
     }
 
     async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Message) -> Vec<T> {
+        let _act = self.acts.begin();
         let mut answers = Vec::new();
         for worker in 0..self.all.len() {
             let (sender, receiver) = oneshot::channel();
@@ -327,10 +354,12 @@ impl Workers {
         let (user, clients) = (&account.user.name, account.clients());
         tracing::warn!(%user, clients, reason = "login_revoked", "a user is not let in any more; its clients are closed");
         directory.forget(&account);
+        let _act = self.acts.begin();
         for worker in 0..self.all.len() {
             // A worker that is gone has no clients.
             let _ = self.send(worker, Message::Revoke(Arc::clone(&account))).await;
         }
+        self.answer().await;
     }
 
     /// Tells every worker that the server's address has changed.

@@ -33,7 +33,7 @@ use crate::downstream::{
 };
 use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
-use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
+use crate::pool::{Budget, ClientMemory, DialRateLimiter, Homes, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
 use crate::resp::encode;
 use crate::session::{Endpoint, FIRST_CLIENT_ID};
 use crate::telemetry::Tracer;
@@ -241,6 +241,7 @@ impl Settings {
         let directory = Arc::new(Directory::new(&upstream, &auth, Arc::clone(&budget)).unwrap());
         let shared = Shared {
             budget: Arc::clone(&budget),
+            homes: Homes::new(1),
             connector: Arc::new(Connector::new(&upstream).unwrap()),
             dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
             health: Arc::default(),

@@ -157,6 +157,15 @@ impl Budget {
         self.state.lock().open_permits()
     }
 
+    /// How many lanes the cap, and this instance's share of a limit for all, allow for, if nothing else takes an open permit.
+    #[must_use]
+    pub fn lanes_at_most(&self) -> usize {
+        let cap = self.state.lock().fleet.map_or(self.cap(), |part| part.share.min(self.cap()));
+        let floors = floors(cap, self.workers, self.hubs);
+        let others = floors.iter().sum::<usize>() - floors[Kind::Lane as usize];
+        cap.saturating_sub(others)
+    }
+
     /// Leases that stand, that is, last for as long as their clients please (MONITOR, CLIENT TRACKING, a blocking call …), and
     /// how many may at the same time.
     #[must_use]

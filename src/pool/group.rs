@@ -63,6 +63,8 @@ pub struct Group {
     verified: Cell<bool>,
     /// A lane was held when one was last chosen.
     held: Cell<bool>,
+    /// The worker that its sessions belong to, where that is another.
+    home: Cell<Option<usize>>,
 }
 
 /// A session's use of the lanes of one key. While there is one they stay, whether they are used or not.
@@ -111,7 +113,19 @@ impl Group {
             stage: Cell::new(Stage::Queued),
             verified: Cell::new(false),
             held: Cell::new(false),
+            home: Cell::new(None),
         })
+    }
+
+    /// The worker that its sessions belong to, where that is another.
+    #[must_use]
+    pub fn home(&self) -> Option<usize> {
+        self.home.get()
+    }
+
+    /// Its sessions belong there from now on. Returns whether they did not before.
+    pub(super) fn set_home(&self, home: Option<usize>) -> bool {
+        self.home.replace(home) != home
     }
 
     /// The key of its lanes.

@@ -208,8 +208,16 @@ impl Holding {
             // There is as much less to wait for.
             self.memory.settled.store(self.memory.limit(), Relaxed);
             if before == less && self.closed.load(Relaxed) {
-                self.memory.holdings.lock().remove(&self.id);
+                self.forget();
             }
+        }
+    }
+
+    /// A client that has changed its worker has another one by now.
+    fn forget(&self) {
+        let mut holdings = self.memory.holdings.lock();
+        if holdings.get(&self.id).is_some_and(|known| std::ptr::eq(&raw const **known, self)) {
+            holdings.remove(&self.id);
         }
     }
 }
@@ -250,7 +258,7 @@ impl Drop for Account {
         self.0.closed.store(true, Relaxed);
         self.0.closing.store(true, Relaxed);
         if self.0.bytes() == 0 {
-            self.0.memory.holdings.lock().remove(&self.0.id);
+            self.0.forget();
         }
     }
 }

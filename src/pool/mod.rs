@@ -11,6 +11,7 @@ mod dial;
 mod dial_rate;
 mod group;
 mod health;
+mod homes;
 mod lane;
 mod lease;
 mod lease_queue;
@@ -54,6 +55,7 @@ pub use dial_rate::DialRateLimiter;
 use group::Pick;
 pub use group::{Group, SessionGuard, Stage};
 pub use health::{Health, RefusedLogin};
+pub use homes::{Homes, Housing};
 pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
 pub use lease::Lease;
 pub use liveness::Liveness;
@@ -78,6 +80,8 @@ pub const MAX_BULK: u64 = 512 << 20;
 pub struct Shared {
     /// The cap.
     pub budget: Arc<Budget>,
+    /// Which worker serves which key.
+    pub homes: Arc<Homes>,
     /// How to dial.
     pub connector: Arc<Connector>,
     /// How often to dial.
@@ -124,6 +128,9 @@ pub struct Pool {
     stopping: Cell<bool>,
     roles: Roles,
     rotation: Rotation,
+    /// There are not lanes enough for every worker to have one of each key.
+    is_crowded: Cell<bool>,
+    housing: Cell<Housing>,
     /// A lane was lost, and nobody has asked since.
     lost: Cell<bool>,
     /// Leases that were opened before are closed when they are given back.
@@ -185,6 +192,8 @@ impl Pool {
             stopping: Cell::new(false),
             roles: Roles::default(),
             rotation: Rotation::default(),
+            is_crowded: Cell::new(false),
+            housing: Cell::default(),
             lost: Cell::new(false),
             renewed: Cell::new(None),
         })
@@ -239,7 +248,7 @@ impl Pool {
         if self.shared.pause.is_on() {
             return None;
         }
-        let limit = self.shared.options.get().lanes_per_key;
+        let limit = self.lanes_per_key();
         match group.pick(only_reads, now)? {
             Pick::Lane(lane) => {
                 if lane.outstanding() > 0 && group.wants_another(limit, now) {
@@ -260,7 +269,7 @@ impl Pool {
 
     /// Those who wait because every lane is held get another one, or what there is.
     fn end_the_wait_for_another(self: &Rc<Self>, group: &Rc<Group>, now: Instant) {
-        let limit = self.shared.options.get().lanes_per_key;
+        let limit = self.lanes_per_key();
         self.forget_a_vain_turn(group, now);
         let is_stuck = group.has_waiters()
             && !group.dialling.get()

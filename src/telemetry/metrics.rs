@@ -222,6 +222,12 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "",
         "Lanes that changed their database or protocol, because others had none. Often: more of these than lanes, enlarge the pool.",
     ),
+    (
+        "redbouncer_client_moves_total",
+        "counter",
+        "",
+        "Clients that another worker goes on with, because there are not lanes enough for every worker to serve every key.",
+    ),
     ("redbouncer_leases_total", "counter", "pin", "Leases taken, by the reason for them."),
     (
         "redbouncer_lease_oldest_seconds",

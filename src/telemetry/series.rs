@@ -16,6 +16,7 @@ pub fn create_series(kinds: &[&'static str], pins: &[&'static str]) {
         "redbouncer_clients_accepted_total",
         "redbouncer_pool_full_total",
         "redbouncer_lane_turns_total",
+        "redbouncer_client_moves_total",
         "redbouncer_pubsub_messages_total",
         "redbouncer_pubsub_deliveries_total",
     ] {

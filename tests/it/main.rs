@@ -96,3 +96,4 @@ mod users;
 mod versions;
 mod wait;
 mod watch;
+mod workers;

@@ -82,6 +82,15 @@ impl ClientIdentity {
         self.place.borrow().as_ref().and_then(AdmissionGuard::stay)
     }
 
+    /// Another worker goes on with it: who it is, and its place. `None`: it is nobody.
+    pub(super) fn hand_over(&self) -> Option<(Membership, AdmissionGuard)> {
+        let (mut membership, mut place) = (self.membership.borrow_mut(), self.place.borrow_mut());
+        if membership.is_none() {
+            return None;
+        }
+        place.take().and_then(|place| Some((membership.take()?, place)))
+    }
+
     /// The client is closed: it is nobody, and has no place.
     pub(super) fn leave(&self) {
         self.membership.take();

@@ -20,6 +20,7 @@ mod listed;
 mod messages;
 mod moving;
 mod output;
+mod passing;
 mod replies;
 mod served;
 mod server_change;

@@ -26,7 +26,8 @@ impl Client {
         if self.session.borrow().listens > 0 || self.subscriber.borrow().is_some() {
             return false;
         }
-        let Some(description) = self.described() else { return false };
+        let Some(login) = self.shown_login() else { return false };
+        let Some(description) = self.described(login) else { return false };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
         place.send(Leaving::Client(MovedClient { description, socket }));
         true
@@ -54,13 +55,19 @@ impl Client {
             shards: names(Listen::Shards),
             divider,
         };
-        let description = ClientDescription { subscribed: Some(subscribed), ..self.described()? };
+        let description =
+            ClientDescription { subscribed: Some(subscribed), ..self.described(self.shown_login()?)? };
         let socket = self.outbound.socket().duplicate()?;
         Some(MovedClient { description, socket })
     }
 
-    /// Whether there is more than can be carried over.
+    /// Whether there is more than can be carried over to another process.
     fn has_more(&self) -> bool {
+        self.has_more_than_a_session() || self.shown_login().is_none()
+    }
+
+    /// Whether there is more than its session and its subscriptions.
+    fn has_more_than_a_session(&self) -> bool {
         let session = self.session.borrow();
         session.user.is_none()
             || session.tracking.is_some()
@@ -68,23 +75,27 @@ impl Client {
             || session.failed != Failed::Nothing
             || self.outbound.has_ended_input()
             || self.inbound.len() > MOST_INPUT
+    }
+
+    /// What it has logged in with, if it had to. `None`: that means nothing in another process.
+    fn shown_login(&self) -> Option<Option<Login>> {
+        match self.identified.shown_secret() {
+            None => Some(None),
             // The users file of the other process may be another one.
-            || self.context.auth.mode == AuthMode::Static && self.identified.shown_secret().is_some()
+            Some(_) if self.context.auth.mode == AuthMode::Static => None,
+            Some(identity) => {
+                let secret = identity.password.as_ref()?;
+                Some(Some(Login::new(identity.username.clone(), secret.expose())))
+            }
+        }
     }
 
     /// What it has set. `None`: there is more than can be carried over.
-    fn described(&self) -> Option<ClientDescription> {
-        if self.has_more() {
+    pub(super) fn described(&self, login: Option<Login>) -> Option<ClientDescription> {
+        if self.has_more_than_a_session() {
             return None;
         }
         let session = self.session.borrow();
-        let login = match self.identified.shown_secret() {
-            None => None,
-            Some(identity) => {
-                let secret = identity.password.as_ref()?;
-                Some(Login::new(identity.username.clone(), secret.expose()))
-            }
-        };
         let (knows_greeting, knows_scripts) = self.learned.known();
         Some(ClientDescription {
             id: self.id(),

@@ -86,6 +86,10 @@ pub(in crate::downstream) struct Context {
     left_from: RefCell<HashMap<u64, &'static str>>,
     /// Whether the worker goes on.
     pub(in crate::downstream) stage: Cell<Stage>,
+    /// Clients that wait for nothing look whether they go on elsewhere: in another process, or on another worker.
+    pub(in crate::downstream) moves_clients: Cell<bool>,
+    /// A client could not go to another worker when it looked.
+    pub(in crate::downstream) moves_later: Cell<bool>,
     /// By which clients go to the process that takes over.
     pub(in crate::downstream) way_out: RefCell<Option<WayOut>>,
 }
@@ -162,6 +166,8 @@ impl Context {
             proxy_listings: Arc::default(),
             left_from: RefCell::default(),
             stage: Cell::default(),
+            moves_clients: Cell::new(false),
+            moves_later: Cell::new(false),
             way_out: RefCell::default(),
             pool,
             hubs,

@@ -32,6 +32,8 @@ pub(in crate::downstream) enum Next {
     CatchUp,
     /// It is a subscriber that may go to the process that takes over.
     Depart,
+    /// Another worker goes on with it.
+    Moved,
     /// The client is to be closed.
     Close(ClientClose),
 }
@@ -107,12 +109,15 @@ impl Client {
             if self.is_held_back() {
                 return Poll::Pending;
             }
-            if self.context.stage.get() == Stage::Leaving && self.outstanding() == 0 && flushed {
+            if self.context.moves_clients.get() && self.outstanding() == 0 && flushed {
                 if self.moves() {
                     return Poll::Ready(Next::Close(ClientClose::TakenOver));
                 }
-                if self.is_to_be_announced() {
+                if self.context.stage.get() == Stage::Leaving && self.is_to_be_announced() {
                     return Poll::Ready(Next::Depart);
+                }
+                if self.changes_worker() {
+                    return Poll::Ready(Next::Moved);
                 }
             }
             if self.context.is_stopping() {

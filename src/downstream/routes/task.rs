@@ -61,6 +61,8 @@ impl ClientTask {
                 client.finish(reason).await;
                 After::Nothing
             }),
+            // Nothing of it is here any more.
+            Next::Moved => Box::pin(async { After::Nothing }),
             Next::AskForLimit => Box::pin(async move { After::Command(client.ask_for_limit().await) }),
             Next::Depart => Box::pin(async move { After::Command(client.depart().await) }),
             Next::CatchUp => Box::pin(async move { After::Command(client.catch_up().await) }),

@@ -1,6 +1,7 @@
 //! One worker: a thread that owns its clients, lanes and leases outright, and what reaches it from outside.
 
 mod drain;
+mod housing;
 mod recheck;
 mod server_change;
 mod server_changes;
@@ -25,7 +26,7 @@ use super::options::ClientOptions;
 use super::routes::ClientTask;
 use super::settings::{ConfigHandle, WorkerSettings};
 use super::socket::{ClientSocket, PlainSocket};
-use super::workers::{Accepted, Incoming, Message, WorkerFigures, Workers};
+use super::workers::{Accepted, Before, Incoming, Message, WorkerFigures, Workers};
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::fleet::{FleetKeeper, FleetTerms};
 use crate::hygiene::{HygieneOptions, Reaper};
@@ -86,6 +87,8 @@ pub(crate) struct Worker {
     heeded: ServerChanges,
     /// What the reaper goes by.
     hygiene: Rc<Cell<HygieneOptions>>,
+    /// It was told that there are not lanes enough for every worker.
+    has_warned_of_lanes: Cell<bool>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -144,6 +147,7 @@ impl Worker {
             keeper,
             heeded: ServerChanges::default(),
             hygiene,
+            has_warned_of_lanes: Cell::new(false),
         })
     }
 
@@ -244,6 +248,7 @@ impl Worker {
                 if self.context.stage.get() == Stage::Serving {
                     self.context.stage.set(Stage::Leaving);
                 }
+                self.context.moves_clients.set(true);
                 self.send_on();
             }
             Message::Hubs(reply) => {
@@ -296,12 +301,15 @@ impl Worker {
 
     fn admit(self: &Rc<Self>, accepted: Accepted) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
-        let (before, announced) = match accepted.before {
-            None => (None, None),
-            Some(before) => (Some(before.description), before.announced),
+        let (before, announced, along) = match accepted.before.map(|before| *before) {
+            None => (None, None, None),
+            Some(Before { description, announced, along }) => (Some(description), announced, along),
         };
+        let (member, last_command) =
+            along.map_or((None, None), |along| (Some(along.membership), along.last_command));
         let id = before.as_ref().map_or(id, |before| before.id);
         let anonymous = match &before {
+            Some(_) if member.is_some() => member,
             None => self.context.directory.anonymous(accepted.trusted),
             Some(before) => {
                 self.context.directory.rejoin(before.login.as_ref().map(Login::credentials), accepted.trusted)
@@ -342,6 +350,7 @@ impl Worker {
         );
         if let Some(before) = &before {
             client.arrives(before);
+            client.last_command.set(last_command);
         }
         let served = Rc::clone(&client) as Rc<dyn Served>;
         self.context.clients.borrow_mut().insert(id, served);
@@ -462,6 +471,7 @@ impl Worker {
         self.context.pool.tick(now);
         self.context.hubs.tick(now, self.context.workers.clients() == 0);
         self.context.pubsub.tick(now);
+        self.tend_homes(now);
         self.heed_refusals();
         self.close_outdated_clients();
         self.tend_slow_readers();

@@ -35,7 +35,7 @@ use crate::downstream::{
 };
 use crate::hub::{BlockingOptions, PubSubOptions, Resubscribe};
 use crate::hygiene::HygieneOptions;
-use crate::pool::{Budget, ClientMemory, DialRateLimiter, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
+use crate::pool::{Budget, ClientMemory, DialRateLimiter, Homes, Hubs, MAX_BULK, Pool, PoolOptions, Shared};
 use crate::session::FIRST_CLIENT_ID;
 use crate::telemetry::Tracer;
 use crate::upstream::simulated::{Manners, Network, Path};
@@ -187,6 +187,7 @@ impl Proxy {
         let memory = ClientMemory::new(32 << 20);
         let shared = Shared {
             budget: Arc::clone(&budget),
+            homes: Homes::new(1),
             connector: Arc::new(Connector::new(&upstream).expect("a connector")),
             dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
             health: Arc::default(),
