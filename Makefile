@@ -22,7 +22,7 @@ help:
 	@echo "make differential  100,000 sequences of commands on each server, directly and through redbouncer"
 	@echo "make fuzz   random input for the scanners, the configuration, the state machines and the whole proxy; FUZZ_SECONDS=600"
 	@echo "make simulate  the worker, a network and a server in memory, 100,000 seeds of faults; COUNT, SEED, LOG=1"
-	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection"
+	@echo "make bench  redbouncer against twemproxy, Envoy (TLS) and a direct connection; curves from 10 to 10,000 clients"
 	@echo "make bench-hubs  thousands of blocked clients and subscribers; kills; BullMQ with 220 connections"
 	@echo "make outages  BullMQ, Celery, Sidekiq and others through outages of the server, directly and through redbouncer"
 	@echo "make soak   BullMQ, ioredis, redis-py and a raw client while clients, hosts, servers and disks fail; SOAK_SECONDS=600"
@@ -99,6 +99,7 @@ fuzz:
 bench:
 	@deploy/install.sh build redis twemproxy envoy
 	./benches/run
+	./benches/scaling
 
 # The long forms, with a release build: what the short forms in `make test` check is measured here.
 bench-hubs:
