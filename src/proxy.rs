@@ -10,6 +10,7 @@ mod exposition;
 mod files;
 mod fleet;
 mod leases;
+mod master;
 mod memory;
 mod password_file;
 mod predecessor;
@@ -36,7 +37,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,6 +57,7 @@ use certificates::CertificateReloader;
 use doors::Doors;
 use error::{BAD_CONFIGURATION, StartError};
 use fleet::FleetTerms;
+use master::MasterFollower;
 use predecessor::Predecessor;
 use reload::{Applied, Reloader};
 use runtime::runtime;
@@ -109,6 +111,9 @@ pub fn run(sources: Sources, loaded: Loaded, takes_over: bool) -> ExitCode {
 /// A server that is named may turn out to be this very proxy. Only a name at a port of ours is worth the question, and one
 /// that is not resolved soon is left to the dials.
 async fn refuse_itself(config: &Config, connector: &Connector) -> Result<(), StartError> {
+    if config.upstream.is_unlocated() {
+        return Ok(());
+    }
     let port = format!(":{}", config.upstream.port);
     let mut listeners = config.listen.addresses.iter().chain(&config.listen.tls.addresses);
     if !listeners.any(|listener| listener.ends_with(&port)) {
@@ -208,6 +213,8 @@ impl Proxy {
         let fleet = FleetTerms { options: config.fleet, ..FleetTerms::default() };
         let terms = worker_config(&config, &fleet, (&directory, &ids), &first_look, steering);
         let (workers, threads) = start_workers(config.workers, &shared, &terms, &places)?;
+        let (upstream, followed) = watch::channel(config.upstream.clone());
+        tokio::task::spawn_local(MasterFollower::new(shared.clone(), workers.clone()).run(followed));
         let sockets = match (opened, &mut predecessor) {
             (Some(sockets), _) => sockets,
             (None, Some(predecessor)) => {
@@ -258,6 +265,7 @@ impl Proxy {
                 workers: proxy.workers.clone(),
                 directory: Arc::clone(&proxy.directory),
                 tls,
+                upstream,
             },
             renewal,
         );
@@ -337,7 +345,10 @@ impl Proxy {
             listen = addresses(false),
             listen_tls = addresses(true),
             admin = admin.map_or_else(|| "off".to_owned(), |address| address.to_string()),
-            upstream = format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
+            upstream = match &config.upstream.service {
+                None => format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
+                Some(service) => format!("{scheme}-sentinel://…/{}", service.name),
+            },
             max_connections = config.pool.max_connections,
             client_memory_max = self.shared.memory.bound(),
             workers = config.workers,
@@ -505,6 +516,9 @@ impl View for Proxy {
         match self.stage.get() {
             Stage::Starting => Err("starting"),
             Stage::Leaving | Stage::Stopping => Err("stopping"),
+            Stage::Serving if self.shared.connector.is_unlocated() => {
+                Err("no Sentinel has named a master yet")
+            }
             Stage::Serving if health.refused().is_some() => {
                 Err("the server refuses the login of upstream.url")
             }
@@ -539,6 +553,9 @@ impl View for Proxy {
             upstream["unreachable_reason"] = json!(self.shared.health.why_down());
         }
         upstream["up"] = json!(self.shared.health.is_up());
+        if let Some(followed) = self.shared.connector.topology().followed() {
+            upstream["sentinel"] = admin::sentinels(&followed);
+        }
         if let Some(refused) = self.shared.health.refused() {
             upstream["login_refused_seconds"] = json!(refused.since.elapsed().as_secs());
             upstream["login_refused_reason"] = json!(refused.text);

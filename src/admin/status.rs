@@ -7,6 +7,8 @@ use tokio::time::Instant;
 
 use crate::pool::{Holding, KindUse, LaneRow, Paused, Shared, Tracked};
 use crate::session::{ClientRow, UserRow};
+use crate::upstream::sentinel::MemberRow;
+use crate::upstream::topology::Followed;
 
 /// So many of the clients that hold most are shown.
 const LARGEST: usize = 5;
@@ -60,6 +62,32 @@ pub fn status(
         "longest_lease": budget.longest_lease().as_ref().map(upstream),
         "upstreams": holdings.iter().map(upstream).collect::<Vec<_>>(),
         "clients": clients.iter().map(client).collect::<Vec<_>>(),
+    })
+}
+
+/// The Sentinels, what they say, and the last failover.
+#[must_use]
+pub fn sentinels(followed: &Followed) -> Value {
+    let sentinel = |row: &MemberRow| {
+        json!({
+            "address": row.address.to_string(),
+            "state": row.state.label(),
+            "reason": row.reason,
+            "names": row.names.as_ref().map(|(master, _)| master.to_string()),
+            "epoch": row.names.as_ref().map(|(_, epoch)| epoch),
+        })
+    };
+    let last = followed.last_failover.as_ref();
+    json!({
+        "service": followed.service,
+        "master": followed.master.as_ref().map(|(master, _)| master.to_string()),
+        "master_seconds": followed.master.as_ref().map(|(_, since)| since.elapsed().as_secs()),
+        "sentinels": followed.sentinels.iter().map(sentinel).collect::<Vec<_>>(),
+        "last_failover": last.map(|last| json!({
+            "from": last.from.to_string(),
+            "seconds_ago": last.at.elapsed().as_secs(),
+            "took_seconds": last.took.as_secs_f64(),
+        })),
     })
 }
 

@@ -17,6 +17,7 @@ use crate::hygiene::{Visit, VisitError};
 use crate::session::Listed;
 use crate::telemetry::printable;
 use crate::upstream::Connector;
+use crate::upstream::sentinel::located;
 
 /// How the server lists us.
 const NAME: &str = "redbouncer-size";
@@ -83,8 +84,9 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
 }
 
 async fn on_server(config: &Config) -> Result<Found, SizeError> {
-    let connector = Connector::new(&config.upstream).map_err(VisitError::from)?;
-    let mut visit = Visit::over(&connector, &config.upstream, NAME).await?;
+    let upstream = located(&config.upstream, NAME).await.map_err(VisitError::from)?;
+    let connector = Connector::new(&upstream).map_err(VisitError::from)?;
+    let mut visit = Visit::over(&connector, &upstream, NAME).await?;
     let limit = visit.limit().await?;
     let rows = visit.list().await?;
     let (name, version) = (&visit.server.server, &visit.server.version);

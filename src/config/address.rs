@@ -2,6 +2,7 @@
 
 use super::value::{Wrong, is_harmless};
 use crate::downstream::UNIX;
+use crate::upstream::{HostPort, Reachable};
 
 /// The kernel's bound on the path of a Unix socket (`sun_path`), its closing zero left out.
 const LONGEST_PATH: usize = 107;
@@ -70,6 +71,13 @@ pub(super) fn parse_all(texts: &[String], unix: bool) -> Result<Vec<String>, Wro
     Ok(addresses)
 }
 
+/// One row of `upstream.addresses`, `announced=reachable`.
+pub(super) fn reachable(text: &str) -> Option<Reachable> {
+    let (announced, at) = text.split_once('=')?;
+    let parse = |text: &str| HostPort::parse(text.trim(), None);
+    Some(Reachable { announced: parse(announced)?, at: parse(at)? })
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -111,6 +119,18 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
         assert!(!parse("redis://:hunter2@h").unwrap_err().contains("hunter2"));
+    }
+
+    #[test]
+    fn an_announced_address_has_one_that_is_reachable() {
+        let row = reachable("10.0.0.5:6379 = redis.example.com:7000").unwrap();
+        assert_eq!(
+            (row.announced.to_string(), row.at.to_string()),
+            ("10.0.0.5:6379".to_owned(), "redis.example.com:7000".to_owned())
+        );
+        for bad in ["", "a:1", "a:1=", "a:1=b", "a=b:1", "=b:1", "redis://a:1=b:1"] {
+            assert_eq!(reachable(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

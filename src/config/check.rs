@@ -17,6 +17,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     probes(config, layers);
     credentials(config, layers);
     tls(config, layers);
+    sentinels(config, layers);
     listed_users(config, layers);
     listen(config, layers);
     itself(config, layers);
@@ -25,6 +26,9 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
 /// A proxy that is its own server would dial itself until no place is left: what an unset variable in an image does that
 /// listens where Redis does.
 fn itself(config: &Config, layers: &mut Layers) {
+    if config.upstream.is_unlocated() {
+        return;
+    }
     let Some(address) = own_listener(config, &literal_addresses(&config.upstream.host)) else { return };
     let key =
         if config.listen.addresses.contains(address) { "listen.addresses" } else { "listen.tls.addresses" };
@@ -185,9 +189,30 @@ fn tls(config: &Config, layers: &mut Layers) {
         ("upstream.tls.key", tls.key.is_some()),
         ("upstream.tls.insecure", tls.insecure),
     ];
-    for (key, _) in given.iter().filter(|(_, set)| *set && !config.upstream.tls) {
+    let is_used = config.upstream.tls || config.upstream.sentinel.tls == Some(true);
+    for (key, _) in given.iter().filter(|(_, set)| *set && !is_used) {
         let wrong = "TLS is set up but not used: the URL begins with redis://, not rediss://".to_owned();
         conflict(layers, ("upstream.url", key), wrong);
+    }
+}
+
+/// What is said to Sentinels needs some, and a user there a password.
+fn sentinels(config: &Config, layers: &mut Layers) {
+    let sentinel = &config.upstream.sentinel;
+    let given = [
+        ("upstream.sentinel.username", sentinel.username.is_some()),
+        ("upstream.sentinel.password", sentinel.password.is_some() && sentinel.password_file.is_none()),
+        ("upstream.sentinel.password_file", sentinel.password_file.is_some()),
+        ("upstream.sentinel.tls", sentinel.tls.is_some()),
+    ];
+    for (key, _) in given.iter().filter(|(_, set)| *set && config.upstream.service.is_none()) {
+        let wrong =
+            "Sentinels are set up but not used: the URL does not begin with redis-sentinel://".to_owned();
+        conflict(layers, ("upstream.url", key), wrong);
+    }
+    if sentinel.username.is_some() && sentinel.password.is_none() {
+        let wrong = "there is a user for the Sentinels but no password".to_owned();
+        conflict(layers, ("upstream.sentinel.username", "upstream.sentinel.password_file"), wrong);
     }
 }
 

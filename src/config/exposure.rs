@@ -11,7 +11,13 @@ use super::source::Layers;
 use super::{Config, Exposure};
 
 /// Files that are secrets, or hold some.
-const FILES: [&str; 4] = ["listen.tls.key", "auth.users_file", "upstream.password_file", "upstream.tls.key"];
+const FILES: [&str; 5] = [
+    "listen.tls.key",
+    "auth.users_file",
+    "upstream.password_file",
+    "upstream.tls.key",
+    "upstream.sentinel.password_file",
+];
 
 /// What is exposed of a configuration that is right.
 pub(super) fn found(config: &Config, layers: &Layers) -> Vec<Exposure> {
@@ -28,6 +34,15 @@ pub(super) fn found(config: &Config, layers: &Layers) -> Vec<Exposure> {
             }
             Some((_, Origin::File { .. } | Origin::Environment(_) | Origin::Command | Origin::Default))
             | None => {}
+        }
+    }
+    if is_given(layers, "upstream.sentinel.password") {
+        match layers.origin("upstream.sentinel.password") {
+            Origin::Flag(flag) => found.push(Exposure::CommandLine(flag)),
+            Origin::File { path, .. } if others_may_read(&path) => {
+                found.push(Exposure::File { key: "upstream.sentinel.password", path });
+            }
+            Origin::File { .. } | Origin::Environment(_) | Origin::Command | Origin::Default => {}
         }
     }
     for key in FILES {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::value::{self, Given, Wrong};
 use super::{Config, address};
+use crate::upstream::Reachable;
 
 /// One key: a row of [`KEYS`](super::keys::KEYS).
 pub(super) struct Key {
@@ -66,6 +67,8 @@ pub(super) enum Field {
     /// Names of users.
     Users(fn(&mut Config) -> &mut Vec<String>),
     OptionalAddress(fn(&mut Config) -> &mut Option<String>),
+    /// `announced=reachable`, each `host:port`.
+    Reachable(fn(&mut Config) -> &mut Vec<Reachable>),
     /// Text with rules of its own: what it takes, how it is taken, how it is shown (`None`: not set).
     Text {
         form: &'static str,
@@ -156,6 +159,13 @@ impl Key {
             Field::OptionalAddress(of) => {
                 store(of(config), text().and_then(|t| set(t).map(|t| address::parse(&t)).transpose()))
             }
+            Field::Reachable(of) => store(
+                of(config),
+                self.explain(given.list()).and_then(|rows| {
+                    let rows: Option<Vec<_>> = rows.iter().map(|row| address::reachable(row)).collect();
+                    rows.ok_or_else(|| self.wrong("found something else"))
+                }),
+            ),
             Field::Text { put, .. } => put(config, &text()?),
         }
     }
@@ -179,6 +189,10 @@ impl Key {
             Field::Addresses(of, _) | Field::Names(of) | Field::Users(of) => {
                 format!("[{}]", of(&mut copy).iter().map(|a| quoted(a)).collect::<Vec<_>>().join(", "))
             }
+            Field::Reachable(of) => {
+                let rows = of(&mut copy).iter().map(|row| quoted(&format!("{}={}", row.announced, row.at)));
+                format!("[{}]", rows.collect::<Vec<_>>().join(", "))
+            }
             Field::Text { show, .. } => quoted(&show(config)?),
         })
     }
@@ -198,6 +212,7 @@ impl Key {
             Field::Addresses(of, _) | Field::Names(of) | Field::Users(of) => {
                 *of(to) = std::mem::take(of(&mut from));
             }
+            Field::Reachable(of) => *of(to) = std::mem::take(of(&mut from)),
             Field::Text { copy, .. } => copy(to, &from),
         }
     }
@@ -230,6 +245,7 @@ impl Key {
             Field::Addresses(_, true) => "list of host:port or unix:/path".to_owned(),
             Field::Addresses(_, false) => "list of host:port".to_owned(),
             Field::OptionalAddress(_) => "host:port, or \"\" for none".to_owned(),
+            Field::Reachable(_) => "list of announced=reachable, each host:port".to_owned(),
             Field::Text { form, .. } => (*form).to_owned(),
         }
     }
@@ -247,6 +263,7 @@ impl Key {
             Field::Addresses(..) | Field::OptionalAddress(_) => " (such as \"127.0.0.1:6380\")",
             Field::Names(_) => " (such as \"proxy.example.com\")",
             Field::Users(_) => " (such as \"operator\")",
+            Field::Reachable(_) => " (such as \"10.0.0.5:6379=redis.example.com:6379\")",
             Field::Count(..)
             | Field::SmallCount(..)
             | Field::Switch(_)

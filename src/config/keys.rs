@@ -60,12 +60,21 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("upstream.keepalive_interval", Field::Seconds(|c| &mut c.upstream.keepalive.interval, KEEPALIVE)).new_connections(),
     Key::new("upstream.keepalive_count", Field::SmallCount(|c| &mut c.upstream.keepalive.count, PROBES)).new_connections(),
     Key::new("upstream.resolve_interval", Field::Duration(|c| &mut c.upstream.resolve_interval, SECOND..=DAY)).live(),
+    Key::new("upstream.failover_wait", Field::Duration(|c| &mut c.upstream.failover_wait, ZERO..=HOUR)).live(),
+    Key::new("upstream.switch_grace", Field::Duration(|c| &mut c.upstream.switch_grace, ZERO..=MINUTE)).live(),
+    Key::new("upstream.addresses", Field::Reachable(|c| &mut c.upstream.addresses)).live(),
     // [upstream.tls]
     Key::new("upstream.tls.ca", Field::Path(|c| &mut c.upstream.tls_options.ca)).new_connections(),
     Key::new("upstream.tls.server_name", Field::OptionalText(|c| &mut c.upstream.tls_options.server_name)).new_connections(),
     Key::new("upstream.tls.cert", Field::Path(|c| &mut c.upstream.tls_options.cert)).new_connections(),
     Key::new("upstream.tls.key", Field::Path(|c| &mut c.upstream.tls_options.key)).new_connections(),
     Key::new("upstream.tls.insecure", Field::Switch(|c| &mut c.upstream.tls_options.insecure)).new_connections(),
+    // [upstream.sentinel]
+    Key::new("upstream.sentinel.username", Field::OptionalText(|c| &mut c.upstream.sentinel.username)).live(),
+    Key::new("upstream.sentinel.password", SENTINEL_PASSWORD).live(),
+    Key::new("upstream.sentinel.password_file", SENTINEL_PASSWORD_FILE).live(),
+    Key::new("upstream.sentinel.tls", SENTINEL_TLS).live(),
+    Key::new("upstream.sentinel.poll", Field::Duration(|c| &mut c.upstream.sentinel.poll, SECOND..=HOUR)).live(),
     // [pool]
     Key::new("pool.max_connections", Field::Count(|c| &mut c.pool.max_connections, 4..=65_535)).live().because(
         "one connection is the control connection, one is the lane that commands share, and blocking calls and \
@@ -178,7 +187,7 @@ const CLIENT_AUTH: Field = Field::Text {
 };
 
 const URL: Field = Field::Text {
-    form: "redis://user:password@host:port/database, or rediss:// for TLS",
+    form: "redis://user:password@host:port/database, or redis-sentinel://user:password@host:port,host:port/service/database; rediss… for TLS",
     put: |c, text| url::apply(text, &mut c.upstream),
     show: |c| Some(url::show(&c.upstream)),
     // A password that the URL holds is the one of `upstream.password` here.
@@ -186,6 +195,7 @@ const URL: Field = Field::Text {
         let (to, from) = (&mut to.upstream, &from.upstream);
         (to.host, to.port, to.tls) = (from.host.clone(), from.port, from.tls);
         (to.username, to.database) = (from.username.clone(), from.database);
+        to.service.clone_from(&from.service);
     },
 };
 
@@ -231,6 +241,49 @@ fn only_password(config: &Config) -> Result<(), Wrong> {
         }
     }
 }
+
+const SENTINEL_PASSWORD: Field = Field::Text {
+    form: "text",
+    put: |c, text| {
+        if !text.is_empty() {
+            c.upstream.sentinel.password = Some(Secret::new(text));
+        }
+        Ok(())
+    },
+    show: |c| c.upstream.sentinel.password.as_ref().map(|_| "***".to_owned()),
+    copy: |to, from| to.upstream.sentinel.password.clone_from(&from.upstream.sentinel.password),
+};
+
+const SENTINEL_PASSWORD_FILE: Field = Field::Text {
+    form: "path of a file",
+    put: |c, path| {
+        if path.is_empty() {
+            return Ok(());
+        }
+        let sentinel = &mut c.upstream.sentinel;
+        if sentinel.password.is_some() {
+            return Err(
+                "there is a password in upstream.sentinel.password as well; leave one of them out".to_owned()
+            );
+        }
+        sentinel.password = Some(users::secret_in(Path::new(path))?);
+        sentinel.password_file = Some(path.into());
+        Ok(())
+    },
+    show: |c| c.upstream.sentinel.password_file.as_ref().map(|_| "***".to_owned()),
+    copy: |to, from| to.upstream.sentinel.password_file.clone_from(&from.upstream.sentinel.password_file),
+};
+
+/// As the scheme of `upstream.url` says, or otherwise.
+const SENTINEL_TLS_WORDS: [(&str, Option<bool>); 3] =
+    [("auto", None), ("on", Some(true)), ("off", Some(false))];
+
+const SENTINEL_TLS: Field = Field::Text {
+    form: "\"auto\", \"on\" or \"off\"",
+    put: |c, text| store(&mut c.upstream.sentinel.tls, choose(&SENTINEL_TLS_WORDS, text)),
+    show: |c| word(&SENTINEL_TLS_WORDS, &c.upstream.sentinel.tls),
+    copy: |to, from| to.upstream.sentinel.tls = from.upstream.sentinel.tls,
+};
 
 const USERS_FILE: Field = Field::Text {
     form: "path of a file",

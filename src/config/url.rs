@@ -1,29 +1,68 @@
-//! `upstream.url`: `redis://user:password@host:port/database`, or `rediss://` for TLS.
+//! `upstream.url`: `redis://user:password@host:port/database`, or `rediss://` for TLS; with Sentinels
+//! `redis-sentinel://user:password@host:port,host:port/service/database`, or `rediss-sentinel://`.
 //!
 //! The URL holds a password, so no error repeats any of it. Providers hand out passwords with every kind of sign in
 //! them; user and password are percent-decoded, and the error for a URL that was cut short by such a sign says so.
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
 use super::value::Wrong;
-use crate::upstream::{Secret, UpstreamOptions};
+use crate::upstream::{HostPort, SENTINEL_PORT, Secret, SentinelService, UpstreamOptions};
 
 /// The highest database number a Redis server can be configured to have (`databases` is an int).
 const LAST_DATABASE: u32 = i32::MAX as u32;
 
-const SCHEME: &str = "it must begin with redis:// (or rediss:// for TLS)";
+const SCHEME: &str =
+    "it must begin with redis:// (rediss:// for TLS), or with redis-sentinel:// (rediss-sentinel:// for TLS)";
+/// What is percent-encoded where the name of a service is shown.
+const NON_ALPHANUMERIC_OF_A_NAME: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const SENTINELS: &str = "the form is redis-sentinel://user:password@host:port,host:port/service/database";
 const ENCODE: &str =
     "if the password contains one of / ? # @ % it must be percent-encoded (%2F %3F %23 %40 %25)";
+
+/// What a URL says, whatever its scheme.
+struct Parts {
+    tls: bool,
+    host: String,
+    port: u16,
+    service: Option<SentinelService>,
+    username: String,
+    password: Vec<u8>,
+    database: u32,
+}
 
 /// Takes the URL apart into `options`; whatever it does not name goes back to its default.
 pub(crate) fn apply(text: &str, options: &mut UpstreamOptions) -> Result<(), Wrong> {
     let text = text.trim();
-    let tls = match text.split_once("://") {
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("redis") => false,
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("rediss") => true,
-        Some(_) | None => return Err(SCHEME.to_owned()),
+    let Some((scheme, rest)) = text.split_once("://") else { return Err(SCHEME.to_owned()) };
+    let parts = match scheme.to_ascii_lowercase().as_str() {
+        "redis" => of_server(text, rest, false)?,
+        "rediss" => of_server(text, rest, true)?,
+        "redis-sentinel" | "redis+sentinel" => of_sentinels(rest, false)?,
+        "rediss-sentinel" | "rediss+sentinel" => of_sentinels(rest, true)?,
+        _ => return Err(SCHEME.to_owned()),
     };
+    options.database = parts.database;
+    options.tls = parts.tls;
+    options.host = parts.host;
+    options.port = parts.port;
+    options.service = parts.service;
+    options.username = Some(parts.username).filter(|user| !user.is_empty());
+    options.password = Some(parts.password).filter(|password| !password.is_empty()).map(Secret::new);
+    Ok(())
+}
+
+/// A URL that names the server itself; `rest` is what follows its scheme.
+fn of_server(text: &str, rest: &str, tls: bool) -> Result<Parts, Wrong> {
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let hosts = authority.rsplit('@').next().unwrap_or_default();
+    if hosts.contains(',') {
+        return Err("it names several hosts: for Sentinels write redis-sentinel://host,host/service; otherwise name the \
+                    one server"
+            .to_owned());
+    }
     let url = Url::parse(text).map_err(|wrong| format!("not a URL: {wrong}; {ENCODE}"))?;
     if url.query().is_some() || url.fragment().is_some() {
         return Err(format!("it has a part after ? or #: options belong to their own keys, and {ENCODE}"));
@@ -39,18 +78,49 @@ pub(crate) fn apply(text: &str, options: &mut UpstreamOptions) -> Result<(), Wro
     if port == 0 {
         return Err("its port is 0".to_owned());
     }
-    let username = percent_decode_str(url.username())
+    let (username, password) = login(url.username(), url.password().unwrap_or_default())?;
+    let database = database(url.path())?;
+    Ok(Parts { tls, host: host.to_owned(), port, service: None, username, password, database })
+}
+
+/// A URL that names Sentinels. The `url` crate refuses several hosts, so it is taken apart here.
+fn of_sentinels(rest: &str, tls: bool) -> Result<Parts, Wrong> {
+    if rest.contains(['?', '#']) {
+        return Err(format!("it has a part after ? or #: options belong to their own keys, and {ENCODE}"));
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user_info, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, word) = user_info.split_once(':').unwrap_or((user_info, ""));
+    let (username, password) = login(user, word)?;
+    let mut sentinels: Vec<HostPort> = Vec::new();
+    for text in hosts.split(',').filter(|text| !text.is_empty()) {
+        let sentinel = HostPort::parse(text, Some(SENTINEL_PORT))
+            .ok_or_else(|| format!("one of its Sentinels is not written host:port; {SENTINELS}; {ENCODE}"))?;
+        if !sentinels.contains(&sentinel) {
+            sentinels.push(sentinel);
+        }
+    }
+    if sentinels.is_empty() {
+        return Err(format!("it names no Sentinel; {SENTINELS}"));
+    }
+    let (name, number) = path.split_once('/').unwrap_or((path, ""));
+    let name = percent_decode_str(name).decode_utf8().unwrap_or_default().into_owned();
+    if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!(
+            "it names no service, which is what the Sentinels call the master (sentinel monitor); {SENTINELS}"
+        ));
+    }
+    let database = database(number)?;
+    let service = Some(SentinelService { sentinels, name });
+    Ok(Parts { tls, host: String::new(), port: 6379, service, username, password, database })
+}
+
+/// User and password, percent-decoded.
+fn login(user: &str, password: &str) -> Result<(String, Vec<u8>), Wrong> {
+    let user = percent_decode_str(user)
         .decode_utf8()
         .map_err(|_| "its user name is not UTF-8 after percent-decoding".to_owned())?;
-    let password: Vec<u8> = percent_decode_str(url.password().unwrap_or_default()).collect();
-
-    options.database = database(url.path())?;
-    options.tls = tls;
-    options.host = host.to_owned();
-    options.port = port;
-    options.username = Some(username.into_owned()).filter(|u| !u.is_empty());
-    options.password = Some(password).filter(|p| !p.is_empty()).map(Secret::new);
-    Ok(())
+    Ok((user.into_owned(), percent_decode_str(password).collect()))
 }
 
 fn database(path: &str) -> Result<u32, Wrong> {
@@ -66,7 +136,12 @@ fn database(path: &str) -> Result<u32, Wrong> {
 
 /// The URL as it may be printed: with `***` for the password.
 pub(crate) fn show(options: &UpstreamOptions) -> String {
-    let scheme = if options.tls { "rediss" } else { "redis" };
+    let scheme = match (options.service.is_some(), options.tls) {
+        (false, false) => "redis",
+        (false, true) => "rediss",
+        (true, false) => "redis-sentinel",
+        (true, true) => "rediss-sentinel",
+    };
     let login = match (&options.username, &options.password) {
         (None, None) => String::new(),
         (Some(user), None) => format!("{user}@"),
@@ -74,7 +149,14 @@ pub(crate) fn show(options: &UpstreamOptions) -> String {
     };
     let host = if options.host.contains(':') { format!("[{}]", options.host) } else { options.host.clone() };
     let database = if options.database == 0 { String::new() } else { format!("/{}", options.database) };
-    format!("{scheme}://{login}{host}:{}{database}", options.port)
+    match &options.service {
+        None => format!("{scheme}://{login}{host}:{}{database}", options.port),
+        Some(SentinelService { sentinels, name }) => {
+            let sentinels: Vec<_> = sentinels.iter().map(ToString::to_string).collect();
+            let name = utf8_percent_encode(name, NON_ALPHANUMERIC_OF_A_NAME);
+            format!("{scheme}://{login}{}/{name}{database}", sentinels.join(","))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +207,34 @@ mod tests {
     }
 
     #[test]
+    fn sentinels_are_a_list_with_a_service_behind_it() {
+        let options = parse("rediss+sentinel://ada:s%2Fq@s1,s2:26380,[::1]/main/3").unwrap();
+        let service = options.service.clone().unwrap();
+        let shown: Vec<_> = service.sentinels.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["s1:26379", "s2:26380", "[::1]:26379"]);
+        assert_eq!((service.name.as_str(), options.database, options.tls), ("main", 3, true));
+        assert_eq!((options.host.as_str(), options.username.as_deref()), ("", Some("ada")));
+        assert_eq!(password(&options), Some(&b"s/q"[..]));
+        assert!(options.is_unlocated());
+        assert_eq!(show(&options), "rediss-sentinel://ada:***@s1:26379,s2:26380,[::1]:26379/main/3");
+        assert_eq!(
+            show(&parse("redis-sentinel://s1,s1/my%2Fone").unwrap()),
+            "redis-sentinel://s1:26379/my%2Fone"
+        );
+        // Another URL takes nothing over.
+        let mut again = options;
+        apply("redis://h", &mut again).unwrap();
+        assert_eq!(again, parse("redis://h").unwrap());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(parse("redis-sentinel://s1,s2").unwrap_err().contains("names no service"));
+        assert!(parse("redis-sentinel:///main").unwrap_err().contains("names no Sentinel"));
+        assert!(parse("redis://a,b").unwrap_err().contains("several hosts"));
+    }
+
+    #[test]
     fn a_wrong_url_is_refused_without_being_repeated() {
         for bad in [
             "http://u:hunter2@h",
@@ -150,6 +260,19 @@ mod tests {
             "redis://:%@h%2",
             "redis://%ff:hunter2@h",
             "unix:///hunter2.sock",
+            "redis://:hunter2@a,b",
+            "redis://:hunter2@a:1,b:2/0",
+            "redis-sentinel://:hunter2@a,b",
+            "redis-sentinel://:hunter2@a,b/",
+            "redis-sentinel://:hunter2@/main",
+            "redis-sentinel://:hunter2@a:0/main",
+            "redis-sentinel://:hunter2@a:b/main",
+            "redis-sentinel://:hunter2@a/main/x",
+            "redis-sentinel://:hunter2@a/main/0/1",
+            "redis-sentinel://:hunter2@a/ma%20in",
+            "redis-sentinel://:hunter2@a/main?db=1",
+            "redis-sentinel://:hunt/er2@a/main",
+            "redis-cluster://:hunter2@a",
         ] {
             let wrong = parse(bad).unwrap_err();
             assert!(!wrong.contains("hunt") && !wrong.contains("er2"), "{bad}: {wrong}");

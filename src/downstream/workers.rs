@@ -5,6 +5,7 @@ mod acts;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::ServerConnection;
@@ -70,6 +71,9 @@ pub enum Message {
     Configure(Box<WorkerSettings>, oneshot::Sender<()>),
     /// `upstream.url` names another server or user: connections move when they are free.
     MoveUpstream(oneshot::Sender<()>),
+    /// Sentinels name another master, to which the connector dials now: within this time connections to the former one are
+    /// left. The answer says that it is done.
+    SwitchMaster(Duration, oneshot::Sender<()>),
     /// Another process has taken over: clients that can be moved go there.
     Leave(WayOut),
     /// Close idle and blocked clients, finish the others, close everything upstream, within this time. The answer is
@@ -378,6 +382,21 @@ impl Workers {
     /// Has every worker move its connections to the server that the connector dials now.
     pub async fn move_upstream(&self) {
         self.ask(Message::MoveUpstream).await;
+    }
+
+    /// Has every worker leave the former master within `grace`, all at the same time. Returns when they have.
+    pub async fn switch_master(&self, grace: Duration) {
+        let mut answers = Vec::new();
+        for worker in 0..self.all.len() {
+            let (sender, receiver) = oneshot::channel();
+            if self.send(worker, Message::SwitchMaster(grace, sender)).await.is_ok() {
+                answers.push(receiver);
+            }
+        }
+        for answer in answers {
+            // A worker that is gone has no connections.
+            let _ = answer.await;
+        }
     }
 
     /// The rows of all hubs.

@@ -32,6 +32,8 @@ struct Open {
     protocol: Protocol,
     stream: UpstreamStream,
     permit: Permit,
+    /// Of the connector when it was dialled.
+    generation: u64,
     used: Instant,
     /// When somebody last needed it: what looks for orphans every now and then does without.
     needed: Instant,
@@ -122,7 +124,8 @@ impl Control {
         let dialled = pool.dial_for(&permit, key, identity).await;
         let stream = dialled.map_err(|error| Unavailable::of(&error))?;
         let now = Instant::now();
-        Ok(Open { user, protocol, stream, permit, used: now, needed: now })
+        let generation = pool.shared.connector.generation();
+        Ok(Open { user, protocol, stream, permit, generation, used: now, needed: now })
     }
 
     /// Which of all control connections that there have been this is; `None` while there is none, or nothing more is to be said
@@ -148,6 +151,14 @@ impl Control {
     pub async fn close_for(&mut self, pool: &Rc<Pool>, user: u64) {
         if self.open.as_ref().is_some_and(|open| open.user == user) {
             self.close(pool, UpstreamClose::LoginRevoked).await;
+        }
+    }
+
+    /// Drops a connection to a server that is the master no more: it may not answer.
+    pub fn leave_deposed(&mut self, pool: &Pool) {
+        let current = pool.shared.connector.generation();
+        if let Some(open) = self.open.take_if(|open| open.generation != current) {
+            open.permit.closes(UpstreamClose::Deposed);
         }
     }
 

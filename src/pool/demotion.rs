@@ -20,6 +20,7 @@ impl Pool {
         if !lane.was_refused_a_write() {
             return;
         }
+        self.shared.health.doubt();
         if !lane.is_of_replica() {
             self.ask_for_the_role(lane, now);
         } else if self.roles.may_look(now) {

@@ -128,7 +128,7 @@ impl Pool {
         let holder = Holder { user: group.key().user, address: None, who: Who::Words(&what) };
         let mut place = self.shared.budget.queue(Claim::Lane, holder);
         loop {
-            let wait = tokio::time::timeout(self.deadline(), place.granted()).await;
+            let wait = tokio::time::timeout(self.patience(), place.granted()).await;
             match wait {
                 Ok(permit) => return permit,
                 Err(_) if group.has_waiters() => {}
@@ -143,12 +143,18 @@ impl Pool {
             group.closed(lane);
         }
         let Some(permit) = lane.take_permit() else { return };
+        if reason == UpstreamClose::Deposed {
+            // A server that stands still would hold the place for `upstream.close_timeout`, and another one waits for it.
+            permit.closes(reason);
+            return;
+        }
         if let Some(stream) = stream {
             self.close(stream, permit, reason, None);
             return;
         }
         permit.closes(reason);
         self.lost.set(true);
+        self.shared.health.doubt();
         if reason == UpstreamClose::Desync {
             tracing::error!(
                 reason = reason.label(),

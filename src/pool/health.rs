@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -40,6 +40,10 @@ pub struct Health {
     has_reached: AtomicBool,
     /// Wakes who tries the login of `upstream.url` again.
     look: Notify,
+    /// Wakes who knows whether another server is the master now.
+    doubt: Notify,
+    /// Clients that were closed because their server was lost, or another one took its place.
+    lost_clients: AtomicU64,
 }
 
 /// That the server does not let in who `upstream.url` says we are: nothing but another password, there or here, ends it.
@@ -125,6 +129,32 @@ impl Health {
     /// The login of `upstream.url` has other credentials now.
     pub fn try_the_login(&self) {
         self.look.notify_one();
+    }
+
+    /// Something suggests that another server is the master now: a connection was lost, a dial has failed, a write was refused.
+    pub(super) fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Waits until something suggests that; at once when it did since the last time.
+    pub async fn doubted(&self) {
+        self.doubt.notified().await;
+    }
+
+    /// There is another server: whoever pauses between two dials goes on.
+    pub fn server_has_moved(&self) {
+        self.reached.notify_waiters();
+    }
+
+    /// A client was closed because its server was lost, or another one took its place.
+    pub fn loses_a_client(&self) {
+        self.lost_clients.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were, since the start.
+    #[must_use]
+    pub fn lost_clients(&self) -> u64 {
+        self.lost_clients.load(Ordering::Relaxed)
     }
 
     /// Publishes whether the server is there.
@@ -279,6 +309,7 @@ impl Health {
                 }
                 drop(state);
                 self.publish();
+                self.doubt();
             }
         }
     }

@@ -267,6 +267,12 @@ impl Lane {
         }
     }
 
+    /// Whether its connection is closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
     /// Whether it takes commands.
     #[must_use]
     pub fn is_usable(&self) -> bool {

@@ -340,7 +340,7 @@ impl Pool {
         if let Some(away) = self.away() {
             return away;
         }
-        let waited = self.shared.options.get().wait_timeout;
+        let waited = self.patience();
         match stage {
             Stage::Queued => Unavailable::Full(self.shared.budget.full_text(kind, user, waited)),
             Stage::Slowed => Unavailable::Full(format!(
@@ -354,7 +354,7 @@ impl Pool {
     /// That there is no server, where a whole wait has shown it: its dials fail, or do not come to an end.
     #[must_use]
     pub fn away(&self) -> Option<Unavailable> {
-        let waited = self.shared.options.get().wait_timeout;
+        let waited = self.patience();
         let health = &self.shared.health;
         if let Some(text) = health.failed_within(waited + self.shared.upstream.get().connect_timeout) {
             return Some(Unavailable::Down(text));
@@ -483,6 +483,19 @@ impl Pool {
         self.reclaim(usize::MAX);
     }
 
+    /// Another server is the master now. Nothing begins on connections to this one any more: idle leases are dropped, and calls
+    /// that block on a lease go on elsewhere. Returns the lanes that are left, for [`Lane::condemn`] in the end.
+    pub fn depose(self: &Rc<Self>) -> Vec<Rc<Lane>> {
+        self.leave_all(UpstreamClose::Deposed);
+        for (_, lease) in self.parked.take() {
+            lease.permit.closes(UpstreamClose::Deposed);
+        }
+        self.reclaim(usize::MAX);
+        // Who knows something of the former server is looked for.
+        self.lost.set(true);
+        self.groups.borrow().values().flat_map(|group| group.lanes()).collect()
+    }
+
     /// Other sizes and times, from now on.
     pub fn configure(&self, options: PoolOptions, upstream: UpstreamTimes) {
         self.shared.options.set(options);
@@ -546,14 +559,18 @@ impl Pool {
         Tracker::new(memory.unnamed(), memory.bound())
     }
 
-    fn deadline(&self) -> Duration {
-        self.shared.options.get().wait_timeout
+    /// How long a command waits for an upstream connection: `pool.wait_timeout`, and behind Sentinels at least as long as a
+    /// failover may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let wait = self.shared.options.get().wait_timeout;
+        self.shared.upstream.get().master_wait.map_or(wait, |longer| wait.max(longer))
     }
 
     /// When a wait for an upstream connection that begins now must end.
     #[must_use]
     pub fn wait_deadline(&self) -> Instant {
-        Instant::now() + self.deadline()
+        Instant::now() + self.patience()
     }
 }
 

@@ -47,7 +47,8 @@ impl Unavailable {
                 }
             }
             // Where we come from is not the client's doing.
-            DialError::Login { .. }
+            DialError::NoMaster { .. }
+            | DialError::Login { .. }
             | DialError::Resolve { .. }
             | DialError::Refused { .. }
             | DialError::Timeout { .. }

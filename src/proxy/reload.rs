@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::certificates::CertificateReloader;
@@ -24,7 +24,7 @@ use crate::pool::Shared;
 use crate::telemetry::logging::{self, LogOptions};
 use crate::telemetry::publish_gauge;
 use crate::upstream::pem::Fingerprint;
-use crate::upstream::{Identity, PreparedTarget};
+use crate::upstream::{Identity, PreparedTarget, UpstreamOptions};
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -49,6 +49,8 @@ pub(super) struct Applied {
     pub(super) directory: Arc<Directory>,
     /// The certificates that clients are shown, where there is a listener with TLS.
     pub(super) tls: Option<Arc<ServerTls>>,
+    /// For whoever follows the master that Sentinels name.
+    pub(super) upstream: watch::Sender<UpstreamOptions>,
 }
 
 /// What has been read and found good, but is not used yet.
@@ -168,15 +170,30 @@ impl Reloader {
         }
         let (config, is_tls) = (merged.config.clone(), self.applied.tls.is_some());
         let touched: Vec<&'static str> = applied(&changes).map(|change| change.key).collect();
-        let prepared = tokio::task::spawn_blocking(move || prepare(&config, &touched, is_tls)).await;
+        let upstream = self.located(&config.upstream);
+        let prepared =
+            tokio::task::spawn_blocking(move || prepare(&config, &upstream, &touched, is_tls)).await;
         let prepared = prepared.map_err(|wrong| wrong.to_string())??;
         let former = std::mem::replace(&mut self.current, merged);
         self.apply(&former.config, prepared).await;
         Ok(report(&changes))
     }
 
+    /// `new`, with the master that is followed where it names the same service.
+    fn located(&self, new: &UpstreamOptions) -> UpstreamOptions {
+        let of_service =
+            |options: &UpstreamOptions| options.service.as_ref().map(|service| service.name.clone());
+        let followed = self.applied.shared.connector.topology().followed();
+        match followed.and_then(|followed| followed.master) {
+            Some((master, _)) if of_service(new) == of_service(&self.current.config.upstream) => {
+                new.at(&master)
+            }
+            Some(_) | None => new.clone(),
+        }
+    }
+
     async fn apply(&mut self, former: &Config, prepared: Prepared) {
-        let Applied { live, shared, workers, directory, tls } = &self.applied;
+        let Applied { live, shared, workers, directory, tls, upstream } = &self.applied;
         let config = &self.current.config;
         let (old, new) = (&former.upstream, &config.upstream);
         let has_new_login = old.username != new.username || old.password != new.password;
@@ -187,9 +204,17 @@ impl Reloader {
         }
         let moves =
             (&old.host, old.port, old.tls, &old.username) != (&new.host, new.port, new.tls, &new.username);
-        if let Some(target) = prepared.target {
+        // Where the master of another service is will be asked first; until then what is connected stays.
+        let target = prepared.target.filter(|target| !target.is_unlocated());
+        let moves = moves && target.is_some();
+        if let Some(target) = target {
             shared.connector.replace(target, moves);
         }
+        upstream.send_if_modified(|known| {
+            let is_new = *known != *new;
+            known.clone_from(new);
+            is_new
+        });
         if let (Some(tls), Some(prepared)) = (tls, prepared.tls) {
             tls.replace(prepared);
         }
@@ -235,9 +260,14 @@ fn look(sources: &Sources) -> Option<Fingerprint> {
 }
 
 /// Reads the files that the keys `touched` name, and finds out whether they can be used.
-fn prepare(config: &Config, touched: &[&str], is_tls: bool) -> Result<Prepared, String> {
+fn prepare(
+    config: &Config,
+    upstream: &UpstreamOptions,
+    touched: &[&str],
+    is_tls: bool,
+) -> Result<Prepared, String> {
     let is_touched = |section: &str| touched.iter().any(|key| key.starts_with(section));
-    let target = is_touched("upstream.").then(|| PreparedTarget::new(&config.upstream));
+    let target = is_touched("upstream.").then(|| PreparedTarget::new(upstream));
     let tls = (is_tls && is_touched("listen.tls.")).then(|| ServerTls::prepare(&config.listen.tls));
     let target = target.transpose().map_err(|wrong| wrong.to_string())?;
     let tls = tls.transpose().map_err(|wrong| wrong.to_string())?;

@@ -41,8 +41,12 @@ pub(super) struct Own {
 
 /// What must be the same in two processes for clients to move from one to the other: the server, and how clients log in.
 pub(super) fn terms(upstream: &UpstreamOptions, mode: AuthMode) -> String {
-    let UpstreamOptions { host, port, database, tls, username, .. } = upstream;
-    format!("{host}:{port}/{database} tls={tls} {username:?} {mode:?}")
+    let UpstreamOptions { host, port, database, tls, username, service, .. } = upstream;
+    match service {
+        None => format!("{host}:{port}/{database} tls={tls} {username:?} {mode:?}"),
+        // Whichever of the Sentinels are asked.
+        Some(service) => format!("sentinel {}/{database} tls={tls} {username:?} {mode:?}", service.name),
+    }
 }
 
 /// Returns when another process has taken over. Until then this one serves on, whatever those do that try.
@@ -100,7 +104,10 @@ async fn attempt(own: &Own, doors: &Doors, mut link: Link) -> Result<Ceiling, Ta
     budget.keep(Some(half(budget.limit())));
     let told = budget.ceiling();
     // Whether a client's database and user are those of another process, too, is known for the server of the start only.
-    let is_the_first_server = own.shared.connector.generation() == own.generation;
+    // Behind Sentinels it is the same service, whoever is the master.
+    let connector = &own.shared.connector;
+    let is_the_first_server =
+        connector.generation() == own.generation || connector.topology().followed().is_some();
     // Until this process does not accept any more, further clients come.
     let next_client = own.ids.load(Ordering::Relaxed) + FURTHER_CLIENTS;
     let offer = Message::Offer { greeting: Greeting::ours(&own.terms), ceiling: told, next_client };

@@ -199,6 +199,24 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Leases that last for as long as their clients please: MONITOR, CLIENT TRACKING, blocking calls.",
     ),
     ("redbouncer_standing_leases_max", "gauge", "", "How many may; the others are kept for transactions."),
+    (
+        "redbouncer_sentinels",
+        "gauge",
+        "state",
+        "Sentinels by state: connecting, connected, unreachable, refused, unknown_service.",
+    ),
+    (
+        "redbouncer_master_switches_total",
+        "counter",
+        "cause",
+        "Masters that were left because the Sentinels name another one: lost, or switched while it still answered.",
+    ),
+    (
+        "redbouncer_master_switch_seconds",
+        "gauge",
+        "",
+        "How long the last of these took, from its first sign until commands went to the other one.",
+    ),
     ("redbouncer_paused", "gauge", "", "1 while new commands wait for PROXY RESUME, else 0."),
     ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
     (

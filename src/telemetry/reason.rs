@@ -103,6 +103,19 @@ impl ClientClose {
         Self::TakenOver,
     ];
 
+    /// Whether a connection of the server was lost that it needed, or the server is another one.
+    #[must_use]
+    pub fn is_by_the_server(self) -> bool {
+        matches!(
+            self,
+            Self::UpstreamLost
+                | Self::LeaseLost
+                | Self::SubscriptionLost
+                | Self::ServerChanged
+                | Self::NoUpstream
+        )
+    }
+
     /// The word in metrics and logs.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -177,6 +190,8 @@ pub enum UpstreamClose {
     LoginRevoked,
     /// The server's address changed, or it became a replica.
     Moved,
+    /// Sentinels name another server as the master.
+    Deposed,
     /// `upstream.url` names another server or user since a reload.
     Reloaded,
     /// PROXY RECONNECT.
@@ -189,7 +204,7 @@ pub enum UpstreamClose {
 
 impl UpstreamClose {
     /// Every reason, for documentation and for handles made once.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Linger,
         Self::Idle,
         Self::Lifetime,
@@ -206,6 +221,7 @@ impl UpstreamClose {
         Self::LoginChecked,
         Self::LoginRevoked,
         Self::Moved,
+        Self::Deposed,
         Self::Reloaded,
         Self::Reconnect,
         Self::Shutdown,
@@ -232,6 +248,7 @@ impl UpstreamClose {
             Self::LoginChecked => "login_checked",
             Self::LoginRevoked => "login_revoked",
             Self::Moved => "moved",
+            Self::Deposed => "deposed",
             Self::Reloaded => "reloaded",
             Self::Reconnect => "reconnect",
             Self::Shutdown => "shutdown",

@@ -20,7 +20,8 @@ use super::error::{DialError, Phase};
 use super::login::{CredentialSource, Identity, LoggedIn, Login, MissingCapability};
 use super::pem::{Fingerprint, TlsSetupError};
 use super::runs::{Change, Met, Runs};
-use super::target::{Connected, PreparedTarget, Target};
+use super::target::{Connected, PreparedTarget, Target, warn_if_insecure};
+use super::topology::Topology;
 use super::{ServerInfo, UpstreamOptions, UpstreamStream};
 use crate::telemetry::seconds;
 
@@ -62,6 +63,7 @@ pub struct Connector {
     server: Mutex<Option<Arc<ServerInfo>>>,
     missing: MissingCapabilities,
     runs: Runs,
+    topology: Topology,
 }
 
 impl std::fmt::Debug for Connector {
@@ -76,6 +78,16 @@ impl Connector {
     /// # Errors
     /// Certificate files or names that cannot work.
     pub fn new(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
+        let connector = Self::quietly(options)?;
+        warn_if_insecure(options);
+        Ok(connector)
+    }
+
+    /// The same for another server of the same settings: what is to be said of them has been said.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn quietly(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
         Ok(Self {
             own: RwLock::new(Arc::new(Identity::of_url(options))),
             target: RwLock::new(Arc::new(Target::new(options)?)),
@@ -83,6 +95,7 @@ impl Connector {
             server: Mutex::default(),
             missing: MissingCapabilities::default(),
             runs: Runs::default(),
+            topology: Topology::default(),
         })
     }
 
@@ -116,6 +129,11 @@ impl Connector {
     /// What is wrong with the files now; the former ones stay in use.
     pub fn reload(&self) -> Result<bool, TlsSetupError> {
         self.target().reload()
+    }
+
+    /// Whether no Sentinel has named a server yet.
+    pub fn is_unlocated(&self) -> bool {
+        self.target().awaits.is_some()
     }
 
     fn target(&self) -> Arc<Target> {
@@ -163,6 +181,11 @@ impl Connector {
         generation: u64,
     ) -> Result<Established, DialError> {
         let deadline = Instant::now() + target.connect_timeout;
+        if let Some(service) = &target.awaits {
+            // Whoever learns of a master ends this by a target of another generation.
+            tokio::time::sleep_until(deadline).await;
+            return Err(DialError::NoMaster { service: service.clone(), after: target.connect_timeout });
+        }
         let addresses = target.resolve(deadline).await?;
         let greatest_before = self.runs.greatest();
         let (connected, peer) = target.connect(&addresses, deadline).await?;
@@ -213,6 +236,11 @@ impl Connector {
         self.runs.facts()
     }
 
+    /// The servers there are, for listings.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
     /// What the server, or a user's rights there, lack.
     pub fn missing_capabilities(&self) -> &MissingCapabilities {
         &self.missing
@@ -235,6 +263,9 @@ impl Connector {
     /// The name cannot be resolved just now; what is connected stays good.
     pub async fn address_changed(&self) -> Result<bool, DialError> {
         let target = self.target();
+        if target.awaits.is_some() {
+            return Ok(false);
+        }
         let deadline = Instant::now() + target.connect_timeout;
         target
             .within(deadline, Phase::Resolve, None, target.resolver.in_use_is_gone())

@@ -38,6 +38,14 @@ impl fmt::Display for Phase {
 /// A dial that failed. `Clone`, because everybody who waited for the connection is told the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
+    /// The Sentinels have not named a master of the service yet, or none that says that it is one.
+    #[error("no master of {service} is known: the Sentinels have named none within {after:?}")]
+    NoMaster {
+        /// As in `upstream.url`.
+        service: String,
+        /// `upstream.connect_timeout`
+        after: Duration,
+    },
     /// The name has no address, or the resolver did not answer: the network's or the configuration's fault.
     #[error("cannot resolve {host}: {cause}")]
     Resolve {
@@ -154,7 +162,8 @@ impl DialError {
     /// Whether the same dial may succeed soon although nobody changes anything: then it is worth a client's waiting.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Resolve { .. }
+            Self::NoMaster { .. }
+            | Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::Timeout { .. }
             | Self::MaxClients { .. }
@@ -182,7 +191,8 @@ impl DialError {
         match self {
             Self::Timeout { .. } | Self::Closed { .. } | Self::Io { .. } => true,
             Self::Tls { fault, .. } => fault.retryable(),
-            Self::Resolve { .. }
+            Self::NoMaster { .. }
+            | Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::SpeaksTls { .. }
             | Self::Login { .. }
@@ -230,6 +240,7 @@ impl DialError {
             | Self::SelectRefused { text, .. }
             | Self::ReadOnlyRefused { text }
             | Self::TrackingRefused { text } => text.clone(),
+            Self::NoMaster { .. } => own("no master is known"),
             Self::Resolve { .. } => own("the server's name cannot be resolved"),
             Self::Refused { .. } => own("connection refused"),
             Self::Timeout { phase, after, .. } => own(&format!("{phase} unfinished after {after:?}")),

@@ -10,6 +10,7 @@ mod capabilities;
 mod connector;
 mod conversation;
 mod error;
+mod host_port;
 mod instance;
 mod login;
 mod options;
@@ -17,6 +18,7 @@ mod peer;
 pub(crate) mod pem;
 mod resolve;
 mod runs;
+pub mod sentinel;
 mod server;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -25,6 +27,7 @@ mod stream;
 mod target;
 mod tcp_info;
 mod tls;
+pub mod topology;
 mod verify;
 
 #[cfg(test)]
@@ -39,9 +42,13 @@ pub use backoff::Backoff;
 pub use capabilities::{Capability, MissingCapabilities, Refusal};
 pub use connector::{Connector, Established};
 pub use error::{DialError, Phase};
+pub use host_port::HostPort;
 pub use instance::{Instance, Intent, Registered};
 pub use login::{CredentialSource, Identity, Login};
-pub use options::{Keepalive, NameOptions, OnLoss, Secret, TlsOptions, UpstreamOptions, UpstreamTimes};
+pub use options::{
+    Keepalive, NameOptions, OnLoss, Reachable, SENTINEL_PORT, Secret, SentinelOptions, SentinelService,
+    TlsOptions, UpstreamOptions, UpstreamTimes,
+};
 pub use peer::{Peer, PeerWatch};
 pub use pem::TlsSetupError;
 pub use runs::Change;

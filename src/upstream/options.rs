@@ -11,6 +11,8 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::host_port::HostPort;
+
 /// How to reach the Redis server and how patient to be with it (`[upstream]`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamOptions {
@@ -54,6 +56,16 @@ pub struct UpstreamOptions {
     pub keepalive: Keepalive,
     /// How often the server's name is resolved again while connections live.
     pub resolve_interval: Duration,
+    /// How long a command that surely did not run waits for a master.
+    pub failover_wait: Duration,
+    /// How long connections to a master that was replaced may take for what was sent to it.
+    pub switch_grace: Duration,
+    /// Addresses that servers announce and that are reached otherwise from here.
+    pub addresses: Vec<Reachable>,
+    /// The Sentinels that know where the server is. Then [`Self::host`] is empty until they have been asked.
+    pub service: Option<SentinelService>,
+    /// How to talk to them.
+    pub sentinel: SentinelOptions,
 }
 
 /// What is read of [`UpstreamOptions`] while connections are open, small enough to be copied.
@@ -79,9 +91,31 @@ pub struct UpstreamTimes {
     pub on_loss: OnLoss,
     /// As in [`UpstreamOptions`].
     pub resolve_interval: Duration,
+    /// How long a command waits for a server where Sentinels name another one when it is lost; `None` without Sentinels.
+    pub master_wait: Option<Duration>,
 }
 
 impl UpstreamOptions {
+    /// The same for the server that Sentinels, or a node of its own kind, announce as `announced`.
+    #[must_use]
+    pub fn at(&self, announced: &HostPort) -> Self {
+        let HostPort { host, port } = self.reachable(announced).clone();
+        Self { host, port, ..self.clone() }
+    }
+
+    /// Where a server that is announced as `announced` is reached from here (`upstream.addresses`).
+    #[must_use]
+    pub fn reachable<'a>(&'a self, announced: &'a HostPort) -> &'a HostPort {
+        let mapped = self.addresses.iter().find(|row| row.announced == *announced);
+        mapped.map_or(announced, |row| &row.at)
+    }
+
+    /// Whether where the server is has to be asked of Sentinels first.
+    #[must_use]
+    pub fn is_unlocated(&self) -> bool {
+        self.service.is_some() && self.host.is_empty()
+    }
+
     /// What is read of them while connections are open.
     #[must_use]
     pub fn times(&self) -> UpstreamTimes {
@@ -96,6 +130,7 @@ impl UpstreamOptions {
             close_timeout: self.close_timeout,
             on_loss: self.on_loss,
             resolve_interval: self.resolve_interval,
+            master_wait: self.service.is_some().then_some(self.failover_wait),
         }
     }
 }
@@ -125,8 +160,55 @@ impl Default for UpstreamOptions {
             user_timeout: Duration::from_secs(12),
             keepalive: Keepalive::default(),
             resolve_interval: Duration::from_secs(15),
+            failover_wait: Duration::from_secs(10),
+            switch_grace: Duration::from_secs(1),
+            addresses: Vec::new(),
+            service: None,
+            sentinel: SentinelOptions::default(),
         }
     }
+}
+
+/// The port of a Sentinel whose URL names none.
+pub const SENTINEL_PORT: u16 = 26379;
+
+/// The service of a `redis-sentinel://` URL, and the Sentinels that are asked about it first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentinelService {
+    /// The Sentinels of the URL, at least one.
+    pub sentinels: Vec<HostPort>,
+    /// What they call the master (`sentinel monitor <name>`).
+    pub name: String,
+}
+
+/// How to talk to Sentinels: never with the credentials of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentinelOptions {
+    /// The ACL user there; `None` is the `default` user.
+    pub username: Option<String>,
+    /// Its password; `None` sends no AUTH.
+    pub password: Option<Secret>,
+    /// The file that it was read from.
+    pub password_file: Option<PathBuf>,
+    /// Whether with TLS; `None`: as to the server.
+    pub tls: Option<bool>,
+    /// How often each is asked who the master is, while nothing suggests that it has changed.
+    pub poll: Duration,
+}
+
+impl Default for SentinelOptions {
+    fn default() -> Self {
+        Self { username: None, password: None, password_file: None, tls: None, poll: Duration::from_secs(10) }
+    }
+}
+
+/// An address that servers announce of each other, and where it can be reached from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reachable {
+    /// As it is announced.
+    pub announced: HostPort,
+    /// Where to dial instead.
+    pub at: HostPort,
 }
 
 /// What a client sees when the connection that carried its unanswered command is lost.

@@ -24,6 +24,8 @@ use crate::telemetry::{Certificate, Handshake, Side, certificate_expires, handsh
 /// A server and the way there.
 #[derive(Debug)]
 pub(super) struct Target {
+    /// The service whose master nobody has named yet; [`Self::resolver`] has no host then.
+    pub(super) awaits: Option<String>,
     pub(super) resolver: Resolver,
     tls: Option<Tls>,
     /// Bound on name resolution, TCP, TLS and login together.
@@ -44,7 +46,23 @@ impl PreparedTarget {
     /// # Errors
     /// Certificate files or names that cannot work.
     pub fn new(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
+        let prepared = Self::quietly(options)?;
+        warn_if_insecure(options);
+        Ok(prepared)
+    }
+
+    /// The same for another server of the same settings.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn quietly(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
         Target::new(options).map(|target| Self(Arc::new(target)))
+    }
+
+    /// Whether it is where nobody knows yet.
+    #[must_use]
+    pub fn is_unlocated(&self) -> bool {
+        self.0.awaits.is_some()
     }
 }
 
@@ -70,6 +88,8 @@ impl Connected {
 /// The files' part of the configuration, which may change while we run.
 struct Tls {
     options: TlsOptions,
+    /// Whose certificate it has to be, unless the options name another.
+    host: String,
     setup: RwLock<TlsSetup>,
 }
 
@@ -83,18 +103,14 @@ impl Target {
     pub(super) fn new(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
         let tls = match options.tls.then(|| options.tls_options.clone()) {
             Some(options_of_tls) => {
-                if options_of_tls.insecure {
-                    tracing::warn!(
-                        "upstream.tls.insecure is set: whoever sits between us and the server can read and change \
-                         everything"
-                    );
-                }
-                let setup = RwLock::new(TlsSetup::new(&options_of_tls, &options.host)?);
-                Some(Tls { options: options_of_tls, setup })
+                let setup = RwLock::new(TlsSetup::new(&options_of_tls, host_to_verify(options))?);
+                Some(Tls { options: options_of_tls, host: host_to_verify(options).to_owned(), setup })
             }
             None => None,
         };
+        let service = options.service.as_ref().filter(|_| options.is_unlocated());
         Ok(Self {
+            awaits: service.map(|service| service.name.clone()),
             resolver: Resolver::new(&options.host, options.port),
             tls,
             connect_timeout: options.connect_timeout,
@@ -113,7 +129,7 @@ impl Target {
     /// Reads the certificate files again. `false`: there is no TLS.
     pub(super) fn reload(&self) -> Result<bool, TlsSetupError> {
         let Some(tls) = &self.tls else { return Ok(false) };
-        let setup = TlsSetup::new(&tls.options, self.resolver.host())?;
+        let setup = TlsSetup::new(&tls.options, &tls.host)?;
         *tls.setup.write() = setup;
         Ok(true)
     }
@@ -213,6 +229,21 @@ impl Target {
             peer: peer.map_or_else(|| self.resolver.host().to_owned(), |peer| peer.to_string()),
             after: self.connect_timeout,
         })
+    }
+}
+
+/// Whose certificate the server has to show. While nobody has named a server its files are tried out with a Sentinel's name.
+fn host_to_verify(options: &UpstreamOptions) -> &str {
+    let sentinel = options.service.as_ref().and_then(|service| service.sentinels.first());
+    sentinel.filter(|_| options.is_unlocated()).map_or(&options.host, |sentinel| &sentinel.host)
+}
+
+/// Says at the start, and when the settings change, that nothing is verified.
+pub(super) fn warn_if_insecure(options: &UpstreamOptions) {
+    if options.tls && options.tls_options.insecure {
+        tracing::warn!(
+            "upstream.tls.insecure is set: whoever sits between us and the server can read and change everything"
+        );
     }
 }
 

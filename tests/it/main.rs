@@ -73,6 +73,7 @@ mod reload;
 mod reply_modes;
 mod rotation;
 mod secrets;
+mod sentinel;
 mod server_change;
 mod server_unavailable;
 mod server_words;

@@ -17,6 +17,7 @@ use crate::config::{self, Config};
 use crate::hygiene::cleanup::{Include, Wanted, groups, select};
 use crate::hygiene::{Swept, Visit, VisitError, sweep};
 use crate::session::Listed;
+use crate::upstream::sentinel::located;
 use crate::upstream::{Connector, DialError, UpstreamOptions};
 use report::{Found, as_json, listing, outcome};
 
@@ -163,6 +164,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
 
 /// Connects. A server at its limit is the one that needs this most: a place there is waited for.
 async fn enter(options: &UpstreamOptions) -> Result<Visit, VisitError> {
+    let options = &located(options, NAME).await?;
     let connector = Connector::new(options)?;
     let end = Instant::now() + FOR_A_PLACE;
     let mut told = false;

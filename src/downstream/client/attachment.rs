@@ -224,6 +224,15 @@ impl AttachmentCell {
         !matches!(*self.0.borrow(), Attachment::Serving | Attachment::Closing(_))
     }
 
+    /// Whether it holds a connection of its own.
+    pub(in crate::downstream) fn holds_lease(&self) -> bool {
+        match &*self.0.borrow() {
+            Attachment::Leased(_) => true,
+            Attachment::Blocked(call) => call.lease.is_some(),
+            _ => false,
+        }
+    }
+
     /// Whether its next command waits for PROXY RESUME: a drain does not wait for that.
     pub(in crate::downstream) fn is_paused(&self) -> bool {
         matches!(*self.0.borrow(), Attachment::Paused)

@@ -160,6 +160,10 @@ impl Served for Client {
         self.attachment.is_paused() || self.attachment.is_away() && !Served::is_busy(self)
     }
 
+    fn holds_lease(&self) -> bool {
+        self.attachment.holds_lease()
+    }
+
     fn yield_memory(&self) {
         self.close(ClientClose::Memory);
         self.outbound.silence();

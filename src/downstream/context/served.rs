@@ -30,6 +30,8 @@ pub(in crate::downstream) trait Served {
     fn is_busy(&self) -> bool;
     /// Whether it waits for something that a drain does not: its own task would not notice the drain.
     fn waits_in_vain_for_a_drain(&self) -> bool;
+    /// Whether it holds a connection of its own upstream.
+    fn holds_lease(&self) -> bool;
     /// Closes it for the memory it holds, which is dropped at once.
     fn yield_memory(&self);
     /// Every tick while it is above its soft output limit (`false`: no longer): whether it reads.

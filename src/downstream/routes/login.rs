@@ -208,7 +208,7 @@ impl Client {
             if let Some(away) = self.context.pool.away() {
                 return Failure::Unserved(away);
             }
-            let waited = HumanDuration(self.context.pool.shared.options.get().wait_timeout);
+            let waited = HumanDuration(self.context.pool.patience());
             let text = format!(
                 "ERR redbouncer: login not checked within {waited}: too many others are being checked"
             );

@@ -47,7 +47,7 @@ impl Client {
             self.is_caught_up.set(false);
             let waits = self.attachment.await_pubsub();
             let begun = Instant::now();
-            let patience = self.context.pool.shared.options.get().wait_timeout;
+            let patience = self.context.pool.patience();
             let answered = self
                 .unless_gone(async {
                     let mut deadline = begun + patience;

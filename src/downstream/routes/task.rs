@@ -152,6 +152,9 @@ impl Client {
         self.leave_subscriptions_in_slices().await;
         self.context.forget(self.id());
         client_closed(reason);
+        if reason.is_by_the_server() {
+            self.context.pool.shared.health.loses_a_client();
+        }
         self.log_close(reason, state);
     }
 

@@ -5,6 +5,7 @@ mod housing;
 mod recheck;
 mod server_change;
 mod server_changes;
+mod switch;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -243,6 +244,7 @@ impl Worker {
                 self.move_upstream();
                 let _ = done.send(());
             }
+            Message::SwitchMaster(grace, done) => self.switch_master(grace, done),
             Message::Leave(way) => {
                 self.context.way_out.replace(Some(way));
                 if self.context.stage.get() == Stage::Serving {

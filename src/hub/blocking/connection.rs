@@ -38,6 +38,10 @@ pub(super) struct Hub {
     waitlist: RefCell<Waitlist>,
     bell: WakerSlot,
     leaving: Cell<Option<UpstreamClose>>,
+    /// Until when its replies are waited for, where it leaves a server that may not answer.
+    cut_at: Cell<Option<Instant>>,
+    /// Of the connector when it was dialled.
+    generation: Cell<u64>,
     /// Its permit is wanted by somebody who cannot do without.
     yielding: Cell<bool>,
     opened: Cell<Option<Instant>>,
@@ -83,6 +87,8 @@ impl Hub {
             waitlist: RefCell::new(Waitlist::new(times, give_back)),
             bell: WakerSlot::default(),
             leaving: Cell::new(None),
+            cut_at: Cell::new(None),
+            generation: Cell::new(0),
             yielding: Cell::new(false),
             opened: Cell::new(None),
             away_since: Cell::new(Some(now)),
@@ -175,9 +181,19 @@ impl Hub {
         }
     }
 
+    /// Another server is the master now: the connection is left, at the latest at `end`. A dial under way finds that out by
+    /// itself.
+    pub(super) fn depose(&self, end: Instant) {
+        if self.opened.get().is_some() && self.leaving.get() != Some(UpstreamClose::Shutdown) {
+            self.leaving.set(Some(UpstreamClose::Deposed));
+            self.cut_at.set(Some(end));
+            self.bell.ring();
+        }
+    }
+
     /// What waits here for a server that is not there learns it, as whoever sends a command does.
     fn tell_of_outage(&self, now: Instant) {
-        let patience = self.pool.shared.options.get().wait_timeout;
+        let patience = self.pool.patience();
         let is_long_away =
             self.away_since.get().is_some_and(|since| now.saturating_duration_since(since) >= patience);
         if self.pool.shared.upstream.get().on_loss == OnLoss::Close
@@ -204,6 +220,9 @@ impl Hub {
         if self.opened.get().is_some() && now.saturating_duration_since(self.swept.get()) >= heartbeat {
             self.swept.set(now);
             waitlist.sweep();
+            self.bell.ring();
+        }
+        if self.cut_at.get().is_some_and(|at| at <= now) {
             self.bell.ring();
         }
         let stall = self.pool.shared.upstream.get().stall_timeout;
@@ -244,6 +263,14 @@ impl Hub {
                             ConnectionEnd::Refused => {
                                 self.pool.close(stream, permit, UpstreamClose::Unfit, None);
                                 return Ended::Refused;
+                            }
+                            // The place is for the next connection: a server that stands still would hold it.
+                            ConnectionEnd::Left(reason @ UpstreamClose::Deposed) => {
+                                permit.closes(reason);
+                                drop(stream);
+                                if self.waiting() > 0 {
+                                    continue;
+                                }
                             }
                             ConnectionEnd::Left(reason) => {
                                 // A server that does not answer takes its time to close, too.
@@ -312,6 +339,7 @@ impl Hub {
     async fn connect(&self, permit: &Permit) -> Result<Connection, DialError> {
         // A new connection is what it was to leave for; what it is told during the dial stands, and so does a stop.
         self.leaving.set(self.leaving.get().filter(|reason| *reason == UpstreamClose::Shutdown));
+        self.cut_at.set(None);
         let database = self.pool.shared.upstream.get().database;
         let key = LaneKey {
             user: self.user,
@@ -321,6 +349,7 @@ impl Hub {
             tracked: Tracked::No,
         };
         let mut stream = self.pool.dial_for(permit, key, &self.identity).await?;
+        self.generation.set(self.pool.shared.connector.generation());
         if !is_fit(&self.pool, self.identity.name()) {
             tracing::warn!(
                 "the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease"
@@ -366,6 +395,10 @@ impl Hub {
         self.heard.set(now);
         self.swept.set(now);
         self.waitlist.borrow_mut().connected(database);
+        if self.generation.get() != self.pool.shared.connector.generation() {
+            // The server was replaced while its first answers came.
+            self.depose(now);
+        }
         let mut carrier = HubDriver::new(stream, &self.pool);
         let over = poll_fn(|cx| {
             self.bell.answer_to(cx);
@@ -391,6 +424,9 @@ impl Hub {
         }
         let reason = self.leaving.get()?;
         if reason == UpstreamClose::Stalled {
+            return Some(ConnectionEnd::Lost(reason));
+        }
+        if self.cut_at.get().is_some_and(|at| at <= Instant::now()) && waitlist.in_flight() > 0 {
             return Some(ConnectionEnd::Lost(reason));
         }
         if reason == UpstreamClose::Idle && waitlist.waiting() > 0 {

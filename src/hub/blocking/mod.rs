@@ -160,6 +160,13 @@ impl BlockingHubs {
         }
     }
 
+    /// Another server is the master now: connections are made anew there, and replies of this one are waited for until `end`.
+    pub fn depose(&self, end: Instant) {
+        for hub in self.hubs.borrow().values() {
+            hub.depose(end);
+        }
+    }
+
     /// The server no longer lets `user` in, and those who waited have gone.
     pub fn leave_user(&self, user: u64, reason: UpstreamClose) {
         self.refused.borrow_mut().remove(&user);

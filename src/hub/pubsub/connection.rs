@@ -29,6 +29,8 @@ pub(super) struct Hub {
     topics: RefCell<SubscriptionRegistry>,
     bell: WakerSlot,
     leaving: Cell<Option<UpstreamClose>>,
+    /// Until when its replies are waited for, where it leaves a server that may not answer.
+    cut_at: Cell<Option<Instant>>,
     running: Cell<bool>,
     opened: Cell<Option<Instant>>,
     /// Since when nobody listens.
@@ -66,6 +68,7 @@ impl Hub {
             topics: RefCell::new(SubscriptionRegistry::new(audience)),
             bell: WakerSlot::default(),
             leaving: Cell::new(None),
+            cut_at: Cell::new(None),
             running: Cell::new(true),
             opened: Cell::new(None),
             idle_since: Cell::new(None),
@@ -142,7 +145,7 @@ impl Hub {
             return self.pool.why_nothing(Kind::PubSub, self.user, Stage::Queued);
         }
         let failure = self.last_failure.borrow().clone();
-        failure.unwrap_or_else(|| Unavailable::still_connecting(self.pool.shared.options.get().wait_timeout))
+        failure.unwrap_or_else(|| Unavailable::still_connecting(self.pool.patience()))
     }
 
     pub(super) fn leave(&self, reason: UpstreamClose) {
@@ -152,7 +155,20 @@ impl Hub {
         }
     }
 
+    /// Another server is the master now: the connection is left, at the latest at `end`. A dial under way finds that out by
+    /// itself.
+    pub(super) fn depose(&self, end: Instant) {
+        if self.opened.get().is_some() && self.leaving.get() != Some(UpstreamClose::Shutdown) {
+            self.leaving.set(Some(UpstreamClose::Deposed));
+            self.cut_at.set(Some(end));
+            self.bell.ring();
+        }
+    }
+
     pub(super) fn tick(&self, now: Instant) {
+        if self.cut_at.get().is_some_and(|at| at <= now) {
+            self.bell.ring();
+        }
         let mut topics = self.topics.borrow_mut();
         let (messages, deliveries) = topics.take_counts();
         self.messages.increment(messages);
@@ -201,6 +217,14 @@ impl Hub {
                         backoff = self.pool.backoff();
                         let (over, stream) = self.carry(stream).await;
                         match over {
+                            // The place is for the next connection: a server that stands still would hold it.
+                            ConnectionEnd::Left(reason @ UpstreamClose::Deposed) => {
+                                permit.closes(reason);
+                                drop(stream);
+                                if self.is_needed() {
+                                    continue;
+                                }
+                            }
                             ConnectionEnd::Left(reason) => {
                                 self.pool.close_now(stream, permit, reason).await;
                                 if reason == UpstreamClose::Shutdown || !self.is_needed() {
@@ -244,7 +268,7 @@ impl Hub {
         self.queued.set(true);
         let mut place = budget.queue(Claim::PubSub, holder);
         let permit = loop {
-            match tokio::time::timeout(self.pool.shared.options.get().wait_timeout, place.granted()).await {
+            match tokio::time::timeout(self.pool.patience(), place.granted()).await {
                 Ok(permit) => break permit,
                 Err(_) if self.topics.borrow().is_awaited() => {}
                 Err(_) => break None,
@@ -257,6 +281,7 @@ impl Hub {
     async fn connect(&self, permit: &Permit) -> Result<UpstreamStream, DialError> {
         // A new connection is what it was to leave for; what it is told during the dial stands, and so does a stop.
         self.leaving.set(self.leaving.get().filter(|reason| *reason == UpstreamClose::Shutdown));
+        self.cut_at.set(None);
         let shared = &self.pool.shared;
         let resp3 = shared.connector.speaks_resp3(self.identity.name());
         let protocol = if resp3 { Protocol::Resp3 } else { Protocol::Resp2 };
@@ -301,6 +326,9 @@ impl Hub {
         let mut topics = self.topics.borrow_mut();
         let reason = self.leaving.get()?;
         if reason == UpstreamClose::Stalled {
+            return Some(ConnectionEnd::Lost(reason));
+        }
+        if self.cut_at.get().is_some_and(|at| at <= Instant::now()) {
             return Some(ConnectionEnd::Lost(reason));
         }
         if reason == UpstreamClose::Linger && topics.is_needed() {

@@ -176,6 +176,13 @@ impl PubSubHubs {
         }
     }
 
+    /// Another server is the master now: connections are made anew there, and replies of this one are waited for until `end`.
+    pub fn depose(&self, end: Instant) {
+        for hub in self.hubs.borrow().values() {
+            hub.depose(end);
+        }
+    }
+
     /// The server no longer lets `user` in, and those who listened have gone.
     pub fn leave_user(&self, user: u64, reason: UpstreamClose) {
         if let Some(hub) = self.hubs.borrow().get(&user) {

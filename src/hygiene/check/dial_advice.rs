@@ -7,6 +7,7 @@ use crate::upstream::{DialError, Phase, TlsFault};
 /// A dial that failed: at which step, and what helps.
 pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
     let subject = match wrong {
+        DialError::NoMaster { .. } => "sentinels",
         DialError::Resolve { .. } | DialError::Timeout { phase: Phase::Resolve, .. } => "name",
         DialError::Refused { .. } | DialError::Timeout { phase: Phase::Connect, .. } => "TCP",
         DialError::Tls { .. }
@@ -31,6 +32,7 @@ pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
 
 fn advice(wrong: &DialError) -> &'static str {
     match wrong {
+        DialError::NoMaster { .. } => "ask a Sentinel: redis-cli -p 26379 SENTINEL MASTERS",
         DialError::Resolve { .. } | DialError::Timeout { phase: Phase::Resolve, .. } => {
             "is the host's name in upstream.url right, and does this machine's resolver know it?"
         }

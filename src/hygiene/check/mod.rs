@@ -10,6 +10,7 @@ mod flavour;
 mod fleet;
 mod permissions;
 mod plan;
+mod sentinels;
 mod server;
 
 pub use finding::{Finding, Findings, Level};
@@ -20,6 +21,8 @@ use super::{Visit, VisitError};
 /// Looks at the way to the server and at the server itself. Changes nothing there but its own connection's state.
 pub async fn examine(plan: Plan<'_>) -> Findings {
     let mut findings = Findings::default();
+    let Some(upstream) = sentinels::locate(plan, &mut findings).await else { return findings };
+    let plan = Plan { upstream: &upstream, ..plan };
     let Some(mut visit) = dial::travel(plan, &mut findings).await else { return findings };
     // A connection that breaks off here is a finding of its own; what was found before stands.
     if let Err(broken) = look(plan, &mut visit, &mut findings).await {

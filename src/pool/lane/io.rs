@@ -142,7 +142,9 @@ impl LaneIo {
         self.remember_waker(cx);
         loop {
             if self.lane.closed.get() {
-                return Poll::Ready(UpstreamClose::Stalled);
+                let is_deposed = self.lane.leaving.get() == Some(UpstreamClose::Deposed);
+                let reason = if is_deposed { UpstreamClose::Deposed } else { UpstreamClose::Stalled };
+                return Poll::Ready(reason);
             }
             if !self.lane.severed.get()
                 && let Poll::Ready(Err(error)) = self.poll_write(cx)

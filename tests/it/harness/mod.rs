@@ -17,6 +17,7 @@ mod relay;
 mod reply;
 mod sampler;
 mod secure;
+mod sentinels;
 mod server;
 mod stage;
 
@@ -31,6 +32,7 @@ pub(crate) use relay::Relay;
 pub(crate) use reply::{Reply, Value};
 pub(crate) use sampler::Sampler;
 pub(crate) use secure::{Authority, Issued, VALID};
+pub(crate) use sentinels::{Guarded, SERVICE, Sentinel, Service};
 pub(crate) use server::{Row, Server, Version, rows_of, signal};
 pub(crate) use stage::Stage;
 

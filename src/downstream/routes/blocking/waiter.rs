@@ -158,7 +158,7 @@ impl Waiter {
     /// Why the client is closed after it has waited for a server that is not there.
     pub(super) fn gives_up(&self) -> Option<ClientClose> {
         let pool = &self.client.context.pool;
-        let is_long = self.arrived.elapsed() >= pool.shared.options.get().wait_timeout;
+        let is_long = self.arrived.elapsed() >= pool.patience();
         pool.away().filter(|_| is_long).and_then(|away| self.client.close_reason_for(&away))
     }
 
