@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::harness::{Client, PATIENCE, Proxy, Row, Server, long, rows_of, until};
+use crate::harness::{Client, PATIENCE, Proxy, Row, Server, long, rows_of, throughout, until};
 
 const HEADROOM: usize = 2;
 const MINIMUM: usize = 4;
@@ -18,6 +18,13 @@ const NEWCOMER: Duration = Duration::from_secs(25);
 /// A proxy called `name` that shares `total` connections.
 fn member(server: &Server, name: &str, total: usize) -> Proxy {
     member_that_waits(server, name, total, "10s")
+}
+
+/// The same without hubs: what is kept for them would be claimed and not opened.
+fn member_without_hubs(server: &Server, name: &str, total: usize) -> Proxy {
+    let own = settings_of(name, total, "10s");
+    let own = own.iter().map(String::as_str).chain(["blocking.hub=false", "pubsub.hub=false"]);
+    Proxy::start(server, &own.collect::<Vec<_>>())
 }
 
 /// The same, where `wait` is `pool.wait_timeout`.
@@ -168,7 +175,7 @@ impl Watcher {
     }
 
     #[track_caller]
-    fn finish(mut self) {
+    fn finish(mut self) -> Watched {
         self.stop.store(true, SeqCst);
         let watched = self.thread.take().unwrap().join().unwrap();
         assert!(
@@ -178,6 +185,7 @@ impl Watcher {
             watched.above.first()
         );
         assert!(watched.samples > 20 && watched.peak > 0, "{} samples", watched.samples);
+        watched
     }
 }
 
@@ -195,6 +203,76 @@ fn listing(probe: &mut Option<Client>, address: SocketAddr) -> Option<Vec<Row>> 
         *probe = None;
     }
     Some(rows_of(&reply?))
+}
+
+#[test]
+fn churn() {
+    let count = if long() { 8 } else { 4 };
+    let total = 5 * count + HEADROOM;
+    let mut server = Server::start();
+    let watcher = Watcher::start(&server, total);
+    let name = |at: usize| format!("p{at}");
+    let join = |server: &Server, at: usize| {
+        watcher.while_starting(1, || {
+            let proxy = member_without_hubs(server, &name(at), total);
+            until("it has its minimum", NEWCOMER, || Seen::on(server).claim(&name(at)) >= MINIMUM);
+            proxy
+        })
+    };
+    let mut proxies = vec![join(&server, 0)];
+    let mut loads = vec![Load::start(proxies[0].address(), total)];
+    until("alone it takes all that may be claimed", PATIENCE, || {
+        Seen::on(&server).claim("p0") == total - HEADROOM
+    });
+    for at in 1..count {
+        proxies.push(join(&server, at));
+        loads.push(Load::start(proxies[at].address(), total));
+    }
+    let all_have = |server: &Server, least: usize, among: &[usize]| {
+        let seen = Seen::on(server);
+        among.iter().all(|at| seen.claim(&name(*at)) >= least)
+    };
+    let everybody: Vec<usize> = (0..count).collect();
+    until("all have a fair part", NEWCOMER, || all_have(&server, 5, &everybody));
+
+    // One is killed: the others have its part.
+    proxies.remove(1).kill();
+    let others: Vec<usize> = everybody.iter().copied().filter(|at| *at != 1).collect();
+    let more = 5 + 5 / (count - 1);
+    until("the others have what it left", NEWCOMER, || all_have(&server, more, &others));
+
+    // One is stopped, and goes on where it was.
+    proxies[1].signal("STOP");
+    throughout("what it claims stays its own", Duration::from_secs(1), || {
+        Seen::on(&server).claim("p2") >= MINIMUM
+    });
+    proxies[1].signal("CONT");
+    let before = loads[2].served();
+    until("it serves again", PATIENCE, || loads[2].served() > before + 20);
+
+    // All start again, at the same time.
+    watcher.while_starting(count, || {
+        server.restart();
+        until("all are back", NEWCOMER, || all_have(&server, MINIMUM, &others));
+    });
+    let before: Vec<usize> = loads.iter().map(Load::served).collect();
+    until("all serve again", PATIENCE, || others.iter().all(|at| loads[*at].served() > before[*at] + 20));
+
+    // A newcomer among greedy ones that hold everything.
+    until("everything is claimed", NEWCOMER, || {
+        let seen = Seen::on(&server);
+        others.iter().map(|at| seen.claim(&name(*at))).sum::<usize>() == total - HEADROOM
+    });
+    proxies.push(join(&server, count));
+    assert_eq!(proxies[0].connect().call("SET k v").text(), "OK");
+    drop(loads);
+    let watched = watcher.finish();
+    assert!(
+        watched.samples > 200 && watched.peak > total - 3 * HEADROOM,
+        "{}: {}",
+        watched.samples,
+        watched.peak
+    );
 }
 
 #[test]
@@ -238,9 +316,12 @@ fn where_there_are_more_instances_than_connections_a_client_is_told_that_the_sha
         reply.is_error()
             && reply.error() == "ERR redbouncer: this instance's share of fleet.total_connections is 0"
     };
-    until("two are refused", NEWCOMER, || proxies.iter().filter(|proxy| refused(proxy)).count() == 2);
-    let shares: Vec<f64> = proxies.iter().map(|proxy| proxy.metrics()["redbouncer_fleet_share"]).collect();
-    assert_eq!(shares.iter().filter(|share| **share == 0.0).count(), 2, "{shares:?}");
+    // While they divide it, all three may be refused for a moment.
+    until("two are refused, and say so in their metrics", NEWCOMER, || {
+        let has_none = |proxy: &&Proxy| proxy.metrics()["redbouncer_fleet_share"] == 0.0;
+        proxies.iter().filter(|proxy| refused(proxy)).count() == 2
+            && proxies.iter().filter(has_none).count() == 2
+    });
     assert!(server.clients() <= MINIMUM + HEADROOM, "{:?}", Seen::on(&server));
 }
 
