@@ -111,7 +111,7 @@ impl Waiter {
     /// One try of `request`, the call or a part of it. `true`: the call is answered.
     async fn try_once(self: &Rc<Self>, context: &Rc<Context>, request: Bytes) -> Result<bool, ClientClose> {
         let Some(group) = self.client.current_group() else { return Err(ClientClose::Denied) };
-        let patience = Instant::now() + context.pool.shared.options.get().wait_timeout;
+        let patience = context.pool.wait_deadline();
         // Nobody has looked yet: redis looks once, however short the call's time is.
         let grace = if self.has_looked.get() { Duration::ZERO } else { context.blocking.get().grace };
         let until = self.deadline.map_or(patience, |at| patience.min(at + grace));
