@@ -297,6 +297,8 @@ fn a_call_with_a_short_timeout_looks_once_after_its_connection_was_lost() {
         assert!(client.call("BLPOP jobs 0.001").is_nil());
         server.call("RPUSH jobs first second");
         server.call("CLIENT KILL TYPE normal SKIPME yes");
+        // What is sent on a connection that is gone closes the client.
+        until("the lane is known to be lost", PATIENCE, || proxy.log().contains("a lane was lost"));
         relay.delay(Duration::from_millis(25));
         assert_eq!(client.call("BLPOP jobs 0.02").items()[1].text(), "first", "{settings:?}");
         // An empty list gives nil, and not at the end of the grace.
