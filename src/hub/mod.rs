@@ -12,7 +12,7 @@ mod pubsub;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use blocking::waitlist_property;
-pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting};
+pub use blocking::{Arrival, BlockingHubs, End, Seat, Unblock, Waiting, Withdrawn};
 pub use give_back::{GiveBack, fate};
 pub use hub_row::HubRow;
 pub use options::{BlockingOptions, PubSubOptions, Resubscribe};

@@ -11,13 +11,15 @@ use crate::downstream::{Accepts, ClientDescription, ListenerRole};
 pub const VERSION: u32 = 1;
 
 /// What this program can do. A process may require any of these from the other one.
-pub const CAPABILITIES: [&str; 4] = ["sockets", "permits", "clients", SUBSCRIBERS];
+pub const CAPABILITIES: [&str; 5] = ["sockets", "permits", "clients", SUBSCRIBERS, BLOCKED];
 
 /// What it requires: without these there is no takeover.
 const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
 
 /// It goes on with subscribers. They stay where they are if the other process cannot.
 const SUBSCRIBERS: &str = "subscribers";
+/// It goes on with blocking calls.
+const BLOCKED: &str = "blocked";
 
 /// Who is at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +56,7 @@ impl Greeting {
     #[must_use]
     pub fn accepts(&self) -> Accepts {
         let can = |what: &str| self.capabilities.iter().any(|capability| capability == what);
-        Accepts { subscribers: can(SUBSCRIBERS) }
+        Accepts { subscribers: can(SUBSCRIBERS), blocked: can(BLOCKED) }
     }
 
     /// Whether this program can go on with the other one.
@@ -207,7 +209,8 @@ mod tests {
             ..Greeting::ours("")
         };
         older.check().unwrap();
-        assert!(!older.accepts().subscribers && Greeting::ours("").accepts().subscribers);
+        let (theirs, ours) = (older.accepts(), Greeting::ours("").accepts());
+        assert!(!theirs.subscribers && !theirs.blocked && ours.subscribers && ours.blocked);
         assert!(Greeting::ours("").requires.iter().all(|needed| older.capabilities.contains(needed)));
     }
 

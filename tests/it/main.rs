@@ -86,6 +86,7 @@ mod stalled_lanes;
 mod stopping;
 mod structure;
 mod takeover;
+mod takeover_blocked;
 mod takeover_subscribers;
 mod tls;
 mod transactions;

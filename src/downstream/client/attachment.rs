@@ -94,6 +94,11 @@ impl BlockedCall {
         self.on.set(on);
     }
 
+    /// Whether it is all that its client has: it waits in a hub, and beside no lease.
+    pub(in crate::downstream) fn is_in_hub_alone(&self) -> bool {
+        self.on.get() == BlockedOn::Hub && self.lease.is_none()
+    }
+
     /// How CLIENT UNBLOCK ends it, if it does.
     pub(in crate::downstream) fn take_unblock(&self) -> Option<Unblock> {
         self.unblock.take()
@@ -187,6 +192,13 @@ impl AttachmentCell {
     /// Its FIN has come: a blocking call decides what that means for it.
     pub(in crate::downstream) fn wake_blocked(&self) {
         if let Some(call) = self.blocked() {
+            call.woken.notify_one();
+        }
+    }
+
+    /// Another process has taken over: a call that waits in a hub looks whether it can go there.
+    pub(in crate::downstream) fn wake_in_hub(&self) {
+        if let Some(call) = self.blocked().filter(|call| call.is_in_hub_alone()) {
             call.woken.notify_one();
         }
     }

@@ -1,13 +1,15 @@
 //! How a client goes on in another process, and how it arrives there.
 
 use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Client, Subscriber};
+use super::{BlockedCall, Client, Subscriber};
 use crate::downstream::identity::AuthMode;
-use crate::downstream::moved::{ClientDescription, Leaving, Login, MovedClient, Subscribed};
+use crate::downstream::moved::{Blocked, ClientDescription, Leaving, Login, MovedClient, Subscribed};
+use crate::hub::Withdrawn;
 use crate::resp::{Protocol, RequestScanner};
 use crate::session::{Failed, Listen};
 
@@ -29,6 +31,28 @@ impl Client {
         let Some(login) = self.shown_login() else { return false };
         let Some(description) = self.described(login) else { return false };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
+        place.send(Leaving::Client(MovedClient { description, socket }));
+        true
+    }
+
+    /// Sends it with its blocking call to the process that takes over, if `withdraw` can take the call out of its hub. `true`: it
+    /// is not ours any more.
+    pub(in crate::downstream) fn moves_blocked(
+        &self,
+        call: &BlockedCall,
+        (waited, muted): (Duration, bool),
+        withdraw: impl FnOnce() -> Option<Withdrawn>,
+    ) -> bool {
+        let Some(way) = self.context.way_out().filter(|way| way.accepts.blocked) else { return false };
+        let Ok(place) = way.sender.try_reserve() else { return false };
+        if !call.is_in_hub_alone() || self.subscriber.borrow().is_some() || self.has_unsent() {
+            return false;
+        }
+        let Some(mut description) = self.described() else { return false };
+        let Some(socket) = self.outbound.socket().duplicate() else { return false };
+        let Some(Withdrawn { request, has_looked }) = withdraw() else { return false };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(waited);
+        description.blocked = Some(Blocked { request: request.to_vec(), waited, since, has_looked, muted });
         place.send(Leaving::Client(MovedClient { description, socket }));
         true
     }
@@ -118,6 +142,7 @@ impl Client {
             age: self.connected_for(),
             idle: self.inbound.last_input().elapsed(),
             subscribed: None,
+            blocked: None,
         })
     }
 

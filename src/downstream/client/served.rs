@@ -122,6 +122,11 @@ impl Served for Client {
         Self::wake(self);
     }
 
+    fn may_leave(&self) {
+        self.attachment.wake_in_hub();
+        Self::wake(self);
+    }
+
     fn row(&self, now: Instant) -> ClientRow {
         Self::row(self, now)
     }

@@ -22,6 +22,8 @@ pub(in crate::downstream) trait Served {
     fn is_closed(&self) -> bool;
     /// Has its task look whether it can go on.
     fn wake(&self);
+    /// Another process has taken over: has its task look whether it can go there.
+    fn may_leave(&self);
     /// Its row in listings.
     fn row(&self, now: Instant) -> ClientRow;
     /// Every second: whether its host is still there, and the limits that time sets.

@@ -64,6 +64,24 @@ pub struct ClientDescription {
     /// What it is subscribed to.
     #[serde(default)]
     pub subscribed: Option<Subscribed>,
+    /// Its blocking call.
+    #[serde(default)]
+    pub blocked: Option<Blocked>,
+}
+
+/// A blocking call that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// The whole canonical request.
+    pub request: Vec<u8>,
+    /// For how long it has waited.
+    pub waited: Duration,
+    /// When it came, since 1970: calls are in this order, which the time between two processes must not change.
+    pub since: Duration,
+    /// It has found nothing.
+    pub has_looked: bool,
+    /// Its reply is not wanted.
+    pub muted: bool,
 }
 
 /// What a client is subscribed to, and how two processes tell which of them gives it a message.

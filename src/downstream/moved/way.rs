@@ -12,6 +12,8 @@ use super::MovedClient;
 pub struct Accepts {
     /// Subscribers.
     pub subscribers: bool,
+    /// Clients that are blocked.
+    pub blocked: bool,
 }
 
 /// By which clients go to the process that takes over.

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::blocking::Waited;
 use super::pending::PendingCommand;
 use super::unserved::aftermath_of;
 use crate::command::{Aftermath, Blocking, Class, classify};
@@ -70,7 +71,7 @@ impl Client {
             Route::Tracking => self.track(taken).await,
             Route::Blocking(command) => {
                 let request = (command == Blocking::XRead).then(|| taken.request.clone());
-                self.blocking(taken, command).await?;
+                self.blocking(taken, command, Waited::NOW).await?;
                 self.invalidate_reads_of(request.as_ref());
                 Ok(())
             }

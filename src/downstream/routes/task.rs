@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::pipeline::Next;
 use crate::downstream::client::{Attachment, Client};
-use crate::downstream::moved::{Announced, Subscribed};
+use crate::downstream::moved::{Announced, Blocked, Subscribed};
 use crate::pool::{Slice, go_on_later};
 use crate::telemetry::{ClientClose, client_closed, printable, seconds};
 
@@ -50,6 +50,13 @@ impl ClientTask {
     ) -> Self {
         let arriving = Rc::clone(&client);
         let work = Box::pin(async move { After::Command(arriving.arrive(subscribed, announced).await) });
+        Self { client, work: Some(Box::new(Work(work))) }
+    }
+
+    /// A client whose blocking call has begun in another process.
+    pub(in crate::downstream) fn blocked(client: Rc<Client>, call: Blocked) -> Self {
+        let waiting = Rc::clone(&client);
+        let work = Box::pin(async move { After::Command(waiting.goes_on_blocked(call).await) });
         Self { client, work: Some(Box::new(Work(work))) }
     }
 

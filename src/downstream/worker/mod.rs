@@ -367,9 +367,11 @@ impl Worker {
                 }
             });
         }
-        let task = match (before.and_then(|before| before.subscribed), announced) {
-            (Some(subscribed), Some(announced)) => ClientTask::subscribed(client, subscribed, announced),
-            (None, _) | (_, None) => ClientTask::new(client),
+        let (subscribed, blocked) = before.map_or((None, None), |before| (before.subscribed, before.blocked));
+        let task = match (subscribed, announced, blocked) {
+            (Some(subscribed), Some(announced), _) => ClientTask::subscribed(client, subscribed, announced),
+            (_, _, Some(blocked)) => ClientTask::blocked(client, blocked),
+            (None, _, None) | (_, None, None) => ClientTask::new(client),
         };
         self.context.pool.tasks().spawn_local(task);
     }
@@ -377,7 +379,7 @@ impl Worker {
     /// Clients that wait for nothing look whether they can go to the process that takes over.
     fn send_on(&self) {
         for client in self.context.clients.borrow().values() {
-            client.wake();
+            client.may_leave();
         }
     }
 

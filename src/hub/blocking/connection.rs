@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::super::driver::{Clock, ConnectionEnd, Ended, HubDriver, HubProtocol, WakerSlot, lost};
 use super::super::{BlockingOptions, GiveBack};
-use super::waiter::{Arrival, End, Unblock};
+use super::waiter::{Arrival, End, Unblock, Withdrawn};
 use super::waitlist::{GiveUp, Times, Waitlist};
 use crate::command::Blocking;
 use crate::pool::{Holder, Kind, LaneKey, Permit, Pool, Tracked, Unavailable, Who};
@@ -132,6 +132,10 @@ impl Hub {
     pub(super) fn unblock(&self, id: u64, how: Unblock) {
         self.waitlist.borrow_mut().unblock(id, how, Instant::now());
         self.bell.ring();
+    }
+
+    pub(super) fn withdraw(&self, id: u64) -> Option<Withdrawn> {
+        self.waitlist.borrow_mut().withdraw(id)
     }
 
     pub(super) fn farewell(&self, id: u64) -> bool {

@@ -21,7 +21,7 @@ use crate::telemetry::UpstreamClose;
 
 use connection::Hub;
 use tokio::time::Instant;
-pub use waiter::{Arrival, End, Unblock, Waiting};
+pub use waiter::{Arrival, End, Unblock, Waiting, Withdrawn};
 #[cfg(any(test, fuzzing))]
 pub(crate) use waitlist::property::holds as waitlist_property;
 
@@ -53,6 +53,12 @@ impl Seat {
     /// CLIENT UNBLOCK.
     pub fn unblock(&self, how: Unblock) {
         self.hub.unblock(self.id, how);
+    }
+
+    /// Takes the call out of the hub, if nothing is in flight for it: nothing is popped for it here any more.
+    #[must_use]
+    pub fn withdraw(&self) -> Option<Withdrawn> {
+        self.hub.withdraw(self.id)
     }
 
     /// The client has closed its side. `true`: its call has found nothing, and nobody waits for it any more. `false`:

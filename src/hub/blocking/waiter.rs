@@ -71,6 +71,10 @@ pub struct Arrival {
     pub arrived: Instant,
     /// When its own timeout ends; `None`: never.
     pub deadline: Option<Instant>,
+    /// It has waited elsewhere: its place is where its arrival puts it, not behind the others.
+    pub has_moved: bool,
+    /// It has found nothing elsewhere: an error that a new call would be told of is not for it.
+    pub has_looked: bool,
     /// It has to look for itself, even on a key known to be empty: its client has written since its last call, or
     /// waits so briefly that a wake could come too late.
     pub must_look: bool,
@@ -82,6 +86,15 @@ impl std::fmt::Debug for Arrival {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Arrival").field("key", &self.key).field("call", &self.call).finish_non_exhaustive()
     }
+}
+
+/// A call that has been taken out of a hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// Its request as it is now: `$` may have been made explicit.
+    pub request: Bytes,
+    /// It has found nothing.
+    pub has_looked: bool,
 }
 
 /// Where a waiter stands.
@@ -148,7 +161,7 @@ impl Waiter {
             must_look: arrival.must_look,
             waiting: arrival.waiting,
             state: State::Queued,
-            first: true,
+            first: !arrival.has_looked,
             floating,
             believed: None,
             checks: false,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::Waited;
 use crate::command::{Blocking, classify};
 use crate::downstream::client::Client;
 use crate::downstream::routes::pending::PendingCommand;
@@ -37,7 +38,7 @@ impl Client {
             counts: false,
             remembered: false,
         };
-        self.blocking(taken, command).await?;
+        self.blocking(taken, command, Waited::NOW).await?;
         if command != Blocking::XRead {
             return Ok(());
         }

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::Waited;
 use crate::command::Aftermath;
 use crate::command::blocking::{Call, Timeout};
 use crate::downstream::client::FinTiming;
 use crate::downstream::client::{BlockedCall, BlockedOn, Client};
 use crate::downstream::client::{FIRST_LOOK, sleep_until};
+use crate::downstream::context::Stage;
 use crate::hub::{Arrival, End, Waiting};
 use crate::pool::LaneKey;
 use crate::telemetry::ClientClose;
@@ -60,6 +62,7 @@ impl Client {
         (key, identity): (LaneKey, Arc<Identity>),
         (call, request): (&Call, &Bytes),
         (blocked, deadline): (&BlockedCall, Option<Instant>),
+        (began, before): (Instant, Waited),
         muted: bool,
     ) -> Result<bool, ClientClose> {
         let is_brief = match call.timeout {
@@ -84,8 +87,10 @@ impl Client {
             identity,
             call: call.clone(),
             request: request.clone(),
-            arrived: Instant::now(),
+            arrived: began,
             deadline,
+            has_moved: before.has_moved,
+            has_looked: before.has_looked,
             must_look,
             waiting: Rc::clone(&waits) as Rc<dyn Waiting>,
         };
@@ -104,6 +109,11 @@ impl Client {
             if let Some(how) = blocked.take_unblock() {
                 seat.unblock(how);
                 continue;
+            }
+            if self.context.stage.get() == Stage::Leaving
+                && self.moves_blocked(blocked, (began.elapsed(), muted), || seat.withdraw())
+            {
+                return Err(ClientClose::TakenOver);
             }
             let limit = self.has_ended_input().then_some(arrived + FIRST_LOOK);
             if let Some(limit) = limit

@@ -16,19 +16,21 @@ mod waiter;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use crate::command::blocking::{self, Call, Timeout};
-use crate::command::{Aftermath, Blocking};
-use crate::downstream::client::{Client, FIRST_LOOK, sleep_until};
+use crate::command::{Aftermath, Blocking, Class, classify};
+use crate::downstream::client::{Attachment, Client, FIRST_LOOK, sleep_until};
 use crate::downstream::context::{Context, ElementTaker};
+use crate::downstream::moved::Blocked;
 use crate::downstream::routes::pending::PendingCommand;
 use crate::hub::Unblock;
 use crate::pool::{Claim, Holder, Unavailable, Who};
 use crate::resp::Request;
-use crate::session::Pin;
+use crate::session::{Pin, Route};
 use crate::telemetry::{ClientClose, UpstreamClose};
 
 use answer::own_answer;
@@ -55,17 +57,69 @@ impl Drop for Listed {
     }
 }
 
+/// Where two ways to say how long a call has waited differ by more, the time of day has been changed.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
+
+/// How a call has waited before it came here.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::downstream) struct Waited {
+    time: Duration,
+    /// In another process.
+    has_moved: bool,
+    /// It has found nothing.
+    has_looked: bool,
+}
+
+impl Waited {
+    /// It has just come.
+    pub(in crate::downstream) const NOW: Self =
+        Self { time: Duration::ZERO, has_moved: false, has_looked: false };
+}
+
 impl Client {
+    /// Goes on with a call that has waited in another process, for the time that it has left.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(in crate::downstream) async fn goes_on_blocked(
+        self: &Rc<Self>,
+        call: Blocked,
+    ) -> Result<(), ClientClose> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // The clock may have been set between the two processes.
+        let exact = now.checked_sub(call.since).filter(|time| time.abs_diff(call.waited) < CLOCKS_DIFFER);
+        let time = exact.unwrap_or(call.waited);
+        let before = Waited { time, has_moved: true, has_looked: call.has_looked };
+        let request = Bytes::from(call.request);
+        let asked = Request::parse(&request).map(|request| classify(&request));
+        let Some(asked) = asked else { return Err(ClientClose::ProtocolError) };
+        let Class::Blocking(command) = asked.class else { return Err(ClientClose::ProtocolError) };
+        self.last_command.set(asked.row);
+        let _answers = self.attachment.enter(Attachment::Answering);
+        let taken = PendingCommand {
+            request,
+            route: Route::Blocking(command),
+            muted: call.muted,
+            may_invent: true,
+            replies: 1,
+            counts: false,
+            remembered: false,
+        };
+        self.blocking(taken, command, before).await
+    }
+
     /// Serves a blocking call to its end.
     pub(in crate::downstream) async fn blocking(
         self: &Rc<Self>,
         taken: PendingCommand,
         command: Blocking,
+        before: Waited,
     ) -> Result<(), ClientClose> {
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let key = key.untracked();
         // All earlier replies are out: Redis would begin to count here, too.
-        let arrived = Instant::now();
+        let now = Instant::now();
+        let arrived = now.checked_sub(before.time).unwrap_or(now);
         let parsed = Request::parse(&taken.request).and_then(|request| blocking::parse(&request, command));
         let Some(call) = parsed else {
             // Malformed: the server says what is wrong before it would block.
@@ -81,6 +135,7 @@ impl Client {
             (key, Arc::clone(&identity)),
             (&call, &taken.request),
             (&blocked, deadline),
+            (arrived, before),
             taken.muted,
         );
         if self.unless_gone(hub).await?? {
@@ -97,6 +152,7 @@ impl Client {
             deadline,
             muted: taken.muted,
         }));
+        waiter.has_looked.set(before.has_looked);
         let _listed = Listed::new(&waiter);
         let outcome = self.unless_gone(waiter.wait(&self.context)).await;
         if self.has_ended_input() && (!waiter.is_done() || waiter.in_vain.get()) {

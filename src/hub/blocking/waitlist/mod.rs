@@ -45,7 +45,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::super::driver::HubProtocol;
-use super::waiter::{Arrival, End, State, Unblock, Waiter};
+use super::waiter::{Arrival, End, State, Unblock, Waiter, Withdrawn};
 use crate::command::blocking::{Call, Waited};
 use crate::pool::LaneKey;
 use crate::resp::{self, ReplyKind};
@@ -55,6 +55,9 @@ use crate::upstream::Identity;
 use accepted::Checks;
 use sent::Sent;
 use watched_key::{KeyState, Pace, WatchedKeys};
+
+/// The number of a call that arrives when the waitlist begins, in microseconds; those that have waited elsewhere come before.
+const BEGIN: u64 = 1 << 50;
 
 /// Puts an element back that nobody can be given: the request that does it, as whom, under which key.
 pub(super) type GiveBack = Rc<dyn Fn(LaneKey, &Arc<Identity>, Option<Bytes>)>;
@@ -90,8 +93,12 @@ enum Access {
 pub(in crate::hub) struct Waitlist {
     times: Times,
     give_back: GiveBack,
+    /// By numbers that grow with the time of their arrival.
     waiters: HashMap<u64, Waiter>,
-    arrivals: u64,
+    /// The last number of a call that has come to the end of the queues.
+    last: u64,
+    /// When the numbers began at [`BEGIN`].
+    begun: Instant,
     spots: WatchedKeys,
     deadlines: BTreeSet<(Instant, u64)>,
     /// Spots whose next try is delayed.
@@ -126,7 +133,8 @@ impl Waitlist {
             times,
             give_back,
             waiters: HashMap::new(),
-            arrivals: 0,
+            last: 0,
+            begun: Instant::now(),
             spots: WatchedKeys::default(),
             deadlines: BTreeSet::new(),
             delayed: BTreeSet::new(),
@@ -153,9 +161,8 @@ impl Waitlist {
         if self.uncountable.contains(&arrival.call.command.waits_for()) {
             return None;
         }
+        let id = self.number(&arrival);
         let mut waiter = Waiter::new(arrival)?;
-        self.arrivals += 1;
-        let id = self.arrivals;
         let request = resp::Request::parse(&waiter.request)?;
         let (database, kind) = (waiter.key.database, waiter.kind());
         let words: Vec<&[u8]> = request.args().collect();
@@ -172,6 +179,35 @@ impl Waitlist {
         self.waiters.insert(id, waiter);
         self.start(id);
         Some(id)
+    }
+
+    /// The number of a call: of two, the one that has waited for longer has the lower one.
+    fn number(&mut self, arrival: &Arrival) -> u64 {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let since = arrival.arrived.saturating_duration_since(self.begun);
+        let before = self.begun.saturating_duration_since(arrival.arrived);
+        let place = BEGIN.saturating_add(micros(since)).saturating_sub(micros(before));
+        if !arrival.has_moved {
+            self.last = place.max(self.last + 1);
+            return self.last;
+        }
+        let free = (place..).find(|number| !self.waiters.contains_key(number)).unwrap_or(place);
+        self.last = self.last.max(free);
+        free
+    }
+
+    /// Takes a call out that nothing is in flight for: it goes on elsewhere.
+    pub(super) fn withdraw(&mut self, id: u64) -> Option<Withdrawn> {
+        let is_free = |waiter: &&Waiter| {
+            waiter.is_free() && !waiter.floating && !waiter.leaving && waiter.unblock.is_none()
+        };
+        let waiter = self.waiters.get(&id).filter(is_free)?;
+        if self.overdue.contains(&id) {
+            return None;
+        }
+        let withdrawn = Withdrawn { request: waiter.request.clone(), has_looked: !waiter.first };
+        self.remove(id);
+        Some(withdrawn)
     }
 
     /// The client has left. Nothing upstream; what a try still brings goes elsewhere.

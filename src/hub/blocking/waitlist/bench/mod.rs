@@ -117,6 +117,8 @@ impl Bench {
             request: frame.freeze(),
             arrived: self.now,
             deadline: timeout.map(|timeout| self.now + timeout),
+            has_moved: false,
+            has_looked: false,
             must_look: false,
             waiting: Rc::clone(&desk) as Rc<dyn Waiting>,
         };

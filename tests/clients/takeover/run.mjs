@@ -1,0 +1,150 @@
+// BullMQ while redbouncer is replaced again and again: a Queue, two Workers and QueueEvents notice nothing.
+//
+//   node takeover/run.mjs --proxy PATH_OF_REDBOUNCER [--takeovers N]
+//
+// Every job is done once, every event comes once, no connection closes and no error event comes; in the server's CLIENT LIST
+// there are never more connections than the cap of one redbouncer.
+
+import { spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import { Queue, QueueEvents, Worker } from 'bullmq';
+import { Redis } from 'ioredis';
+
+const text = { type: 'string' };
+const { values: flags } = parseArgs({ options: { proxy: text, takeovers: { ...text, default: '3' } } });
+if (!flags.proxy) {
+  console.error('usage: node takeover/run.mjs --proxy PATH_OF_REDBOUNCER [--takeovers N]');
+  process.exit(64);
+}
+
+const CAP = 8;
+const JOBS_BETWEEN = 40;
+const DEADLINE_MS = 60_000;
+const directory = mkdtempSync(join(tmpdir(), 'redbouncer-takeover-'));
+const children = new Set();
+const problems = [];
+
+// What happens to any connection of BullMQ: they are all of this class.
+const watched = new Set(['error', 'close', 'end', 'reconnecting']);
+let isOver = false;
+const { emit } = Redis.prototype;
+Redis.prototype.emit = function (event, ...rest) {
+  if (watched.has(event) && !isOver) problems.push(`connection: ${event} ${rest.map(String)}`);
+  return emit.call(this, event, ...rest);
+};
+
+function start(program, args) {
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  children.add(child);
+  child.log = '';
+  child.stderr.on('data', (data) => { child.log += data; });
+  child.ended = new Promise((resolve) => { child.on('exit', (code) => { children.delete(child); resolve(code); }); });
+  return child;
+}
+
+process.on('exit', () => {
+  for (const child of children) child.kill('SIGKILL');
+  rmSync(directory, { recursive: true, force: true });
+});
+
+async function eventually(what, condition) {
+  for (const deadline = Date.now() + DEADLINE_MS; !(await condition()); await sleep(20)) {
+    if (Date.now() > deadline) throw new Error(`not within ${DEADLINE_MS / 1000} s: ${what}`);
+  }
+}
+
+function freePort() {
+  return new Promise((resolve) => {
+    const server = createServer().listen(0, '127.0.0.1', () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+}
+
+const [serverPort, port] = [await freePort(), await freePort()];
+start('redis-server', ['--port', serverPort, '--bind', '127.0.0.1', '--save', '', '--dir', directory]);
+const server = new Redis(serverPort, '127.0.0.1', { lazyConnect: true, retryStrategy: () => 50 });
+server.on('error', () => {});
+isOver = true; // The server may take a moment to listen.
+await server.connect().catch(() => {});
+await eventually('the server answers', () => server.ping().then(() => true, () => false));
+isOver = false;
+
+async function proxy() {
+  const child = start(flags.proxy, ['run', '--takeover', '--upstream', `redis://127.0.0.1:${serverPort}`,
+    '--listen', `127.0.0.1:${port}`, '--admin', '127.0.0.1:0', '--set', `pool.max_connections=${CAP}`,
+    '--set', `takeover.socket=${join(directory, 'takeover.sock')}`, '--set', 'log.format=json']);
+  await eventually('redbouncer is ready', () => {
+    if (child.exitCode !== null) throw new Error(`redbouncer has ended: ${child.log}`);
+    return child.log.includes('"ready"');
+  });
+  return child;
+}
+
+let peak = 0;
+async function sample() {
+  while (!isOver) {
+    const list = (await server.client('LIST')).trim().split('\n');
+    peak = Math.max(peak, list.filter((row) => !row.includes(`id=${ownId} `)).length);
+    await sleep(20);
+  }
+}
+
+let current = await proxy();
+const ownId = await server.client('ID');
+const sampling = sample();
+const connection = { host: '127.0.0.1', port };
+const [done, completed] = [new Map(), new Map()];
+const count = (map, key) => map.set(key, (map.get(key) ?? 0) + 1);
+const queue = new Queue('jobs', { connection });
+const events = new QueueEvents('jobs', { connection });
+const work = async (job) => { count(done, job.data.number); };
+const workers = [1, 2].map(() => new Worker('jobs', work, { connection, concurrency: 5, drainDelay: 2 }));
+for (const each of [queue, events, ...workers]) each.on('error', (error) => problems.push(`error event: ${error}`));
+events.on('completed', ({ jobId }) => count(completed, jobId));
+await Promise.all([queue, events, ...workers].map((each) => each.waitUntilReady()));
+
+let added = 0;
+let isAdding = true;
+async function add() {
+  for (; isAdding; added += 1) {
+    await queue.add('job', { number: added });
+    // Now and then all is done, and the workers wait.
+    if (added % JOBS_BETWEEN === 0) await sleep(100);
+  }
+}
+const adding = add();
+
+for (let takeover = 1; takeover <= Number(flags.takeovers); takeover += 1) {
+  const before = done.size;
+  await eventually('jobs are done', () => done.size > before + JOBS_BETWEEN);
+  const [old, next] = [current, await proxy()];
+  current = next;
+  const code = await Promise.race([old.ended, sleep(DEADLINE_MS, 'it has not ended')]);
+  if (code !== 0) problems.push(`takeover ${takeover}: ${code}: ${old.log.slice(-2000)}`);
+  if (problems.length > 0) break;
+}
+isAdding = false;
+await adding;
+await eventually('every job is done', () => done.size === added).catch((error) => problems.push(String(error)));
+await eventually('every event has come', () => completed.size === added).catch((error) => problems.push(String(error)));
+isOver = true;
+await sampling;
+for (const [what, map] of [['done', done], ['completed', completed]]) {
+  const twice = [...map].filter(([, times]) => times !== 1);
+  if (twice.length > 0 || map.size !== added) problems.push(`${what}: ${map.size} of ${added}, more than once: ${JSON.stringify(twice)}`);
+}
+if (peak > CAP) problems.push(`${peak} connections on the server with a cap of ${CAP}`);
+await Promise.all([...workers, events, queue].map((each) => each.close()));
+server.disconnect();
+current.kill('SIGTERM');
+await current.ended;
+console.log(`${problems.length > 0 ? 'FAIL' : 'ok'}: ${flags.takeovers} takeovers, ${added} jobs, ${peak} of ${CAP} connections at the most`);
+problems.slice(0, 20).forEach((problem) => console.error(problem));
+process.exit(problems.length > 0 ? 1 : 0);
