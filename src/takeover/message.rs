@@ -11,7 +11,7 @@ use crate::downstream::{Accepts, ClientDescription, ListenerRole};
 pub const VERSION: u32 = 1;
 
 /// What this program can do. A process may require any of these from the other one.
-pub const CAPABILITIES: [&str; 5] = ["sockets", "permits", "clients", SUBSCRIBERS, BLOCKED];
+pub const CAPABILITIES: [&str; 6] = ["sockets", "permits", "clients", SUBSCRIBERS, BLOCKED, TRACKING];
 
 /// What it requires: without these there is no takeover.
 const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
@@ -20,6 +20,8 @@ const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
 const SUBSCRIBERS: &str = "subscribers";
 /// It goes on with blocking calls.
 const BLOCKED: &str = "blocked";
+/// It goes on with client-side caching.
+const TRACKING: &str = "tracking";
 
 /// Who is at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +58,7 @@ impl Greeting {
     #[must_use]
     pub fn accepts(&self) -> Accepts {
         let can = |what: &str| self.capabilities.iter().any(|capability| capability == what);
-        Accepts { subscribers: can(SUBSCRIBERS), blocked: can(BLOCKED) }
+        Accepts { subscribers: can(SUBSCRIBERS), blocked: can(BLOCKED), tracking: can(TRACKING) }
     }
 
     /// Whether this program can go on with the other one.
@@ -210,7 +212,8 @@ mod tests {
         };
         older.check().unwrap();
         let (theirs, ours) = (older.accepts(), Greeting::ours("").accepts());
-        assert!(!theirs.subscribers && !theirs.blocked && ours.subscribers && ours.blocked);
+        assert!(!theirs.subscribers && !theirs.blocked && !theirs.tracking);
+        assert!(ours.subscribers && ours.blocked && ours.tracking);
         assert!(Greeting::ours("").requires.iter().all(|needed| older.capabilities.contains(needed)));
     }
 

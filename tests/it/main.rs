@@ -87,6 +87,7 @@ mod stopping;
 mod structure;
 mod takeover;
 mod takeover_blocked;
+mod takeover_caching;
 mod takeover_subscribers;
 mod tls;
 mod transactions;

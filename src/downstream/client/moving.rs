@@ -8,8 +8,11 @@ use tokio::time::Instant;
 
 use super::{BlockedCall, Client, Subscriber};
 use crate::downstream::identity::AuthMode;
-use crate::downstream::moved::{Blocked, ClientDescription, Leaving, Login, MovedClient, Subscribed};
+use crate::downstream::moved::{
+    Blocked, ClientDescription, Leaving, Login, MovedClient, Subscribed, Tracked,
+};
 use crate::hub::Withdrawn;
+use crate::pool::{News, Reader};
 use crate::resp::{Protocol, RequestScanner};
 use crate::session::{Failed, Listen};
 
@@ -64,6 +67,7 @@ impl Client {
         let subscriber = self.subscriber.borrow();
         let may_move = |own: &Rc<Subscriber>| own.may_move(Instant::now()) && own.size() <= MOST_NAMES;
         takes
+            && !self.has_tracked.get()
             && subscriber.as_ref().is_some_and(may_move)
             && !self.has_more()
             && self.outbound.socket().is_plain()
@@ -94,8 +98,8 @@ impl Client {
     fn has_more_than_a_session(&self) -> bool {
         let session = self.session.borrow();
         session.user.is_none()
-            || session.tracking.is_some()
-            || self.has_tracked.get()
+            || session.tracking.as_ref().is_some_and(|tracking| tracking.prefixes.is_some())
+            || self.has_tracked.get() && !self.context.way_out().is_some_and(|way| way.accepts.tracking)
             || session.failed != Failed::Nothing
             || self.outbound.has_ended_input()
             || self.inbound.len() > MOST_INPUT
@@ -143,6 +147,7 @@ impl Client {
             idle: self.inbound.last_input().elapsed(),
             subscribed: None,
             blocked: None,
+            tracked: self.has_tracked.get().then(|| Tracked::of(session.tracking.as_deref())),
         })
     }
 
@@ -183,6 +188,11 @@ impl Client {
         }
         if !description.input.is_empty() {
             self.inbound.keep(&description.input, RequestScanner::default(), self.outbound.account());
+        }
+        if description.tracked.is_some() {
+            self.has_tracked.set(true);
+            // What has changed on the way, nobody has told it.
+            self.hears(&News::of(None));
         }
         let change = || self.context.pool.shared.connector.server_change();
         if description.knows_greeting {

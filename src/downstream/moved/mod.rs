@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::resp::Protocol;
+use crate::session::tracking::{Caching, Tracking};
 use crate::session::{Credentials, Endpoint, Library, Listen, ReplyMode, Session};
 
 pub use way::{Accepts, Announced, Leaving, Verdict, WayOut};
@@ -67,6 +68,48 @@ pub struct ClientDescription {
     /// Its blocking call.
     #[serde(default)]
     pub blocked: Option<Blocked>,
+    /// It has had CLIENT TRACKING on.
+    #[serde(default)]
+    pub tracked: Option<Tracked>,
+}
+
+/// Client-side caching of a client, not by prefix. What it has cached it is to forget: nobody tells it of changes meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracked {
+    /// It is on.
+    pub is_on: bool,
+    /// OPTIN.
+    pub opt_in: bool,
+    /// OPTOUT.
+    pub opt_out: bool,
+    /// CLIENT CACHING was said of the next command.
+    pub is_next_marked: bool,
+    /// NOLOOP.
+    pub no_loop: bool,
+}
+
+impl Tracked {
+    /// `tracking`, or none any more.
+    pub(super) fn of(tracking: Option<&Tracking>) -> Self {
+        let caching = tracking.map_or(Caching::All, |tracking| tracking.caching);
+        Self {
+            is_on: tracking.is_some(),
+            opt_in: caching == Caching::OptIn,
+            opt_out: caching == Caching::OptOut,
+            is_next_marked: tracking.is_some_and(|tracking| tracking.is_next_marked),
+            no_loop: tracking.is_some_and(|tracking| tracking.no_loop),
+        }
+    }
+
+    fn tracking(self) -> Option<Tracking> {
+        let caching = match (self.opt_in, self.opt_out) {
+            (true, _) => Caching::OptIn,
+            (false, true) => Caching::OptOut,
+            (false, false) => Caching::All,
+        };
+        let Self { is_next_marked, no_loop, .. } = self;
+        self.is_on.then_some(Tracking { caching, is_next_marked, no_loop, prefixes: None })
+    }
 }
 
 /// A blocking call that waits.
@@ -198,5 +241,6 @@ impl ClientDescription {
             Box::new(Library { name: name.as_slice().into(), version: version.as_slice().into() })
         });
         session.no_evict = self.no_evict;
+        session.tracking = self.tracked.and_then(Tracked::tracking).map(Box::new);
     }
 }

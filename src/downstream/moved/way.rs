@@ -14,6 +14,8 @@ pub struct Accepts {
     pub subscribers: bool,
     /// Clients that are blocked.
     pub blocked: bool,
+    /// Clients with client-side caching.
+    pub tracking: bool,
 }
 
 /// By which clients go to the process that takes over.

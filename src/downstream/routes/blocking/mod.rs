@@ -105,7 +105,10 @@ impl Client {
             counts: false,
             remembered: false,
         };
-        self.blocking(taken, command, before).await
+        let reads = (command == Blocking::XRead).then(|| taken.request.clone());
+        self.blocking(taken, command, before).await?;
+        self.invalidate_reads_of(reads.as_ref());
+        Ok(())
     }
 
     /// Serves a blocking call to its end.

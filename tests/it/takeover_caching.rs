@@ -1,0 +1,47 @@
+//! Clients with client-side caching when the proxy is replaced: they forget what they have cached, and are told of changes by the
+//! new process.
+
+use crate::harness::Client;
+use crate::takeover::{Scene, TAKEOVER};
+
+fn forgets(client: &mut Client, key: Option<&str>) {
+    let push = client.reply();
+    assert!(push.is_push(), "{push:?}");
+    assert_eq!(push.items()[0].text(), "invalidate");
+    match key {
+        Some(key) => assert_eq!(push.items()[1].items()[0].text(), key),
+        None => assert!(push.raw.ends_with(b"_\r\n"), "{push:?}"),
+    }
+}
+
+#[test]
+fn a_client_that_caches_forgets_everything_and_is_told_of_changes_by_the_new_process() {
+    let mut scene = Scene::new(&[]);
+    scene.server.call("SET k 1");
+    let (mut all, mut opt_in) = (scene.proxy.connect(), scene.proxy.connect());
+    for client in [&mut all, &mut opt_in] {
+        assert!(!client.call("HELLO 3").is_error());
+    }
+    assert_eq!(all.call("CLIENT TRACKING ON NOLOOP").text(), "OK");
+    assert_eq!(opt_in.call("CLIENT TRACKING ON OPTIN").text(), "OK");
+    for round in 1..=2 {
+        assert_eq!(all.call("GET k").text(), round.to_string());
+        assert_eq!(scene.replace().wait(TAKEOVER).code, Some(0));
+        forgets(&mut all, None);
+        forgets(&mut opt_in, None);
+        assert_eq!(all.call("GET k").text(), round.to_string());
+        // Nothing is remembered of this one.
+        assert_eq!(opt_in.call("GET k").text(), round.to_string());
+        scene.server.call(&format!("SET k {}", round + 1));
+        forgets(&mut all, Some("k"));
+        assert_eq!(opt_in.call("PING").text(), "PONG");
+    }
+    let info = format!("{:?}", all.call("CLIENT TRACKINGINFO"));
+    assert!(info.contains("noloop"), "{info}");
+    let info = format!("{:?}", opt_in.call("CLIENT TRACKINGINFO"));
+    assert!(info.contains("optin"), "{info}");
+    assert_eq!(opt_in.call("CLIENT CACHING YES").text(), "OK");
+    assert_eq!(opt_in.call("GET k").text(), "3");
+    scene.server.call("SET k 4");
+    forgets(&mut opt_in, Some("k"));
+}
