@@ -71,6 +71,7 @@ impl Client {
             && subscriber.as_ref().is_some_and(may_move)
             && !self.has_more()
             && self.outbound.socket().is_plain()
+            && self.context.departures.may_begin(self.id())
     }
 
     /// A subscriber, and the channel that is to divide its messages, for the process that takes over.

@@ -2,6 +2,7 @@
 //!
 //! The context knows clients only as [`Served`]: what the worker may do to one without knowing how it is built.
 
+mod departures;
 mod metrics;
 mod permissions;
 mod served;
@@ -26,6 +27,7 @@ use crate::hygiene::fleet::FleetTerms;
 use crate::pool::{Pool, Turns};
 use crate::telemetry::Count;
 
+use departures::Departures;
 use metrics::WorkerMetrics;
 use permissions::ListPermissions;
 use warnings::Warnings;
@@ -92,6 +94,7 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) moves_later: Cell<bool>,
     /// By which clients go to the process that takes over.
     pub(in crate::downstream) way_out: RefCell<Option<WayOut>>,
+    pub(in crate::downstream) departures: Departures,
 }
 
 /// Whether a worker goes on.
@@ -169,6 +172,7 @@ impl Context {
             moves_clients: Cell::new(false),
             moves_later: Cell::new(false),
             way_out: RefCell::default(),
+            departures: Departures::default(),
             pool,
             hubs,
             pubsub,

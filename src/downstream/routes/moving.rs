@@ -49,6 +49,25 @@ impl Drop for Announcement<'_> {
     }
 }
 
+/// A client on its way, until this is dropped.
+struct Departing<'a>(&'a Client);
+
+impl<'a> Departing<'a> {
+    fn begin(client: &'a Client) -> Self {
+        client.context.departures.begin(client.id());
+        Self(client)
+    }
+}
+
+impl Drop for Departing<'_> {
+    fn drop(&mut self) {
+        let context = &self.0.context;
+        if let Some(next) = context.departures.end().and_then(|id| context.client(id)) {
+            next.wake();
+        }
+    }
+}
+
 /// The channel of a divider, subscribed until this is dropped.
 struct Dividing {
     subscriber: Rc<Subscriber>,
@@ -111,7 +130,7 @@ impl Client {
         let (Some(way), Some(subscriber)) = (self.context.way_out(), self.subscriber.borrow().clone()) else {
             return Ok(());
         };
-        let _state = self.attachment.enter(Attachment::Moving);
+        let (_state, _departing) = (self.attachment.enter(Attachment::Moving), Departing::begin(self));
         let handover = timeout(HANDOVER, self.hand_over(&way, &subscriber));
         if self.unless_gone(handover).await? == Ok(true) {
             return Err(ClientClose::TakenOver);

@@ -310,6 +310,11 @@ impl Worker {
         let (member, last_command) =
             along.map_or((None, None), |along| (Some(along.membership), along.last_command));
         let id = before.as_ref().map_or(id, |before| before.id);
+        if announced.is_some() && self.context.client(id).is_some() {
+            // It has been announced before, and has not been forgotten yet.
+            self.context.workers.client_left(self.context.index);
+            return;
+        }
         let anonymous = match &before {
             Some(_) if member.is_some() => member,
             None => self.context.directory.anonymous(accepted.trusted),
