@@ -51,7 +51,9 @@ impl Client {
         if !call.is_in_hub_alone() || self.subscriber.borrow().is_some() || self.has_unsent() {
             return false;
         }
-        let Some(mut description) = self.described() else { return false };
+        let Some(mut description) = self.shown_login().and_then(|login| self.described(login)) else {
+            return false;
+        };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
         let Some(Withdrawn { request, has_looked }) = withdraw() else { return false };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(waited);
