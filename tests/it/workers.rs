@@ -47,7 +47,7 @@ fn listed(operator: &mut Client) -> BTreeMap<String, String> {
     rows
 }
 
-/// SELECTs and new connections on the server while it runs 4,000 commands of clients that have found their workers.
+/// `SELECT` commands and new connections on the server during 4,000 commands of clients that have found their workers.
 fn selects_and_dials_of_4000_commands(stage: &Stage) -> (u64, u64) {
     let end = AtomicBool::new(false);
     thread::scope(|scope| {
