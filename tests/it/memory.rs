@@ -188,7 +188,7 @@ fn pipelines(stage: &Stage) -> Vec<Client> {
 /// Waits until what is held changes no more, within bounds. The figure is published once a second.
 fn settle(stage: &Stage) {
     let mut last = (-1.0, 0);
-    until("what is held stays the same", Duration::from_secs(20), || {
+    until("what is held stays the same", Duration::from_secs(60), || {
         let now = stage.proxy().metrics()["redbouncer_client_memory_bytes"];
         last = if now == last.0 { (now, last.1 + 1) } else { (now, 0) };
         thread::sleep(Duration::from_millis(50));
