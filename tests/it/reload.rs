@@ -168,6 +168,7 @@ fn a_changed_file_is_read_by_itself_where_that_is_asked_for() {
     let configured = Configured::start(&text("1s", true));
     configured.write(&text("2s", true));
     until("it is read", PATIENCE, || keys(&configured.lines("a setting has changed")) == ["pool.linger"]);
+    until("that is said", PATIENCE, || configured.lines(READ).len() == 1);
     assert_eq!(configured.lines(READ)[0]["cause"], "the file has changed");
     // The last change that is taken up without a signal.
     configured.write(&text("2s", false));
