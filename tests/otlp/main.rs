@@ -1,5 +1,5 @@
 //! Spans of sampled commands, as a collector gets them: `make check-otlp`. Apart from the other integration tests, because it needs a
-//! build with the feature `otlp`.
+//! build with the feature `otlp`, which the debug build of `make test` is.
 
 // A failed expectation is how a test reports, so what the library forbids itself is the normal tool here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
@@ -18,7 +18,9 @@ use harness::{PATIENCE, Proxy, Relay, Server, Stage, until};
 
 fn stage(collector: &Collector, more: &[&str]) -> Stage {
     let endpoint = format!("tracing.otlp_endpoint=http://{}", collector.address());
-    Stage::proxied_with(&[&[endpoint.as_str(), "tracing.sample=1"], more].concat())
+    let is_sampled = more.iter().any(|setting| setting.starts_with("tracing.sample="));
+    let all: &[&str] = if is_sampled { &[] } else { &["tracing.sample=1"] };
+    Stage::proxied_with(&[&[endpoint.as_str()], all, more].concat())
 }
 
 /// The span of `command` as its client saw it.
