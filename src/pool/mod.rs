@@ -554,6 +554,13 @@ impl Pool {
         }
     }
 
+    /// The lanes whose server tells the client `id` of what it has read.
+    pub fn lanes_read_by(&self, id: u64) -> Vec<Rc<Lane>> {
+        let groups = self.groups.borrow();
+        let lanes = groups.values().flat_map(|group| group.lanes());
+        lanes.filter(|lane| lane.tracker().is_some_and(|tracker| tracker.knows(id))).collect()
+    }
+
     fn new_tracker(&self) -> Rc<Tracker> {
         let memory = &self.shared.memory;
         Tracker::new(memory.unnamed(), memory.bound())

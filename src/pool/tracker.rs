@@ -219,6 +219,12 @@ impl Tracker {
         self.held.borrow_mut().set(table.bytes);
     }
 
+    /// Whether the client `id` has used the lane.
+    #[must_use]
+    pub(super) fn knows(&self, id: u64) -> bool {
+        self.table.borrow().known.contains_key(&id)
+    }
+
     /// Whether anybody has used the lane who would have to forget everything with it.
     #[must_use]
     pub(super) fn has_readers(&self) -> bool {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Ended, PATIENCE, Reply, Row, Server, Stage, Value, Version, encode, until};
+use crate::harness::{
+    Client, Ended, PATIENCE, Proxy, Relay, Reply, Row, Server, Stage, Value, Version, encode, until,
+};
 
 /// A proxied stage before every server that tracks for lanes.
 fn on_each(settings: &[&str], scenario: impl Fn(&Stage)) {
@@ -242,6 +244,36 @@ fn what_is_read_on_a_lease_is_not_kept() {
         stage.server.call("SET k 1");
         expect_news(&mut reader, &["k"]);
         assert_eq!(reader.call("PING").text(), "PONG");
+    });
+}
+
+/// The server tells of a write right behind its reply, also a client whose last command it was. Here the two come in two
+/// pieces.
+#[test]
+fn who_ends_behind_a_write_is_told_of_it() {
+    on_each(&[], |stage| {
+        let relay = Relay::to(stage.server.address());
+        let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &[]).unwrap();
+        for (write, last) in [("SET k 1", None), ("SET k 2", Some("QUIT")), ("SET k 3", Some("RESET"))] {
+            let mut client = proxy.connect();
+            client.call("HELLO 3");
+            assert_eq!(client.call("CLIENT TRACKING ON").text(), "OK");
+            client.call("GET k");
+            relay.split("+OK\r\n".len(), Duration::from_millis(200));
+            client.start(write);
+            match last {
+                Some(command) => client.start(command),
+                None => client.half_close(),
+            }
+            assert_eq!(client.reply().text(), "OK");
+            expect_news(&mut client, &["k"]);
+            relay.pass();
+            match last {
+                Some("RESET") => assert_eq!(client.reply().text(), "RESET"),
+                Some(_) => assert_eq!(client.read_to_end(PATIENCE).0, "+OK\r\n"),
+                None => client.expect_end(PATIENCE),
+            }
+        }
     });
 }
 

@@ -88,7 +88,7 @@ impl Client {
             | Route::Listen(..)
             | Route::Misplaced
             | Route::PubSub) => self.answer_off_lane(route, &taken.request, taken.muted).await,
-            Route::Local(class) => self.answer_a_subscriber(class, &taken.request).await,
+            Route::Local(class) => self.answer_caught_up(class, &taken.request).await,
             // Answered on the fast path.
             Route::Refuse(_) => Ok(()),
         }
@@ -108,8 +108,8 @@ impl Client {
         Ok(true)
     }
 
-    /// What is answered here, to a subscriber: behind the messages that were published before.
-    async fn answer_a_subscriber(self: &Rc<Self>, class: Class, request: &Bytes) -> Result<(), ClientClose> {
+    /// What is answered here, behind the messages and invalidations that the server sent before.
+    async fn answer_caught_up(self: &Rc<Self>, class: Class, request: &Bytes) -> Result<(), ClientClose> {
         self.catch_up().await?;
         let Some(request) = Request::parse(request) else { return Err(ClientClose::ProtocolError) };
         match self.answer_locally(class, &request) {

@@ -581,7 +581,9 @@ impl Client {
         self.count(&asked);
         run.start = before.len() + frame.len();
         match route {
-            Route::Local(Class::Quit | Class::Reset | Class::Ping) if self.subscriber.borrow().is_some() => {
+            Route::Local(Class::Quit | Class::Reset | Class::Ping)
+                if self.subscriber.borrow().is_some() || self.hears_invalidations() =>
+            {
                 let request = self.taken(run, frame);
                 let taken = PendingCommand {
                     request,

@@ -79,34 +79,41 @@ impl Client {
         Ok(())
     }
 
-    /// Waits until the hub has given out all that was published before: its connection may bring it later than a lane brings
-    /// the reply to PUBLISH, where the server would have written it by now. What begins or ends subscriptions here, or ends
-    /// the client, comes after it.
+    /// Waits until the client has been sent all that the server had for it before: messages come over the hub's connection
+    /// and invalidations over lanes, both perhaps later than the reply to the PUBLISH or write that caused them, where the
+    /// server would have written them by now. What begins or ends subscriptions here, or ends the client, comes after it.
     ///
     /// # Errors
     /// Why the client is to be closed.
     pub(in crate::downstream) async fn catch_up(self: &Rc<Self>) -> Result<(), ClientClose> {
-        let Some(subscriber) = self.subscriber.borrow().clone() else { return Ok(()) };
+        let subscriber = self.subscriber.borrow().clone();
         // Several commands one behind the other wait once.
-        if self.is_caught_up.get() {
+        if self.is_caught_up.get() || subscriber.is_none() && !self.hears_invalidations() {
             return Ok(());
         }
-        subscriber.wants_to_catch_up();
-        if subscriber.station.mark(Rc::clone(self) as Rc<dyn Listener>) {
-            let _waits = self.attachment.await_pubsub();
-            let deadline = self.context.pool.wait_deadline();
-            let caught_up = subscriber.caught_up();
-            // A server that says nothing for so long is not waited for.
-            let _ = self.unless_gone(tokio::time::timeout_at(deadline, caught_up)).await?;
+        let deadline = self.context.pool.wait_deadline();
+        if let Some(subscriber) = &subscriber {
+            subscriber.wants_to_catch_up();
+            if subscriber.station.mark(Rc::clone(self) as Rc<dyn Listener>) {
+                let _waits = self.attachment.await_pubsub();
+                let caught_up = subscriber.caught_up();
+                // A server that says nothing for so long is not waited for.
+                let _ = self.unless_gone(tokio::time::timeout_at(deadline, caught_up)).await?;
+            }
         }
+        let told = self.is_told_what_changed();
+        let _ = self.unless_gone(tokio::time::timeout_at(deadline, told)).await?;
         self.is_caught_up.set(true);
-        subscriber.has_caught_up(self.has_ended_input());
+        if let Some(subscriber) = &subscriber {
+            subscriber.has_caught_up(self.has_ended_input());
+        }
         Ok(())
     }
 
-    /// Whether messages may come that were published before the FIN of this client.
+    /// Whether messages or invalidations may come that the server sent before the FIN of this client.
     pub(in crate::downstream) fn may_hear_more(&self) -> bool {
         self.subscriber.borrow().as_ref().is_some_and(|subscriber| !subscriber.has_heard_all())
+            || !self.is_caught_up.get() && self.hears_invalidations()
     }
 
     /// UNSUBSCRIBE and its kin, after [`Self::catch_up`]: done here, whatever the server still has to be told.

@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::pending::PendingCommand;
@@ -31,7 +32,7 @@ impl Reader for Client {
     }
 
     fn hears(&self, news: &News) {
-        if self.session.borrow().hears_invalidations() {
+        if self.hears_invalidations() {
             self.send_push(news.frame.clone());
         } else if news.keys.is_none() {
             self.has_missed.set(true);
@@ -42,7 +43,7 @@ impl Reader for Client {
 impl Client {
     /// What the server tracks on the lanes of this client.
     pub(in crate::downstream) fn tracked(&self) -> Tracked {
-        if self.session.borrow().hears_invalidations() { Tracked::Reads } else { Tracked::No }
+        if self.hears_invalidations() { Tracked::Reads } else { Tracked::No }
     }
 
     fn as_reader(self: &Rc<Self>) -> Rc<dyn Reader> {
@@ -150,11 +151,34 @@ impl Client {
     /// CLIENT TRACKING is on: invalidations reach the client from now on, if it speaks RESP3.
     pub(in crate::downstream) fn begins_to_hear(self: &Rc<Self>) {
         self.has_tracked.set(true);
-        if !self.session.borrow().hears_invalidations() {
+        if !self.hears_invalidations() {
             return;
         }
         if let Some(lane) = self.current_group().and_then(|group| group.lane()) {
             lane.serves(|| self.as_reader());
+        }
+    }
+
+    /// Whether invalidations reach it.
+    pub(in crate::downstream) fn hears_invalidations(&self) -> bool {
+        self.session.borrow().hears_invalidations()
+    }
+
+    /// Returns when it has been told of every change that the server knew of before: an invalidation keeps its place among
+    /// the replies of its lane.
+    pub(in crate::downstream) async fn is_told_what_changed(&self) {
+        if !self.has_tracked.get() {
+            return;
+        }
+        let (ping, lanes) = (encode::one_command(&[b"PING"]), self.context.pool.lanes_read_by(self.id()));
+        let asked = lanes.iter().map(|lane| {
+            let (sender, answered) = oneshot::channel();
+            lane.exchange(&ping, 1, Instant::now(), Box::new(move |frames| drop(sender.send(frames))));
+            answered
+        });
+        for answered in asked.collect::<Vec<_>>() {
+            // An error: the lane has ended, and its readers have been told to forget everything.
+            let _ = answered.await;
         }
     }
 
@@ -248,7 +272,7 @@ impl Client {
 
     /// What was taken for the slow path goes over `lane` next.
     pub(in crate::downstream) fn taken_reads_over(self: &Rc<Self>, lane: &Lane, taken: &PendingCommand) {
-        if !self.session.borrow().hears_invalidations() {
+        if !self.hears_invalidations() {
             return;
         }
         let place = lane.carried() + u64::from(taken.replies) - 1;
@@ -293,7 +317,7 @@ impl Client {
 
     /// Tells the client to forget what it has just read over a connection that the server does not track for it.
     pub(in crate::downstream) fn invalidate_reads(&self, reads: Reads) {
-        if !self.session.borrow().hears_invalidations() {
+        if !self.hears_invalidations() {
             return;
         }
         self.invalidate(reads);
@@ -322,6 +346,6 @@ impl Client {
         asked: &Asked,
         request: &Request<'_>,
     ) -> Option<Reads> {
-        if self.session.borrow().hears_invalidations() { tracking::reads(asked, request) } else { None }
+        if self.hears_invalidations() { tracking::reads(asked, request) } else { None }
     }
 }

@@ -21,6 +21,8 @@ enum Rule {
     Pass,
     /// Every chunk waits this long before it goes on.
     Delay(Duration),
+    /// Of every chunk of replies so many bytes pass at once, and what is behind them waits so long.
+    Split(usize, Duration),
     /// Nothing is read: the senders' windows fill.
     Freeze,
     /// Everything is read and thrown away: the senders believe it arrived.
@@ -88,6 +90,11 @@ impl Relay {
     /// Delays every chunk in both directions.
     pub(crate) fn delay(&self, by: Duration) {
         *self.shared.rule.lock().unwrap() = Rule::Delay(by);
+    }
+
+    /// Passes the first bytes of every chunk of replies, `first` in number, and what is behind them after `pause`.
+    pub(crate) fn split(&self, first: usize, pause: Duration) {
+        *self.shared.rule.lock().unwrap() = Rule::Split(first, pause);
     }
 
     /// Stops reading from both sides: back-pressure, as from a peer whose process is stopped.
@@ -220,7 +227,16 @@ impl Connection {
             }
             let passing = if replies { self.allowed(count) } else { count };
             if rule != Rule::Swallow {
-                self.write(&mut to, &chunk[..passing]);
+                let mut begun = 0;
+                if let Rule::Split(first, pause) = rule
+                    && replies
+                    && first < passing
+                {
+                    self.write(&mut to, &chunk[..first]);
+                    thread::sleep(pause);
+                    begun = first;
+                }
+                self.write(&mut to, &chunk[begun..passing]);
                 if replies {
                     self.shared.replied.fetch_add(passing, SeqCst);
                 }
