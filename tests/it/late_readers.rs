@@ -65,26 +65,35 @@ fn unsent(stage: &Stage) -> u64 {
     clients.as_array().unwrap().iter().map(|client| client["unsent"].as_u64().unwrap()).sum()
 }
 
+/// The most that the proxy held for a client that sent `first` and reads slowly. `None`: the machine held the reader up for
+/// so long that it was rightly taken for one that does not read.
+fn most_for_a_slow_reader(stage: &Stage, first: &str) -> Option<u64> {
+    let mut client = stage.connect();
+    client.shrink_receive_buffer();
+    client.call(first);
+    client.send(encode(&["GET", "big"]).repeat(2_000));
+    let started = Instant::now();
+    let (mut most, mut longest, mut last) = (0, Duration::ZERO, started);
+    while started.elapsed() < Duration::from_secs(2) {
+        client.read_bytes(100_000, PATIENCE);
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        thread::sleep(Duration::from_millis(20));
+        most = most.max(unsent(stage));
+    }
+    client.reset();
+    until("it is gone", PATIENCE, || unsent(stage) == 0);
+    (longest < Duration::from_millis(200)).then_some(most)
+}
+
 #[test]
 fn who_reads_slowly_is_held_back() {
     let stage = Stage::proxied();
     stage.server.call(&format!("SET big {}", "x".repeat(100_000)));
     for first in ["PING", "WATCH w"] {
-        let mut client = stage.connect();
-        client.shrink_receive_buffer();
-        client.call(first);
-        client.send(encode(&["GET", "big"]).repeat(2_000));
-        let started = Instant::now();
-        let mut most = 0;
-        while started.elapsed() < Duration::from_secs(2) {
-            client.read_bytes(100_000, PATIENCE);
-            thread::sleep(Duration::from_millis(20));
-            most = most.max(unsent(&stage));
-        }
+        let most = (0..10).find_map(|_| most_for_a_slow_reader(&stage, first));
         // Of 200 MB: what was under way when the soft limit of 1 MiB was reached comes on top of it.
-        assert!(most < 110 << 20, "{first}: {most} bytes");
-        client.reset();
-        until("it is gone", PATIENCE, || unsent(&stage) == 0);
+        assert!(most.expect("a reader that is not held up") < 110 << 20, "{first}: {most:?} bytes");
     }
 }
 
