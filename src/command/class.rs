@@ -41,7 +41,7 @@ pub enum Class {
     ClientNoEvict,
     /// CLIENT NO-TOUCH: a lease from `on` to `off`.
     ClientNoTouch,
-    /// CLIENT TRACKING: part of the lane's key; a lease from ON to OFF with BCAST, or before 7.0.
+    /// CLIENT TRACKING: part of the lane's key; a lease from ON to OFF before 7.0.
     ClientTracking,
     /// CLIENT CACHING: remembered for the next command.
     ClientCaching,

@@ -108,7 +108,7 @@ pub(super) static ROWS: &[Row] = &[
     row("client|reply", 3, Class::ClientReply, NONE, "replies are swallowed here: a silent lane would lose count of its replies"),
     row("client|setinfo", 4, Class::ClientSetInfo, NONE, "library name and version belong to the session"),
     row("client|setname", 3, Class::ClientSetName, NONE, "a name belongs to the session; upstream connections carry our own"),
-    row("client|tracking", -3, Class::ClientTracking, NONE, "invalidations arrive on the connection: part of the lane key; with BCAST a lease while on"),
+    row("client|tracking", -3, Class::ClientTracking, NONE, "invalidations arrive on the connection: part of the lane key"),
     row("client|trackinginfo", 2, Class::ClientTrackingInfo, NONE, "what CLIENT TRACKING has said, remembered for the client"),
     admin("client|unblock", -3, Class::ClientUnblock, NONE, "ours end here; others are asked for on a control connection"),
     admin("client|unpause", 2, Class::Control, NONE, "a lane may be held by the pause that it ends"),

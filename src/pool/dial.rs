@@ -98,7 +98,7 @@ impl Pool {
                 Ok(established) => {
                     permit.opened(established.id, Some(established.local.port()));
                     let lane = Lane::new(group.key(), permit, Rc::clone(&self.measures));
-                    if login.tracking {
+                    if group.key().tracked != Tracked::No {
                         lane.track(self.new_tracker());
                     }
                     if self.roles.met(established.server.is_replica()) {
@@ -385,7 +385,8 @@ impl Pool {
             protocol: key.protocol,
             name: self.shared.instance.connection(kind.label()),
             readonly: key.readonly,
-            tracking: key.tracked != Tracked::No,
+            // By prefix it is asked for when the first client says which.
+            tracking: key.tracked == Tracked::Reads,
         }
     }
 

@@ -13,7 +13,7 @@ mod slot;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use super::Permit;
 use super::measures::{Measures, Sample};
 use super::tracker::{Reader, Tracked, Tracker};
-use crate::resp::{ErrorCode, Unsent, encode};
+use crate::resp::{self, ErrorCode, Unsent, encode};
 use crate::telemetry::{CommandOutcome, Origin, UpstreamClose};
 
 use slot::Slot;
@@ -232,6 +232,18 @@ impl Lane {
         self.tracker.borrow().clone()
     }
 
+    /// Whether client `id` is told of what the server tells.
+    #[must_use]
+    pub fn is_told(&self, id: u64) -> bool {
+        self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.knows(id))
+    }
+
+    /// Whether client `id` is told of keys with any of its `count` prefixes.
+    #[must_use]
+    pub fn is_told_by_prefix(&self, id: u64, count: usize) -> bool {
+        self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.knows_prefixes(id, count))
+    }
+
     /// Tells all readers to forget everything, because nothing more will be told.
     pub(super) fn forget_readers(&self) {
         if let Some(tracker) = self.tracker() {
@@ -249,6 +261,32 @@ impl Lane {
         if let Some(tracker) = &*self.tracker.borrow() {
             tracker.join(&reader());
         }
+    }
+
+    /// `reader` is told of every change of a key with one of `prefixes`. `then` gets what the server answers to being asked for
+    /// it; `false`: it tells of them already.
+    pub fn broadcasts(
+        self: &Rc<Self>,
+        reader: &Rc<dyn Reader>,
+        prefixes: &BTreeSet<Bytes>,
+        then: Then,
+    ) -> bool {
+        let Some(tracker) = self.tracker() else { return false };
+        let Some(asking) = tracker.broadcasts(reader, prefixes) else { return false };
+        let lane = Rc::downgrade(self);
+        let answered = move |answer: Result<Vec<Bytes>, Lost>| {
+            let is_refused =
+                answer.as_ref().is_ok_and(|frames| frames.iter().any(|frame| resp::is_error(frame)));
+            if let Some(lane) = lane.upgrade().filter(|_| is_refused) {
+                // What it tells now is not certain.
+                lane.leave(UpstreamClose::Unfit);
+            } else if asking.has_gap {
+                tracker.tell_all(asking.newcomer);
+            }
+            then(answer);
+        };
+        self.exchange(&asking.commands, asking.replies, Instant::now(), Box::new(answered));
+        true
     }
 
     /// `reader` reads `keys` (`None`: nobody knows which) by the command at `place`, see [`Self::carried`].

@@ -554,11 +554,20 @@ impl Pool {
         }
     }
 
+    /// Client `id` does not ask for keys by prefix any more.
+    pub fn ends_broadcasts(&self, id: u64) {
+        for lane in self.groups.borrow().values().flat_map(|group| group.lanes()) {
+            if let Some(tracker) = lane.tracker() {
+                tracker.ends_broadcasts(id);
+            }
+        }
+    }
+
     /// The lanes whose server tells the client `id` of what it has read.
     pub fn lanes_read_by(&self, id: u64) -> Vec<Rc<Lane>> {
         let groups = self.groups.borrow();
         let lanes = groups.values().flat_map(|group| group.lanes());
-        lanes.filter(|lane| lane.tracker().is_some_and(|tracker| tracker.knows(id))).collect()
+        lanes.filter(|lane| lane.is_told(id)).collect()
     }
 
     fn new_tracker(&self) -> Rc<Tracker> {
@@ -583,6 +592,10 @@ impl Pool {
 
 /// How a lane is called in listings.
 fn holder_of(key: LaneKey) -> String {
-    let tracks = if key.tracked == Tracked::No { "" } else { ", CLIENT TRACKING" };
+    let tracks = match key.tracked {
+        Tracked::No => "",
+        Tracked::Reads => ", CLIENT TRACKING",
+        Tracked::Prefixes => ", CLIENT TRACKING BCAST",
+    };
     format!("lane of database {}, RESP{}{tracks}", key.database, key.protocol.number())
 }

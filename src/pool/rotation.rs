@@ -168,7 +168,7 @@ impl Pool {
         to.is_given(Rc::clone(lane));
         let (mut commands, mut replies) = (BytesMut::new(), 0);
         // A database is no matter to tracking, which names keys alone.
-        if old.tracked != Tracked::No && new.tracked == Tracked::No {
+        if old.tracked != new.tracked && old.tracked != Tracked::No {
             lane.forget_readers();
             encode::command(&mut commands, &[b"CLIENT", b"TRACKING", b"OFF"]);
             replies += 1;
@@ -181,9 +181,11 @@ impl Pool {
             encode::command(&mut commands, &[b"SELECT", new.database.to_string().as_bytes()]);
             replies += 1;
         }
-        if old.tracked == Tracked::No && new.tracked != Tracked::No {
+        if old.tracked != new.tracked && new.tracked == Tracked::Reads {
             encode::command(&mut commands, &[b"CLIENT", b"TRACKING", b"ON"]);
             replies += 1;
+        }
+        if old.tracked != new.tracked && new.tracked != Tracked::No {
             lane.track(self.new_tracker());
         }
         metrics::counter!("redbouncer_lane_turns_total").increment(1);

@@ -6,9 +6,13 @@
 //! kept, because the server remembers the key for that read anew. Who is told too often loses nothing;
 //! who is not told serves old values for ever. So a table that is full tells and forgets, and a lane that ends tells all
 //! who have used it to forget everything.
+//!
+//! Where clients ask by prefix (BCAST), the server is asked for the shortest of their prefixes, because those of one
+//! connection must not overlap (`checkPrefixCollisionsOrReply` in redis `tracking.c`), and what it tells is passed on to
+//! those with a prefix of the key.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +25,9 @@ use crate::resp::{self, Protocol, encode};
 const MOST_KEYS: usize = 1_000_000;
 /// Bytes that they may take, unless all clients together may have little.
 const MOST_BYTES: usize = 64 << 20;
+/// The server is asked for so many prefixes of one connection; beyond it for all keys, because each write there looks at each
+/// prefix.
+const MOST_PREFIXES: usize = 256;
 /// What an entry takes besides its key, about: in the table, and among the keys of its reader.
 const PER_KEY: usize = 128;
 const PER_READER: usize = 80;
@@ -33,6 +40,8 @@ pub enum Tracked {
     No,
     /// Every key that is read over it.
     Reads,
+    /// Every key with one of the prefixes that its clients have asked for, whoever reads it.
+    Prefixes,
 }
 
 /// News for readers.
@@ -92,6 +101,18 @@ struct Known {
     keys: IndexSet<Bytes>,
     /// Nobody knows what it has read: it is told everything.
     hears_all: bool,
+    /// How many prefixes it has asked for.
+    prefixes: usize,
+}
+
+/// What the server is to be asked so that a lane hears of more prefixes.
+pub(super) struct Asking {
+    pub(super) commands: BytesMut,
+    pub(super) replies: u32,
+    /// What changes meanwhile may not be told.
+    pub(super) has_gap: bool,
+    /// Who has asked for nothing before, and so has nothing to forget.
+    pub(super) newcomer: Option<u64>,
 }
 
 /// A reader of one key.
@@ -113,6 +134,12 @@ struct Table {
     known: BTreeMap<u64, Known>,
     keys: IndexMap<Bytes, Readers>,
     bytes: usize,
+    /// Who has asked for a prefix, by their ids.
+    by_prefix: BTreeMap<Bytes, BTreeSet<u64>>,
+    /// The length of the longest of them so far.
+    longest: usize,
+    /// The prefixes that the server has been asked for; none begins with another one.
+    asked: BTreeSet<Bytes>,
     /// The write of a client that need not be told of it, by its place.
     own: Option<(u64, Bytes, u64)>,
 }
@@ -141,6 +168,59 @@ impl Tracker {
     pub(super) fn join(&self, reader: &Rc<dyn Reader>) {
         let mut table = self.table.borrow_mut();
         table.known(reader);
+    }
+
+    /// `reader` is to hear of all keys with one of `prefixes`. What the server is to be asked before, if it does not tell of
+    /// them already.
+    pub(super) fn broadcasts(&self, reader: &Rc<dyn Reader>, prefixes: &BTreeSet<Bytes>) -> Option<Asking> {
+        let mut table = self.table.borrow_mut();
+        let known = table.known(reader);
+        // Of one client they only become more, until it turns tracking off.
+        if known.prefixes == prefixes.len() {
+            return None;
+        }
+        let newcomer = (known.prefixes == 0).then(|| reader.id());
+        known.prefixes = prefixes.len();
+        let mut bytes = 0;
+        for prefix in prefixes {
+            table.longest = table.longest.max(prefix.len());
+            let ids = table.by_prefix.entry(prefix.clone()).or_default();
+            if ids.is_empty() {
+                bytes += prefix.len() + PER_KEY;
+            }
+            if ids.insert(reader.id()) {
+                bytes += PER_READER;
+            }
+        }
+        table.bytes += bytes;
+        self.held.borrow_mut().set(table.bytes);
+        let asking = table.ask_for(prefixes)?;
+        Some(Asking { newcomer, ..asking })
+    }
+
+    /// Whether the client `id` is told of all its `count` prefixes.
+    pub(super) fn knows_prefixes(&self, id: u64, count: usize) -> bool {
+        self.table.borrow().known.get(&id).is_some_and(|known| known.prefixes == count)
+    }
+
+    /// The client `id` asks by prefix no more.
+    pub(super) fn ends_broadcasts(&self, id: u64) {
+        let mut table = self.table.borrow_mut();
+        if table.known.get(&id).is_some_and(|known| known.prefixes > 0) {
+            table.part(id);
+            self.held.borrow_mut().set(table.bytes);
+        }
+    }
+
+    /// Tells all readers but `newcomer` to forget everything.
+    pub(super) fn tell_all(&self, newcomer: Option<u64>) {
+        let news = News::of(None);
+        let told: Vec<_> = {
+            let table = self.table.borrow();
+            let others = table.known.iter().filter(|(id, _)| Some(**id) != newcomer);
+            others.map(|(_, known)| (Rc::clone(&known.reader), news.clone())).collect()
+        };
+        tell(told);
     }
 
     /// `reader` reads `key` by the command at `place`; `answered` commands of the lane have their replies.
@@ -193,6 +273,7 @@ impl Tracker {
         let mut table = self.table.borrow_mut();
         let told = match &news.keys {
             None => table.all_change(answered, &news),
+            Some(keys) if !table.asked.is_empty() => table.tell_by_prefix(keys),
             Some(keys) => keys.iter().flat_map(|key| table.changes(key, answered)).collect(),
         };
         let bytes = table.bytes;
@@ -243,6 +324,7 @@ impl Table {
             reader: Rc::clone(reader),
             keys: IndexSet::new(),
             hears_all: false,
+            prefixes: 0,
         })
     }
 
@@ -305,6 +387,53 @@ impl Table {
         told
     }
 
+    /// What the server is to be asked so that it tells of all `prefixes`.
+    fn ask_for(&mut self, prefixes: &BTreeSet<Bytes>) -> Option<Asking> {
+        let is_covered = |prefix: &Bytes, by: &BTreeSet<Bytes>| {
+            (0..=prefix.len()).any(|length| by.contains(&prefix[..length]))
+        };
+        let fresh: Vec<Bytes> =
+            prefixes.iter().filter(|prefix| !is_covered(prefix, &self.asked)).cloned().collect();
+        if fresh.is_empty() {
+            return None;
+        }
+        let too_many = self.asked.len() + fresh.len() > MOST_PREFIXES;
+        let fresh = if too_many { vec![Bytes::new()] } else { fresh };
+        let before = self.asked.len();
+        self.asked.retain(|known| !fresh.iter().any(|prefix| known.starts_with(prefix)));
+        // A shorter prefix in the place of longer ones: they have to be taken back, and meanwhile nothing is told.
+        let has_gap = self.asked.len() < before;
+        self.asked.extend(fresh.iter().cloned());
+        let mut commands = BytesMut::new();
+        if has_gap {
+            encode::command(&mut commands, &[b"CLIENT", b"TRACKING", b"OFF"]);
+        }
+        let asked: Vec<&Bytes> = if has_gap { self.asked.iter().collect() } else { fresh.iter().collect() };
+        let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
+        asked.iter().for_each(|prefix| words.extend([&b"PREFIX"[..], prefix]));
+        encode::command(&mut commands, &words);
+        Some(Asking { commands, replies: 1 + u32::from(has_gap), has_gap, newcomer: None })
+    }
+
+    /// The server has told of `keys`: who has asked for a prefix of them. One push for each prefix, as the server sends.
+    fn tell_by_prefix(&self, keys: &[Bytes]) -> Vec<(Rc<dyn Reader>, News)> {
+        let mut found: BTreeMap<&[u8], (&BTreeSet<u64>, Vec<Bytes>)> = BTreeMap::new();
+        for key in keys {
+            for length in 0..=key.len().min(self.longest) {
+                if let Some(ids) = self.by_prefix.get(&key[..length]) {
+                    found.entry(&key[..length]).or_insert((ids, Vec::new())).1.push(key.clone());
+                }
+            }
+        }
+        let mut told = Vec::new();
+        for (ids, own) in found.into_values() {
+            let news = News::of(Some(own));
+            let readers = ids.iter().filter_map(|id| self.known.get(id));
+            told.extend(readers.map(|known| (Rc::clone(&known.reader), news.clone())));
+        }
+        told
+    }
+
     /// Every key has changed.
     fn all_change(&mut self, answered: u64, news: &News) -> Vec<(Rc<dyn Reader>, News)> {
         self.own = None;
@@ -324,12 +453,24 @@ impl Table {
             }
             !readers.is_empty()
         });
+        for (prefix, ids) in &self.by_prefix {
+            bytes += prefix.len() + PER_KEY + ids.len() * PER_READER;
+        }
         self.bytes = bytes;
         self.known.values().map(|known| (Rc::clone(&known.reader), news.clone())).collect()
     }
 
     fn part(&mut self, id: u64) {
         let Some(gone) = self.known.remove(&id) else { return };
+        if gone.prefixes > 0 {
+            let freed = &mut 0;
+            self.by_prefix.retain(|prefix, ids| {
+                *freed += if ids.remove(&id) { PER_READER } else { 0 };
+                *freed += if ids.is_empty() { prefix.len() + PER_KEY } else { 0 };
+                !ids.is_empty()
+            });
+            self.bytes = self.bytes.saturating_sub(*freed);
+        }
         for key in gone.keys {
             let Some(readers) = self.keys.get_mut(&key) else { continue };
             if let Ok(at) = readers.binary_search_by_key(&id, |read| read.id) {
@@ -473,6 +614,67 @@ mod tests {
         assert_eq!(tracker.table.borrow().bytes, 0);
         assert_eq!((a.heard(), b.heard()), (String::new(), "*".into()));
         tracker.note(&of_b, b"k", 0, 1);
+        tracker.part(2);
+        assert_eq!(tracker.table.borrow().bytes, 0);
+        assert!(!tracker.has_readers());
+    }
+
+    fn prefixes(words: &str) -> BTreeSet<Bytes> {
+        words.split(' ').map(|word| Bytes::copy_from_slice(word.trim_matches('.').as_bytes())).collect()
+    }
+
+    #[test]
+    fn the_server_is_asked_for_the_shortest_prefixes() {
+        let tracker = tracker(10);
+        let readers: Vec<_> = (1..7).map(Listener::new).collect();
+        let ask = |at: usize, words: &str| {
+            let asking = tracker.broadcasts(&readers[at].1, &prefixes(words));
+            asking.map(|asking| {
+                let text = String::from_utf8_lossy(&asking.commands).into_owned();
+                let words: Vec<_> = text.split("\r\n").filter(|word| !word.starts_with(['*', '$'])).collect();
+                (words.join(" ").trim().to_owned(), asking.replies, asking.has_gap)
+            })
+        };
+        let once = |words: &str| Some((format!("CLIENT TRACKING ON BCAST PREFIX {words}"), 1, false));
+        assert_eq!(ask(0, "user:1"), once("user:1"));
+        assert_eq!(ask(0, "user:1"), None, "again");
+        assert_eq!(ask(0, "user:1 user:2"), once("user:2"));
+        assert_eq!(ask(1, "user:12"), None, "told of already");
+        assert_eq!(ask(2, "job:"), once("job:"));
+        let all = "CLIENT TRACKING OFF CLIENT TRACKING ON BCAST PREFIX job: PREFIX user:".to_owned();
+        assert_eq!(ask(3, "user:"), Some((all, 2, true)));
+        assert_eq!(ask(4, "user:9 job:1"), None);
+        for (key, who) in
+            [("user:12", vec![0, 1, 3]), ("user:3", vec![3]), ("job:1", vec![2, 4]), ("x", vec![])]
+        {
+            assert!(tracker.receive(&changed(key), 0));
+            let heard: Vec<_> = (0..5).filter(|at| readers[*at].0.heard() == key).collect();
+            assert_eq!(heard, who, "{key}");
+        }
+        assert_eq!(
+            ask(5, "."),
+            Some(("CLIENT TRACKING OFF CLIENT TRACKING ON BCAST PREFIX".to_owned(), 2, true))
+        );
+    }
+
+    #[test]
+    fn one_push_is_parted_among_prefixes_and_who_has_gone_leaves_nothing() {
+        let tracker = tracker(10);
+        let ((a, of_a), (b, of_b)) = (Listener::new(1), Listener::new(2));
+        let keys = |words: &str| {
+            Some(words.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect())
+        };
+        assert!(tracker.broadcasts(&of_a, &prefixes("a b")).is_some());
+        assert!(tracker.broadcasts(&of_b, &prefixes(".")).is_some());
+        assert!(tracker.receive(&News::of(keys("a1 b1 a2 c")).frame, 0));
+        assert_eq!((a.heard(), b.heard()), ("a1a2 b1".into(), "a1b1a2c".into()));
+        assert!(tracker.receive(&News::of(None).frame, 0));
+        assert_eq!((a.heard(), b.heard()), ("*".into(), "*".into()));
+        let full = tracker.table.borrow().bytes;
+        assert_eq!(full, 3 * (PER_KEY + PER_READER) + 2);
+        tracker.ends_broadcasts(1);
+        assert!(tracker.receive(&changed("a1"), 0));
+        assert_eq!((a.heard(), b.heard()), (String::new(), "a1".into()));
         tracker.part(2);
         assert_eq!(tracker.table.borrow().bytes, 0);
         assert!(!tracker.has_readers());

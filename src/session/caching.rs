@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::BytesMut;
 
 use super::Session;
-use super::tracking::{Caching, SYNTAX, Tracking, mentions_broadcast};
+use super::tracking::{Caching, SYNTAX, Tracking};
 use crate::command::{Asked, Class};
 use crate::resp::{Protocol, Request, encode};
 
@@ -112,10 +112,4 @@ impl Session {
         encode::array(out, prefixes.map_or(0, BTreeSet::len));
         prefixes.into_iter().flatten().for_each(|prefix| encode::bulk(out, prefix));
     }
-}
-
-/// Whether `request`, CLIENT TRACKING, asks for what lanes do not carry.
-#[must_use]
-pub fn holds_alone(session: &Session, request: &Request<'_>) -> bool {
-    session.tracking.is_none() && mentions_broadcast(request)
 }

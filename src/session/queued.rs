@@ -13,7 +13,7 @@ use super::answers;
 use super::kill::{NOBODY, unblocking_nobody};
 use super::route::select;
 use super::text::{is_plain_name, one_line};
-use super::{ALWAYS_TAKEN, Filter, Hello, Placement, Policy, ReplyMode, Route, Session, tracking};
+use super::{ALWAYS_TAKEN, Filter, Hello, Placement, Policy, ReplyMode, Route, Session};
 use crate::command::{Asked, Class};
 use crate::resp::{ErrorCode, Protocol, Request, encode, error_text};
 
@@ -148,9 +148,7 @@ pub(super) fn sent(
         Class::ClientUnblock => Sent::StandIn(unblocking_nobody(request), Member::Beside(whole())),
         Class::Proxy => stand_in(&NO_EFFECT, Member::Beside(whole())),
         // Off is what it is on a lease: what the client gets is told of its lanes.
-        Class::ClientTracking if policy.tracked_lanes && !tracking::mentions_broadcast(request) => {
-            with(b"off")
-        }
+        Class::ClientTracking if policy.tracked_lanes => with(b"off"),
         Class::ClientTracking => {
             Sent::StandIn(redirecting_to_nobody(request), Member::Tracking(is(2, b"on")))
         }

@@ -22,6 +22,8 @@ pub struct Flags {
     pub monitor: bool,
     /// Tracking keys.
     pub tracking: bool,
+    /// CLIENT TRACKING is on, by prefix.
+    pub broadcast: bool,
     /// READONLY.
     pub readonly: bool,
     /// CLIENT NO-EVICT on.
@@ -128,6 +130,7 @@ impl ClientRow {
             (flags.multi.is_some(), 'x'),
             (flags.blocked, 'b'),
             (flags.tracking, 't'),
+            (flags.broadcast, 'B'),
             (matches!(self.peer, Endpoint::Unix(_)), 'U'),
             (flags.readonly, 'r'),
             (flags.no_evict, 'e'),

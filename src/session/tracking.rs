@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-pub use super::caching::holds_alone;
 use super::text::decimal;
 use crate::command::{Asked, Class, key_positions};
 use crate::resp::Request;
@@ -210,9 +209,4 @@ pub fn sure_write<'a>(asked: &Asked, request: &Request<'a>) -> Option<&'a [u8]> 
         (Some(_), _, Some(_)) => false,
     };
     if is_set && has_no_condition { request.arg(1) } else { None }
-}
-
-/// Whether `request`, CLIENT TRACKING, asks for BCAST.
-pub(super) fn mentions_broadcast(request: &Request<'_>) -> bool {
-    request.args().skip(3).any(|word| word.eq_ignore_ascii_case(b"bcast"))
 }

@@ -176,7 +176,7 @@ pub enum UpstreamClose {
     Recalled,
     /// A blocking call's own deadline passed on a lease.
     Deadline,
-    /// The server or the user turned out not to be fit for a hub.
+    /// The server or the user turned out not to be fit for a hub, or for a lane that tells of keys by prefix.
     Unfit,
     /// The server closed, or the connection failed.
     Lost,

@@ -535,14 +535,16 @@ impl Cacher {
 /// older than one seen before.
 fn no_cache_holds_an_old_value(stage: &Stage, seed: u64, with_losses: bool) -> usize {
     const SHARED: usize = 12;
-    const OPTIONS: [&str; 4] = ["", "OPTIN", "OPTOUT", "NOLOOP"];
+    const OPTIONS: [&str; 6] =
+        ["", "OPTIN", "OPTOUT", "NOLOOP", "BCAST PREFIX key: PREFIX own:", "BCAST NOLOOP"];
     let over = AtomicBool::new(false);
     let writes = AtomicU64::new(1);
     let keys: Vec<String> = (0..SHARED).map(|at| format!("key:{at}")).collect();
     let worker = |seed: u64| {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut crowd: Vec<_> =
-            (0..6).map(|at| Cacher::connect(stage, OPTIONS[at % 4], format!("own:{seed}:{at}"))).collect();
+        let mut crowd: Vec<_> = (0..OPTIONS.len())
+            .map(|at| Cacher::connect(stage, OPTIONS[at], format!("own:{seed}:{at}")))
+            .collect();
         let keys: Vec<_> =
             keys.iter().cloned().chain(crowd.iter().map(|client| client.own.clone())).collect();
         let mut pushes = 0;

@@ -17,6 +17,7 @@ mod blocking_held;
 mod check;
 mod cleanup;
 mod client_caching;
+mod client_caching_by_prefix;
 mod close_reasons;
 mod command_table;
 mod compatibility;

@@ -139,15 +139,9 @@ fn a_refused_watch_is_forgotten_by_unwatch_and_by_a_new_watch() {
 #[test]
 fn who_is_refused_another_state_is_closed_behind_the_error() {
     let (stage, _holders) = full(&["pubsub.hub=false"]);
-    for command in [
-        "SUBSCRIBE c",
-        "PSUBSCRIBE c",
-        "SSUBSCRIBE c",
-        "CLIENT TRACKING ON BCAST",
-        "CLIENT NO-TOUCH ON",
-        "MONITOR",
-        "XGROUP.LIKE state",
-    ] {
+    for command in
+        ["SUBSCRIBE c", "PSUBSCRIBE c", "SSUBSCRIBE c", "CLIENT NO-TOUCH ON", "MONITOR", "XGROUP.LIKE state"]
+    {
         let mut client = stage.connect();
         client.send([words(command), words("SET a 1")].concat());
         let reply = client.try_reply(PATIENCE);
@@ -160,7 +154,7 @@ fn who_is_refused_another_state_is_closed_behind_the_error() {
         client.expect_end(PATIENCE);
     }
     let closed = stage.proxy().metrics()["redbouncer_clients_closed_total{reason=\"state_refused\"}"];
-    assert!((closed - 6.0).abs() < 0.1, "{closed}");
+    assert!((closed - 5.0).abs() < 0.1, "{closed}");
     // One request, one reply, and no more.
     for command in ["WAIT 1 10", "DEBUG SLEEP 0"] {
         let mut client = stage.connect();

@@ -49,6 +49,7 @@ impl Client {
         flags.readonly = session.readonly;
         flags.no_evict = session.no_evict;
         flags.tracking |= session.tracking.is_some();
+        flags.broadcast |= session.tracking.as_ref().is_some_and(|tracking| tracking.prefixes.is_some());
         drop(session);
         if let Some(subscriber) = &*self.subscriber.borrow() {
             let count = |listen| subscriber.count(listen);

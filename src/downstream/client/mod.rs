@@ -67,6 +67,8 @@ pub(in crate::downstream) struct Client {
     pub(in crate::downstream) is_caught_up: Cell<bool>,
     /// It has had CLIENT TRACKING on.
     pub(in crate::downstream) has_tracked: Cell<bool>,
+    /// It asks for keys by prefix, and perhaps no lane tells it of them.
+    pub(in crate::downstream) is_untold: Cell<bool>,
     /// It could not be told that all it has read may have changed.
     pub(in crate::downstream) has_missed: Cell<bool>,
     /// What it knows of the server and forgets with its connection.
@@ -111,6 +113,7 @@ impl Client {
             subscriber: RefCell::new(None),
             is_caught_up: Cell::new(false),
             has_tracked: Cell::new(false),
+            is_untold: Cell::new(false),
             has_missed: Cell::new(false),
             learned: ServerKnowledge::default(),
             last_command: Cell::new(None),

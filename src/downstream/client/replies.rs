@@ -15,7 +15,7 @@ use crate::upstream::{Identity, OnLoss};
 impl Client {
     /// The key of the lanes this client's commands go over.
     pub(in crate::downstream) fn lane_key(&self) -> Option<(LaneKey, Arc<Identity>)> {
-        let identity = self.identity()?;
+        let (identity, tracked) = (self.identity()?, self.tracked());
         let session = self.session.borrow();
         let user = session.user.as_ref()?.id;
         let key = LaneKey {
@@ -23,7 +23,7 @@ impl Client {
             database: session.database,
             protocol: session.protocol,
             readonly: session.readonly,
-            tracked: if session.hears_invalidations() { Tracked::Reads } else { Tracked::No },
+            tracked,
         };
         Some((key, identity))
     }

@@ -329,14 +329,9 @@ impl Client {
         replies: u32,
     ) -> Result<Result<Vec<Bytes>, Unavailable>, ClientClose> {
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
-        let deadline = self.context.pool.wait_deadline();
-        let lane = loop {
-            if let Err(why) = self.unless_gone(self.context.pool.lane_ready(&group, deadline)).await? {
-                return Ok(Err(why));
-            }
-            if let Some(lane) = group.lane() {
-                break lane;
-            }
+        let lane = match self.ready_lane(&group).await? {
+            Ok(lane) => lane,
+            Err(why) => return Ok(Err(why)),
         };
         let (sender, receiver) = oneshot::channel();
         let then = Box::new(move |frames| drop(sender.send(frames)));
@@ -345,6 +340,25 @@ impl Client {
         match self.unless_gone(receiver).await? {
             Ok(Ok(frames)) => Ok(Ok(frames)),
             Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
+        }
+    }
+
+    /// A lane of `group`, as soon as there is one.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(in crate::downstream) async fn ready_lane(
+        &self,
+        group: &Rc<Group>,
+    ) -> Result<Result<Rc<Lane>, Unavailable>, ClientClose> {
+        let deadline = self.context.pool.wait_deadline();
+        loop {
+            if let Err(why) = self.unless_gone(self.context.pool.lane_ready(group, deadline)).await? {
+                return Ok(Err(why));
+            }
+            if let Some(lane) = group.lane() {
+                return Ok(Ok(lane));
+            }
         }
     }
 

@@ -30,6 +30,8 @@ pub(in crate::downstream) enum Next {
     AskForLimit,
     /// A subscriber has closed its side, and what was published before may not have come.
     CatchUp,
+    /// It asks for keys by prefix, and no lane tells it of them.
+    AskForPrefixes,
     /// It is a subscriber that may go to the process that takes over.
     Depart,
     /// Another worker goes on with it.
@@ -96,6 +98,9 @@ impl Client {
                     }
                     Progress::Hungry(missing) => need = missing,
                 }
+            }
+            if self.is_untold.get() && self.outstanding() == 0 {
+                return Poll::Ready(Next::AskForPrefixes);
             }
             if self.inbound().is_at_end() {
                 if self.outstanding() == 0 && flushed {

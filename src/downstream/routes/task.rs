@@ -71,6 +71,9 @@ impl ClientTask {
             // Nothing of it is here any more.
             Next::Moved => Box::pin(async { After::Nothing }),
             Next::AskForLimit => Box::pin(async move { After::Command(client.ask_for_limit().await) }),
+            Next::AskForPrefixes => {
+                Box::pin(async move { After::Command(client.asks_for_prefixes_again().await) })
+            }
             Next::Depart => Box::pin(async move { After::Command(client.depart().await) }),
             Next::CatchUp => Box::pin(async move { After::Command(client.catch_up().await) }),
             Next::Slow(taken) => Box::pin(async move {

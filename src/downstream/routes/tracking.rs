@@ -3,6 +3,7 @@
 //! The server tracks for lanes, and a lane's table says who read which key over it (`src/pool/tracker.rs`). What a client
 //! reads over any other connection is not tracked there, so it is told to forget it again right behind the reply.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -34,6 +35,11 @@ impl Reader for Client {
     fn hears(&self, news: &News) {
         if self.hears_invalidations() {
             self.send_push(news.frame.clone());
+            if news.keys.is_none() && self.prefixes().is_some() {
+                // Perhaps because the lane has ended. Nothing else may bring it back for a client that only listens.
+                self.is_untold.set(true);
+                self.wake();
+            }
         } else if news.keys.is_none() {
             self.has_missed.set(true);
         }
@@ -43,7 +49,19 @@ impl Reader for Client {
 impl Client {
     /// What the server tracks on the lanes of this client.
     pub(in crate::downstream) fn tracked(&self) -> Tracked {
-        if self.hears_invalidations() { Tracked::Reads } else { Tracked::No }
+        let session = self.session.borrow();
+        match &session.tracking {
+            Some(tracking) if session.hears_invalidations() => match tracking.prefixes {
+                Some(_) => Tracked::Prefixes,
+                None => Tracked::Reads,
+            },
+            Some(_) | None => Tracked::No,
+        }
+    }
+
+    /// The prefixes that it has asked for.
+    fn prefixes(&self) -> Option<BTreeSet<Bytes>> {
+        self.session.borrow().tracking.as_ref().and_then(|tracking| tracking.prefixes.clone())
     }
 
     fn as_reader(self: &Rc<Self>) -> Rc<dyn Reader> {
@@ -80,9 +98,7 @@ impl Client {
             return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done);
         }
         self.context.server.learn_from_login();
-        if !self.context.server.policy().tracked_lanes
-            || tracking::holds_alone(&self.session.borrow(), &request)
-        {
+        if !self.context.server.policy().tracked_lanes {
             return Ok(How::Alone);
         }
         let now = self.session.borrow().tracking.clone();
@@ -108,20 +124,24 @@ impl Client {
                 return Ok(How::Done);
             }
         };
-        if needs_a_lane && self.tracked() == Tracked::No {
+        let prefixes = next.as_ref().and_then(|next| next.prefixes.clone());
+        if needs_a_lane && (self.tracked() == Tracked::No || prefixes.is_some()) {
             let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
-            let group = self.context.pool.group(LaneKey { tracked: Tracked::Reads, ..key }, &identity);
-            let session = group.attach();
-            let ready = self
-                .unless_gone(self.context.pool.lane_ready(&group, self.context.pool.wait_deadline()))
-                .await;
-            drop(session);
-            match ready? {
-                Ok(()) => {}
+            let tracked = if prefixes.is_some() { Tracked::Prefixes } else { Tracked::Reads };
+            let group = self.context.pool.group(LaneKey { tracked, ..key }, &identity);
+            let _session = group.attach();
+            let lane = match self.ready_lane(&group).await? {
+                Ok(lane) => lane,
                 Err(why @ Unavailable::SelectRefused(_)) => {
                     return self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| How::Done);
                 }
                 Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done),
+            };
+            if let Some(prefixes) = &prefixes
+                && let Some(refusal) = self.asks_for(prefixes, &lane).await?
+            {
+                self.unless(muted, |client| client.send_answer(&refusal));
+                return Ok(How::Done);
             }
         }
         self.leave_group();
@@ -151,12 +171,71 @@ impl Client {
     /// CLIENT TRACKING is on: invalidations reach the client from now on, if it speaks RESP3.
     pub(in crate::downstream) fn begins_to_hear(self: &Rc<Self>) {
         self.has_tracked.set(true);
+        let prefixes = self.prefixes();
+        if prefixes.is_none() {
+            self.context.pool.ends_broadcasts(self.id());
+        }
         if !self.hears_invalidations() {
             return;
         }
         if let Some(lane) = self.current_group().and_then(|group| group.lane()) {
-            lane.serves(|| self.as_reader());
+            self.listens_to(&lane);
+        } else if prefixes.is_some() {
+            self.is_untold.set(true);
         }
+    }
+
+    /// It is told of what the server tells this lane, and what it wants to be told of by prefix is asked for. A refusal ends the
+    /// lane, and so comes to [`Self::asks_for_prefixes_again`].
+    fn listens_to(self: &Rc<Self>, lane: &Rc<Lane>) {
+        let session = self.session.borrow();
+        match session.tracking.as_ref().and_then(|tracking| tracking.prefixes.as_ref()) {
+            None => lane.serves(|| self.as_reader()),
+            Some(prefixes) if lane.is_told_by_prefix(self.id(), prefixes.len()) => {}
+            Some(prefixes) => {
+                lane.broadcasts(&self.as_reader(), prefixes, Box::new(drop));
+            }
+        }
+    }
+
+    /// Has the server tell `lane` of these prefixes. `Some`: its refusal.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    async fn asks_for(
+        self: &Rc<Self>,
+        prefixes: &BTreeSet<Bytes>,
+        lane: &Rc<Lane>,
+    ) -> Result<Option<Bytes>, ClientClose> {
+        let (sender, answer) = oneshot::channel();
+        let then = Box::new(move |frames| drop(sender.send(frames)));
+        if !lane.broadcasts(&self.as_reader(), prefixes, then) {
+            return Ok(None);
+        }
+        match self.unless_gone(answer).await? {
+            Ok(Ok(frames)) => Ok(frames.into_iter().find(|frame| resp::is_error(frame))),
+            Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
+        }
+    }
+
+    /// A lane that told it of keys by prefix may have ended: has another one do so, also for a client that sends nothing. What
+    /// has changed between the two it is told with everything else.
+    ///
+    /// # Errors
+    /// Why the client is to be closed: there is no lane for it, or the server does not let it any more.
+    pub(in crate::downstream) async fn asks_for_prefixes_again(self: &Rc<Self>) -> Result<(), ClientClose> {
+        self.is_untold.set(false);
+        let Some(prefixes) = self.prefixes().filter(|_| self.hears_invalidations()) else { return Ok(()) };
+        let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
+        let Ok(lane) = self.ready_lane(&group).await? else { return Err(ClientClose::NoUpstream) };
+        let is_told = lane.is_told(self.id());
+        if self.asks_for(&prefixes, &lane).await?.is_some() {
+            return Err(ClientClose::StateRefused);
+        }
+        if !is_told {
+            self.send_push(News::of(None).frame);
+        }
+        Ok(())
     }
 
     /// Whether invalidations reach it.
@@ -195,6 +274,11 @@ impl Client {
         session.hears_invalidations() && session.remembers_next()
     }
 
+    /// Whether the client may cache what the next command reads.
+    pub(in crate::downstream) fn caches_next(&self) -> bool {
+        self.remembers_next() || self.tracked() == Tracked::Prefixes
+    }
+
     /// Whether what this command reads is remembered: asked once, when it is taken.
     pub(in crate::downstream) fn remembers_this(&self, asked: &Asked) -> bool {
         let mut session = self.session.borrow_mut();
@@ -215,15 +299,17 @@ impl Client {
     ) {
         let remembered = self.remembers_this(asked);
         if let Some(lane) = run.lane.as_ref().filter(|_| self.tracked() != Tracked::No) {
+            self.listens_to(lane);
             self.reads_over(lane, asked, request, lane.carried() + u64::from(run.count), remembered);
         }
     }
 
     /// Notes what a whole transaction of so many commands reads that is appended to `lane` next.
-    pub(in crate::downstream) fn note_block(self: &Rc<Self>, lane: &Lane, block: &[u8], commands: u32) {
+    pub(in crate::downstream) fn note_block(self: &Rc<Self>, lane: &Rc<Lane>, block: &[u8], commands: u32) {
         let remembered = self.remembers_next();
         self.session.borrow_mut().ends_mark();
         if self.tracked() != Tracked::No {
+            self.listens_to(lane);
             self.block_reads_over(lane, block, lane.carried() + u64::from(commands) - 1, remembered);
         }
     }
@@ -237,11 +323,10 @@ impl Client {
         place: u64,
         remembered: bool,
     ) {
-        let reader = self.as_reader();
-        lane.serves(|| Rc::clone(&reader));
         if !remembered {
             return;
         }
+        let reader = self.as_reader();
         match tracking::reads(asked, request) {
             Some(Reads::Keys(keys)) => lane.is_read(&reader, Some(&keys), place),
             Some(Reads::Unknown) => lane.is_read(&reader, None, place),
@@ -271,10 +356,11 @@ impl Client {
     }
 
     /// What was taken for the slow path goes over `lane` next.
-    pub(in crate::downstream) fn taken_reads_over(self: &Rc<Self>, lane: &Lane, taken: &PendingCommand) {
+    pub(in crate::downstream) fn taken_reads_over(self: &Rc<Self>, lane: &Rc<Lane>, taken: &PendingCommand) {
         if !self.hears_invalidations() {
             return;
         }
+        self.listens_to(lane);
         let place = lane.carried() + u64::from(taken.replies) - 1;
         self.block_reads_over(lane, &taken.request, place, taken.remembered);
     }
@@ -289,7 +375,8 @@ impl Client {
     ) -> Result<bool, (usize, Progress)> {
         let is_told_of_others = {
             let session = self.session.borrow();
-            let no_loop = session.tracking.as_ref().is_some_and(|tracking| tracking.no_loop);
+            let by_key = session.tracking.as_ref().filter(|tracking| tracking.prefixes.is_none());
+            let no_loop = by_key.is_some_and(|tracking| tracking.no_loop);
             no_loop && session.hears_invalidations()
         };
         let Some(key) = tracking::sure_write(asked, request).filter(|_| is_told_of_others) else {
@@ -299,7 +386,7 @@ impl Client {
         self.lane_for(run, asked, frame, (1, false))?;
         let Some(lane) = run.lane.take() else { return Ok(false) };
         self.count(asked);
-        lane.serves(|| self.as_reader());
+        self.listens_to(&lane);
         let (place, key, id) = (lane.carried(), Bytes::copy_from_slice(key), self.id());
         let over = Rc::downgrade(&lane);
         let change = move |reply: Bytes| {
@@ -325,9 +412,16 @@ impl Client {
 
     /// Tells the client to forget these.
     pub(in crate::downstream) fn invalidate(&self, reads: Reads) {
-        let keys = match reads {
-            Reads::Keys(keys) => Some(keys),
-            Reads::Unknown => None,
+        let keys = match (reads, self.prefixes()) {
+            (Reads::Unknown, _) => None,
+            (Reads::Keys(keys), None) => Some(keys),
+            (Reads::Keys(mut keys), Some(prefixes)) => {
+                keys.retain(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)));
+                if keys.is_empty() {
+                    return;
+                }
+                Some(keys)
+            }
         };
         self.send_push(News::of(keys).frame);
     }

@@ -8,7 +8,7 @@ use crate::command::{Asked, Blocking, Class};
 use crate::resp::{Protocol, Request};
 use crate::session::queued::{self, Member, Sent};
 use crate::session::transaction::Transaction;
-use crate::session::{Hello, Listen, Pin, Placement, Policy, Route, Session, answers, tracking};
+use crate::session::{Hello, Listen, Pin, Placement, Policy, Route, Session, answers};
 
 /// What to do with the client's next command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,9 +125,7 @@ impl LeaseState {
             Route::Blocking(command) if self.must_block_here() => Plan::Blocking(command),
             Route::Blocking(command) => Plan::Wait(command),
             Route::Lease(pin) => self.plan_pin(pin, asked, request),
-            Route::Tracking
-                if self.tracking || !policy.tracked_lanes || tracking::holds_alone(session, request) =>
-            {
+            Route::Tracking if self.tracking || !policy.tracked_lanes => {
                 self.plan_pin(Pin::Tracking, asked, request)
             }
             Route::Tracking

@@ -41,8 +41,12 @@ impl Holds {
         let listens = ["sub", "psub", "ssub"].iter().any(|field| !["", "0"].contains(&row.get(field)));
         // Before 7.0, whose rows have no such field, who tracks has a lease.
         let tracks_alone = has("t") && row.get("ssub").is_empty();
+        // Where there is no hub, one that blocks is tried on a lane now and then: whether a try that is lost with the lane has
+        // run, nobody knows.
+        let is_tried = has("b") && row.get("ssub").is_empty();
         match kind {
-            Kind::Control | Kind::Shared | Kind::Blocking => (false, false),
+            Kind::Control | Kind::Blocking => (false, false),
+            Kind::Shared => (is_tried, false),
             // What stands behind a call that blocks has not run yet. Of a blocking call a lease is taken where there is no hub, or the client has one already.
             Kind::Leased => (
                 has("xTOb") || tracks_alone || self.watch || self.vague && self.has_watched,

@@ -286,7 +286,7 @@ impl LeaseSession {
         self.tracks_by_exec |= matches!(plan, Plan::Queue(..)) && asked.class == Class::ClientTracking;
         let is_sent = matches!(plan, Plan::Forward(_) | Plan::Blocking(_));
         // Behind CLIENT TRACKING in a transaction nobody knows yet.
-        if is_sent && (self.tracks_by_exec || self.client.remembers_next()) {
+        if is_sent && (self.tracks_by_exec || self.client.caches_next()) {
             // The server tells all that track of an emptied database; this client's lanes will only track after EXEC.
             let is_emptied = self.tracks_by_exec && tracking::empties(asked);
             let reads = if is_emptied { Some(Reads::Unknown) } else { tracking::reads(asked, request) };
