@@ -426,7 +426,7 @@ fn a_process_that_takes_over_and_the_one_before_it_claim_no_more_than_one_share(
     let socket = directory.path().join("takeover.sock");
     let own = settings_of("pair", 20, "10s");
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
-    let mut proxy = Proxy::take_over(&socket, &server, &own).unwrap();
+    let mut proxy = Proxy::take_over(&socket, &server.url(), &own).unwrap();
     let other = member(&server, "other", 20);
     let loads = [proxy.address(), other.address()].map(|address| Load::start(address, 20));
     let fair = 9;
@@ -438,7 +438,7 @@ fn a_process_that_takes_over_and_the_one_before_it_claim_no_more_than_one_share(
     let takeovers = if long() { 20 } else { 3 };
     for _ in 0..takeovers {
         watcher.while_starting(1, || {
-            let next = Proxy::take_over(&socket, &server, &own).unwrap();
+            let next = Proxy::take_over(&socket, &server.url(), &own).unwrap();
             let old = std::mem::replace(&mut proxy, next);
             let mut ended = Some(old);
             until("the old process ends", Duration::from_secs(30), || {

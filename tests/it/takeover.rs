@@ -28,6 +28,7 @@ pub(crate) const TAKEOVER: Duration = Duration::from_secs(20);
 pub(crate) struct Scene {
     pub(crate) proxy: Proxy,
     pub(crate) server: Server,
+    upstream: String,
     settings: Vec<String>,
     directory: TempDir,
 }
@@ -38,10 +39,17 @@ impl Scene {
     }
 
     pub(crate) fn before(server: Server, settings: &[&str]) -> Self {
+        let upstream = server.url();
+        Self::by_way_of(upstream, server, settings)
+    }
+
+    /// The proxy reaches `server` at `upstream`.
+    pub(crate) fn by_way_of(upstream: String, server: Server, settings: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("takeover.sock");
-        let proxy = Proxy::take_over(&socket, &server, settings).unwrap();
-        Self { proxy, server, settings: settings.iter().map(ToString::to_string).collect(), directory }
+        let proxy = Proxy::take_over(&socket, &upstream, settings).unwrap();
+        let settings = settings.iter().map(ToString::to_string).collect();
+        Self { proxy, server, upstream, settings, directory }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -54,7 +62,7 @@ impl Scene {
 
     /// Starts a process that takes over; returns the one that was replaced.
     pub(crate) fn replace(&mut self) -> Proxy {
-        let next = Proxy::take_over(&self.socket(), &self.server, &self.settings()).unwrap();
+        let next = Proxy::take_over(&self.socket(), &self.upstream, &self.settings()).unwrap();
         std::mem::replace(&mut self.proxy, next)
     }
 }
@@ -233,14 +241,14 @@ fn clients_that_have_logged_in_move_with_their_user() {
     let server = Server::start_with(&["--requirepass", "sesame"]);
     assert_eq!(server.call("ACL SETUSER ann on >secret ~* &* +@all").text(), "OK");
     let settings = ["auth.mode=passthrough"];
-    let old = Proxy::take_over(&socket, &server, &settings).unwrap();
+    let old = Proxy::take_over(&socket, &server.url(), &settings).unwrap();
     let mut ann = old.connect();
     assert_eq!(ann.call("AUTH ann secret").text(), "OK");
     let mut usual = old.connect();
     assert_eq!(usual.call("AUTH sesame").text(), "OK");
     let mut stranger = old.connect();
     assert!(stranger.call("PING").is_error());
-    let new = Proxy::take_over(&socket, &server, &settings).unwrap();
+    let new = Proxy::take_over(&socket, &server.url(), &settings).unwrap();
     until("both have moved", PATIENCE, || new.status()["clients"].as_array().unwrap().len() == 2);
     assert_eq!(ann.call("ACL WHOAMI").text(), "ann");
     assert_eq!(usual.call("ACL WHOAMI").text(), "default");
@@ -497,7 +505,7 @@ fn a_process_whose_configuration_does_not_work_does_not_take_over() {
                 ["run", "--takeover", "--set", &socket, "--set", nowhere, "--listen", "127.0.0.1:0"];
             Proxy::launch_with(&arguments, &[]).err().unwrap()
         } else {
-            Proxy::take_over(&scene.socket(), &scene.server, &settings).err().unwrap()
+            Proxy::take_over(&scene.socket(), &scene.server.url(), &settings).err().unwrap()
         };
         assert_eq!(exit.code, Some(1));
         assert!(exit.stderr.contains(expected), "{}", exit.stderr);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Client, PATIENCE, Proxy, Sampler, Server, Value, encode, long, until};
+use crate::harness::{Client, Ended, PATIENCE, Proxy, Relay, Sampler, Server, Value, encode, long, until};
 use crate::takeover::{Newcomer, Scene, TAKEOVER};
 
 /// What a thousand subscribers need on a machine that is busy.
@@ -187,4 +187,48 @@ fn a_subscriber_that_the_other_process_does_not_take_stays_and_hears_everything(
     // The other process dies.
     drop(newcomer);
     hears(4);
+}
+
+/// A subscriber that the old process has given away, while the new one has not heard the dividing message yet.
+fn given_before_the_new_process_hears(settings: &[&str]) -> (Scene, Relay, Client) {
+    let server = Server::start();
+    let relay = Relay::to(server.address());
+    let mut scene = Scene::by_way_of(format!("redis://{}", relay.address()), server, settings);
+    let mut client = scene.proxy.connect();
+    client.call("SUBSCRIBE c");
+    relay.hold_on_new(b"\r\nmoved\r\n");
+    assert_eq!(scene.replace().wait(TAKEOVER).code, Some(0));
+    assert_eq!(relay.held(), 1, "the new process hears nothing yet");
+    (scene, relay, client)
+}
+
+#[test]
+fn a_subscriber_waits_as_long_as_it_takes_until_the_new_process_hears_what_it_is_to_hear() {
+    let (scene, relay, mut client) = given_before_the_new_process_hears(&[]);
+    scene.server.call("PUBLISH c first");
+    // Longer than anything else that a takeover may take.
+    assert_eq!(client.try_reply(Duration::from_secs(12)), Err(Ended::Late));
+    relay.pass();
+    scene.server.call("PUBLISH c second");
+    for expected in ["first", "second"] {
+        assert_eq!(client.reply().items()[2].text(), expected);
+    }
+    assert_eq!(client.call("UNSUBSCRIBE").items()[1].text(), "c");
+    assert_eq!(client.call("PING").text(), "PONG");
+}
+
+#[test]
+fn a_subscriber_that_waits_for_the_new_process_is_told_of_a_gap_as_any_other() {
+    let (_scene, relay, mut client) = given_before_the_new_process_hears(&[]);
+    relay.cut();
+    assert_eq!(client.try_reply(PATIENCE), Err(Ended::Closed));
+
+    let (scene, relay, mut client) = given_before_the_new_process_hears(&["pubsub.resubscribe=silent"]);
+    relay.cut();
+    relay.pass();
+    until("it hears again", PATIENCE, || {
+        scene.server.call("PUBLISH c again");
+        let message = client.try_reply(Duration::from_millis(100));
+        message.is_ok_and(|message| message.items()[2].text() == "again")
+    });
 }

@@ -173,6 +173,11 @@ impl Client {
         self.outbound.leaves_to_another();
     }
 
+    /// What comes for it from now on is for us to write, when it is ours.
+    pub(in crate::downstream) fn hears_again(&self) {
+        self.outbound.holds_pushes();
+    }
+
     /// It is ours, with this input.
     pub(in crate::downstream) fn is_received(&self, input: &[u8]) {
         self.inbound.discard();

@@ -186,20 +186,22 @@ impl Client {
             Ok(Err(_)) | Err(_) => None,
         };
         let published = prepared.as_mut().map(|prepared| &mut prepared.published);
-        let Ok(Some(Verdict::Given(input))) = timeout(2 * HANDOVER, decided(&mut announced, published)).await
-        else {
-            return Err(ClientClose::TakenOver);
+        // However long it takes: the other process always says what becomes of it, or ends.
+        let input = match self.unless_closed(decided(&mut announced, published)).await {
+            Ok(Some(Verdict::Given(input))) => input,
+            Err(ClientClose::Killed) => return Err(ClientClose::Killed),
+            Ok(Some(Verdict::Kept) | None) | Err(_) => return Err(ClientClose::TakenOver),
         };
-        // The other process may have heard the message before us.
-        let is_passed = async {
-            match &prepared {
-                Some(prepared) => prepared.dividing.divider.is_passed().await,
-                None => false,
+        // It was not given without the message.
+        let Some(Prepared { dividing, .. }) = &prepared else { return Err(ClientClose::SubscriptionLost) };
+        // The other process has heard the message, and we may hear it much later, where the server or this host is busy. What is
+        // before it has been given there; what is behind it is not lost while our connection lasts, whose end the hub tells.
+        if !self.unless_closed(dividing.divider.is_passed()).await? {
+            if let Some(reason) = self.close_reason() {
+                return Err(reason);
             }
-        };
-        let is_passed = self.unless_closed(timeout(HANDOVER, is_passed)).await?;
-        if is_passed != Ok(true) {
-            return Err(ClientClose::SubscriptionLost);
+            // Who listens is told of no gap (`pubsub.resubscribe = "silent"`): it goes on with what comes from now on.
+            self.hears_again();
         }
         self.is_received(&input);
         Ok(())

@@ -8,6 +8,9 @@ use crate::pool::Unavailable;
 use crate::resp::Protocol;
 use crate::session::Listen;
 
+/// How the channels begin on which two processes divide what a subscriber hears from them. No pattern hears them.
+pub const DIVIDER: &str = "redbouncer:takeover:";
+
 /// One published message: parsed once, shared by all who get it.
 #[derive(Debug)]
 pub struct Message {

@@ -25,10 +25,7 @@ use crate::upstream::Identity;
 
 pub use audience::Audience;
 use connection::Hub;
-pub use listener::{Listener, Message};
-
-/// How the channels begin on which two processes divide what a subscriber hears from them. No pattern hears them.
-pub const DIVIDER: &str = "redbouncer:takeover:";
+pub use listener::{DIVIDER, Listener, Message};
 
 /// The pub/sub hubs of one worker's users.
 pub struct PubSubHubs {

@@ -116,9 +116,9 @@ impl Proxy {
     }
 
     /// Starts a proxy that can be replaced by way of the socket `takeover`, and replaces the one that is there, if any.
-    pub(crate) fn take_over(takeover: &Path, server: &Server, settings: &[&str]) -> Result<Self, Exit> {
-        let (url, socket) = (server.url(), format!("takeover.socket={}", takeover.display()));
-        let mut arguments = vec!["run", "--takeover", "--upstream", &url, "--set", &socket];
+    pub(crate) fn take_over(takeover: &Path, upstream: &str, settings: &[&str]) -> Result<Self, Exit> {
+        let socket = format!("takeover.socket={}", takeover.display());
+        let mut arguments = vec!["run", "--takeover", "--upstream", upstream, "--set", &socket];
         for setting in settings {
             arguments.extend(["--set", setting]);
         }

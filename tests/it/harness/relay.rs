@@ -36,6 +36,10 @@ struct Shared {
     generation: AtomicU64,
     /// Bytes from the target that may still pass before the connection carrying the next one is cut; negative: any.
     allowance: AtomicI64,
+    /// From which connection on, by number, which bytes of replies wait.
+    hold: Mutex<Option<(usize, Vec<u8>)>>,
+    /// Connections whose replies wait.
+    held: AtomicUsize,
     refuse: AtomicBool,
     accepted: AtomicUsize,
     open: AtomicUsize,
@@ -61,6 +65,8 @@ impl Relay {
             rule: Mutex::new(Rule::Pass),
             generation: AtomicU64::new(0),
             allowance: AtomicI64::new(-1),
+            hold: Mutex::new(None),
+            held: AtomicUsize::new(0),
             refuse: AtomicBool::new(false),
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -84,6 +90,7 @@ impl Relay {
     /// Bytes pass as they come (the state after the start).
     pub(crate) fn pass(&self) {
         *self.shared.rule.lock().unwrap() = Rule::Pass;
+        *self.shared.hold.lock().unwrap() = None;
         self.shared.refuse.store(false, SeqCst);
     }
 
@@ -105,6 +112,21 @@ impl Relay {
     /// Takes everything and passes nothing on: what was sent is acknowledged and never answered.
     pub(crate) fn swallow(&self) {
         *self.shared.rule.lock().unwrap() = Rule::Swallow;
+    }
+
+    /// Replies wait from the chunk on that contains `words`, each on its connection, until [`Self::pass`].
+    pub(crate) fn hold(&self, words: &[u8]) {
+        *self.shared.hold.lock().unwrap() = Some((0, words.to_vec()));
+    }
+
+    /// The same on connections that are accepted from now on.
+    pub(crate) fn hold_on_new(&self, words: &[u8]) {
+        *self.shared.hold.lock().unwrap() = Some((self.accepted(), words.to_vec()));
+    }
+
+    /// Connections whose replies wait.
+    pub(crate) fn held(&self) -> usize {
+        self.shared.held.load(SeqCst)
     }
 
     /// New connections are reset at once.
@@ -155,7 +177,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             thread::sleep(TICK);
             continue;
         };
-        shared.accepted.fetch_add(1, SeqCst);
+        let number = shared.accepted.fetch_add(1, SeqCst);
         let target = *shared.target.lock().unwrap();
         let far = TcpStream::connect_timeout(&target, Duration::from_secs(5));
         let (false, Ok(far)) = (shared.refuse.load(SeqCst), far) else {
@@ -167,6 +189,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let connection = Arc::new(Connection {
             near,
             far,
+            number,
             generation: shared.generation.load(SeqCst),
             cut: AtomicBool::new(false),
             shared: Arc::clone(shared),
@@ -180,6 +203,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 struct Connection {
     near: TcpStream,
     far: TcpStream,
+    number: usize,
     generation: u64,
     cut: AtomicBool,
     shared: Arc<Shared>,
@@ -225,6 +249,9 @@ impl Connection {
             if let Rule::Delay(by) = rule {
                 thread::sleep(by);
             }
+            if replies && self.is_to_be_held(&chunk[..count]) {
+                self.hold();
+            }
             let passing = if replies { self.allowed(count) } else { count };
             if rule != Rule::Swallow {
                 let mut begun = 0;
@@ -251,6 +278,22 @@ impl Connection {
         } else {
             let _ = to.shutdown(std::net::Shutdown::Write);
         }
+    }
+
+    fn is_to_be_held(&self, chunk: &[u8]) -> bool {
+        let hold = self.shared.hold.lock().unwrap();
+        hold.as_ref().is_some_and(|(first, words)| {
+            self.number >= *first && chunk.windows(words.len()).any(|window| window == words)
+        })
+    }
+
+    /// Waits until nothing is held any more.
+    fn hold(&self) {
+        self.shared.held.fetch_add(1, SeqCst);
+        while self.shared.hold.lock().unwrap().is_some() && !self.is_cut() {
+            thread::sleep(TICK);
+        }
+        self.shared.held.fetch_sub(1, SeqCst);
     }
 
     /// How many of `count` reply bytes may pass.

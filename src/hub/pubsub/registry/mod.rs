@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::audience::Audience;
-use super::listener::Listener;
+use super::listener::{DIVIDER, Listener};
 use crate::pool::Unavailable;
 use crate::resp::encode;
 use crate::session::Listen;
@@ -203,10 +203,24 @@ impl SubscriptionRegistry {
                 self.audience.change(*listen, name, -1, 0);
             }
         }
-        if !silent {
+        if silent {
+            self.lose_dividers();
+        } else {
             self.tell_all(|listener| listener.lost());
         }
         self.topics.retain(|_, topic| topic.is_needed());
+    }
+
+    /// The message that they wait for may have been published meanwhile.
+    fn lose_dividers(&mut self) {
+        let is_divider =
+            |(listen, name): &Name| *listen == Listen::Channels && name.starts_with(DIVIDER.as_bytes());
+        for ((listen, name), topic) in self.topics.iter_mut().filter(|(name, _)| is_divider(name)) {
+            for listener in std::mem::take(&mut topic.listeners).into_values() {
+                self.audience.change(*listen, name, 0, -1);
+                listener.lost();
+            }
+        }
     }
 
     /// Nothing of what is in flight will be answered.

@@ -7,8 +7,7 @@ use tokio::time::Instant;
 
 use super::{Sent, SubscriptionRegistry, Told};
 use crate::hub::driver::HubProtocol;
-use crate::hub::pubsub::DIVIDER;
-use crate::hub::pubsub::listener::Message;
+use crate::hub::pubsub::listener::{DIVIDER, Message};
 use crate::resp::{self, ReplyKind};
 use crate::session::Listen;
 use crate::telemetry::UpstreamClose;
