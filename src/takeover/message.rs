@@ -11,7 +11,8 @@ use crate::downstream::{Accepts, ClientDescription, ListenerRole};
 pub const VERSION: u32 = 1;
 
 /// What this program can do. A process may require any of these from the other one.
-pub const CAPABILITIES: [&str; 6] = ["sockets", "permits", "clients", SUBSCRIBERS, BLOCKED, TRACKING];
+pub const CAPABILITIES: [&str; 7] =
+    ["sockets", "permits", "clients", SUBSCRIBERS, BLOCKED, TRACKING, TRACKING_SUBSCRIBERS];
 
 /// What it requires: without these there is no takeover.
 const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
@@ -22,6 +23,9 @@ const SUBSCRIBERS: &str = "subscribers";
 const BLOCKED: &str = "blocked";
 /// It goes on with client-side caching.
 const TRACKING: &str = "tracking";
+/// It goes on with client-side caching of subscribers: they forget what they have cached when they are given, not when they are
+/// announced.
+const TRACKING_SUBSCRIBERS: &str = "tracking_subscribers";
 
 /// Who is at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +62,12 @@ impl Greeting {
     #[must_use]
     pub fn accepts(&self) -> Accepts {
         let can = |what: &str| self.capabilities.iter().any(|capability| capability == what);
-        Accepts { subscribers: can(SUBSCRIBERS), blocked: can(BLOCKED), tracking: can(TRACKING) }
+        Accepts {
+            subscribers: can(SUBSCRIBERS),
+            blocked: can(BLOCKED),
+            tracking: can(TRACKING),
+            tracking_subscribers: can(TRACKING_SUBSCRIBERS),
+        }
     }
 
     /// Whether this program can go on with the other one.
@@ -212,8 +221,9 @@ mod tests {
         };
         older.check().unwrap();
         let (theirs, ours) = (older.accepts(), Greeting::ours("").accepts());
-        assert!(!theirs.subscribers && !theirs.blocked && !theirs.tracking);
-        assert!(ours.subscribers && ours.blocked && ours.tracking);
+        assert_eq!(theirs, Accepts::default());
+        let all = Accepts { subscribers: true, blocked: true, tracking: true, tracking_subscribers: true };
+        assert_eq!(ours, all);
         assert!(Greeting::ours("").requires.iter().all(|needed| older.capabilities.contains(needed)));
     }
 

@@ -2,7 +2,7 @@
 //! new process.
 
 use crate::harness::Client;
-use crate::takeover::{Scene, TAKEOVER};
+use crate::takeover::{Newcomer, Scene, TAKEOVER};
 
 fn forgets(client: &mut Client, key: Option<&str>) {
     let push = client.reply();
@@ -44,4 +44,42 @@ fn a_client_that_caches_forgets_everything_and_is_told_of_changes_by_the_new_pro
     assert_eq!(opt_in.call("GET k").text(), "3");
     scene.server.call("SET k 4");
     forgets(&mut opt_in, Some("k"));
+}
+
+#[test]
+fn a_subscriber_that_caches_hears_every_message_and_forgets_what_it_has_cached() {
+    let mut scene = Scene::new(&[]);
+    scene.server.call("SET k 1");
+    let mut client = scene.proxy.connect();
+    assert!(!client.call("HELLO 3").is_error());
+    assert_eq!(client.call("CLIENT TRACKING ON").text(), "OK");
+    assert!(client.call("SUBSCRIBE c").is_push());
+    for round in 1..=2 {
+        assert_eq!(client.call("GET k").text(), round.to_string());
+        assert_eq!(scene.replace().wait(TAKEOVER).code, Some(0));
+        forgets(&mut client, None);
+        scene.server.call(&format!("PUBLISH c {round}"));
+        assert_eq!(client.reply().items()[2].text(), round.to_string());
+        assert_eq!(client.call("GET k").text(), round.to_string());
+        scene.server.call(&format!("SET k {}", round + 1));
+        forgets(&mut client, Some("k"));
+    }
+    assert!(client.call("UNSUBSCRIBE").is_push());
+    assert_eq!(client.call("PING").text(), "PONG");
+}
+
+#[test]
+fn a_subscriber_that_caches_is_not_announced_to_a_process_that_would_have_it_forget_too_early() {
+    let scene = Scene::new(&[]);
+    let (mut caching, mut plain) = (scene.proxy.connect(), scene.proxy.connect());
+    assert!(!caching.call("HELLO 3").is_error());
+    assert_eq!(caching.call("CLIENT TRACKING ON").text(), "OK");
+    assert!(caching.call("SUBSCRIBE c").is_push());
+    let id = plain.call("CLIENT ID").int();
+    plain.call("SUBSCRIBE c");
+    // They are announced in the order of their numbers.
+    let mut newcomer = Newcomer::in_charge(&scene.socket(), &["subscribers", "tracking"]);
+    assert_eq!(newcomer.hear("announce")["id"], id);
+    scene.server.call("PUBLISH c 1");
+    assert_eq!(caching.reply().items()[2].text(), "1");
 }

@@ -64,12 +64,14 @@ impl Client {
 
     /// Whether it is a subscriber that may be announced to the process that takes over.
     pub(in crate::downstream) fn is_to_be_announced(&self) -> bool {
-        let takes =
-            self.context.way_out().is_some_and(|way| way.accepts.subscribers && !way.sender.is_closed());
+        let takes = self.context.way_out().is_some_and(|way| {
+            let accepts =
+                way.accepts.subscribers && (way.accepts.tracking_subscribers || !self.has_tracked.get());
+            accepts && !way.sender.is_closed()
+        });
         let subscriber = self.subscriber.borrow();
         let may_move = |own: &Rc<Subscriber>| own.may_move(Instant::now()) && own.size() <= MOST_NAMES;
         takes
-            && !self.has_tracked.get()
             && subscriber.as_ref().is_some_and(may_move)
             && !self.has_more()
             && self.outbound.socket().is_plain()
@@ -185,9 +187,13 @@ impl Client {
             self.inbound.keep(input, RequestScanner::default(), self.outbound.account());
         }
         self.outbound.set_mid_reply(false);
+        if self.has_tracked.get() {
+            // What has changed on the way, nobody has told it.
+            self.hears(&News::of(None));
+        }
     }
 
-    /// It has come from another process.
+    /// It has come from another process, or has been announced by it.
     pub(in crate::downstream) fn arrives(self: &Rc<Self>, description: &ClientDescription) {
         let age = u64::try_from(description.age.as_micros()).unwrap_or(u64::MAX);
         self.opened.set(self.context.now().wrapping_sub(age));
@@ -199,7 +205,9 @@ impl Client {
         }
         if description.tracked.is_some() {
             self.has_tracked.set(true);
-            // What has changed on the way, nobody has told it.
+        }
+        if description.tracked.is_some() && description.subscribed.is_none() {
+            // What has changed on the way, nobody has told it. A subscriber is told when it is ours.
             self.hears(&News::of(None));
         }
         let change = || self.context.pool.shared.connector.server_change();

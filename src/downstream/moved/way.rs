@@ -16,6 +16,8 @@ pub struct Accepts {
     pub blocked: bool,
     /// Clients with client-side caching.
     pub tracking: bool,
+    /// The same of subscribers.
+    pub tracking_subscribers: bool,
 }
 
 /// By which clients go to the process that takes over.
