@@ -94,9 +94,9 @@ impl BlockedCall {
         self.on.set(on);
     }
 
-    /// Whether it is all that its client has: it waits in a hub, and beside no lease.
-    pub(in crate::downstream) fn is_in_hub_alone(&self) -> bool {
-        self.on.get() == BlockedOn::Hub && self.lease.is_none()
+    /// Whether it is all that its client has: the client holds no lease for other reasons.
+    pub(in crate::downstream) fn is_alone(&self) -> bool {
+        self.lease.is_none()
     }
 
     /// How CLIENT UNBLOCK ends it, if it does.
@@ -196,9 +196,9 @@ impl AttachmentCell {
         }
     }
 
-    /// Another process has taken over: a call that waits in a hub looks whether it can go there.
-    pub(in crate::downstream) fn wake_in_hub(&self) {
-        if let Some(call) = self.blocked().filter(|call| call.is_in_hub_alone()) {
+    /// Another process has taken over: a blocking call that `may_go` there looks whether it can.
+    pub(in crate::downstream) fn wake_to_go(&self, may_go: impl FnOnce(&BlockedCall) -> bool) {
+        if let Some(call) = self.blocked().filter(|call| may_go(call)) {
             call.woken.notify_one();
         }
     }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{BlockedCall, Client, Subscriber};
+use crate::downstream::context::Stage;
 use crate::downstream::identity::AuthMode;
 use crate::downstream::moved::{
     Blocked, ClientDescription, Leaving, Login, MovedClient, Subscribed, Tracked,
@@ -38,19 +39,29 @@ impl Client {
         true
     }
 
-    /// Sends it with its blocking call to the process that takes over, if `withdraw` can take the call out of its hub. `true`: it
-    /// is not ours any more.
+    /// Whether it may go with its blocking call to the process that takes over.
+    pub(in crate::downstream) fn may_move_blocked(&self, call: &BlockedCall) -> bool {
+        let takes =
+            || self.context.way_out().is_some_and(|way| way.accepts.blocked && !way.sender.is_closed());
+        self.context.stage.get() == Stage::Leaving
+            && takes()
+            && call.is_alone()
+            && self.subscriber.borrow().is_none()
+            && self.outbound.socket().is_plain()
+            && !self.has_more()
+            && !self.has_unsent()
+    }
+
+    /// Sends it with its blocking call to the process that takes over, if `withdraw` can take the call from where it waits.
+    /// `true`: it is not ours any more.
     pub(in crate::downstream) fn moves_blocked(
         &self,
         call: &BlockedCall,
         (waited, muted): (Duration, bool),
         withdraw: impl FnOnce() -> Option<Withdrawn>,
     ) -> bool {
-        let Some(way) = self.context.way_out().filter(|way| way.accepts.blocked) else { return false };
+        let Some(way) = self.context.way_out().filter(|_| self.may_move_blocked(call)) else { return false };
         let Ok(place) = way.sender.try_reserve() else { return false };
-        if !call.is_in_hub_alone() || self.subscriber.borrow().is_some() || self.has_unsent() {
-            return false;
-        }
         let Some(mut description) = self.shown_login().and_then(|login| self.described(login)) else {
             return false;
         };

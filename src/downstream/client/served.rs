@@ -123,7 +123,7 @@ impl Served for Client {
     }
 
     fn may_leave(&self) {
-        self.attachment.wake_in_hub();
+        self.attachment.wake_to_go(|call| self.may_move_blocked(call));
         Self::wake(self);
     }
 

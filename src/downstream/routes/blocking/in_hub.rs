@@ -15,7 +15,6 @@ use crate::command::blocking::{Call, Timeout};
 use crate::downstream::client::FinTiming;
 use crate::downstream::client::{BlockedCall, BlockedOn, Client};
 use crate::downstream::client::{FIRST_LOOK, sleep_until};
-use crate::downstream::context::Stage;
 use crate::hub::{Arrival, End, Waiting};
 use crate::pool::LaneKey;
 use crate::telemetry::ClientClose;
@@ -110,9 +109,7 @@ impl Client {
                 seat.unblock(how);
                 continue;
             }
-            if self.context.stage.get() == Stage::Leaving
-                && self.moves_blocked(blocked, (began.elapsed(), muted), || seat.withdraw())
-            {
+            if self.moves_blocked(blocked, (began.elapsed(), muted), || seat.withdraw()) {
                 return Err(ClientClose::TakenOver);
             }
             let limit = self.has_ended_input().then_some(arrived + FIRST_LOOK);

@@ -8,6 +8,7 @@
 mod answer;
 mod beside;
 mod in_hub;
+mod leaving;
 mod on_lease;
 mod role;
 mod tries;
@@ -230,6 +231,9 @@ impl Waiter {
                 if let Some(kind) = self.blocked.take_unblock() {
                     self.unblocked(kind);
                     return Ok(());
+                }
+                if self.leaves() {
+                    return Err(ClientClose::TakenOver);
                 }
                 // With Unclear only the server knows how long to wait, so only a lease can.
                 tokio::select! {

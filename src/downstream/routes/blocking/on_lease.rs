@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::undelivered::undelivered;
-use super::waiter::{State, Stay, Waiter};
+use super::waiter::{Ending, State, Stay, Waiter};
 use crate::command::blocking::{Call, is_nothing};
 use crate::downstream::client::sleep_until;
 use crate::downstream::context::Context;
@@ -56,17 +56,26 @@ impl Waiter {
         };
         let counted = context.metrics.lease(Pin::Blocked, Instant::now());
         self.on_lease.set(true);
+        if self.ending.get() != Ending::Never {
+            self.ending.set(Ending::From(Instant::now()));
+        }
         stay.send(&self.on_the_lease()).await?;
         let entry = context.pool.blocked();
         let server_had_its_chance =
             self.deadline.map(|at| at + SERVER_LATENESS.min(context.blocking.get().grace));
-        let ended = tokio::select! {
-            biased;
-            answered = stay.answer() => Ended::Answered(answered),
-            () = entry.reclaimed() => Ended::Recalled,
-            kind = self.attention() => kind,
-            never = self.watch_the_role() => match never {},
-            () = sleep_until(server_had_its_chance) => Ended::Late,
+        let ended = loop {
+            let ended = tokio::select! {
+                biased;
+                answered = stay.answer() => Some(Ended::Answered(answered)),
+                () = entry.reclaimed() => Some(Ended::Recalled),
+                kind = self.attention() => kind,
+                never = self.watch_the_role() => match never {},
+                () = sleep_until(server_had_its_chance) => Some(Ended::Late),
+            };
+            match ended {
+                Some(ended) => break ended,
+                None => self.ask_to_end(stay.lease.as_ref()),
+            }
         };
         drop(entry);
         let outcome = self.end_stay(context, stay, ended).await;
@@ -75,14 +84,17 @@ impl Waiter {
         outcome
     }
 
-    /// Returns when CLIENT UNBLOCK names the client, or it has closed its side.
-    async fn attention(&self) -> Ended {
+    /// Returns when CLIENT UNBLOCK names the client, or it has closed its side. `None`: it may go on in another process.
+    async fn attention(&self) -> Option<Ended> {
         loop {
             if let Some(kind) = self.blocked.take_unblock() {
-                return Ended::Unblocked(kind);
+                return Some(Ended::Unblocked(kind));
             }
             if self.client.has_ended_input() {
-                return Ended::Fin;
+                return Some(Ended::Fin);
+            }
+            if self.is_to_be_ended() {
+                return None;
             }
             self.blocked.woken().await;
         }
@@ -98,6 +110,10 @@ impl Waiter {
         let moved = Call::moves_before_answering(self.call.command);
         let last = self.deadline.filter(|_| !moved).map(|at| at + context.blocking.get().grace);
         match ended {
+            Ended::Answered(true) if is_nothing(&stay.reply) && self.is_ended_early() => {
+                stay.hand_back(true);
+                Ok(if self.is_done() { Stay::Ended } else { Stay::Recalled })
+            }
             Ended::Answered(true) => {
                 stay.deliver();
                 Ok(Stay::Ended)
@@ -195,9 +211,15 @@ impl OnLease {
         } else if !self.waiter.deliver(&reply) {
             self.save(&reply);
         }
+        self.hand_back(!failed);
+    }
+
+    /// The connection goes to whom it may serve next, unless something of the call may be left on it: it was answered with an
+    /// error, or the server is still to end it.
+    fn hand_back(&mut self, is_answered: bool) {
         if let Some(lease) = self.lease.take() {
-            // Answered without an error: nothing of the call is left on the connection.
-            self.context.pool.end_lease(lease, !failed, UpstreamClose::LeaseEnded, None);
+            let is_clean = is_answered && self.waiter.leaves_lease_clean();
+            self.context.pool.end_lease(lease, is_clean, UpstreamClose::LeaseEnded, None);
         }
     }
 

@@ -37,6 +37,19 @@ pub(super) struct RoleSeen {
     pub(super) is_refused: Cell<bool>,
 }
 
+/// Whether a call on a lease is being ended for the process that takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The server may be asked to, from this moment on.
+    From(Instant),
+    /// It has been asked.
+    Asked,
+    /// It has ended the call: no element comes.
+    Ended,
+    /// It cannot be asked.
+    Never,
+}
+
 /// Where a waiting call stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -70,6 +83,7 @@ pub(super) struct Waiter {
     pub(super) key_by_key: Cell<bool>,
     /// The server may serve it there at any moment.
     pub(super) on_lease: Cell<bool>,
+    pub(super) ending: Cell<Ending>,
     pub(super) role: RoleSeen,
     pub(super) changed: Notify,
 }
@@ -106,6 +120,7 @@ impl Waiter {
             in_vain: Cell::new(false),
             key_by_key: Cell::new(false),
             on_lease: Cell::new(false),
+            ending: Cell::new(Ending::From(arrived)),
             role: RoleSeen::default(),
             changed: Notify::new(),
         }
