@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::harness::{
-    Authority, Client, Namespace, PATIENCE, Proxy, Server, Stage, VALID, http, is_root, throughout, until,
+    Authority, Client, Namespace, PATIENCE, Proxy, Relay, Server, Stage, VALID, http, is_root, throughout,
+    until,
 };
 
 /// Sets one key, as an operator does.
@@ -205,6 +206,47 @@ fn clients_are_asked_for_a_certificate_from_now_on() {
     assert!(refused);
     assert_eq!(Client::connect_tls(proxy.tls(), &friend).call("PING").text(), "PONG");
     assert_eq!(before.call("PING").text(), "PONG", "who is connected stays");
+}
+
+/// Has an element popped for a client that has left when it comes.
+fn pop_for_nobody(server: &Server, relay: &Relay, proxy: &Proxy) {
+    let mut client = proxy.connect();
+    let id = client.call("CLIENT ID").int();
+    client.start("BLPOP jobs 0");
+    let row = |place: Option<&str>| {
+        let status = proxy.status();
+        let mut clients = status["clients"].as_array().unwrap().iter();
+        clients.any(|row| row["id"] == id && place.is_none_or(|place| row["place"] == place))
+    };
+    until("it waits", PATIENCE, || row(Some("blocking hub")));
+    relay.hold(b"\r\nelement\r\n");
+    server.call("RPUSH jobs element");
+    until("the answer is on its way", PATIENCE, || relay.held() == 1);
+    client.reset();
+    until("the client has left", PATIENCE, || !row(None));
+    relay.pass();
+}
+
+#[test]
+fn elements_that_nobody_gets_are_put_back_or_not() {
+    let server = Server::start();
+    let relay = Relay::to(server.address());
+    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &[]).unwrap();
+    let mut operator = proxy.connect();
+    let fate =
+        |fate: &str| count(&proxy, &format!("redbouncer_elements_undelivered_total{{fate=\"{fate}\"}}"));
+    let mut expected = [0.0, 0.0];
+    for (round, gives_back) in [true, false, true].into_iter().enumerate() {
+        if round > 0 {
+            set(&mut operator, "blocking.give_back", if gives_back { "true" } else { "false" });
+        }
+        pop_for_nobody(&server, &relay, &proxy);
+        expected[usize::from(gives_back)] += 1.0;
+        until("it is settled", PATIENCE, || [fate("lost"), fate("given_back")] == expected);
+        let left = server.call("LRANGE jobs 0 -1").items().len();
+        assert_eq!(left, usize::from(gives_back), "round {round}");
+        server.call("DEL jobs");
+    }
 }
 
 #[test]
