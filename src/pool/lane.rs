@@ -238,6 +238,13 @@ impl Lane {
         self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.knows(id))
     }
 
+    /// Client `id` is told no more.
+    pub fn forgets_reader(&self, id: u64) {
+        if let Some(tracker) = &*self.tracker.borrow() {
+            tracker.part(id);
+        }
+    }
+
     /// Whether client `id` is told of keys with any of its `count` prefixes.
     #[must_use]
     pub fn is_told_by_prefix(&self, id: u64, count: usize) -> bool {

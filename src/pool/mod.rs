@@ -267,6 +267,12 @@ impl Pool {
         }
     }
 
+    /// Whether the next command of a client may go over `lane` as well as over another one.
+    #[must_use]
+    pub fn may_stay(&self, lane: &Lane, now: Instant) -> bool {
+        lane.is_usable() && !self.shared.pause.is_on() && !lane.is_held(group::BUSY, now)
+    }
+
     /// Those who wait because every lane is held get another one, or what there is.
     fn end_the_wait_for_another(self: &Rc<Self>, group: &Rc<Group>, now: Instant) {
         let limit = self.lanes_per_key();

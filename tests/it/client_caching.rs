@@ -277,6 +277,27 @@ fn who_ends_behind_a_write_is_told_of_it() {
     });
 }
 
+/// Between two lanes there is no order: what the former one has still to tell would come behind newer replies.
+#[test]
+fn who_takes_another_lane_forgets_what_the_former_one_told() {
+    on_each(&[], |stage| {
+        let mut client = tracking(stage, "");
+        client.call("GET k");
+        assert_eq!(client.call("SELECT 1").text(), "OK");
+        client.start("GET other");
+        expect_all_news(&mut client);
+        assert!(client.reply().is_nil());
+        // The former lane tells it nothing any more, the new one does.
+        stage.server.call("SET k 1");
+        client.call("GET k");
+        let mut other = stage.connect();
+        other.call("SELECT 1");
+        other.call("SET k 2");
+        expect_news(&mut client, &["k"]);
+        assert_eq!(client.call("PING").text(), "PONG");
+    });
+}
+
 #[test]
 fn who_has_run_a_script_is_told_of_everything() {
     on_each(&[], |stage| {

@@ -175,6 +175,9 @@ impl Client {
         group: &Rc<Group>,
         taken: &PendingCommand,
     ) -> Result<Option<Rc<Lane>>, ClientClose> {
+        if let Some(lane) = self.lane_it_hears(group) {
+            return Ok(Some(lane));
+        }
         let only_reads = || {
             let asked = Request::parse(&taken.request).map(|request| classify(&request));
             taken.replies == 1 && asked.is_some_and(|asked| asked.only_reads())
@@ -356,7 +359,7 @@ impl Client {
             if let Err(why) = self.unless_gone(self.context.pool.lane_ready(group, deadline)).await? {
                 return Ok(Err(why));
             }
-            if let Some(lane) = group.lane() {
+            if let Some(lane) = self.lane_it_hears(group).or_else(|| group.lane()) {
                 return Ok(Ok(lane));
             }
         }

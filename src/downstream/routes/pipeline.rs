@@ -511,6 +511,9 @@ impl Client {
                 return Err((0, Progress::Stop(Next::Close(ClientClose::ServerChanged))));
             }
             let choice = self.current_group().and_then(|group| {
+                if let Some(lane) = self.lane_it_hears(&group) {
+                    return Some(Choice::Lane(lane));
+                }
                 let only_reads = || replies == 1 && asked.only_reads();
                 let choice = self.context.pool.lane(&group, only_reads, Instant::now());
                 run.group_is_held = group.is_held();

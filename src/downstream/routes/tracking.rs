@@ -14,7 +14,7 @@ use super::pending::PendingCommand;
 use super::pipeline::{Batch, Progress};
 use crate::command::{Aftermath, Asked, classify};
 use crate::downstream::client::Client;
-use crate::pool::{Lane, LaneKey, News, Reader, Receiver, Tracked, Unavailable};
+use crate::pool::{Group, Lane, LaneKey, News, Reader, Receiver, Tracked, Unavailable};
 use crate::resp::{self, Protocol, Request, RequestLimits, RequestScanner, RequestStep, encode};
 use crate::session::{Pin, Reads, Tracking, tracking};
 use crate::telemetry::ClientClose;
@@ -180,6 +180,7 @@ impl Client {
         }
         if let Some(lane) = self.current_group().and_then(|group| group.lane()) {
             self.listens_to(&lane);
+            self.is_on(&lane, 0);
         } else if prefixes.is_some() {
             self.is_untold.set(true);
         }
@@ -189,13 +190,44 @@ impl Client {
     /// lane, and so comes to [`Self::asks_for_prefixes_again`].
     fn listens_to(self: &Rc<Self>, lane: &Rc<Lane>) {
         let session = self.session.borrow();
-        match session.tracking.as_ref().and_then(|tracking| tracking.prefixes.as_ref()) {
+        let Some(tracking) = &session.tracking else { return };
+        let is_new = !lane.is_told(self.id());
+        match &tracking.prefixes {
             None => lane.serves(|| self.as_reader()),
             Some(prefixes) if lane.is_told_by_prefix(self.id(), prefixes.len()) => {}
             Some(prefixes) => {
-                lane.broadcasts(&self.as_reader(), prefixes, Box::new(drop));
+                let (client, joined) = (Rc::clone(self), Rc::clone(lane));
+                // Until then the former lane tells.
+                let then = Box::new(move |_| client.hears_only(&joined));
+                if lane.broadcasts(&self.as_reader(), prefixes, then) {
+                    return;
+                }
             }
         }
+        if is_new {
+            self.hears_only(lane);
+        }
+    }
+
+    /// It is told of changes by `lane` and by no other one. Between two lanes there is no order: what the former one has still to
+    /// tell, of a key that is cached, would come behind replies of the new one that are newer. So everything is forgotten.
+    fn hears_only(&self, lane: &Rc<Lane>) {
+        let known = self.context.pool.lanes_read_by(self.id());
+        let mut others = known.iter().filter(|known| !Rc::ptr_eq(known, lane)).peekable();
+        if others.peek().is_none() {
+            return;
+        }
+        others.for_each(|other| other.forgets_reader(self.id()));
+        self.hears(&News::of(None));
+    }
+
+    /// The lane of `group` that it is told of changes by, while it can stay there.
+    pub(in crate::downstream) fn lane_it_hears(&self, group: &Group) -> Option<Rc<Lane>> {
+        if !self.has_tracked.get() {
+            return None;
+        }
+        let lane = self.last_lane().filter(|lane| lane.key() == group.key() && lane.is_told(self.id()))?;
+        self.context.pool.may_stay(&lane, Instant::now()).then_some(lane)
     }
 
     /// Has the server tell `lane` of these prefixes. `Some`: its refusal.
@@ -210,10 +242,17 @@ impl Client {
         let (sender, answer) = oneshot::channel();
         let then = Box::new(move |frames| drop(sender.send(frames)));
         if !lane.broadcasts(&self.as_reader(), prefixes, then) {
+            self.hears_only(lane);
             return Ok(None);
         }
         match self.unless_gone(answer).await? {
-            Ok(Ok(frames)) => Ok(frames.into_iter().find(|frame| resp::is_error(frame))),
+            Ok(Ok(frames)) => {
+                let refusal = frames.into_iter().find(|frame| resp::is_error(frame));
+                if refusal.is_none() {
+                    self.hears_only(lane);
+                }
+                Ok(refusal)
+            }
             Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
         }
     }
