@@ -234,6 +234,10 @@ impl Server {
                 && let Some(words) = next_request(&mut buffer)
             {
                 self.wait_for_the_stall().await;
+                // It may have restarted meanwhile, with other data.
+                if self.core.borrow().clients.get(&id).is_none_or(|client| client.closing) {
+                    return;
+                }
                 self.network.note(|| format!("client {id}: {}", shown(&words)));
                 self.core.borrow_mut().run(id, &words);
                 continue;
