@@ -131,7 +131,11 @@ impl Predecessor {
         loop {
             let heeded = tokio::select! {
                 biased;
-                Some(client) = declined.recv() => self.link.send(&Message::Decline { client }).await,
+                Some(client) = declined.recv() => {
+                    // If it has ended, it may have said before what becomes of its clients: that is still read.
+                    let _ = self.link.send(&Message::Decline { client }).await;
+                    Ok(())
+                }
                 message = self.link.next() => match message {
                     Ok((message, socket)) => match newcomers.heed(message, socket).await {
                         None => Ok(()),
