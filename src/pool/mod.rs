@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -574,6 +575,13 @@ impl Pool {
         let groups = self.groups.borrow();
         let lanes = groups.values().flat_map(|group| group.lanes());
         lanes.filter(|lane| lane.is_told(id)).collect()
+    }
+
+    /// The keys that client `id` has read last, of those that it is to be told of: on each lane `most` at the most.
+    pub fn last_read_by(&self, id: u64, most: usize) -> Vec<Bytes> {
+        let lanes = self.lanes_read_by(id);
+        let trackers = lanes.iter().filter_map(|lane| lane.tracker());
+        trackers.flat_map(|tracker| tracker.last_read(id, most)).collect()
     }
 
     fn new_tracker(&self) -> Rc<Tracker> {

@@ -12,6 +12,7 @@
 //! those with a prefix of the key.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -306,6 +307,20 @@ impl Tracker {
         self.table.borrow().known.contains_key(&id)
     }
 
+    /// The keys that client `id` has read last, of those that it is to be told of: `most` at the most.
+    pub(super) fn last_read(&self, id: u64, most: usize) -> Vec<Bytes> {
+        let table = self.table.borrow();
+        let Some(known) = table.known.get(&id) else { return Vec::new() };
+        let read = |key: &Bytes| {
+            let readers = table.keys.get(key)?;
+            let at = readers.binary_search_by_key(&id, |read| read.id).ok()?;
+            Some((Reverse(readers.get(at)?.last), key.clone()))
+        };
+        let mut keys: Vec<_> = known.keys.iter().filter_map(read).collect();
+        keys.sort_unstable();
+        keys.into_iter().take(most).map(|(_, key)| key).collect()
+    }
+
     /// Whether anybody has used the lane who would have to forget everything with it.
     #[must_use]
     pub(super) fn has_readers(&self) -> bool {
@@ -532,6 +547,21 @@ mod tests {
 
     fn changed(key: &str) -> Bytes {
         News::of(Some(vec![Bytes::copy_from_slice(key.as_bytes())])).frame
+    }
+
+    #[test]
+    fn the_keys_that_a_client_has_read_last_are_its_own() {
+        let tracker = tracker(10);
+        let ((_, of_a), (_, of_b)) = (Listener::new(1), Listener::new(2));
+        for (place, (reader, key)) in
+            [(&of_a, "x"), (&of_a, "y"), (&of_b, "z"), (&of_a, "w"), (&of_a, "x")].into_iter().enumerate()
+        {
+            tracker.note(reader, key.as_bytes(), place as u64, 0);
+        }
+        assert_eq!(tracker.last_read(1, 2), ["x", "w"]);
+        assert_eq!(tracker.last_read(1, 9), ["x", "w", "y"]);
+        assert_eq!(tracker.last_read(2, 9), ["z"]);
+        assert!(tracker.last_read(3, 9).is_empty());
     }
 
     #[test]

@@ -23,6 +23,9 @@ const MOST_INPUT: usize = 64 << 10;
 /// The names of a subscriber that has more bytes of them stay here with it.
 const MOST_NAMES: usize = 1 << 20;
 
+/// So many keys, the last ones, are named on each lane to a client that is to forget everything.
+const MOST_NAMED: usize = 256;
+
 impl Client {
     /// Sends it to the process that takes over, if it can move now. `true`: it is not ours any more, and nothing more may be
     /// read from it or written to it.
@@ -35,8 +38,26 @@ impl Client {
         let Some(login) = self.shown_login() else { return false };
         let Some(description) = self.described(login) else { return false };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
+        if !self.has_forgotten_by_name() {
+            return false;
+        }
         place.send(Leaving::Client(MovedClient { description, socket }));
         true
+    }
+
+    /// Tells it by name to forget what it has last read. `false`: the kernel has not taken all of it.
+    ///
+    /// The new process tells it to forget everything, but libraries differ in what that means for a reply that they have
+    /// read and not stored yet: node-redis 6 stores it afterwards. Of a key that is named it does not.
+    fn has_forgotten_by_name(&self) -> bool {
+        if self.hears_invalidations() {
+            let keys = self.context.pool.last_read_by(self.id(), MOST_NAMED);
+            if !keys.is_empty() {
+                // At once: no reply has begun, and what is kept back for a subscriber comes later.
+                self.send(&News::of(Some(keys)).frame);
+            }
+        }
+        !self.has_unsent()
     }
 
     /// Whether it may go with its blocking call to the process that takes over.
@@ -66,6 +87,9 @@ impl Client {
             return false;
         };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
+        if !self.has_forgotten_by_name() {
+            return false;
+        }
         let Some(Withdrawn { request, has_looked }) = withdraw() else { return false };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(waited);
         description.blocked = Some(Blocked { request: request.to_vec(), waited, since, has_looked, muted });
@@ -174,7 +198,10 @@ impl Client {
 
     /// An announced client goes now, unless it has begun to leave or holds what was not written. `true`: it is not ours any more.
     pub(in crate::downstream) fn is_given(&self, place: mpsc::Permit<'_, Leaving>) -> bool {
-        let stays = self.has_unsent() || self.close_reason().is_some() || self.has_ended_input();
+        let stays = self.has_unsent()
+            || self.close_reason().is_some()
+            || self.has_ended_input()
+            || !self.has_forgotten_by_name();
         if !stays {
             place.send(Leaving::Given { client: self.id(), input: self.input() });
         }
