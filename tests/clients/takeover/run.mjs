@@ -1,9 +1,11 @@
-// BullMQ while redbouncer is replaced again and again: a Queue, two Workers and QueueEvents notice nothing.
+// Programs while redbouncer is replaced again and again: BullMQ (a Queue, two Workers, QueueEvents), subscribers, blocked clients,
+// client-side caches, plain commands, clients that connect anew. They notice nothing.
 //
-//   node takeover/run.mjs --proxy PATH_OF_REDBOUNCER [--takeovers N]
+//   node takeover/run.mjs --proxy PATH_OF_REDBOUNCER [--takeovers N] [--subscribers N]
 //
-// Every job is done once, every event comes once, no connection closes and no error event comes; in the server's CLIENT LIST
-// there are never more connections than the cap of one redbouncer.
+// Every job is done once, every event, message and element comes once, no reply is another one's, no cache keeps an old value, no
+// connect is refused, no connection closes and no error event comes; in the server's CLIENT LIST there are never more connections
+// than the cap of one redbouncer.
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -14,11 +16,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { Queue, QueueEvents, Worker } from 'bullmq';
 import { Redis } from 'ioredis';
+import { blocked, caches, counters, subscribers, visitors } from './programs.mjs';
 
 const text = { type: 'string' };
-const { values: flags } = parseArgs({ options: { proxy: text, takeovers: { ...text, default: '3' } } });
+const { values: flags } = parseArgs({
+  options: { proxy: text, takeovers: { ...text, default: '3' }, subscribers: { ...text, default: '100' } },
+});
 if (!flags.proxy) {
-  console.error('usage: node takeover/run.mjs --proxy PATH_OF_REDBOUNCER [--takeovers N]');
+  console.error('usage: node takeover/run.mjs --proxy PATH_OF_REDBOUNCER [--takeovers N] [--subscribers N]');
   process.exit(64);
 }
 
@@ -27,14 +32,15 @@ const JOBS_BETWEEN = 40;
 const DEADLINE_MS = 60_000;
 const directory = mkdtempSync(join(tmpdir(), 'redbouncer-takeover-'));
 const children = new Set();
+const processes = [];
 const problems = [];
 
-// What happens to any connection of BullMQ: they are all of this class.
+// What happens to any connection of BullMQ and of the other programs: they are all of this class, but for the caches.
 const watched = new Set(['error', 'close', 'end', 'reconnecting']);
 let isOver = false;
 const { emit } = Redis.prototype;
 Redis.prototype.emit = function (event, ...rest) {
-  if (watched.has(event) && !isOver) problems.push(`connection: ${event} ${rest.map(String)}`);
+  if (watched.has(event) && !isOver && !this.mayClose) problems.push(`connection: ${event} ${rest.map(String)}`);
   return emit.call(this, event, ...rest);
 };
 
@@ -84,6 +90,7 @@ async function proxy() {
     if (child.exitCode !== null) throw new Error(`redbouncer has ended: ${child.log}`);
     return child.log.includes('"ready"');
   });
+  processes.push(child);
   return child;
 }
 
@@ -110,6 +117,12 @@ for (const each of [queue, events, ...workers]) each.on('error', (error) => prob
 events.on('completed', ({ jobId }) => count(completed, jobId));
 await Promise.all([queue, events, ...workers].map((each) => each.waitUntilReady()));
 
+const stage = { port, server, problems, eventually };
+const programs = [
+  await caches(stage, 10), await subscribers(stage, Number(flags.subscribers)), await blocked(stage, 16),
+  await counters(stage, 16), await visitors(stage, 4),
+];
+
 let added = 0;
 let isAdding = true;
 async function add() {
@@ -121,19 +134,35 @@ async function add() {
 }
 const adding = add();
 
-for (let takeover = 1; takeover <= Number(flags.takeovers); takeover += 1) {
+async function replace(takeover) {
   const before = done.size;
   await eventually('jobs are done', () => done.size > before + JOBS_BETWEEN);
   const [old, next] = [current, await proxy()];
   current = next;
   const code = await Promise.race([old.ended, sleep(DEADLINE_MS, 'it has not ended')]);
-  if (code !== 0) problems.push(`takeover ${takeover}: ${code}: ${old.log.slice(-2000)}`);
-  if (problems.length > 0) break;
+  if (code !== 0) problems.push(`takeover ${takeover}: ${code}`);
+  if (old.log.includes('takeover.client_timeout')) problems.push(`takeover ${takeover}: clients stayed`);
+}
+
+for (let takeover = 1; takeover <= Number(flags.takeovers) && problems.length === 0; takeover += 1) {
+  await replace(takeover).catch((error) => problems.push(`takeover ${takeover}: ${error}`));
 }
 isAdding = false;
 await adding;
 await eventually('every job is done', () => done.size === added).catch((error) => problems.push(String(error)));
 await eventually('every event has come', () => completed.size === added).catch((error) => problems.push(String(error)));
+const figures = [];
+for (const program of programs) {
+  const { clients, figures: own } = await program.finish().catch((error) => {
+    problems.push(String(error));
+    return { clients: [], figures: '' };
+  });
+  figures.push(own);
+  for (const client of clients) {
+    client.mayClose = true;
+    client.disconnect();
+  }
+}
 isOver = true;
 await sampling;
 for (const [what, map] of [['done', done], ['completed', completed]]) {
@@ -146,5 +175,7 @@ server.disconnect();
 current.kill('SIGTERM');
 await current.ended;
 console.log(`${problems.length > 0 ? 'FAIL' : 'ok'}: ${flags.takeovers} takeovers, ${added} jobs, ${peak} of ${CAP} connections at the most`);
+figures.forEach((own) => console.log(`  ${own}`));
 problems.slice(0, 20).forEach((problem) => console.error(problem));
+if (problems.length > 0) processes.slice(-3).forEach(({ log }) => console.error(`--- a log ends with ---\n${log.slice(-4000)}`));
 process.exit(problems.length > 0 ? 1 : 0);
