@@ -11,8 +11,16 @@ use crate::downstream::{Accepts, ClientDescription, ListenerRole};
 pub const VERSION: u32 = 1;
 
 /// What this program can do. A process may require any of these from the other one.
-pub const CAPABILITIES: [&str; 7] =
-    ["sockets", "permits", "clients", SUBSCRIBERS, BLOCKED, TRACKING, TRACKING_SUBSCRIBERS];
+pub const CAPABILITIES: [&str; 8] = [
+    "sockets",
+    "permits",
+    "clients",
+    SUBSCRIBERS,
+    BLOCKED,
+    TRACKING,
+    TRACKING_SUBSCRIBERS,
+    TRACKING_PREFIXES,
+];
 
 /// What it requires: without these there is no takeover.
 const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
@@ -26,6 +34,8 @@ const TRACKING: &str = "tracking";
 /// It goes on with client-side caching of subscribers: they forget what they have cached when they are given, not when they are
 /// announced.
 const TRACKING_SUBSCRIBERS: &str = "tracking_subscribers";
+/// It goes on with client-side caching by prefix.
+const TRACKING_PREFIXES: &str = "tracking_prefixes";
 
 /// Who is at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +77,7 @@ impl Greeting {
             blocked: can(BLOCKED),
             tracking: can(TRACKING),
             tracking_subscribers: can(TRACKING_SUBSCRIBERS),
+            tracking_prefixes: can(TRACKING_PREFIXES),
         }
     }
 
@@ -222,7 +233,13 @@ mod tests {
         older.check().unwrap();
         let (theirs, ours) = (older.accepts(), Greeting::ours("").accepts());
         assert_eq!(theirs, Accepts::default());
-        let all = Accepts { subscribers: true, blocked: true, tracking: true, tracking_subscribers: true };
+        let all = Accepts {
+            subscribers: true,
+            blocked: true,
+            tracking: true,
+            tracking_subscribers: true,
+            tracking_prefixes: true,
+        };
         assert_eq!(ours, all);
         assert!(Greeting::ours("").requires.iter().all(|needed| older.capabilities.contains(needed)));
     }

@@ -86,3 +86,30 @@ fn a_subscriber_that_caches_is_not_announced_to_a_process_that_would_have_it_for
     scene.server.call("PUBLISH c 1");
     assert_eq!(caching.reply().items()[2].text(), "1");
 }
+
+#[test]
+fn a_client_that_caches_by_prefix_is_told_of_its_keys_by_the_new_process() {
+    let mut scene = Scene::new(&[]);
+    let mut plain = scene.proxy.connect();
+    let mut subscribed = scene.proxy.connect();
+    for client in [&mut plain, &mut subscribed] {
+        assert!(!client.call("HELLO 3").is_error());
+        assert_eq!(client.call("CLIENT TRACKING ON BCAST PREFIX user: PREFIX item:").text(), "OK");
+    }
+    assert!(subscribed.call("SUBSCRIBE c").is_push());
+    for round in 1..=2 {
+        assert_eq!(scene.replace().wait(TAKEOVER).code, Some(0));
+        for client in [&mut plain, &mut subscribed] {
+            // Once when it comes, and once more when the server has been asked for its prefixes.
+            forgets(client, None);
+            forgets(client, None);
+        }
+        scene.server.call(&format!("SET other:{round} 1"));
+        scene.server.call(&format!("SET item:{round} 1"));
+        for client in [&mut plain, &mut subscribed] {
+            forgets(client, Some(&format!("item:{round}")));
+            let info = format!("{:?}", client.call("CLIENT TRACKINGINFO"));
+            assert!(info.contains("bcast") && info.contains("user:") && info.contains("item:"), "{info}");
+        }
+    }
+}

@@ -1,8 +1,10 @@
 //! How a client goes on in another process, and how it arrives there.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -17,7 +19,7 @@ use crate::pool::{News, Reader};
 use crate::resp::{Protocol, RequestScanner};
 use crate::session::{Failed, Listen};
 
-/// One that has sent more of a command that is not whole stays until it is.
+/// One that has sent more of a command that is not whole stays until it is; one with more bytes of prefixes stays, too.
 const MOST_INPUT: usize = 64 << 10;
 
 /// The names of a subscriber that has more bytes of them stay here with it.
@@ -137,9 +139,12 @@ impl Client {
     /// Whether there is more than its session and its subscriptions.
     fn has_more_than_a_session(&self) -> bool {
         let session = self.session.borrow();
+        let accepts = self.context.way_out().map(|way| way.accepts).unwrap_or_default();
+        let prefixes = session.tracking.as_ref().and_then(|tracking| tracking.prefixes.as_ref());
+        let is_short = |all: &BTreeSet<Bytes>| all.iter().map(Bytes::len).sum::<usize>() <= MOST_INPUT;
         session.user.is_none()
-            || session.tracking.as_ref().is_some_and(|tracking| tracking.prefixes.is_some())
-            || self.has_tracked.get() && !self.context.way_out().is_some_and(|way| way.accepts.tracking)
+            || prefixes.is_some_and(|all| !accepts.tracking_prefixes || !is_short(all))
+            || self.has_tracked.get() && !accepts.tracking
             || session.failed != Failed::Nothing
             || self.outbound.has_ended_input()
             || self.inbound.len() > MOST_INPUT

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -73,8 +74,8 @@ pub struct ClientDescription {
     pub tracked: Option<Tracked>,
 }
 
-/// Client-side caching of a client, not by prefix. What it has cached it is to forget: nobody tells it of changes meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Client-side caching of a client. What it has cached it is to forget: nobody tells it of changes meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {
     /// It is on.
     pub is_on: bool,
@@ -86,6 +87,9 @@ pub struct Tracked {
     pub is_next_marked: bool,
     /// NOLOOP.
     pub no_loop: bool,
+    /// BCAST: of which keys.
+    #[serde(default)]
+    pub prefixes: Option<Vec<Vec<u8>>>,
 }
 
 impl Tracked {
@@ -98,17 +102,22 @@ impl Tracked {
             opt_out: caching == Caching::OptOut,
             is_next_marked: tracking.is_some_and(|tracking| tracking.is_next_marked),
             no_loop: tracking.is_some_and(|tracking| tracking.no_loop),
+            prefixes: tracking
+                .and_then(|tracking| tracking.prefixes.as_ref())
+                .map(|prefixes| prefixes.iter().map(|prefix| prefix.to_vec()).collect()),
         }
     }
 
-    fn tracking(self) -> Option<Tracking> {
+    fn tracking(&self) -> Option<Tracking> {
         let caching = match (self.opt_in, self.opt_out) {
             (true, _) => Caching::OptIn,
             (false, true) => Caching::OptOut,
             (false, false) => Caching::All,
         };
-        let Self { is_next_marked, no_loop, .. } = self;
-        self.is_on.then_some(Tracking { caching, is_next_marked, no_loop, prefixes: None })
+        let Self { is_next_marked, no_loop, .. } = *self;
+        let prefixes = self.prefixes.as_ref();
+        let prefixes = prefixes.map(|all| all.iter().map(|prefix| Bytes::copy_from_slice(prefix)).collect());
+        self.is_on.then_some(Tracking { caching, is_next_marked, no_loop, prefixes })
     }
 }
 
@@ -241,6 +250,6 @@ impl ClientDescription {
             Box::new(Library { name: name.as_slice().into(), version: version.as_slice().into() })
         });
         session.no_evict = self.no_evict;
-        session.tracking = self.tracked.and_then(Tracked::tracking).map(Box::new);
+        session.tracking = self.tracked.as_ref().and_then(Tracked::tracking).map(Box::new);
     }
 }

@@ -18,6 +18,8 @@ pub struct Accepts {
     pub tracking: bool,
     /// The same of subscribers.
     pub tracking_subscribers: bool,
+    /// Client-side caching by prefix.
+    pub tracking_prefixes: bool,
 }
 
 /// By which clients go to the process that takes over.
