@@ -621,6 +621,7 @@ fn shared(config: &Config, connector: Arc<Connector>, tracer: Tracer) -> Shared 
         max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
         memory: ClientMemory::new(memory::bound(&config.client)),
         instance: Arc::new(Instance::start(&config.naming.name)),
+        mastership: Arc::default(),
         pause: Arc::default(),
         tracer,
         stop: CancellationToken::new(),

@@ -252,6 +252,7 @@ impl Settings {
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: ClientMemory::new(32 << 20),
             instance: Arc::new(Instance::start("fuzz")),
+            mastership: Arc::default(),
             pause: Arc::default(),
             tracer: Tracer::default(),
             stop: CancellationToken::new(),

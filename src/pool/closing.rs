@@ -15,6 +15,18 @@ use crate::upstream::UpstreamStream;
 /// What still came from the server before its end of file, at most this many bytes.
 const KEEP: usize = 64 << 20;
 
+/// Closes `stream`, on which nothing was asked for, in order: returns when the server has, at most after `timeout`.
+pub(super) async fn turn_away(mut stream: UpstreamStream, timeout: Duration) {
+    let ended = tokio::time::timeout(timeout, async {
+        let _ = stream.shutdown().await;
+        let mut rest = [0; 512];
+        while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
+    });
+    if ended.await.is_err() {
+        stream.reset_on_drop();
+    }
+}
+
 /// Closes `stream` in order and gives `permit` back. `gone` is when the client left, where one did: the time from then
 /// to our FIN is the headline metric. Returns what still came where `keep` asks for it; `None` after a reset.
 pub(super) async fn close(

@@ -1,4 +1,5 @@
-//! Lanes to a server that refuses writes are left, so that the next ones go where its name points now.
+//! Lanes to a server that refuses writes are left, so that the next ones go where its name points now; and a server that has
+//! become a replica is not used while another one is about to take its place.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -6,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Lane, Lost, Pool};
+use super::{Kind, Lane, Lost, Pool};
 use crate::resp::{self, encode};
-use crate::telemetry::UpstreamClose;
+use crate::telemetry::{UpstreamClose, seconds};
+use crate::upstream::{DialError, Established};
 
 /// A master is asked for its role at most once in this time, not for each reply: in front of a replica that clients
 /// write to, every reply is a refusal.
@@ -21,7 +23,9 @@ impl Pool {
             return;
         }
         self.shared.health.doubt();
-        if !lane.is_of_replica() {
+        if lane.has_held_back() {
+            self.has_become_a_replica(lane);
+        } else if !lane.is_of_replica() {
             self.ask_for_the_role(lane, now);
         } else if self.roles.may_look(now) {
             tracing::info!("writes are refused by a replica; lanes are made anew where its name points now");
@@ -37,7 +41,7 @@ impl Pool {
         }
         self.roles.asked.set(Some(now));
         let question = encode::one_command(&[b"ROLE"]);
-        let pool = Rc::downgrade(self);
+        let (pool, asked) = (Rc::downgrade(self), Rc::clone(lane));
         let then = move |answer: Result<Vec<Bytes>, Lost>| {
             let Some(pool) = pool.upgrade() else { return };
             // An error: this user may not ask. The refusals of a server that was a master then speak for themselves.
@@ -46,15 +50,78 @@ impl Pool {
                 Some(role == b"master")
             });
             if is_master != Some(true) {
-                tracing::warn!(
-                    "the server has become a replica; lanes are made anew where its name points now"
-                );
-                pool.roles.is_replica.set(true);
-                pool.roles.was_master.set(true);
-                pool.leave_lanes();
+                pool.has_become_a_replica(&asked);
             }
         };
         lane.exchange(&question, 1, now, Box::new(then));
+    }
+
+    /// The server of `lane` has been a master and is none now.
+    fn has_become_a_replica(&self, lane: &Lane) {
+        self.roles.is_replica.set(true);
+        self.roles.was_master.set(true);
+        let mastership = &self.shared.mastership;
+        // Where no login tells the role, none would tell that there is a master again.
+        if lane.of_master().is_none_or(|demotions| mastership.is_lost(demotions)) {
+            tracing::warn!("the server has become a replica; lanes are made anew where its name points now");
+        }
+        if lane.of_master().is_none() {
+            self.leave_lanes();
+        }
+        self.heed_demotions();
+    }
+
+    /// Looks after all lanes on which a write was refused.
+    pub fn heed_refusals(self: &Rc<Self>, now: Instant) {
+        let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        for lane in groups.iter().flat_map(|group| group.lanes()) {
+            self.tend_role(&lane, now);
+        }
+    }
+
+    /// Lanes that were made before the last demotion are left, whichever worker has noticed it.
+    pub(super) fn heed_demotions(&self) {
+        let demotions = self.shared.mastership.demotions();
+        if self.roles.heeded.replace(demotions) == demotions {
+            return;
+        }
+        self.roles.was_master.set(true);
+        for lane in self.groups.borrow().values().flat_map(|group| group.lanes()) {
+            if lane.of_master() != Some(demotions) {
+                lane.belongs_to_a_replica();
+                lane.leave(UpstreamClose::Moved);
+            }
+        }
+    }
+
+    /// Takes note of the role that a login has shown; `demotions` were known when its dial began. A replica is turned away
+    /// while a master is awaited, but not for a hub: those who wait there learn of the demotion by it.
+    ///
+    /// # Errors
+    /// It is turned away.
+    pub(super) async fn unless_demoted(
+        &self,
+        established: Established,
+        kind: Kind,
+        demotions: u64,
+    ) -> Result<Established, DialError> {
+        let (mastership, upstream) = (&self.shared.mastership, self.shared.upstream.get());
+        match established.server.is_replica() {
+            Some(true)
+                if matches!(kind, Kind::Lane | Kind::Lease)
+                    && mastership.is_awaited(upstream.failover_wait) =>
+            {
+                super::closing::turn_away(established.stream, upstream.close_timeout).await;
+                Err(DialError::Demoted { peer: established.peer })
+            }
+            Some(false) if demotions == mastership.demotions() => {
+                if let Some(after) = mastership.met_a_master() {
+                    tracing::warn!(after_seconds = seconds(after), "a master is reached again");
+                }
+                Ok(established)
+            }
+            Some(_) | None => Ok(established),
+        }
     }
 
     fn leave_lanes(&self) {

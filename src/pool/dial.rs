@@ -90,6 +90,7 @@ impl Pool {
             };
             // Made for each dial: the credentials may have been read again.
             let login = self.login(group.key(), group.identity(), Kind::Lane);
+            let demotions = self.shared.mastership.demotions();
             match self.dial(&login, group.key().user, Kind::Lane, &group.stage).await {
                 Ok(established) if self.stopping.get() => {
                     self.close(established.stream, permit, UpstreamClose::Shutdown, None);
@@ -103,6 +104,8 @@ impl Pool {
                     }
                     if self.roles.met(established.server.is_replica()) {
                         lane.belongs_to_a_replica();
+                    } else if established.server.is_replica() == Some(false) {
+                        lane.belongs_to_a_master(demotions);
                     }
                     return Some((lane, established.stream));
                 }
@@ -139,6 +142,7 @@ impl Pool {
 
     async fn carry(self: &Rc<Self>, lane: &Rc<Lane>, stream: UpstreamStream) {
         let (reason, stream) = lane.carry(stream, &self.scratch, || self.lane_is_idle(lane)).await;
+        self.tend_role(lane, Instant::now());
         if let Some(group) = self.known_group(lane) {
             group.closed(lane);
         }
@@ -325,7 +329,11 @@ impl Pool {
 
     async fn connect(&self, login: &Login, user: u64, kind: Kind) -> Result<Established, DialError> {
         let attempt = self.shared.health.attempt();
-        let established = self.shared.connector.dial(login).await;
+        let demotions = self.shared.mastership.demotions();
+        let established = match self.shared.connector.dial(login).await {
+            Ok(established) => self.unless_demoted(established, kind, demotions).await,
+            Err(error) => Err(error),
+        };
         drop(attempt);
         match &established {
             Ok(_) => self.shared.health.succeeded(&login.identity),

@@ -6,7 +6,9 @@
 //! their receivers: a run of replies for one client is one call.
 
 mod echo;
+mod held;
 mod io;
+mod refusal;
 mod slot;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -24,9 +26,10 @@ use tokio::time::Instant;
 use super::Permit;
 use super::measures::{Measures, Sample};
 use super::tracker::{Reader, Tracked, Tracker};
-use crate::resp::{self, ErrorCode, Unsent, encode};
+use crate::resp::{self, ErrorCode, Outgoing, encode};
 use crate::telemetry::{CommandOutcome, Origin, UpstreamClose};
 
+pub use refusal::{Held, Outcome, Refusal, Step, refusal, steps};
 use slot::Slot;
 pub use slot::{Change, Lost, Nature, Receiver, Then};
 
@@ -80,7 +83,7 @@ pub struct Lane {
     hold: Cell<Hold>,
     used: Cell<Instant>,
     progress: Cell<Instant>,
-    written: RefCell<Unsent>,
+    written: RefCell<Outgoing>,
     fifo: RefCell<VecDeque<Slot>>,
     outstanding: Cell<usize>,
     blocked: RefCell<Vec<Rc<dyn Receiver>>>,
@@ -102,6 +105,10 @@ pub struct Lane {
     of_replica: Cell<bool>,
     /// A write was refused with READONLY since this was last asked.
     was_refused_a_write: Cell<bool>,
+    /// Such a refusal has been held back.
+    has_held_back: Cell<bool>,
+    /// The server was a master when the lane logged in: the number of demotions until then.
+    of_master: Cell<Option<u64>>,
     /// Commands that were ever appended.
     carried: Cell<u64>,
     /// Who has read what, where the server tracks for the lane, or did a moment ago.
@@ -135,6 +142,8 @@ impl Lane {
             redirection: RefCell::new(None),
             of_replica: Cell::new(false),
             was_refused_a_write: Cell::new(false),
+            has_held_back: Cell::new(false),
+            of_master: Cell::new(None),
             carried: Cell::new(0),
             tracker: RefCell::new(None),
             permit: RefCell::new(Some(permit)),
@@ -363,7 +372,7 @@ impl Lane {
 
     /// Appends `count` whole commands of one session and promises it as many replies.
     pub fn push(&self, commands: &[u8], count: u32, to: &Rc<dyn Receiver>, nature: Nature, now: Instant) {
-        self.append(|written| written.append(commands), count, now);
+        self.append(|written, place| written.append(commands, place, count), count, now);
         self.promise(count, to, nature, now);
     }
 
@@ -376,7 +385,7 @@ impl Lane {
         nature: Nature,
         now: Instant,
     ) {
-        self.append(|written| written.share(commands), count, now);
+        self.append(|written, place| written.share(commands, place, count), count, now);
         self.promise(count, to, nature, now);
     }
 
@@ -390,7 +399,7 @@ impl Lane {
             count: more,
             since,
             muted: same,
-            may_invent: any,
+            may_invent: invents,
             is_block: false,
             abandoned: false,
             // What comes later is not part of what is measured.
@@ -398,11 +407,11 @@ impl Lane {
         }) = fifo.back_mut()
             && !is_block
             && *same == muted
+            && *invents == may_invent
             && now.saturating_duration_since(*since) < MERGE
             && Rc::ptr_eq(last, to)
         {
             *more += count;
-            *any |= may_invent;
         } else {
             let to = Rc::clone(to);
             let abandoned = false;
@@ -442,7 +451,7 @@ impl Lane {
         change: Change,
     ) {
         self.used.set(now);
-        self.append(|written| written.share(command), 1, now);
+        self.append(|written, place| written.share(command, place, 1), 1, now);
         self.fifo.borrow_mut().push_back(Slot::Changed {
             to: Rc::clone(to),
             left: 1,
@@ -463,7 +472,7 @@ impl Lane {
         now: Instant,
         then: Then,
     ) {
-        self.append(|written| written.append(commands), replies, now);
+        self.append(|written, place| written.append(commands, place, replies), replies, now);
         self.fifo.borrow_mut().push_back(Slot::Whole {
             owner,
             left: replies,
@@ -472,6 +481,7 @@ impl Lane {
             since: now,
             then: Some(then),
             nonce: None,
+            is_block: false,
         });
     }
 
@@ -485,10 +495,10 @@ impl Lane {
         self.used.set(now);
     }
 
-    fn append(&self, append: impl FnOnce(&mut Unsent), count: u32, now: Instant) {
+    fn append(&self, append: impl FnOnce(&mut Outgoing, u64), count: u32, now: Instant) {
         let mut written = self.written.borrow_mut();
         let first = written.is_empty();
-        append(&mut written);
+        append(&mut written, self.carried.get());
         drop(written);
         if self.outstanding.get() == 0 {
             self.progress.set(now);
@@ -592,6 +602,21 @@ impl Lane {
     /// Whether a write was refused with READONLY since this was last asked.
     pub(super) fn was_refused_a_write(&self) -> bool {
         self.was_refused_a_write.take()
+    }
+
+    /// The server said at the login that it is a master; `demotions` were known until then.
+    pub(super) fn belongs_to_a_master(&self, demotions: u64) {
+        self.of_master.set(Some(demotions));
+    }
+
+    /// How many demotions were known when it logged in to a master; `None`: it did not log in to one.
+    pub(super) fn of_master(&self) -> Option<u64> {
+        self.of_master.get()
+    }
+
+    /// Whether a refusal was held back since this was last asked: the server is no master.
+    pub(super) fn has_held_back(&self) -> bool {
+        self.has_held_back.take()
     }
 
     /// See [`Self::belongs_to_a_replica`].

@@ -17,6 +17,7 @@ mod lease;
 mod lease_queue;
 mod limits;
 mod liveness;
+mod mastership;
 mod measures;
 mod memory;
 mod options;
@@ -57,9 +58,12 @@ use group::Pick;
 pub use group::{Group, SessionGuard, Stage};
 pub use health::{Health, RefusedLogin};
 pub use homes::{Homes, Housing};
-pub use lane::{Change, Lane, LaneKey, Lost, Nature, Receiver, Then};
+pub use lane::{
+    Change, Held, Lane, LaneKey, Lost, Nature, Outcome, Receiver, Refusal, Step, Then, refusal, steps,
+};
 pub use lease::Lease;
 pub use liveness::Liveness;
+pub use mastership::Mastership;
 pub use measures::{Measures, Sample, Took};
 pub use memory::{Account, Charge, ClientMemory, LONG, Victim};
 pub use options::PoolOptions;
@@ -104,6 +108,8 @@ pub struct Shared {
     pub memory: Arc<ClientMemory>,
     /// Which run of redbouncer this is.
     pub instance: Arc<Instance>,
+    /// Whether the server is still a master.
+    pub mastership: Arc<Mastership>,
     /// Whether new commands wait.
     pub pause: Arc<Pause>,
     /// Takes spans of sampled commands.
@@ -407,6 +413,7 @@ impl Pool {
     /// commands that have waited too long, parked leases.
     pub fn tick(self: &Rc<Self>, now: Instant) {
         let options = self.shared.options.get();
+        self.heed_demotions();
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
         let may_leave = self.shared.budget.can_do_without_lanes();
         for group in groups {
@@ -589,12 +596,13 @@ impl Pool {
         Tracker::new(memory.unnamed(), memory.bound())
     }
 
-    /// How long a command waits for an upstream connection: `pool.wait_timeout`, and behind Sentinels at least as long as a
-    /// failover may take.
+    /// How long a command waits for an upstream connection: `pool.wait_timeout`, and at least as long as a failover may take
+    /// behind Sentinels and after a demotion.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        let wait = self.shared.options.get().wait_timeout;
-        self.shared.upstream.get().master_wait.map_or(wait, |longer| wait.max(longer))
+        let (wait, upstream) = (self.shared.options.get().wait_timeout, self.shared.upstream.get());
+        let is_longer = upstream.has_sentinels || self.shared.mastership.is_awaited(upstream.failover_wait);
+        if is_longer { wait.max(upstream.failover_wait) } else { wait }
     }
 
     /// When a wait for an upstream connection that begins now must end.

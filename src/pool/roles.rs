@@ -16,6 +16,8 @@ pub(super) struct Roles {
     /// Some server of this name was a master: a replica there is not what clients are meant to write to.
     pub(super) was_master: Cell<bool>,
     pub(super) asked: Cell<Option<Instant>>,
+    /// How many demotions lanes have been left for.
+    pub(super) heeded: Cell<u64>,
     looked: Cell<Option<Instant>>,
     pause: Cell<Duration>,
 }

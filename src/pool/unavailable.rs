@@ -48,6 +48,7 @@ impl Unavailable {
             }
             // Where we come from is not the client's doing.
             DialError::NoMaster { .. }
+            | DialError::Demoted { .. }
             | DialError::Login { .. }
             | DialError::Resolve { .. }
             | DialError::Refused { .. }

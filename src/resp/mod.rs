@@ -19,6 +19,7 @@ mod error;
 mod inline;
 mod limits;
 mod number;
+mod outgoing;
 mod reply;
 mod request;
 mod room;
@@ -38,6 +39,7 @@ pub use elements::{Elements, bulk, elements, error_text, integer, is_error, is_n
 pub use error::{DecodeError, ReplyError, RequestError};
 pub use inline::normalise;
 pub use limits::{MAX_ARGUMENTS, MAX_ARGUMENTS_OLD, MAX_REQUEST, RequestLimits};
+pub use outgoing::{Kept, Outgoing};
 pub use reply::{ReplyKind, ReplyScanner, ReplyStep};
 pub use request::{Form, RequestFrame, RequestScanner, RequestStep};
 pub use room::{append, make_room, moves};

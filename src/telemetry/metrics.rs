@@ -206,6 +206,13 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "Sentinels by state: connecting, connected, unreachable, refused, unknown_service.",
     ),
     (
+        "redbouncer_held_commands_total",
+        "counter",
+        "outcome",
+        "Commands held back because a server that was a master refused a write with READONLY: answered by the next \
+         master, refused as before, or lost.",
+    ),
+    (
         "redbouncer_master_switches_total",
         "counter",
         "cause",

@@ -35,6 +35,7 @@ pub fn create_series(kinds: &[&'static str], pins: &[&'static str]) {
     }
     each("redbouncer_client_bytes_total", "direction", &["in", "out"]);
     each("redbouncer_leases_total", "pin", pins);
+    each("redbouncer_held_commands_total", "outcome", &["answered", "refused", "lost"]);
     each("redbouncer_master_switches_total", "cause", &["lost", "switched"]);
     each("redbouncer_logins_total", "outcome", &words(LoginOutcome::ALL, LoginOutcome::label));
     each("redbouncer_blocking_tries_total", "on", &words(TriedOn::ALL, TriedOn::label));

@@ -46,6 +46,12 @@ pub enum DialError {
         /// `upstream.connect_timeout`
         after: Duration,
     },
+    /// The server is a replica. It was a master before, and another one is about to take its place.
+    #[error("{peer} has become a replica, and a master is awaited")]
+    Demoted {
+        /// Who answered.
+        peer: SocketAddr,
+    },
     /// The name has no address, or the resolver did not answer: the network's or the configuration's fault.
     #[error("cannot resolve {host}: {cause}")]
     Resolve {
@@ -163,6 +169,7 @@ impl DialError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::NoMaster { .. }
+            | Self::Demoted { .. }
             | Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::Timeout { .. }
@@ -192,6 +199,7 @@ impl DialError {
             Self::Timeout { .. } | Self::Closed { .. } | Self::Io { .. } => true,
             Self::Tls { fault, .. } => fault.retryable(),
             Self::NoMaster { .. }
+            | Self::Demoted { .. }
             | Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::SpeaksTls { .. }
@@ -241,6 +249,7 @@ impl DialError {
             | Self::ReadOnlyRefused { text }
             | Self::TrackingRefused { text } => text.clone(),
             Self::NoMaster { .. } => own("no master is known"),
+            Self::Demoted { .. } => own("the server has become a replica"),
             Self::Resolve { .. } => own("the server's name cannot be resolved"),
             Self::Refused { .. } => own("connection refused"),
             Self::Timeout { phase, after, .. } => own(&format!("{phase} unfinished after {after:?}")),

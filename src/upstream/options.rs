@@ -91,8 +91,10 @@ pub struct UpstreamTimes {
     pub on_loss: OnLoss,
     /// As in [`UpstreamOptions`].
     pub resolve_interval: Duration,
-    /// How long a command waits for a server where Sentinels name another one when it is lost; `None` without Sentinels.
-    pub master_wait: Option<Duration>,
+    /// As in [`UpstreamOptions`].
+    pub failover_wait: Duration,
+    /// Sentinels say which server is the master.
+    pub has_sentinels: bool,
 }
 
 impl UpstreamOptions {
@@ -130,7 +132,8 @@ impl UpstreamOptions {
             close_timeout: self.close_timeout,
             on_loss: self.on_loss,
             resolve_interval: self.resolve_interval,
-            master_wait: self.service.is_some().then_some(self.failover_wait),
+            failover_wait: self.failover_wait,
+            has_sentinels: self.service.is_some(),
         }
     }
 }

@@ -26,6 +26,7 @@ mod config;
 mod connection_cap;
 mod convert;
 mod dashboard;
+mod demotion;
 mod differential;
 mod docs;
 mod fairness;

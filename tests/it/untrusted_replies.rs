@@ -97,7 +97,7 @@ fn before_a_replica_writers_cost_readers_nothing() {
 #[test]
 fn lanes_to_a_master_that_has_become_a_replica_are_made_anew_once() {
     let server = Server::start();
-    let proxy = Proxy::start(&server, &[]);
+    let proxy = Proxy::start(&server, &["upstream.failover_wait=0"]);
     let (mut writer, mut reader) = (proxy.connect(), proxy.connect());
     assert_eq!(writer.call("SET k v").text(), "OK");
     let before = accepted(&server);
@@ -130,7 +130,8 @@ fn lanes_to_a_master_that_has_become_a_replica_are_made_anew_once() {
 fn while_a_demoted_server_refuses_writes_its_name_is_looked_up_again() {
     let (old, new) = (Server::start(), Server::start());
     let relay = Relay::to(old.address());
-    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &[]).unwrap();
+    let proxy =
+        Proxy::launch(&format!("redis://{}", relay.address()), &["upstream.failover_wait=0"]).unwrap();
     let (mut writer, mut reader) = (proxy.connect(), proxy.connect());
     assert_eq!(writer.call("SET k v").text(), "OK");
     old.call("REPLICAOF 127.0.0.1 1");

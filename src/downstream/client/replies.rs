@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Client;
-use crate::pool::{Group, Lane, LaneKey, News, Receiver, Tracked};
+use crate::pool::{Group, Held, Lane, LaneKey, News, Receiver, Tracked};
 use crate::resp::{ErrorCode, encode};
 use crate::telemetry::{ClientClose, Origin};
 use crate::upstream::{Identity, OnLoss};
@@ -157,5 +157,12 @@ impl Receiver for Client {
 
     fn gathers(&self, bytes: usize) -> bool {
         self.outbound.gathers(bytes)
+    }
+
+    fn takes_back(self: Rc<Self>, held: Vec<Held>) {
+        // While the lane is still there that says so.
+        self.context.pool.heed_refusals(Instant::now());
+        let tasks = self.context.pool.tasks().clone();
+        tasks.spawn_local(async move { self.goes_on_with(held).await });
     }
 }

@@ -52,7 +52,11 @@ impl Client {
         let (last, block) = if replies == 1 { (0, None) } else { Transaction::of_block(frames) };
         match (replies, &block) {
             (1, _) => {}
-            (_, Some(_)) => self.push_on(lane, &frames[..last], replies - 1, Nature::default()),
+            (_, Some(_)) => {
+                // What is refused here was to be queued only.
+                let nature = Nature { may_invent: true, ..Nature::default() };
+                self.push_on(lane, &frames[..last], replies - 1, nature);
+            }
             (_, None) => {
                 let nature = Nature { is_block: true, ..Nature::default() };
                 return self.push_on(lane, frames, replies, nature);

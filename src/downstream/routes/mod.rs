@@ -3,6 +3,7 @@
 mod blocking;
 mod counted;
 mod dispatch;
+mod held;
 mod lease;
 mod listings;
 mod login;

@@ -198,6 +198,7 @@ impl Proxy {
             max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
             memory: Arc::clone(&memory),
             instance: Arc::new(Instance::start("simulation")),
+            mastership: Arc::default(),
             pause: Arc::default(),
             tracer: Tracer::default(),
             stop: CancellationToken::new(),

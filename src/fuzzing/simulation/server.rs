@@ -517,7 +517,7 @@ impl Core {
                     b"2" => client.protocol = Protocol::Resp2,
                     _ => {} // it stays as it is
                 }
-                greet(&mut client.out, client.protocol, id);
+                greet(&mut client.out, client.protocol, id, self.replica);
             }
             b"auth" | b"readonly" | b"readwrite" => encode::simple(&mut client.out, "OK"),
             b"select" => match std::str::from_utf8(&word(1)).ok().and_then(|text| text.parse().ok()) {
@@ -744,11 +744,10 @@ fn invalidate(out: &mut BytesMut, key: &[u8]) {
     encode::bulk(out, key);
 }
 
-fn greet(out: &mut BytesMut, protocol: Protocol, id: u64) {
+fn greet(out: &mut BytesMut, protocol: Protocol, id: u64, replica: bool) {
+    let role = if replica { "replica" } else { "master" };
     encode::map(out, protocol, 7);
-    for (key, value) in
-        [("server", "redis"), ("version", "7.2.0"), ("mode", "standalone"), ("role", "master")]
-    {
+    for (key, value) in [("server", "redis"), ("version", "7.2.0"), ("mode", "standalone"), ("role", role)] {
         encode::bulk(out, key.as_bytes());
         encode::bulk(out, value.as_bytes());
     }

@@ -8,6 +8,7 @@ use crate::upstream::{DialError, Phase, TlsFault};
 pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
     let subject = match wrong {
         DialError::NoMaster { .. } => "sentinels",
+        DialError::Demoted { .. } => "server",
         DialError::Resolve { .. } | DialError::Timeout { phase: Phase::Resolve, .. } => "name",
         DialError::Refused { .. } | DialError::Timeout { phase: Phase::Connect, .. } => "TCP",
         DialError::Tls { .. }
@@ -94,8 +95,9 @@ fn advice(wrong: &DialError) -> &'static str {
         DialError::Closed { .. } | DialError::Io { .. } => {
             "if the server wants TLS, write rediss://; else something between closes the connection"
         }
-        DialError::NoResp3 { .. } | DialError::ReadOnlyRefused { .. } | DialError::TrackingRefused { .. } => {
-            ""
-        }
+        DialError::Demoted { .. }
+        | DialError::NoResp3 { .. }
+        | DialError::ReadOnlyRefused { .. }
+        | DialError::TrackingRefused { .. } => "",
     }
 }

@@ -21,7 +21,7 @@ impl Lane {
         let nonce = Bytes::from(format!("redbouncer:{number:016x}"));
         let mut ping = BytesMut::new();
         encode::command(&mut ping, &[b"PING", &nonce]);
-        self.append(|written| written.append(&ping), 1, now);
+        self.append(|written, place| written.append(&ping, place, 1), 1, now);
         self.echo_asked.set(now);
         self.since_echo.set(0);
         self.echo.replace(Some(nonce.clone()));
@@ -33,6 +33,7 @@ impl Lane {
             since: now,
             then: None,
             nonce: Some(nonce),
+            is_block: false,
         });
     }
 

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::super::LONG;
+use super::refusal::{is_begun_refusal, refusal};
 use super::{FULL, KEEP, Lane, Lost, Slot, Then};
 use crate::resp::{self, ErrorCode, ReplyKind, ReplyScanner};
 use crate::telemetry::{CommandOutcome, Origin, UpstreamClose, printable};
@@ -26,8 +27,11 @@ pub(super) struct LaneIo {
     begun_error: Vec<u8>,
     /// A client's MULTI was not ended by its EXEC.
     in_multi: bool,
-    /// What was read last and may be the beginning of our own echo in another command's place. Nobody has got it.
+    /// What was read last and may be the beginning of our own echo in another command's place, or of a refusal to be held
+    /// back. Nobody has got it.
     begun_echo: Vec<u8>,
+    /// The next reply is a refusal, and what is on the lane is not arranged for it yet.
+    refused: bool,
     /// What has arrived of a push that is not whole.
     push: BytesMut,
     in_push: bool,
@@ -118,6 +122,7 @@ impl LaneIo {
             begun_error: Vec::new(),
             in_multi: false,
             begun_echo: Vec::new(),
+            refused: false,
             push: BytesMut::new(),
             in_push: false,
         }
@@ -163,9 +168,21 @@ impl LaneIo {
             if let Err(reason) = ready!(self.poll_read(cx, scratch)) {
                 return Poll::Ready(reason);
             }
+            self.release();
             if self.lane.outstanding.get() == 0 {
                 idle();
             }
+        }
+    }
+
+    /// Keeps no longer what has been answered.
+    fn release(&self) {
+        let lane = &self.lane;
+        let mut written = lane.written.borrow_mut();
+        if lane.outstanding.get() == 0 {
+            written.settle(lane.carried.get(), KEEP);
+        } else {
+            written.are_answered(lane.answered());
         }
     }
 
@@ -181,13 +198,9 @@ impl LaneIo {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         let mut written = self.lane.written.borrow_mut();
         let was_full = written.len() > FULL;
-        let had = !written.is_empty();
         let sent = self.stream.poll_write_all(cx, &mut *written);
         if let Poll::Ready(Err(error)) = sent {
             return Poll::Ready(Err(error));
-        }
-        if written.is_empty() && had {
-            written.shrink(KEEP);
         }
         let has_room = written.len() <= FULL / 2;
         drop(written);
@@ -247,6 +260,10 @@ impl LaneIo {
             let (taken, ended) = self.fill(slot, rest)?;
             rest = &rest[taken..];
             lane.outstanding.set(lane.outstanding.get() - ended as usize);
+            if std::mem::take(&mut self.refused) {
+                lane.hold_back(&mut fifo);
+                continue;
+            }
             self.end_push()?;
             if self.in_multi {
                 return Err(UpstreamClose::Unfit);
@@ -305,7 +322,7 @@ impl LaneIo {
         let (may_invent, is_exec, is_of_client) = match slot {
             Slot::Replies { may_invent, is_block, .. } => (*may_invent, *is_block && left == 1, true),
             Slot::Changed { is_exec, .. } => (false, *is_exec, true),
-            Slot::Whole { .. } => (false, false, false),
+            Slot::Whole { is_block, .. } => (false, *is_block && left == 1, false),
         };
         // It may have begun only, but its first word is there.
         let text = error.strip_prefix(b"-").unwrap_or_default();
@@ -330,13 +347,18 @@ impl LaneIo {
         self.in_multi
     }
 
+    /// Whether `begun`, the beginning of a reply, is to be looked at again when more of it is there, before anybody gets it.
+    fn is_kept_back(&self, begun: &[u8], slot: &Slot) -> bool {
+        self.lane.is_begun_echo(begun, slot) || self.lane.holds(slot) && is_begun_refusal(begun)
+    }
+
     /// Feeds one slot from `data`: as many of its replies as are there. Returns the bytes taken and the replies ended.
     fn fill(&mut self, slot: &mut Slot, data: &[u8]) -> Result<(usize, u32), UpstreamClose> {
         let (mut at, mut ended, mut behind) = (0, 0, 0);
         let mut is_at_start = !self.scanner.in_frame();
         while at < data.len() && slot.left() > ended {
             let step = self.scanner.step(&data[at..]).map_err(|_| UpstreamClose::Desync)?;
-            if step.complete.is_none() && is_at_start && self.lane.is_begun_echo(&data[at..], slot) {
+            if step.complete.is_none() && is_at_start && self.is_kept_back(&data[at..], slot) {
                 self.scanner = ReplyScanner::default();
                 self.begun_echo.extend_from_slice(&data[at..]);
                 break;
@@ -379,6 +401,10 @@ impl LaneIo {
             }
             let is_error = step.complete == Some(ReplyKind::Error);
             let reply = &data[at..at + step.consumed];
+            if is_error && self.lane.holds(slot) && refusal(reply).is_some() {
+                self.refused = true;
+                break;
+            }
             // Our own echo in a client's place: a reply is missing before it.
             if kind == Some(ReplyKind::Bulk) && self.lane.is_echo(reply, slot) {
                 return Err(UpstreamClose::Desync);

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use super::refusal::Held;
 use crate::pool::measures::Sample;
 
 /// Who gets replies. Called from the lane's task; must not call back into the lane.
@@ -20,6 +21,9 @@ pub trait Receiver {
     fn resume(&self);
     /// So many bytes of a reply that must be whole are held here for it. `false`: it is being closed, and they need not be.
     fn gathers(&self, bytes: usize) -> bool;
+    /// The server has refused the first of these and has run nothing of it; behind it, all that it had on the lane, in order.
+    /// It owes itself their replies, by [`steps`](super::steps).
+    fn takes_back(self: Rc<Self>, held: Vec<Held>);
 }
 
 /// The connection was lost before the reply.
@@ -37,7 +41,8 @@ pub type Change = Box<dyn FnOnce(Bytes) -> Bytes>;
 pub struct Nature {
     /// Their replies are not wanted (CLIENT REPLY): they are read and dropped.
     pub muted: bool,
-    /// The text of a reply may be of a script's making, or a module's: it says nothing of the server.
+    /// The text of a reply may be of a script's making, or a module's, or is not all there is to say of what has run: it
+    /// says nothing of the server.
     pub may_invent: bool,
     /// They are a whole transaction: the last one is its EXEC.
     pub is_block: bool,
@@ -80,6 +85,8 @@ pub(super) enum Slot {
         then: Option<Then>,
         /// What a PING must be answered with.
         nonce: Option<Bytes>,
+        /// See [`Nature`].
+        is_block: bool,
     },
 }
 

@@ -8,6 +8,7 @@ use crate::upstream::UpstreamStream;
 struct Listener {
     heard: RefCell<Vec<u8>>,
     owed: Cell<u32>,
+    held: RefCell<Vec<Held>>,
 }
 
 impl Receiver for Listener {
@@ -27,6 +28,10 @@ impl Receiver for Listener {
 
     fn gathers(&self, _bytes: usize) -> bool {
         true
+    }
+
+    fn takes_back(self: Rc<Self>, held: Vec<Held>) {
+        self.held.borrow_mut().extend(held);
     }
 }
 
@@ -146,5 +151,89 @@ async fn our_echo_in_a_client_s_place_ends_the_lane_before_the_client_hears_it()
         let end = end.and_then(|()| io.distribute(second, now, &mut Vec::new()));
         assert_eq!(end, Err(UpstreamClose::Desync), "cut at {cut}");
         assert!(own.heard.borrow().is_empty(), "cut at {cut}");
+    }
+}
+
+/// What two clients get of a master that has become a replica, its replies cut at `cut`: the first what was held of it and
+/// what it heard before, the second what it heard.
+async fn refused(replies: &[u8], cut: usize) -> (Vec<Held>, Vec<u8>, Vec<u8>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (lane, own, other) = (lane(), Rc::new(Listener::default()), Rc::new(Listener::default()));
+    lane.belongs_to_a_master(0);
+    let now = Instant::now();
+    let push = |to: &Rc<Listener>, words: &[&str], nature: Nature| {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        let to = Rc::clone(to) as Rc<dyn Receiver>;
+        lane.push(&encode::one_command(&words), 1, &to, nature, now);
+    };
+    push(&own, &["GET", "k"], Nature::default());
+    push(&own, &["INCR", "n"], Nature::default());
+    push(&other, &["GET", "k"], Nature::default());
+    push(&own, &["EVAL", "x", "0"], Nature { may_invent: true, ..Nature::default() });
+    push(&own, &["GET", "n"], Nature::default());
+    push(&other, &["GET", "k"], Nature::default());
+    let mut io = LaneIo::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
+    let mut finished = Vec::new();
+    let (first, second) = replies.split_at(cut);
+    assert_eq!(io.distribute(first, now, &mut finished), Ok(()));
+    assert_eq!(io.distribute(second, now, &mut finished), Ok(()));
+    for (then, frames) in finished {
+        then(Ok(frames));
+    }
+    assert_eq!(lane.outstanding(), 0);
+    let refused = replies.windows(9).any(|part| part == b"-READONLY");
+    assert_eq!(lane.is_leaving(), refused);
+    (own.held.take(), own.heard.take(), other.heard.take())
+}
+
+const READONLY: &[u8] = b"-READONLY You can't write against a read only replica.\r\n";
+
+#[tokio::test]
+async fn a_refusal_is_held_with_what_stands_behind_it_wherever_the_replies_are_cut() {
+    let replies = [b"$1\r\nv\r\n", READONLY, b"$1\r\nw\r\n", READONLY, b"$-1\r\n$1\r\nx\r\n"].concat();
+    let command = |words: &[&[u8]]| Some(encode::one_command(words));
+    let answered = |text: &'static [u8]| Outcome::Answered(vec![Bytes::from_static(text)]);
+    let held = |command, outcome| Held { command, replies: 1, muted: false, outcome };
+    let expected = [
+        held(command(&[b"INCR", b"n"]), Outcome::Refused(Bytes::from_static(READONLY))),
+        // A script may have made it up.
+        held(None, answered(READONLY)),
+        held(command(&[b"GET", b"n"]), answered(b"$-1\r\n")),
+    ];
+    for cut in 0..replies.len() {
+        let (held, own, other) = refused(&replies, cut).await;
+        assert_eq!(held, expected, "cut at {cut}");
+        assert_eq!((&own[..], &other[..]), (&b"$1\r\nv\r\n"[..], &b"$1\r\nw\r\n$1\r\nx\r\n"[..]));
+    }
+    let (incr, get) = (command(&[b"INCR", b"n"]).unwrap(), command(&[b"GET", b"n"]).unwrap());
+    let again = |command, reply| Step::Again { command, replies: vec![reply], muted: false };
+    let refusal = Bytes::from_static(READONLY);
+    let script = Step::Answer { replies: vec![refusal.clone()], muted: false };
+    let all = [again(incr, refusal.clone()), script, again(get, Bytes::from_static(b"$-1\r\n"))];
+    assert_eq!(steps(expected.to_vec()), all);
+    // Where something has run behind it, it must not run after that.
+    let ran = held(command(&[b"PUBLISH", b"c", b"m"]), answered(b":0\r\n"));
+    let given_up = steps(vec![expected[0].clone(), ran]);
+    assert_eq!(given_up[0], Step::Answer { replies: vec![refusal], muted: false });
+}
+
+#[tokio::test]
+async fn an_error_that_only_begins_like_a_refusal_is_the_client_s() {
+    let error = b"-READONLY You can't write against a read only replica. Or can you?\r\n";
+    let replies = [b"$1\r\nv\r\n", &error[..], b"$1\r\nw\r\n:1\r\n$-1\r\n$1\r\nx\r\n"].concat();
+    for cut in 0..replies.len() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (lane, own) = (lane(), Rc::new(Listener::default()));
+        lane.belongs_to_a_master(0);
+        let to = Rc::clone(&own) as Rc<dyn Receiver>;
+        lane.push(b"x", 6, &to, Nature::default(), Instant::now());
+        let mut io = LaneIo::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
+        let (first, second) = replies.split_at(cut);
+        for part in [first, second] {
+            assert_eq!(io.distribute(part, Instant::now(), &mut Vec::new()), Ok(()));
+        }
+        assert!(own.heard.take() == replies && !lane.is_leaving(), "cut at {cut}");
     }
 }
