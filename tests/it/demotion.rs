@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Proxy, Relay, Server, until};
+use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, until};
 
 const ANSWERED: &str = "redbouncer_held_commands_total{outcome=\"answered\"}";
 const REFUSED: &str = "redbouncer_held_commands_total{outcome=\"refused\"}";
@@ -101,6 +101,10 @@ fn a_server_that_stays_a_replica_answers_itself_after_the_wait() {
     let proxy = Proxy::start(&server, &["upstream.failover_wait=1s"]);
     let mut client = proxy.connect();
     assert_eq!(client.call("SET k v").text(), "OK");
+    let topology = |client: &mut Client| client.call("PROXY TOPOLOGY").lines();
+    let node = format!("node={} role=", server.address());
+    let told = topology(&mut proxy.connect());
+    assert!(told.starts_with(&format!("{node}master connections=")), "{told}");
     server.call(DEMOTED);
     let start = Instant::now();
     // What a transaction or a script is refused is its own business.
@@ -114,6 +118,8 @@ fn a_server_that_stays_a_replica_answers_itself_after_the_wait() {
     assert_eq!(replies[1].text(), "v");
     assert!(replies[2].error().starts_with("READONLY "), "{replies:?}");
     assert!(counted(&proxy, REFUSED) >= 2.0);
+    let told = topology(&mut proxy.connect());
+    assert!(told.starts_with(&format!("{node}replica connections=")) && told.contains(" demoted="), "{told}");
     // From now on at once, and reads are served.
     let held = counted(&proxy, REFUSED);
     assert!(client.call("SET k w").error().starts_with("READONLY "));

@@ -117,6 +117,11 @@ fn the_master_is_found_by_any_sentinel_and_the_others_are_met() {
     assert!(shown.contains(&format!("node={master} service={SERVICE}")), "{shown}");
     assert!(shown.contains(&format!("sentinel=127.0.0.1:{dead} state=unreachable")), "{shown}");
     assert_eq!(shown.matches("state=connected").count(), 3, "{shown}");
+    let told = client.call("PROXY TOPOLOGY").lines();
+    let connections = connections(&service.servers[0]);
+    assert!(told.contains(&format!("node={master} role=master connections={connections} age=")), "{told}");
+    assert!(told.contains(&format!("sentinel=127.0.0.1:{dead} state=unreachable reason=")), "{told}");
+    assert_eq!(told.matches(&format!("state=connected master={master} epoch=")).count(), 3, "{told}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod pipeline;
 mod proxy_acts;
 mod proxy_commands;
 mod proxy_config;
+mod proxy_topology;
 mod queued;
 mod rights;
 mod slow_command;

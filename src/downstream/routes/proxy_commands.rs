@@ -28,6 +28,7 @@ pub(super) enum ProxyCommand {
     Reload,
     Resume,
     Shutdown,
+    Topology,
     Upstreams,
 }
 
@@ -46,7 +47,7 @@ pub(super) enum Needs {
 struct Row(ProxyCommand, &'static str, &'static str, Needs, usize, &'static str);
 
 /// All of them, in the order of PROXY HELP.
-const ROWS: [Row; 14] = [
+const ROWS: [Row; 15] = [
     Row(
         ProxyCommand::Clients,
         "CLIENTS",
@@ -78,6 +79,14 @@ const ROWS: [Row; 14] = [
         Needs::Listing,
         1,
         "every upstream connection, its holder and age",
+    ),
+    Row(
+        ProxyCommand::Topology,
+        "TOPOLOGY",
+        "",
+        Needs::Listing,
+        1,
+        "the server, its role and connections; the Sentinels, and whom each names",
     ),
     Row(
         ProxyCommand::Fleet,
@@ -187,6 +196,7 @@ impl Client {
             ProxyCommand::Upstreams => Ok(Answer::Text(self.upstreams())),
             ProxyCommand::Clients => Ok(Answer::Text(self.clients().await)),
             ProxyCommand::Hubs => Ok(Answer::Text(self.hubs().await)),
+            ProxyCommand::Topology => Ok(Answer::Text(self.topology())),
             ProxyCommand::Fleet => self.fleet(),
             ProxyCommand::Config => self.proxy_config(asked).await.map(Answer::Text),
             ProxyCommand::Reload => self.proxy_reload().await.map(Answer::Text),
