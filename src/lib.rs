@@ -15,7 +15,11 @@ pub mod session;
 
 pub mod upstream;
 
+pub mod cluster;
+
 pub mod pool;
+
+pub mod nodes;
 
 pub mod hub;
 

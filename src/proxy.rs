@@ -4,6 +4,7 @@
 //! with a runtime of its own. They share the budget, the workers between them, and the metrics.
 
 mod certificates;
+mod cluster;
 mod doors;
 mod error;
 mod exposition;
@@ -48,12 +49,14 @@ use crate::downstream::{
     AcceptOptions, Admission, ConfigHandle, Directory, InheritedSockets, Limits, Message, ServerTls, Worker,
     WorkerConfig, WorkerHandle, Workers,
 };
+use crate::nodes::Nodes;
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Homes, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
 use crate::telemetry::{self, Log, Tracer, publish_gauge, publish_tasks, seconds};
 use crate::upstream::{Connector, Instance};
 use certificates::CertificateReloader;
+use cluster::ClusterFollower;
 use doors::Doors;
 use error::{BAD_CONFIGURATION, StartError};
 use fleet::FleetTerms;
@@ -153,6 +156,8 @@ struct Proxy {
     live: Rc<LiveSettings>,
     log: Rc<Log>,
     fleet: FleetTerms,
+    /// The nodes, if the server is a cluster.
+    nodes: Option<Arc<Nodes>>,
 }
 
 /// Where in its life the proxy is.
@@ -184,7 +189,8 @@ impl Proxy {
         let connector = Arc::new(Connector::new(&config.upstream)?);
         refuse_itself(&config, &connector).await?;
         let tls = ServerTls::new(&config.listen.tls)?;
-        let renewal = CertificateReloader::new(Arc::clone(&connector), tls.clone());
+        let nodes = config.upstream.is_cluster().then(Arc::<Nodes>::default);
+        let renewal = CertificateReloader::new(Arc::clone(&connector), nodes.clone(), tls.clone());
         let mut predecessor = match &config.takeover.socket {
             Some(path) if takes_over => {
                 Predecessor::find(path, &successor::terms(&config.upstream, config.auth.mode)).await?
@@ -211,10 +217,20 @@ impl Proxy {
         let directory = Arc::new(Directory::new(&config.upstream, &config.auth, Arc::clone(&shared.budget))?);
         let (steering, requests) = ConfigHandle::new();
         let fleet = FleetTerms { options: config.fleet, ..FleetTerms::default() };
-        let terms = worker_config(&config, &fleet, (&directory, &ids), &first_look, steering);
+        let mut terms = worker_config(&config, &fleet, (&directory, &ids), &first_look, steering);
+        terms.nodes.clone_from(&nodes);
         let (workers, threads) = start_workers(config.workers, &shared, &terms, &places)?;
         let (upstream, followed) = watch::channel(config.upstream.clone());
-        tokio::task::spawn_local(MasterFollower::new(shared.clone(), workers.clone()).run(followed));
+        match &nodes {
+            None => {
+                tokio::task::spawn_local(MasterFollower::new(shared.clone(), workers.clone()).run(followed))
+            }
+            Some(nodes) => {
+                let follower =
+                    ClusterFollower::new(shared.clone(), Arc::clone(nodes), workers.clone(), config.workers);
+                tokio::task::spawn_local(follower.run(followed))
+            }
+        };
         let sockets = match (opened, &mut predecessor) {
             (Some(sockets), _) => sockets,
             (None, Some(predecessor)) => {
@@ -235,6 +251,7 @@ impl Proxy {
             live: Rc::new(LiveSettings::of(&config, limits.together)),
             log,
             fleet,
+            nodes,
         });
         let door = AcceptOptions {
             workers: proxy.workers.clone(),
@@ -263,6 +280,7 @@ impl Proxy {
                 live: Rc::clone(&proxy.live),
                 shared: proxy.shared.clone(),
                 workers: proxy.workers.clone(),
+                nodes: proxy.nodes.clone(),
                 directory: Arc::clone(&proxy.directory),
                 tls,
                 upstream,
@@ -346,6 +364,7 @@ impl Proxy {
             listen_tls = addresses(true),
             admin = admin.map_or_else(|| "off".to_owned(), |address| address.to_string()),
             upstream = match &config.upstream.service {
+                None if config.upstream.is_cluster() => format!("{scheme}-cluster://…"),
                 None => format!("{scheme}://{}:{}", config.upstream.host, config.upstream.port),
                 Some(service) => format!("{scheme}-sentinel://…/{}", service.name),
             },
@@ -377,7 +396,9 @@ impl Proxy {
     }
 
     fn publish(&self) {
-        let holdings = self.shared.budget.holdings();
+        let mut holdings = self.shared.budget.holdings();
+        let nodes = self.nodes.iter().flat_map(|nodes| nodes.servers());
+        holdings.extend(nodes.flat_map(|(_, server)| server.budget.holdings()));
         for kind in Kind::ALL {
             for phase in Phase::ALL {
                 let count = holdings.iter().filter(|row| row.kind == kind && row.phase == phase).count();
@@ -516,9 +537,10 @@ impl View for Proxy {
         match self.stage.get() {
             Stage::Starting => Err("starting"),
             Stage::Leaving | Stage::Stopping => Err("stopping"),
-            Stage::Serving if self.shared.connector.is_unlocated() => {
-                Err("no Sentinel has named a master yet")
-            }
+            Stage::Serving if self.shared.connector.is_unlocated() => Err(match &self.nodes {
+                None => "no Sentinel has named a master yet",
+                Some(_) => "no node of the cluster has told of its slots yet",
+            }),
             Stage::Serving if health.refused().is_some() => {
                 Err("the server refuses the login of upstream.url")
             }
@@ -555,6 +577,9 @@ impl View for Proxy {
         upstream["up"] = json!(self.shared.health.is_up());
         if let Some(followed) = self.shared.connector.topology().followed() {
             upstream["sentinel"] = admin::sentinels(&followed);
+        }
+        if let Some(nodes) = &self.nodes {
+            upstream["cluster"] = cluster::status(nodes, &self.shared.budget);
         }
         if let Some(refused) = self.shared.health.refused() {
             upstream["login_refused_seconds"] = json!(refused.since.elapsed().as_secs());
@@ -649,6 +674,7 @@ fn worker_config(
         directory: Arc::clone(directory),
         ids: Arc::clone(ids),
         config: steering,
+        nodes: None,
     }
 }
 

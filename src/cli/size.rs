@@ -84,6 +84,9 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
 }
 
 async fn on_server(config: &Config) -> Result<Found, SizeError> {
+    if config.upstream.is_cluster() {
+        return Err(VisitError::Cluster.into());
+    }
     let upstream = located(&config.upstream, NAME).await.map_err(VisitError::from)?;
     let connector = Connector::new(&upstream).map_err(VisitError::from)?;
     let mut visit = Visit::over(&connector, &upstream, NAME).await?;

@@ -18,6 +18,7 @@ pub(super) fn check(config: &Config, layers: &mut Layers) {
     credentials(config, layers);
     tls(config, layers);
     sentinels(config, layers);
+    cluster(config, layers);
     listed_users(config, layers);
     listen(config, layers);
     itself(config, layers);
@@ -213,6 +214,27 @@ fn sentinels(config: &Config, layers: &mut Layers) {
     if sentinel.username.is_some() && sentinel.password.is_none() {
         let wrong = "there is a user for the Sentinels but no password".to_owned();
         conflict(layers, ("upstream.sentinel.username", "upstream.sentinel.password_file"), wrong);
+    }
+}
+
+/// What works with one server only is refused rather than left out.
+fn cluster(config: &Config, layers: &mut Layers) {
+    if !config.upstream.is_cluster() {
+        return;
+    }
+    let given = [
+        ("upstream.command_timeout", config.upstream.command_timeout.is_some()),
+        ("fleet.total_connections", config.fleet.is_on()),
+        ("log.slow_command", config.log.slow_command.is_some()),
+        ("takeover.socket", config.takeover.socket.is_some()),
+    ];
+    for (key, _) in given.iter().filter(|(_, set)| *set) {
+        let wrong = "the second works with one server, not with a cluster".to_owned();
+        conflict(layers, ("upstream.url", key), wrong);
+    }
+    if 2 * config.workers > config.pool.max_connections {
+        let wrong = "in front of a cluster the second must be at least twice the first: every worker needs lanes of its own on each node";
+        conflict(layers, ("listen.workers", "pool.max_connections"), wrong.to_owned());
     }
 }
 

@@ -75,6 +75,11 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("upstream.sentinel.password_file", SENTINEL_PASSWORD_FILE).live(),
     Key::new("upstream.sentinel.tls", SENTINEL_TLS).live(),
     Key::new("upstream.sentinel.poll", Field::Duration(|c| &mut c.upstream.sentinel.poll, SECOND..=HOUR)).live(),
+    // [upstream.cluster]
+    Key::new(
+        "upstream.cluster.refresh_interval",
+        Field::Duration(|c| &mut c.upstream.refresh_interval, SECOND..=HOUR),
+    ).live(),
     // [pool]
     Key::new("pool.max_connections", Field::Count(|c| &mut c.pool.max_connections, 4..=65_535)).live().because(
         "one connection is the control connection, one is the lane that commands share, and blocking calls and \
@@ -187,7 +192,7 @@ const CLIENT_AUTH: Field = Field::Text {
 };
 
 const URL: Field = Field::Text {
-    form: "redis://user:password@host:port/database, or redis-sentinel://user:password@host:port,host:port/service/database; rediss… for TLS",
+    form: "redis://user:password@host:port/database, redis-sentinel://user:password@host:port,host:port/service/database or redis-cluster://user:password@host:port,host:port; rediss… for TLS",
     put: |c, text| url::apply(text, &mut c.upstream),
     show: |c| Some(url::show(&c.upstream)),
     // A password that the URL holds is the one of `upstream.password` here.
@@ -196,6 +201,7 @@ const URL: Field = Field::Text {
         (to.host, to.port, to.tls) = (from.host.clone(), from.port, from.tls);
         (to.username, to.database) = (from.username.clone(), from.database);
         to.service.clone_from(&from.service);
+        to.nodes.clone_from(&from.nodes);
     },
 };
 

@@ -1,5 +1,6 @@
 //! `upstream.url`: `redis://user:password@host:port/database`, or `rediss://` for TLS; with Sentinels
-//! `redis-sentinel://user:password@host:port,host:port/service/database`, or `rediss-sentinel://`.
+//! `redis-sentinel://user:password@host:port,host:port/service/database`, or `rediss-sentinel://`; for a cluster
+//! `redis-cluster://user:password@host:port,host:port`, or `rediss-cluster://`.
 //!
 //! The URL holds a password, so no error repeats any of it. Providers hand out passwords with every kind of sign in
 //! them; user and password are percent-decoded, and the error for a URL that was cut short by such a sign says so.
@@ -13,12 +14,12 @@ use crate::upstream::{HostPort, SENTINEL_PORT, Secret, SentinelService, Upstream
 /// The highest database number a Redis server can be configured to have (`databases` is an int).
 const LAST_DATABASE: u32 = i32::MAX as u32;
 
-const SCHEME: &str =
-    "it must begin with redis:// (rediss:// for TLS), or with redis-sentinel:// (rediss-sentinel:// for TLS)";
+const SCHEME: &str = "it must begin with redis://, redis-sentinel:// or redis-cluster:// (rediss://, rediss-sentinel:// or rediss-cluster:// for TLS)";
 /// What is percent-encoded where the name of a service is shown.
 const NON_ALPHANUMERIC_OF_A_NAME: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const SENTINELS: &str = "the form is redis-sentinel://user:password@host:port,host:port/service/database";
+const NODES: &str = "the form is redis-cluster://user:password@host:port,host:port";
 const ENCODE: &str =
     "if the password contains one of / ? # @ % it must be percent-encoded (%2F %3F %23 %40 %25)";
 
@@ -28,6 +29,7 @@ struct Parts {
     host: String,
     port: u16,
     service: Option<SentinelService>,
+    nodes: Vec<HostPort>,
     username: String,
     password: Vec<u8>,
     database: u32,
@@ -42,6 +44,8 @@ pub(crate) fn apply(text: &str, options: &mut UpstreamOptions) -> Result<(), Wro
         "rediss" => of_server(text, rest, true)?,
         "redis-sentinel" | "redis+sentinel" => of_sentinels(rest, false)?,
         "rediss-sentinel" | "rediss+sentinel" => of_sentinels(rest, true)?,
+        "redis-cluster" | "redis+cluster" => of_nodes(rest, false)?,
+        "rediss-cluster" | "rediss+cluster" => of_nodes(rest, true)?,
         _ => return Err(SCHEME.to_owned()),
     };
     options.database = parts.database;
@@ -49,6 +53,7 @@ pub(crate) fn apply(text: &str, options: &mut UpstreamOptions) -> Result<(), Wro
     options.host = parts.host;
     options.port = parts.port;
     options.service = parts.service;
+    options.nodes = parts.nodes;
     options.username = Some(parts.username).filter(|user| !user.is_empty());
     options.password = Some(parts.password).filter(|password| !password.is_empty()).map(Secret::new);
     Ok(())
@@ -59,9 +64,11 @@ fn of_server(text: &str, rest: &str, tls: bool) -> Result<Parts, Wrong> {
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let hosts = authority.rsplit('@').next().unwrap_or_default();
     if hosts.contains(',') {
-        return Err("it names several hosts: for Sentinels write redis-sentinel://host,host/service; otherwise name the \
-                    one server"
-            .to_owned());
+        return Err(
+            "it names several hosts: for Sentinels write redis-sentinel://host,host/service, for a cluster \
+                    redis-cluster://host,host; otherwise name the one server"
+                .to_owned(),
+        );
     }
     let url = Url::parse(text).map_err(|wrong| format!("not a URL: {wrong}; {ENCODE}"))?;
     if url.query().is_some() || url.fragment().is_some() {
@@ -80,26 +87,23 @@ fn of_server(text: &str, rest: &str, tls: bool) -> Result<Parts, Wrong> {
     }
     let (username, password) = login(url.username(), url.password().unwrap_or_default())?;
     let database = database(url.path())?;
-    Ok(Parts { tls, host: host.to_owned(), port, service: None, username, password, database })
+    Ok(Parts {
+        tls,
+        host: host.to_owned(),
+        port,
+        service: None,
+        nodes: Vec::new(),
+        username,
+        password,
+        database,
+    })
 }
 
 /// A URL that names Sentinels. The `url` crate refuses several hosts, so it is taken apart here.
 fn of_sentinels(rest: &str, tls: bool) -> Result<Parts, Wrong> {
-    if rest.contains(['?', '#']) {
-        return Err(format!("it has a part after ? or #: options belong to their own keys, and {ENCODE}"));
-    }
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user_info, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
-    let (user, word) = user_info.split_once(':').unwrap_or((user_info, ""));
-    let (username, password) = login(user, word)?;
-    let mut sentinels: Vec<HostPort> = Vec::new();
-    for text in hosts.split(',').filter(|text| !text.is_empty()) {
-        let sentinel = HostPort::parse(text, Some(SENTINEL_PORT))
-            .ok_or_else(|| format!("one of its Sentinels is not written host:port; {SENTINELS}; {ENCODE}"))?;
-        if !sentinels.contains(&sentinel) {
-            sentinels.push(sentinel);
-        }
-    }
+    let Several { username, password, hosts, path } = several(rest)?;
+    let sentinels = listed(hosts, SENTINEL_PORT)
+        .ok_or_else(|| format!("one of its Sentinels is not written host:port; {SENTINELS}; {ENCODE}"))?;
     if sentinels.is_empty() {
         return Err(format!("it names no Sentinel; {SENTINELS}"));
     }
@@ -112,7 +116,61 @@ fn of_sentinels(rest: &str, tls: bool) -> Result<Parts, Wrong> {
     }
     let database = database(number)?;
     let service = Some(SentinelService { sentinels, name });
-    Ok(Parts { tls, host: String::new(), port: 6379, service, username, password, database })
+    Ok(Parts {
+        tls,
+        host: String::new(),
+        port: 6379,
+        service,
+        nodes: Vec::new(),
+        username,
+        password,
+        database,
+    })
+}
+
+/// A URL that names nodes of a cluster. A cluster has one database.
+fn of_nodes(rest: &str, tls: bool) -> Result<Parts, Wrong> {
+    let Several { username, password, hosts, path } = several(rest)?;
+    let nodes = listed(hosts, 6379)
+        .ok_or_else(|| format!("one of its nodes is not written host:port; {NODES}; {ENCODE}"))?;
+    if nodes.is_empty() {
+        return Err(format!("it names no node; {NODES}; {ENCODE}"));
+    }
+    if !path.is_empty() {
+        return Err(format!("a cluster has one database: nothing may follow the nodes; {NODES}; {ENCODE}"));
+    }
+    Ok(Parts { tls, host: String::new(), port: 6379, service: None, nodes, username, password, database: 0 })
+}
+
+/// A URL with several hosts, taken apart.
+struct Several<'a> {
+    username: String,
+    password: Vec<u8>,
+    hosts: &'a str,
+    path: &'a str,
+}
+
+fn several(rest: &str) -> Result<Several<'_>, Wrong> {
+    if rest.contains(['?', '#']) {
+        return Err(format!("it has a part after ? or #: options belong to their own keys, and {ENCODE}"));
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user_info, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, word) = user_info.split_once(':').unwrap_or((user_info, ""));
+    let (username, password) = login(user, word)?;
+    Ok(Several { username, password, hosts, path })
+}
+
+/// Hosts with or without a port, none twice. `None`: one is written otherwise.
+fn listed(hosts: &str, port: u16) -> Option<Vec<HostPort>> {
+    let mut found: Vec<HostPort> = Vec::new();
+    for text in hosts.split(',').filter(|text| !text.is_empty()) {
+        let host = HostPort::parse(text, Some(port))?;
+        if !found.contains(&host) {
+            found.push(host);
+        }
+    }
+    Some(found)
 }
 
 /// User and password, percent-decoded.
@@ -136,12 +194,7 @@ fn database(path: &str) -> Result<u32, Wrong> {
 
 /// The URL as it may be printed: with `***` for the password.
 pub(crate) fn show(options: &UpstreamOptions) -> String {
-    let scheme = match (options.service.is_some(), options.tls) {
-        (false, false) => "redis",
-        (false, true) => "rediss",
-        (true, false) => "redis-sentinel",
-        (true, true) => "rediss-sentinel",
-    };
+    let scheme = if options.tls { "rediss" } else { "redis" };
     let login = match (&options.username, &options.password) {
         (None, None) => String::new(),
         (Some(user), None) => format!("{user}@"),
@@ -149,12 +202,16 @@ pub(crate) fn show(options: &UpstreamOptions) -> String {
     };
     let host = if options.host.contains(':') { format!("[{}]", options.host) } else { options.host.clone() };
     let database = if options.database == 0 { String::new() } else { format!("/{}", options.database) };
+    let joined = |hosts: &[HostPort]| {
+        let hosts: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+        hosts.join(",")
+    };
     match &options.service {
+        None if options.is_cluster() => format!("{scheme}-cluster://{login}{}", joined(&options.nodes)),
         None => format!("{scheme}://{login}{host}:{}{database}", options.port),
         Some(SentinelService { sentinels, name }) => {
-            let sentinels: Vec<_> = sentinels.iter().map(ToString::to_string).collect();
             let name = utf8_percent_encode(name, NON_ALPHANUMERIC_OF_A_NAME);
-            format!("{scheme}://{login}{}/{name}{database}", sentinels.join(","))
+            format!("{scheme}-sentinel://{login}{}/{name}{database}", joined(sentinels))
         }
     }
 }
@@ -228,7 +285,23 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_a_cluster_are_a_list() {
+        let options = parse("rediss-cluster://ada:s%2Fq@n1,n2:7000,[::1]").unwrap();
+        let shown: Vec<_> = options.nodes.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["n1:6379", "n2:7000", "[::1]:6379"]);
+        assert!(options.tls && options.is_cluster() && options.is_unlocated());
+        assert_eq!((options.username.as_deref(), password(&options)), (Some("ada"), Some(&b"s/q"[..])));
+        assert_eq!(show(&options), "rediss-cluster://ada:***@n1:6379,n2:7000,[::1]:6379");
+        assert_eq!(show(&parse("redis+cluster://n1,n1/").unwrap()), "redis-cluster://n1:6379");
+        let mut again = options;
+        apply("redis://h", &mut again).unwrap();
+        assert_eq!(again, parse("redis://h").unwrap());
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
+        assert!(parse("redis-cluster://").unwrap_err().contains("names no node"));
+        assert!(parse("redis-cluster://n1/0").unwrap_err().contains("one database"));
         assert!(parse("redis-sentinel://s1,s2").unwrap_err().contains("names no service"));
         assert!(parse("redis-sentinel:///main").unwrap_err().contains("names no Sentinel"));
         assert!(parse("redis://a,b").unwrap_err().contains("several hosts"));
@@ -272,7 +345,11 @@ mod tests {
             "redis-sentinel://:hunter2@a/ma%20in",
             "redis-sentinel://:hunter2@a/main?db=1",
             "redis-sentinel://:hunt/er2@a/main",
-            "redis-cluster://:hunter2@a",
+            "redis-cluster://:hunter2@",
+            "redis-cluster://:hunter2@a/1",
+            "redis-cluster://:hunter2@a:b",
+            "redis-cluster://:hunt/er2@a",
+            "redis-cluster://:hunter2@a?db=1",
         ] {
             let wrong = parse(bad).unwrap_err();
             assert!(!wrong.contains("hunt") && !wrong.contains("er2"), "{bad}: {wrong}");

@@ -281,6 +281,7 @@ impl Settings {
             directory,
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
             config: ConfigHandle::new().0,
+            nodes: None,
         };
         let pool = Pool::new(shared, TaskTracker::new());
         let worker = Worker::new(0, pool, terms, workers.clone());

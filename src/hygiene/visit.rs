@@ -29,6 +29,9 @@ pub enum VisitError {
     /// The server cannot be reached, or refuses the login.
     #[error("{0}")]
     Dial(#[from] DialError),
+    /// There is no one server.
+    #[error("upstream.url names a cluster: name one node of it, as in redis://host:port")]
+    Cluster,
     /// The connection broke off.
     #[error("the server did not answer {command}: {source}")]
     Broken {

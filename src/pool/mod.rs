@@ -449,7 +449,9 @@ impl Pool {
         if lane.is_stalled(upstream.stall_timeout, now) {
             lane.condemn();
         }
-        if let Some(text) = lane.take_redirection() {
+        if let Some(text) = lane.take_redirection()
+            && !self.shared.connector.is_of_cluster()
+        {
             self.shared.connector.missing_capabilities().record_refusal(Capability::WholeKeyspace, "", &text);
         }
         self.tend_role(lane, now);
@@ -538,6 +540,13 @@ impl Pool {
     #[must_use]
     pub fn outstanding(&self) -> usize {
         self.groups.borrow().values().flat_map(|group| group.lanes()).map(|lane| lane.outstanding()).sum()
+    }
+
+    /// How long the oldest command on a lane has waited for its reply.
+    #[must_use]
+    pub fn oldest(&self, now: Instant) -> Option<Duration> {
+        let groups = self.groups.borrow();
+        groups.values().flat_map(|group| group.lanes()).filter_map(|lane| lane.oldest(now)).max()
     }
 
     /// The lanes by key, for listings.

@@ -49,6 +49,7 @@ impl Unavailable {
             // Where we come from is not the client's doing.
             DialError::NoMaster { .. }
             | DialError::Demoted { .. }
+            | DialError::NoSlots { .. }
             | DialError::Login { .. }
             | DialError::Resolve { .. }
             | DialError::Refused { .. }

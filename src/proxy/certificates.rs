@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::downstream::ServerTls;
+use crate::nodes::Nodes;
 use crate::upstream::pem::Fingerprint;
 use crate::upstream::{Connector, TlsSetupError};
 
@@ -14,6 +15,7 @@ use crate::upstream::{Connector, TlsSetupError};
 #[derive(Clone)]
 pub(super) struct CertificateReloader {
     upstream: Arc<Connector>,
+    nodes: Option<Arc<Nodes>>,
     downstream: Option<Arc<ServerTls>>,
     seen: Seen,
 }
@@ -26,9 +28,13 @@ struct Seen {
 }
 
 impl CertificateReloader {
-    pub(super) fn new(upstream: Arc<Connector>, downstream: Option<Arc<ServerTls>>) -> Self {
+    pub(super) fn new(
+        upstream: Arc<Connector>,
+        nodes: Option<Arc<Nodes>>,
+        downstream: Option<Arc<ServerTls>>,
+    ) -> Self {
         let seen = look(&upstream, downstream.as_deref());
-        Self { upstream, downstream, seen }
+        Self { upstream, nodes, downstream, seen }
     }
 
     /// Reads again what has changed, or everything if `asked`. Away from the thread that accepts clients: a file may lie on
@@ -57,7 +63,9 @@ impl CertificateReloader {
             say("listen.tls", tls.reload());
         }
         if now.upstream.is_some() && (asked || now.upstream != self.seen.upstream) {
-            say("upstream.tls", self.upstream.reload().map(|_| ()));
+            let nodes = self.nodes.iter().flat_map(|nodes| nodes.servers());
+            let reloaded = nodes.map(|(_, server)| server.connector.reload()).collect::<Result<Vec<_>, _>>();
+            say("upstream.tls", self.upstream.reload().and(reloaded).map(|_| ()));
         }
         self.seen = now;
     }

@@ -20,6 +20,7 @@ use crate::config::{Change, Config, Effect, Loaded, Sources};
 use crate::downstream::{
     ConfigRequest, Directory, Outcome, PreparedTls, ReloadReport, ServerTls, SettingRow, Workers,
 };
+use crate::nodes::Nodes;
 use crate::pool::Shared;
 use crate::telemetry::logging::{self, LogOptions};
 use crate::telemetry::publish_gauge;
@@ -46,6 +47,8 @@ pub(super) struct Applied {
     pub(super) live: Rc<LiveSettings>,
     pub(super) shared: Shared,
     pub(super) workers: Workers,
+    /// The nodes, if the server is a cluster.
+    pub(super) nodes: Option<Arc<Nodes>>,
     pub(super) directory: Arc<Directory>,
     /// The certificates that clients are shown, where there is a listener with TLS.
     pub(super) tls: Option<Arc<ServerTls>>,
@@ -168,6 +171,9 @@ impl Reloader {
                 budget.cap()
             ));
         }
+        if merged.config.upstream.nodes != self.current.config.upstream.nodes {
+            return Err("\"upstream.url\" cannot name another cluster, or begin or cease to name one, without a restart".to_owned());
+        }
         let (config, is_tls) = (merged.config.clone(), self.applied.tls.is_some());
         let touched: Vec<&'static str> = applied(&changes).map(|change| change.key).collect();
         let upstream = self.located(&config.upstream);
@@ -193,7 +199,7 @@ impl Reloader {
     }
 
     async fn apply(&mut self, former: &Config, prepared: Prepared) {
-        let Applied { live, shared, workers, directory, tls, upstream } = &self.applied;
+        let Applied { live, shared, workers, nodes, directory, tls, upstream } = &self.applied;
         let config = &self.current.config;
         let (old, new) = (&former.upstream, &config.upstream);
         let has_new_login = old.username != new.username || old.password != new.password;
@@ -220,6 +226,7 @@ impl Reloader {
         }
         live.set(config);
         shared.budget.resize(config.pool.max_connections);
+        nodes.iter().for_each(|nodes| nodes.resize(config.pool.max_connections));
         shared.dial_rate.set(new.connect_rate);
         shared.tracer.set_sample(config.tracing.sample);
         let clients = &config.client;

@@ -224,6 +224,20 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
         "",
         "How long the last of these took, from its first sign until commands went to the other one.",
     ),
+    ("redbouncer_nodes", "gauge", "role", "Nodes of the cluster as it lists them: master, replica."),
+    ("redbouncer_slots_uncovered", "gauge", "", "Slots of the cluster that no node serves."),
+    (
+        "redbouncer_map_refreshes_total",
+        "counter",
+        "outcome",
+        "Questions for the slots of the cluster: changed, same, unanswered.",
+    ),
+    (
+        "redbouncer_redirects_total",
+        "counter",
+        "kind",
+        "Replies of the cluster's nodes after which a command was sent again, or its client told: moved, ask, tryagain, clusterdown, loading, readonly.",
+    ),
     ("redbouncer_paused", "gauge", "", "1 while new commands wait for PROXY RESUME, else 0."),
     ("redbouncer_pool_full_total", "counter", "", "Clients that got the full-pool error."),
     (

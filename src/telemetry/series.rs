@@ -37,6 +37,12 @@ pub fn create_series(kinds: &[&'static str], pins: &[&'static str]) {
     each("redbouncer_leases_total", "pin", pins);
     each("redbouncer_held_commands_total", "outcome", &["answered", "refused", "lost"]);
     each("redbouncer_master_switches_total", "cause", &["lost", "switched"]);
+    each("redbouncer_map_refreshes_total", "outcome", &["changed", "same", "unanswered"]);
+    each(
+        "redbouncer_redirects_total",
+        "kind",
+        &["moved", "ask", "tryagain", "clusterdown", "loading", "readonly"],
+    );
     each("redbouncer_logins_total", "outcome", &words(LoginOutcome::ALL, LoginOutcome::label));
     each("redbouncer_blocking_tries_total", "on", &words(TriedOn::ALL, TriedOn::label));
     each("redbouncer_elements_undelivered_total", "fate", &words(ElementFate::ALL, ElementFate::label));

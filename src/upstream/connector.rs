@@ -20,7 +20,7 @@ use super::error::{DialError, Phase};
 use super::login::{CredentialSource, Identity, LoggedIn, Login, MissingCapability};
 use super::pem::{Fingerprint, TlsSetupError};
 use super::runs::{Change, Met, Runs};
-use super::target::{Connected, PreparedTarget, Target, warn_if_insecure};
+use super::target::{Awaited, Connected, PreparedTarget, Target, warn_if_insecure};
 use super::topology::Topology;
 use super::{ServerInfo, UpstreamOptions, UpstreamStream};
 use crate::telemetry::seconds;
@@ -54,7 +54,7 @@ struct Greet<'a> {
 /// Dials one server.
 pub struct Connector {
     /// The credentials of `upstream.url`, as of now.
-    own: RwLock<Arc<Identity>>,
+    own: Arc<RwLock<Arc<Identity>>>,
     /// Where it is and how it is dialled, as of now.
     target: RwLock<Arc<Target>>,
     /// How often it has moved: connections from before are to be made anew.
@@ -64,6 +64,7 @@ pub struct Connector {
     missing: MissingCapabilities,
     runs: Runs,
     topology: Topology,
+    is_of_cluster: bool,
 }
 
 impl std::fmt::Debug for Connector {
@@ -89,14 +90,29 @@ impl Connector {
     /// As [`Self::new`].
     pub fn quietly(options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
         Ok(Self {
-            own: RwLock::new(Arc::new(Identity::of_url(options))),
+            own: Arc::new(RwLock::new(Arc::new(Identity::of_url(options)))),
             target: RwLock::new(Arc::new(Target::new(options)?)),
             generation: watch::Sender::new(0),
             server: Mutex::default(),
             missing: MissingCapabilities::default(),
             runs: Runs::default(),
             topology: Topology::default(),
+            is_of_cluster: options.is_cluster(),
         })
+    }
+
+    /// The same for another node of the same cluster: the credentials of `upstream.url` are those of this one, also when they
+    /// change.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn beside(&self, options: &UpstreamOptions) -> Result<Self, TlsSetupError> {
+        Ok(Self { own: Arc::clone(&self.own), ..Self::quietly(options)? })
+    }
+
+    /// Whether its server is a node of a cluster that is served as one.
+    pub fn is_of_cluster(&self) -> bool {
+        self.is_of_cluster
     }
 
     /// The credentials of `upstream.url`, as of now.
@@ -131,7 +147,7 @@ impl Connector {
         self.target().reload()
     }
 
-    /// Whether no Sentinel has named a server yet.
+    /// Whether no Sentinel has named a server yet, or no node of the cluster its slots.
     pub fn is_unlocated(&self) -> bool {
         self.target().awaits.is_some()
     }
@@ -181,10 +197,14 @@ impl Connector {
         generation: u64,
     ) -> Result<Established, DialError> {
         let deadline = Instant::now() + target.connect_timeout;
-        if let Some(service) = &target.awaits {
-            // Whoever learns of a master ends this by a target of another generation.
+        if let Some(awaited) = &target.awaits {
+            // Whoever learns of a server ends this by a target of another generation.
             tokio::time::sleep_until(deadline).await;
-            return Err(DialError::NoMaster { service: service.clone(), after: target.connect_timeout });
+            let after = target.connect_timeout;
+            return Err(match awaited.clone() {
+                Awaited::Master(service) => DialError::NoMaster { service, after },
+                Awaited::Slots => DialError::NoSlots { after },
+            });
         }
         let addresses = target.resolve(deadline).await?;
         let greatest_before = self.runs.greatest();
@@ -361,7 +381,7 @@ impl Connector {
         for what in &logged_in.met {
             self.missing.record_support(*what, user);
         }
-        if logged_in.server.mode == "cluster" {
+        if logged_in.server.mode == "cluster" && !self.is_of_cluster {
             self.missing.record_refusal(
                 Capability::WholeKeyspace,
                 user,

@@ -52,6 +52,12 @@ pub enum DialError {
         /// Who answered.
         peer: SocketAddr,
     },
+    /// No node of the cluster has told yet where its slots are.
+    #[error("no node of the cluster has told of its slots within {after:?}")]
+    NoSlots {
+        /// `upstream.connect_timeout`
+        after: Duration,
+    },
     /// The name has no address, or the resolver did not answer: the network's or the configuration's fault.
     #[error("cannot resolve {host}: {cause}")]
     Resolve {
@@ -170,6 +176,7 @@ impl DialError {
         match self {
             Self::NoMaster { .. }
             | Self::Demoted { .. }
+            | Self::NoSlots { .. }
             | Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::Timeout { .. }
@@ -200,6 +207,7 @@ impl DialError {
             Self::Tls { fault, .. } => fault.retryable(),
             Self::NoMaster { .. }
             | Self::Demoted { .. }
+            | Self::NoSlots { .. }
             | Self::Resolve { .. }
             | Self::Refused { .. }
             | Self::SpeaksTls { .. }
@@ -250,6 +258,7 @@ impl DialError {
             | Self::TrackingRefused { text } => text.clone(),
             Self::NoMaster { .. } => own("no master is known"),
             Self::Demoted { .. } => own("the server has become a replica"),
+            Self::NoSlots { .. } => own("no node of the cluster has told of its slots"),
             Self::Resolve { .. } => own("the server's name cannot be resolved"),
             Self::Refused { .. } => own("connection refused"),
             Self::Timeout { phase, after, .. } => own(&format!("{phase} unfinished after {after:?}")),

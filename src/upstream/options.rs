@@ -66,6 +66,10 @@ pub struct UpstreamOptions {
     pub service: Option<SentinelService>,
     /// How to talk to them.
     pub sentinel: SentinelOptions,
+    /// Nodes of a cluster that are asked for its slots first; none: it is no cluster. Then [`Self::host`] is empty.
+    pub nodes: Vec<HostPort>,
+    /// How often the cluster is asked for its slots while nothing suggests that they have changed.
+    pub refresh_interval: Duration,
 }
 
 /// What is read of [`UpstreamOptions`] while connections are open, small enough to be copied.
@@ -93,8 +97,10 @@ pub struct UpstreamTimes {
     pub resolve_interval: Duration,
     /// As in [`UpstreamOptions`].
     pub failover_wait: Duration,
-    /// Sentinels say which server is the master.
+    /// Another server takes the place of one that is lost: Sentinels, or a cluster, say which.
     pub has_sentinels: bool,
+    /// As in [`UpstreamOptions`].
+    pub switch_grace: Duration,
 }
 
 impl UpstreamOptions {
@@ -112,10 +118,16 @@ impl UpstreamOptions {
         mapped.map_or(announced, |row| &row.at)
     }
 
-    /// Whether where the server is has to be asked of Sentinels first.
+    /// Whether where the server is has to be asked of Sentinels, or of a cluster, first.
     #[must_use]
     pub fn is_unlocated(&self) -> bool {
-        self.service.is_some() && self.host.is_empty()
+        (self.service.is_some() || self.is_cluster()) && self.host.is_empty()
+    }
+
+    /// Whether it is a cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        !self.nodes.is_empty()
     }
 
     /// What is read of them while connections are open.
@@ -133,7 +145,8 @@ impl UpstreamOptions {
             on_loss: self.on_loss,
             resolve_interval: self.resolve_interval,
             failover_wait: self.failover_wait,
-            has_sentinels: self.service.is_some(),
+            has_sentinels: self.service.is_some() || self.is_cluster(),
+            switch_grace: self.switch_grace,
         }
     }
 }
@@ -168,6 +181,8 @@ impl Default for UpstreamOptions {
             addresses: Vec::new(),
             service: None,
             sentinel: SentinelOptions::default(),
+            nodes: Vec::new(),
+            refresh_interval: Duration::from_secs(30),
         }
     }
 }

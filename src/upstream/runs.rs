@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,12 +31,12 @@ const MOST: usize = 32;
 
 /// Numbers of the changes that have been seen; they only grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change(NonZeroU64);
+pub struct Change(NonZeroU32);
 
 impl Change {
     /// After so many changes.
     fn after(changes: u64) -> Self {
-        Self(NonZeroU64::MIN.saturating_add(changes))
+        Self(NonZeroU32::MIN.saturating_add(u32::try_from(changes).unwrap_or(u32::MAX)))
     }
 }
 

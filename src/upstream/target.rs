@@ -1,7 +1,7 @@
 //! Where the server is and how it is reached: name, TCP and TLS, as the configuration says at one time.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use crate::telemetry::{Certificate, Handshake, Side, certificate_expires, handsh
 /// A server and the way there.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// The service whose master nobody has named yet; [`Self::resolver`] has no host then.
-    pub(super) awaits: Option<String>,
+    /// What has to be told before anything can be dialled; [`Self::resolver`] has no host then.
+    pub(super) awaits: Option<Awaited>,
     pub(super) resolver: Resolver,
     tls: Option<Tls>,
     /// Bound on name resolution, TCP, TLS and login together.
@@ -34,6 +34,15 @@ pub(super) struct Target {
     pub(super) loading_retry: Duration,
     user_timeout: Duration,
     keepalive: Keepalive,
+}
+
+/// What has to be told by others.
+#[derive(Clone, Debug)]
+pub(super) enum Awaited {
+    /// By Sentinels: where the master of this service is.
+    Master(String),
+    /// By a node of the cluster: where its slots are.
+    Slots,
 }
 
 /// Settings whose files have been read and found good, for [`super::Connector::replace`].
@@ -108,9 +117,10 @@ impl Target {
             }
             None => None,
         };
-        let service = options.service.as_ref().filter(|_| options.is_unlocated());
+        let awaited =
+            options.service.as_ref().map_or(Awaited::Slots, |service| Awaited::Master(service.name.clone()));
         Ok(Self {
-            awaits: service.map(|service| service.name.clone()),
+            awaits: options.is_unlocated().then_some(awaited),
             resolver: Resolver::new(&options.host, options.port),
             tls,
             connect_timeout: options.connect_timeout,
@@ -232,10 +242,14 @@ impl Target {
     }
 }
 
-/// Whose certificate the server has to show. While nobody has named a server its files are tried out with a Sentinel's name.
+/// Whose certificate the server has to show. While nobody has named a server its files are tried out with the name of the first
+/// who is asked. Nodes of a cluster that announce an address have the certificate of the name in the URL; one that announces a
+/// name has its own.
 fn host_to_verify(options: &UpstreamOptions) -> &str {
     let sentinel = options.service.as_ref().and_then(|service| service.sentinels.first());
-    sentinel.filter(|_| options.is_unlocated()).map_or(&options.host, |sentinel| &sentinel.host)
+    let asked = sentinel.or_else(|| options.nodes.first());
+    let is_address = options.is_cluster() && options.host.parse::<IpAddr>().is_ok();
+    asked.filter(|_| options.is_unlocated() || is_address).map_or(&options.host, |asked| &asked.host)
 }
 
 /// Says at the start, and when the settings change, that nothing is verified.

@@ -19,6 +19,7 @@ mod cleanup;
 mod client_caching;
 mod client_caching_by_prefix;
 mod close_reasons;
+mod cluster;
 mod command_table;
 mod compatibility;
 mod concurrency;

@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use imports::{Sources, circles};
 
 /// The reading order, which is the import order.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 18] = [
     "telemetry",
     "shutdown",
     "resp",
     "command",
     "session",
     "upstream",
+    "cluster",
     "pool",
+    "nodes",
     "hub",
     "hygiene",
     "admin",

@@ -164,6 +164,9 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<ExitCod
 
 /// Connects. A server at its limit is the one that needs this most: a place there is waited for.
 async fn enter(options: &UpstreamOptions) -> Result<Visit, VisitError> {
+    if options.is_cluster() {
+        return Err(VisitError::Cluster);
+    }
     let options = &located(options, NAME).await?;
     let connector = Connector::new(options)?;
     let end = Instant::now() + FOR_A_PLACE;

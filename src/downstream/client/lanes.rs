@@ -54,6 +54,17 @@ impl Lanes {
         self.session.set(Some(group.attach()));
     }
 
+    /// Its use of the lanes of its key, which it takes up again or not.
+    pub(super) fn take_session(&self) -> Option<SessionGuard> {
+        self.last.set(None);
+        self.session.take()
+    }
+
+    /// See [`Self::take_session`].
+    pub(super) fn restore(&self, session: Option<SessionGuard>) {
+        self.session.set(session);
+    }
+
     /// Its lanes are no longer its own.
     pub(super) fn leave(&self) {
         self.last.set(None);

@@ -11,6 +11,7 @@ mod client_identity;
 mod inbound;
 mod lanes;
 mod outbound;
+mod routing;
 mod server_knowledge;
 mod subscriber;
 
@@ -34,6 +35,7 @@ use super::context::Context;
 use super::identity::Membership;
 use super::socket::ClientSocket;
 use crate::command::Row;
+use crate::pool::Pool;
 use crate::resp::Protocol;
 use crate::session::{Endpoint, Session};
 
@@ -47,6 +49,7 @@ pub(in crate::downstream) use attachment::{Attachment, AttachmentCell, BlockedCa
 pub(in crate::downstream) use departure::{FIRST_LOOK, FinTiming, READ_AHEAD, sleep_until};
 pub(in crate::downstream) use divider::Divider;
 pub(in crate::downstream) use inbound::Begun;
+pub(in crate::downstream) use routing::{Answer, Kept, Routing};
 pub(in crate::downstream) use subscriber::Subscriber;
 
 /// One connected client.
@@ -74,6 +77,8 @@ pub(in crate::downstream) struct Client {
     /// What it knows of the server and forgets with its connection.
     learned: ServerKnowledge,
     pub(in crate::downstream) last_command: Cell<Option<&'static Row>>,
+    /// Where its commands go, if the server is a cluster.
+    routing: Option<Box<Routing>>,
 }
 
 /// A client as it comes in.
@@ -100,6 +105,7 @@ impl Client {
     pub(in crate::downstream) fn new(context: Rc<Context>, arrived: Arrived) -> Rc<Self> {
         let Arrived { socket, peer, session, membership, trusted, place } = arrived;
         let reader = if session.user.is_some() { Reader::Normal } else { Reader::Stranger };
+        let routing = context.nodes.as_ref().map(|pools| Box::new(Routing::new(pools)));
         Rc::new(Self {
             peer,
             opened: Cell::new(context.now()),
@@ -117,6 +123,7 @@ impl Client {
             has_missed: Cell::new(false),
             learned: ServerKnowledge::default(),
             last_command: Cell::new(None),
+            routing,
         })
     }
 
@@ -127,6 +134,17 @@ impl Client {
 
     pub(in crate::downstream) fn protocol(&self) -> Protocol {
         self.session.borrow().protocol
+    }
+
+    /// Where its commands go, if the server is a cluster.
+    #[inline]
+    pub(in crate::downstream) fn routing(&self) -> Option<&Routing> {
+        self.routing.as_deref()
+    }
+
+    /// The pool that its commands go by.
+    pub(in crate::downstream) fn pool(&self) -> Rc<Pool> {
+        self.routing().map_or_else(|| Rc::clone(&self.context.pool), Routing::at)
     }
 
     /// What it sends.

@@ -50,6 +50,11 @@ impl Client {
         self.send(reply);
     }
 
+    /// Counts what the server has answered, which is sent otherwise.
+    pub(in crate::downstream) fn note_answer(&self, reply: &[u8]) {
+        self.context.pool.measures().reply(Origin::Server, reply);
+    }
+
     /// Whether a reply has begun on its way to the client and not ended: nothing may come between.
     pub(in crate::downstream) fn set_mid_reply(&self, begun: bool) {
         self.outbound.set_mid_reply(begun);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Client;
-use crate::pool::{Group, Held, Lane, LaneKey, News, Receiver, Tracked};
+use crate::pool::{Group, Held, Lane, LaneKey, News, Pool, Receiver, Tracked};
 use crate::resp::{ErrorCode, encode};
 use crate::telemetry::{ClientClose, Origin};
 use crate::upstream::{Identity, OnLoss};
@@ -37,7 +37,7 @@ impl Client {
         if self.has_tracked.get() {
             self.hears_on(key.tracked);
         }
-        let group = self.context.pool.group(key, &identity);
+        let group = self.pool().group(key, &identity);
         self.lanes.join(&group);
         Some(group)
     }
@@ -57,6 +57,29 @@ impl Client {
     /// The session's key has changed, or the client leaves: its lanes are no longer its own.
     pub(in crate::downstream) fn leave_group(&self) {
         self.lanes.leave();
+        if let Some(routing) = self.routing() {
+            routing.leave();
+        }
+    }
+
+    /// Its commands go to `node` from now on. Nothing of it is outstanding elsewhere.
+    pub(in crate::downstream) fn go_to(&self, node: &Rc<Pool>) {
+        if let Some(routing) = self.routing().filter(|routing| !routing.is_at(node)) {
+            self.lanes.restore(routing.go_to(node, self.lanes.take_session()));
+        }
+    }
+
+    /// In a cluster, what follows goes to the home node, and so does a lease that it takes.
+    pub(in crate::downstream) fn go_home(&self) {
+        if let Some(routing) = self.routing() {
+            routing.leases_for(None);
+            self.go_to(routing.pools.home());
+        }
+    }
+
+    /// So many of its commands, which lanes owed it, are answered or never will be.
+    pub(in crate::downstream) fn have_ended(&self, count: u32) {
+        self.are_answered(count);
     }
 
     /// When the wait for a lane must end that begins now, with the command's turn: its bytes may have lain here for long,

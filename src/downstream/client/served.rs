@@ -1,5 +1,6 @@
 //! A client as its worker sees it, and the limits that time and memory set.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::Client;
 use crate::downstream::context::Served;
 use crate::downstream::identity::Account;
 use crate::hub::Unblock;
-use crate::pool::{Charge, LONG, LaneKey};
+use crate::pool::{Charge, LONG, LaneKey, Pool};
 use crate::resp::Request;
 use crate::session::ClientRow;
 use crate::telemetry::ClientClose;
@@ -165,8 +166,8 @@ impl Served for Client {
         self.attachment.is_paused() || self.attachment.is_away() && !Served::is_busy(self)
     }
 
-    fn holds_lease(&self) -> bool {
-        self.attachment.holds_lease()
+    fn holds_lease(&self, of: &Rc<Pool>) -> bool {
+        self.attachment.holds_lease() && self.routing().is_none_or(|routing| routing.is_at(of))
     }
 
     fn yield_memory(&self) {

@@ -40,6 +40,10 @@ impl Client {
 
     /// Whether the server that it knows things of is no more. Cheap for a client that knows nothing.
     pub(in crate::downstream) fn has_outlived_the_server(&self) -> bool {
+        // In a cluster no one node's end is that of the server; a script that is missing somewhere is loaded again there.
+        if self.routing().is_some() {
+            return false;
+        }
         let connector = &self.context.pool.shared.connector;
         self.learned.is_outdated(|| connector.server_change(), || connector.facts_change())
     }

@@ -24,6 +24,7 @@ use super::settings::ConfigHandle;
 use super::workers::{Message, Workers};
 use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
 use crate::hygiene::fleet::FleetTerms;
+use crate::nodes::NodePools;
 use crate::pool::{Pool, Turns};
 use crate::telemetry::Count;
 
@@ -41,6 +42,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) index: usize,
     begun: Instant,
     pub(in crate::downstream) pool: Rc<Pool>,
+    /// The pools of all nodes, if the server is a cluster.
+    pub(in crate::downstream) nodes: Option<Rc<NodePools>>,
     /// Where blocking calls wait.
     pub(in crate::downstream) hubs: Rc<BlockingHubs>,
     /// Where subscribers listen.
@@ -113,6 +116,7 @@ pub(in crate::downstream) enum Stage {
 pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) index: usize,
     pub(in crate::downstream) pool: Rc<Pool>,
+    pub(in crate::downstream) nodes: Option<Rc<NodePools>>,
     pub(in crate::downstream) hubs: Rc<BlockingHubs>,
     pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
     pub(in crate::downstream) give_back: Rc<GiveBack>,
@@ -136,6 +140,7 @@ impl Context {
         let Parts {
             index,
             pool,
+            nodes,
             hubs,
             pubsub,
             give_back,
@@ -173,6 +178,7 @@ impl Context {
             moves_later: Cell::new(false),
             way_out: RefCell::default(),
             departures: Departures::default(),
+            nodes,
             pool,
             hubs,
             pubsub,
@@ -193,6 +199,13 @@ impl Context {
     pub(in crate::downstream) fn tell_of_slow_commands(&self, limit: Option<Duration>) {
         self.slow_command.set(limit);
         self.measures_more.set(limit.is_some() || self.pool.shared.tracer.is_on());
+    }
+
+    /// The pools of all servers: one, or in a cluster one of each node that was ever needed.
+    pub(in crate::downstream) fn pools(&self) -> Vec<Rc<Pool>> {
+        let mut pools = vec![Rc::clone(&self.pool)];
+        pools.extend(self.nodes.iter().flat_map(|nodes| nodes.others()));
+        pools
     }
 
     /// Microseconds since the worker began.

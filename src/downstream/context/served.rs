@@ -1,12 +1,13 @@
 //! What a worker may do to what it serves, without knowing how that is built.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::downstream::identity::Account;
 use crate::hub::Unblock;
-use crate::pool::LaneKey;
+use crate::pool::{LaneKey, Pool};
 use crate::resp::Request;
 use crate::session::ClientRow;
 use crate::telemetry::ClientClose;
@@ -32,8 +33,8 @@ pub(in crate::downstream) trait Served {
     fn is_busy(&self) -> bool;
     /// Whether it waits for something that a drain does not: its own task would not notice the drain.
     fn waits_in_vain_for_a_drain(&self) -> bool;
-    /// Whether it holds a connection of its own upstream.
-    fn holds_lease(&self) -> bool;
+    /// Whether it holds a connection of its own to the server of this pool.
+    fn holds_lease(&self, of: &Rc<Pool>) -> bool;
     /// Closes it for the memory it holds, which is dropped at once.
     fn yield_memory(&self);
     /// Every tick while it is above its soft output limit (`false`: no longer): whether it reads.

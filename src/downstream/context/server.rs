@@ -23,6 +23,8 @@ const MAX_USERS: usize = 4096;
 /// The server as one worker knows it.
 pub(in crate::downstream) struct ServerView {
     pool: Rc<Pool>,
+    /// A cluster is served as if it were one server.
+    is_cluster: bool,
     policy: Cell<Policy>,
     /// Most arguments of one request that it takes.
     max_arguments: Cell<u32>,
@@ -40,6 +42,7 @@ impl ServerView {
     pub(super) fn new(pool: Rc<Pool>, auth: &AuthOptions, has_pubsub_hub: bool) -> Self {
         let refuse_admin = auth.admin_commands == AdminCommands::Refuse;
         Self {
+            is_cluster: pool.shared.connector.is_of_cluster(),
             pool,
             policy: Cell::new(Policy { refuse_admin, pubsub_hub: has_pubsub_hub, ..Policy::default() }),
             max_arguments: Cell::new(MAX_ARGUMENTS_OLD),
@@ -67,8 +70,8 @@ impl ServerView {
     pub(in crate::downstream) fn learn_from_login(&self) {
         if let Some(server) = self.pool.shared.connector.server() {
             let mut policy = self.policy.get();
-            policy.cluster = server.mode == "cluster";
-            policy.readonly = policy.cluster || server.server == "valkey";
+            policy.cluster = server.mode == "cluster" && !self.is_cluster;
+            policy.readonly = !self.is_cluster && (policy.cluster || server.server == "valkey");
             let major = server.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
             let is_old = major.is_none_or(|major| major < 7);
             // Before 7.0 an invalidation may come inside a reply, which would be somebody else's on a lane.
@@ -84,7 +87,7 @@ impl ServerView {
         Some(ServerFacts {
             server: server.server.clone(),
             version: server.version.clone(),
-            mode: server.mode.clone(),
+            mode: if self.is_cluster { "standalone".to_owned() } else { server.mode.clone() },
             role: server.role.clone(),
             modules: server
                 .modules

@@ -61,6 +61,10 @@ impl Client {
         if waits_for_resume(&taken.route) {
             self.until_resumed().await?;
         }
+        if !matches!(taken.route, Route::Lane | Route::Transaction | Route::Lease(_)) {
+            // In a cluster the home node answers what is no data.
+            self.go_home();
+        }
         match taken.route.clone() {
             Route::Lane => {
                 let aftermath = aftermath_of(&taken.request);
@@ -140,6 +144,9 @@ impl Client {
         taken: PendingCommand,
         aftermath: Aftermath,
     ) -> Result<(), ClientClose> {
+        if self.routing().is_some() {
+            return self.over_nodes(taken).await;
+        }
         let Some(group) = self.current_group() else { return Err(ClientClose::Denied) };
         let mut deadline = self.lane_deadline();
         loop {
@@ -356,7 +363,7 @@ impl Client {
     ) -> Result<Result<Rc<Lane>, Unavailable>, ClientClose> {
         let deadline = self.context.pool.wait_deadline();
         loop {
-            if let Err(why) = self.unless_gone(self.context.pool.lane_ready(group, deadline)).await? {
+            if let Err(why) = self.unless_gone(self.pool().lane_ready(group, deadline)).await? {
                 return Ok(Err(why));
             }
             if let Some(lane) = self.lane_it_hears(group).or_else(|| group.lane()) {

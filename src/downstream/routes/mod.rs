@@ -9,6 +9,7 @@ mod listings;
 mod login;
 mod misplaced;
 mod moving;
+mod nodes;
 mod pending;
 mod pipeline;
 mod proxy_acts;

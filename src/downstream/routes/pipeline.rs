@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::pending::PendingCommand;
 use crate::command::{Asked, Class, classify};
-use crate::downstream::client::{Begun, Client};
+use crate::downstream::client::{Begun, Client, Kept, Routing};
 use crate::downstream::context::Stage;
 use crate::pool::{Charge, Choice, LONG, Lane, Nature, Receiver, SLICE, Sample, go_on_later};
 use crate::resp::{
@@ -32,6 +32,8 @@ pub(in crate::downstream) enum Next {
     CatchUp,
     /// It asks for keys by prefix, and no lane tells it of them.
     AskForPrefixes,
+    /// In a cluster, commands did not run where they were sent: they are to be sent again.
+    Mend,
     /// It is a subscriber that may go to the process that takes over.
     Depart,
     /// Another worker goes on with it.
@@ -55,14 +57,36 @@ pub(in crate::downstream) enum Progress {
 /// Commands found one behind the other that go over the lane in one append.
 #[derive(Default)]
 pub(in crate::downstream) struct Batch {
-    start: usize,
+    pub(in crate::downstream) start: usize,
     pub(in crate::downstream) count: u32,
     pub(in crate::downstream) lane: Option<Rc<Lane>>,
-    nature: Nature,
+    pub(in crate::downstream) nature: Nature,
     /// Reads and writes do not share lanes now.
     group_is_held: bool,
     /// What the commands are parts of, where it need not be copied.
     source: Option<Source>,
+}
+
+/// A frame, and where it stands in what was read.
+pub(super) struct Framed<'a> {
+    pub(super) data: &'a [u8],
+    pub(super) at: usize,
+    pub(super) shape: &'a RequestFrame,
+}
+
+impl<'a> Framed<'a> {
+    pub(super) fn frame(&self) -> &'a [u8] {
+        self.data.get(self.at..self.at + self.shape.len).unwrap_or_default()
+    }
+
+    /// What was read before it.
+    pub(super) fn before(&self) -> &'a [u8] {
+        self.data.get(..self.at).unwrap_or_default()
+    }
+
+    pub(super) fn onwards(&self) -> &'a [u8] {
+        self.data.get(self.at..).unwrap_or_default()
+    }
 }
 
 /// A buffer that whole commands are parts of.
@@ -86,6 +110,9 @@ impl Client {
             let flushed = self.poll_flush(cx).is_ready();
             if let Some(reason) = self.close_reason() {
                 return Poll::Ready(Next::Close(reason));
+            }
+            if self.has_to_mend() {
+                return Poll::Ready(Next::Mend);
             }
             let mut need = 0;
             if !self.is_backpressured() {
@@ -114,7 +141,8 @@ impl Client {
             if self.is_held_back() {
                 return Poll::Pending;
             }
-            if self.context.moves_clients.get() && self.outstanding() == 0 && flushed {
+            let has_multi = self.routing().is_some_and(Routing::has_multi);
+            if self.context.moves_clients.get() && self.outstanding() == 0 && flushed && !has_multi {
                 if self.moves() {
                     return Poll::Ready(Next::Close(ClientClose::TakenOver));
                 }
@@ -255,6 +283,7 @@ impl Client {
         source: Option<Source>,
     ) -> (usize, Progress) {
         let mut run = Batch { source, ..Batch::default() };
+        let routing = self.routing();
         let mut at = 0;
         let ran = loop {
             if at == data.len() {
@@ -273,7 +302,12 @@ impl Client {
                 Ok(RequestStep::Request(shape)) => {
                     let frame = &data[at..at + shape.len];
                     let taken = if shape.form == Form::Canonical {
-                        self.accept_frame(frame, &shape, &mut run, data, at)
+                        match routing {
+                            None => self.accept_frame(frame, &shape, &mut run, data, at),
+                            Some(routing) => {
+                                self.accept_for_nodes(routing, &Framed { data, at, shape: &shape }, &mut run)
+                            }
+                        }
                     } else {
                         self.accept_noncanonical(frame, &shape, &mut run, data, at)
                     };
@@ -306,6 +340,11 @@ impl Client {
         {
             let commands = &upto[run.start..];
             match self.long_part(run, commands) {
+                part if self.routing().is_some() => {
+                    let commands = part.unwrap_or_else(|| self.copied(commands));
+                    let (count, muted) = (run.count, run.nature.muted);
+                    self.push_kept(&lane, Kept { commands, count, muted, is_block: false, counts: false });
+                }
                 None => self.push_on(&lane, commands, run.count, run.nature),
                 Some(long) => self.push_long_on(&lane, long, run.count, run.nature),
             }
@@ -510,12 +549,17 @@ impl Client {
             if self.has_outlived_the_server() {
                 return Err((0, Progress::Stop(Next::Close(ClientClose::ServerChanged))));
             }
+            let routing = self.routing();
             let choice = self.current_group().and_then(|group| {
                 if let Some(lane) = self.lane_it_hears(&group) {
                     return Some(Choice::Lane(lane));
                 }
                 let only_reads = || replies == 1 && asked.only_reads();
-                let choice = self.context.pool.lane(&group, only_reads, Instant::now());
+                let now = Instant::now();
+                let choice = match routing {
+                    None => self.context.pool.lane(&group, only_reads, now),
+                    Some(_) => self.pool().lane(&group, only_reads, now),
+                };
                 run.group_is_held = group.is_held();
                 choice
             });
@@ -573,7 +617,7 @@ impl Client {
     }
 
     /// Takes a frame that does not simply go over the lane. All earlier replies must be out first.
-    fn defer(
+    pub(super) fn defer(
         self: &Rc<Self>,
         frame: &[u8],
         request: &Request<'_>,
@@ -704,7 +748,13 @@ impl Client {
                     input: None,
                 });
                 let mut own = Batch { source, ..Batch::default() };
-                let result = self.accept_frame(&canonical, &shape, &mut own, &canonical, 0);
+                let result = match self.routing() {
+                    None => self.accept_frame(&canonical, &shape, &mut own, &canonical, 0),
+                    Some(routing) => {
+                        let framed = Framed { data: &canonical, at: 0, shape: &shape };
+                        self.accept_for_nodes(routing, &framed, &mut own)
+                    }
+                };
                 if result.is_ok() {
                     self.push(&mut own, &canonical);
                 }

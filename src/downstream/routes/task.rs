@@ -75,6 +75,7 @@ impl ClientTask {
                 Box::pin(async move { After::Command(client.asks_for_prefixes_again().await) })
             }
             Next::Depart => Box::pin(async move { After::Command(client.depart().await) }),
+            Next::Mend => Box::pin(async move { After::Command(client.mend().await) }),
             Next::CatchUp => Box::pin(async move { After::Command(client.catch_up().await) }),
             Next::Slow(taken) => Box::pin(async move {
                 let _answers = client.attachment.enter(Attachment::Answering);

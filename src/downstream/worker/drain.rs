@@ -61,7 +61,7 @@ impl Worker {
                 client_closed(ClientClose::Shutdown);
             }
         }
-        self.context.pool.stop();
+        self.context.pools().iter().for_each(|pool| pool.stop());
         self.context.hubs.leave_all(UpstreamClose::Shutdown);
         self.context.pubsub.leave_all(UpstreamClose::Shutdown);
         let mut control = self.control.lock().await;
@@ -81,7 +81,7 @@ impl Worker {
 
     /// Whether replies or elements are still under way.
     fn is_settling(&self) -> bool {
-        self.context.pool.outstanding()
+        self.context.pools().iter().map(|pool| pool.outstanding()).sum::<usize>()
             + self.context.hubs.in_flight()
             + self.context.give_back.pending()
             + self.context.saving.get()

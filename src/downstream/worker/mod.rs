@@ -2,6 +2,7 @@
 
 mod drain;
 mod housing;
+mod node_pools;
 mod recheck;
 mod server_change;
 mod server_changes;
@@ -31,6 +32,7 @@ use super::workers::{Accepted, Before, Incoming, Message, WorkerFigures, Workers
 use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
 use crate::hygiene::fleet::{FleetKeeper, FleetTerms};
 use crate::hygiene::{HygieneOptions, Reaper};
+use crate::nodes::{NodePools, Nodes};
 use crate::pool::{Control, HumanDuration, Pool, Pressure, Slice, Turns};
 use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed, publish_gauge, publish_tasks};
@@ -71,6 +73,8 @@ pub struct WorkerConfig {
     pub ids: Arc<AtomicU64>,
     /// Who holds the configuration.
     pub config: ConfigHandle,
+    /// The nodes, if the server is a cluster.
+    pub nodes: Option<Arc<Nodes>>,
 }
 
 /// One worker.
@@ -122,9 +126,11 @@ impl Worker {
             let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), workers.clone());
             upkeep.push(tokio::task::spawn_local(recheck).abort_handle());
         }
+        let nodes = terms.nodes.map(|nodes| Rc::new(NodePools::new(nodes, Rc::clone(&pool))));
         let context = Context::new(Parts {
             index,
             pool,
+            nodes,
             hubs,
             pubsub,
             give_back,
@@ -196,7 +202,9 @@ impl Worker {
                 let worker = Rc::clone(self);
                 self.context.pool.tasks().spawn_local(async move { drop(reply.send(worker.rows().await)) });
             }
-            Message::Lanes(reply) => drop(reply.send(self.context.pool.lane_rows())),
+            Message::Lanes(reply) => {
+                drop(reply.send(self.context.pools().iter().flat_map(|pool| pool.lane_rows()).collect()));
+            }
             Message::Kill(filter, me, reply) => {
                 let worker = Rc::clone(self);
                 self.context.pool.tasks().spawn_local(async move {
@@ -267,7 +275,9 @@ impl Worker {
     /// What is read at its use is changed at once; a copy that a connection has made of it stays.
     fn configure(&self, settings: &WorkerSettings) {
         let context = &self.context;
-        context.pool.configure(settings.pool, settings.upstream);
+        for pool in context.pools() {
+            pool.configure(settings.pool, settings.upstream);
+        }
         context.options.set(settings.clients);
         context.tell_of_slow_commands(settings.slow_command);
         context.blocking.set(settings.blocking);
@@ -294,7 +304,7 @@ impl Worker {
     /// Has all upstream connections made anew, each when it is free.
     fn reconnect(self: &Rc<Self>) {
         let reason = UpstreamClose::Reconnect;
-        self.context.pool.renew();
+        self.context.pools().iter().for_each(|pool| pool.renew());
         self.context.hubs.leave_all(reason);
         self.context.pubsub.leave_all(reason);
         let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
@@ -411,7 +421,7 @@ impl Worker {
             client.close(ClientClose::LoginRevoked);
         }
         let user = account.user.id;
-        self.context.pool.leave_user(user);
+        self.context.pools().iter().for_each(|pool| pool.leave_user(user));
         self.context.hubs.leave_user(user, UpstreamClose::LoginRevoked);
         self.context.pubsub.leave_user(user, UpstreamClose::LoginRevoked);
         self.context.server.forget_may_try(user);
@@ -424,7 +434,8 @@ impl Worker {
 
     /// A login of a lane, a lease or a hub was refused: whoever has shown that secret is not let in any more.
     fn heed_refusals(self: &Rc<Self>) {
-        for user in self.context.pool.take_refusals() {
+        let pools = self.context.pools();
+        for user in pools.iter().flat_map(|pool| pool.take_refusals()) {
             for account in self.context.directory.live(user) {
                 let (directory, workers) =
                     (Arc::clone(&self.context.directory), self.context.workers.clone());
@@ -478,6 +489,7 @@ impl Worker {
     fn tick(self: &Rc<Self>, ticks: u64) {
         let now = Instant::now();
         self.context.pool.tick(now);
+        self.tend_nodes(now);
         self.context.hubs.tick(now, self.context.workers.clients() == 0);
         self.context.pubsub.tick(now);
         self.tend_homes(now);
@@ -521,7 +533,7 @@ impl Worker {
 
     fn publish(&self) {
         self.context.metrics.publish();
-        self.context.pool.measures().publish();
+        self.context.pools().iter().for_each(|pool| pool.measures().publish());
         publish_gauge(
             "redbouncer_clients",
             &[("worker", &self.context.metrics.label)],
@@ -537,7 +549,7 @@ impl Worker {
             round_trips: measures.round_trips.clone(),
             families: context.metrics.families(),
             leases: context.metrics.leases(),
-            unwritten: context.pool.unwritten(),
+            unwritten: context.pools().iter().map(|pool| pool.unwritten()).sum(),
             blocked: context.hubs.waiting(),
             keys: context.hubs.watched(),
             names: context.pubsub.names(),

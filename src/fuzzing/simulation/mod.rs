@@ -223,6 +223,7 @@ impl Proxy {
             directory,
             ids: Arc::new(AtomicU64::new(FIRST_CLIENT_ID)),
             config: ConfigHandle::new().0,
+            nodes: None,
         };
         let tasks = TaskTracker::new();
         if sabotage == Some(Sabotage::KeepTask) {

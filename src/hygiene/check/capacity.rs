@@ -29,7 +29,12 @@ pub(super) async fn connections(
             findings.warning("connections", &slow.to_string(), "look at SLOWLOG GET, and check again");
             return Ok(None);
         }
-        Err(broken @ (VisitError::Broken { .. } | VisitError::Dial(_) | VisitError::Tls(_))) => {
+        Err(
+            broken @ (VisitError::Broken { .. }
+            | VisitError::Dial(_)
+            | VisitError::Tls(_)
+            | VisitError::Cluster),
+        ) => {
             return Err(broken);
         }
     };

@@ -9,6 +9,7 @@ pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
     let subject = match wrong {
         DialError::NoMaster { .. } => "sentinels",
         DialError::Demoted { .. } => "server",
+        DialError::NoSlots { .. } => "cluster",
         DialError::Resolve { .. } | DialError::Timeout { phase: Phase::Resolve, .. } => "name",
         DialError::Refused { .. } | DialError::Timeout { phase: Phase::Connect, .. } => "TCP",
         DialError::Tls { .. }
@@ -34,6 +35,7 @@ pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
 fn advice(wrong: &DialError) -> &'static str {
     match wrong {
         DialError::NoMaster { .. } => "ask a Sentinel: redis-cli -p 26379 SENTINEL MASTERS",
+        DialError::NoSlots { .. } => "ask a node: redis-cli CLUSTER SLOTS",
         DialError::Resolve { .. } | DialError::Timeout { phase: Phase::Resolve, .. } => {
             "is the host's name in upstream.url right, and does this machine's resolver know it?"
         }

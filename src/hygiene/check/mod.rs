@@ -3,6 +3,7 @@
 
 mod capacity;
 mod certificate;
+mod cluster;
 mod dial;
 mod dial_advice;
 mod finding;
@@ -21,7 +22,11 @@ use super::{Visit, VisitError};
 /// Looks at the way to the server and at the server itself. Changes nothing there but its own connection's state.
 pub async fn examine(plan: Plan<'_>) -> Findings {
     let mut findings = Findings::default();
-    let Some(upstream) = sentinels::locate(plan, &mut findings).await else { return findings };
+    let located = match plan.upstream.is_cluster() {
+        true => cluster::locate(plan, &mut findings).await,
+        false => sentinels::locate(plan, &mut findings).await,
+    };
+    let Some(upstream) = located else { return findings };
     let plan = Plan { upstream: &upstream, ..plan };
     let Some(mut visit) = dial::travel(plan, &mut findings).await else { return findings };
     // A connection that breaks off here is a finding of its own; what was found before stands.

@@ -176,7 +176,9 @@ impl LeaseState {
 
     /// EXEC: an array or nil ends transaction and watch, EXECABORT too; any other error leaves both on.
     fn executed(&mut self, kind: ReplyKind, frame: &[u8]) {
-        let aborted = ErrorCode::ExecAbort.is(frame);
+        // A node that does not own the keys (any more) drops the queue as well (`processCommand` in redis `server.c`).
+        let redirected: [&[u8]; 4] = [b"-MOVED ", b"-ASK ", b"-TRYAGAIN ", b"-CLUSTERDOWN "];
+        let aborted = ErrorCode::ExecAbort.is(frame) || redirected.iter().any(|code| frame.starts_with(code));
         if !matches!(kind, ReplyKind::Error | ReplyKind::BlobError) || aborted {
             self.watching = false;
             self.multi = None;

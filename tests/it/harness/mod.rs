@@ -7,6 +7,7 @@
 
 mod client;
 mod client_fleet;
+mod cluster;
 mod fake_server;
 pub(crate) mod http;
 mod namespace;
@@ -23,6 +24,7 @@ mod stage;
 
 pub(crate) use client::{Client, Ended, encode};
 pub(crate) use client_fleet::{ClientFleet, State, enter_state};
+pub(crate) use cluster::Cluster;
 pub(crate) use fake_server::{FakeServer, bulk};
 pub(crate) use namespace::{Namespace, is_root};
 pub(crate) use paired_servers::PairedServers;

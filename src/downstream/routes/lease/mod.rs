@@ -21,7 +21,7 @@ use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::downstream::client::{Attachment, Client, FIRST_LOOK, LeasedState, READ_AHEAD, sleep_until};
 use crate::downstream::routes::unserved::aftermath_of;
 use crate::downstream::socket::Hangup;
-use crate::pool::{Charge, Holder, HoldingClient, Lease, Slice, Who, go_on_later};
+use crate::pool::{Charge, Holder, HoldingClient, Lease, Pool, Slice, Who, go_on_later};
 use crate::resp::Unsent;
 use crate::resp::{ReplyScanner, Request};
 use crate::session::{ALWAYS_TAKEN, Failed, LeaseState, Pin, Placement, Reads, Route, UNGUARDED};
@@ -50,6 +50,8 @@ struct LeaseSession {
     /// What is on its way here, or queued, counts.
     charge: Charge,
     lease: Lease,
+    /// Of the server that it is at.
+    pool: Rc<Pool>,
     state: LeaseState,
     /// It is counted among the leases that stand.
     stands: bool,
@@ -133,6 +135,10 @@ impl Client {
             self.error(UNGUARDED, taken.muted);
             return Err(ClientClose::StateRefused);
         }
+        if let Err(why) = self.find_node_for_lease().await? {
+            return self.unserved(&why, aftermath_of(&taken.request), taken.replies, taken.muted);
+        }
+        let pool = self.pool();
         let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
         let key = key.untracked();
         let holding = self.holding(pin);
@@ -146,9 +152,7 @@ impl Client {
         let deadline = self.lease_deadline();
         let deadline = Some(if is_long { deadline.min(patience) } else { deadline });
         let waits = self.attachment.enter(Attachment::AwaitingLease);
-        let found = self
-            .unless_gone(self.context.pool.lease(key, &identity, Self::claim(pin), holder, deadline))
-            .await;
+        let found = self.unless_gone(pool.lease(key, &identity, Self::claim(pin), holder, deadline)).await;
         drop(waits);
         let lease = match found? {
             Ok(lease) => lease,
@@ -171,7 +175,7 @@ impl Client {
             }
         };
         if let Err(reason) = self.may_go_on() {
-            self.context.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
+            pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
             return Err(reason);
         }
         if !self.context.server.policy().tracked_lanes {
@@ -191,6 +195,7 @@ impl Client {
             listed: holding,
             charge: self.charge(),
             lease,
+            pool,
             state: LeaseState::new(),
             stands: Self::claim(pin).stands(),
             scanner: ReplyScanner::default(),
@@ -339,7 +344,7 @@ impl LeaseSession {
     /// Ends the lease for `event`.
     async fn leave(mut self, event: Event) -> Result<(), ClientClose> {
         let client = Rc::clone(&self.client);
-        let pool = &client.context.pool;
+        let pool = Rc::clone(&self.pool);
         match event {
             Event::Over
             | Event::Aside(..)

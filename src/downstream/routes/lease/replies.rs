@@ -60,8 +60,10 @@ impl LeaseSession {
             let part = &data[at..at + step.consumed];
             let kind = step.complete.or_else(|| self.scanner.kind());
             let protocol = self.client.protocol();
-            let whole =
-                !self.partial.is_empty() || kind.is_none_or(|kind| self.state.wants_whole(kind, protocol));
+            let is_judged = kind == Some(ReplyKind::Error) && self.client.routing().is_some();
+            let whole = is_judged
+                || !self.partial.is_empty()
+                || kind.is_none_or(|kind| self.state.wants_whole(kind, protocol));
             let muted =
                 self.state.mutes_next(self.client.session.borrow().replies) && kind != Some(ReplyKind::Push);
             if whole || muted {
@@ -94,6 +96,7 @@ impl LeaseSession {
                     let begins = if frame.is_empty() { part } else { &frame };
                     self.stumbled_there |= !begins.starts_with(b"-") || begins.starts_with(PROTOCOL_ERROR);
                 }
+                let was_in_multi = self.state.is_in_multi();
                 let verdict = match self.scanner.opened() {
                     Some(len) => {
                         self.state.array_begins(len);
@@ -112,6 +115,10 @@ impl LeaseSession {
                     _ if muted => {}
                     Received::Swallow => {}
                     Received::Instead(reply) => self.give_whole(reply),
+                    Received::Forward if is_judged => {
+                        let is_exec = was_in_multi && !self.state.is_in_multi();
+                        self.give_whole(self.client.without_redirect(frame, is_exec));
+                    }
                     Received::Forward if whole => self.give_whole(frame),
                     Received::Forward => continue,
                 }

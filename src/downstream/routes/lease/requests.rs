@@ -219,6 +219,10 @@ impl LeaseSession {
             let session = self.client.session.borrow();
             self.state.plan(&session, &asked, &request, self.client.policy(), unknown)
         };
+        let plan = match self.client.routing() {
+            None => plan,
+            Some(_) => self.client.plan_in_cluster(plan, (&asked, &request), &self.state),
+        };
         let is_kept_out = matches!(plan, Plan::Forward(_) | Plan::Queue(..))
             && begins_to_stand(&asked, &request)
             && !self.may_stand();
@@ -233,7 +237,7 @@ impl LeaseSession {
 
     /// Refuses a command that would let the connection stand: the others are kept for transactions.
     fn is_kept_out(&mut self, frame: &Bytes) -> Option<Event> {
-        let budget = &self.client.context.pool.shared.budget;
+        let budget = &self.pool.shared.budget;
         let text = budget.reserved_text(self.lease.key.user).unwrap_or_default();
         let why = Unavailable::Full(text);
         if self.state.is_queueing() {

@@ -1,0 +1,141 @@
+//! Where the commands of one client go in a cluster.
+//!
+//! A client has commands outstanding on one node at a time. One that belongs elsewhere waits for every earlier reply, so what a
+//! client sends runs in the order in which it was sent, as on one server.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::nodes::NodePools;
+use crate::pool::{Lost, Pool, SessionGuard};
+
+/// Commands that were sent, and are kept until it is known that they ran.
+#[derive(Clone, Debug)]
+pub(in crate::downstream) struct Kept {
+    /// Whole canonical frames.
+    pub(in crate::downstream) commands: Bytes,
+    /// As many replies are owed.
+    pub(in crate::downstream) count: u32,
+    /// The replies are not wanted.
+    pub(in crate::downstream) muted: bool,
+    /// They are one transaction, MULTI and EXEC included.
+    pub(in crate::downstream) is_block: bool,
+    /// A reply counts our hubs where it should count their clients.
+    pub(in crate::downstream) counts: bool,
+}
+
+/// What has become of them.
+#[derive(Debug)]
+pub(in crate::downstream) struct Answer {
+    pub(in crate::downstream) kept: Kept,
+    /// Their replies, each whole.
+    pub(in crate::downstream) outcome: Result<Vec<Bytes>, Lost>,
+}
+
+/// The part of a client that only those of a cluster have.
+pub(in crate::downstream) struct Routing {
+    pub(in crate::downstream) pools: Rc<NodePools>,
+    /// The pool of the node that its commands go to.
+    at: RefCell<Rc<Pool>>,
+    /// Its use of lanes of other nodes, which stay while it may come back to them.
+    stays: RefCell<Vec<(Rc<Pool>, SessionGuard)>>,
+    /// Replies that wait until it is known what becomes of earlier commands.
+    answers: RefCell<VecDeque<Answer>>,
+    is_mending: Cell<bool>,
+    /// MULTI was answered, and where its commands go is not known yet.
+    multi: Cell<bool>,
+    /// The slot of the keys that its lease is for.
+    slot: Cell<Option<u16>>,
+}
+
+impl Routing {
+    pub(super) fn new(pools: &Rc<NodePools>) -> Self {
+        Self {
+            pools: Rc::clone(pools),
+            at: RefCell::new(Rc::clone(pools.home())),
+            stays: RefCell::default(),
+            answers: RefCell::default(),
+            is_mending: Cell::new(false),
+            multi: Cell::new(false),
+            slot: Cell::new(None),
+        }
+    }
+
+    /// The pool of the node that its commands go to.
+    pub(super) fn at(&self) -> Rc<Pool> {
+        Rc::clone(&self.at.borrow())
+    }
+
+    /// Whether that is the pool of `node`.
+    pub(in crate::downstream) fn is_at(&self, node: &Rc<Pool>) -> bool {
+        Rc::ptr_eq(&self.at.borrow(), node)
+    }
+
+    /// Its commands go to `node` from now on. `session` is its use of the lanes it leaves; returns that of the lanes it comes to.
+    pub(super) fn go_to(&self, node: &Rc<Pool>, session: Option<SessionGuard>) -> Option<SessionGuard> {
+        let left = self.at.replace(Rc::clone(node));
+        let mut stays = self.stays.borrow_mut();
+        let at = stays.iter().position(|(pool, _)| Rc::ptr_eq(pool, node));
+        let found = at.map(|at| stays.swap_remove(at).1);
+        stays.extend(session.map(|session| (left, session)));
+        found
+    }
+
+    /// None of its lanes are its own any more.
+    pub(super) fn leave(&self) {
+        self.stays.borrow_mut().clear();
+    }
+
+    /// Keeps an answer behind others that wait.
+    pub(in crate::downstream) fn hold(&self, answer: Answer) {
+        self.answers.borrow_mut().push_back(answer);
+    }
+
+    /// The next answer that waits.
+    pub(in crate::downstream) fn next_answer(&self) -> Option<Answer> {
+        self.answers.borrow_mut().pop_front()
+    }
+
+    /// MULTI was answered; where its commands go is decided with the first of them.
+    pub(in crate::downstream) fn opens_multi(&self) {
+        self.multi.set(true);
+    }
+
+    /// Whether it was. The next command is the first.
+    pub(in crate::downstream) fn take_multi(&self) -> bool {
+        self.multi.take()
+    }
+
+    /// Whether MULTI was answered and nothing sent yet.
+    pub(in crate::downstream) fn has_multi(&self) -> bool {
+        self.multi.get()
+    }
+
+    /// The lease that follows is for keys of this slot, or for none.
+    pub(in crate::downstream) fn leases_for(&self, slot: Option<u16>) {
+        self.slot.set(slot);
+    }
+
+    /// See [`Self::leases_for`].
+    pub(in crate::downstream) fn leased_slot(&self) -> Option<u16> {
+        self.slot.get()
+    }
+
+    /// Whether answers wait.
+    pub(in crate::downstream) fn has_answers(&self) -> bool {
+        !self.answers.borrow().is_empty()
+    }
+
+    /// Whether what comes now has to wait behind an earlier command.
+    pub(in crate::downstream) fn is_holding(&self) -> bool {
+        self.is_mending.get() || self.has_answers()
+    }
+
+    /// An earlier command is sent again; what comes meanwhile waits.
+    pub(in crate::downstream) fn mends(&self, mends: bool) {
+        self.is_mending.set(mends);
+    }
+}
