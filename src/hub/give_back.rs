@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -14,6 +15,9 @@ use crate::pool::{LaneKey, Pool};
 use crate::resp;
 use crate::telemetry::{Count, ElementFate, printable};
 use crate::upstream::Identity;
+
+/// How long an element waits for a lane: nobody waits for it, and without one it is lost.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Puts elements back where they came from.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ impl GiveBack {
             let pool = &this.pool;
             let group = pool.group(key, &identity);
             let _session = group.attach();
-            let ready = pool.lane_ready(&group, pool.wait_deadline()).await;
+            let ready = pool.lane_ready(&group, pool.wait_deadline().max(Instant::now() + PATIENCE)).await;
             match (ready, group.lane()) {
                 (Ok(()), Some(lane)) => lane.exchange(
                     &back,
