@@ -349,7 +349,7 @@ fn replies_are_those_of_one_server() {
                 let template = templates[fastrand::usize(..templates.len())];
                 let words = template
                     .replace('K', ["x", "y", "z"][fastrand::usize(..3)])
-                    .replace('V', ["1", "v"][fastrand::usize(..2)]);
+                    .replace(" V", [" 1", " v"][fastrand::usize(..2)]);
                 commands.push(words);
             }
             // Behind a first command that says nothing of a slot, a transaction goes to the home node.
