@@ -78,8 +78,15 @@ impl Pair {
         match setup {
             // Every client of a sequence may hold a lease.
             Setup::Ample | Setup::Renamed => settings.push("pool.max_connections=32"),
-            // A call that waits, and nobody else, learns of the demotion with the next heartbeat.
-            Setup::Fickle => settings.extend(["pool.max_connections=32", "hygiene.heartbeat=1s"]),
+            // A call that waits, and nobody else, learns of the demotion with the next heartbeat. No master comes in its place, so
+            // nothing is to wait for one.
+            Setup::Fickle => {
+                settings.extend([
+                    "pool.max_connections=32",
+                    "hygiene.heartbeat=1s",
+                    "upstream.failover_wait=0",
+                ]);
+            }
             Setup::Scarce => settings.extend(["pool.max_connections=4", "pool.wait_timeout=400ms"]),
         }
         let proxy = Proxy::start(&servers[1], &settings);
