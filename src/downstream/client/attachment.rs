@@ -250,6 +250,11 @@ impl AttachmentCell {
         matches!(*self.0.borrow(), Attachment::Paused)
     }
 
+    /// Whether it is on its way to or from another process.
+    pub(in crate::downstream) fn is_moving(&self) -> bool {
+        matches!(*self.0.borrow(), Attachment::Moving)
+    }
+
     /// The word in listings.
     pub(in crate::downstream) fn label(&self, is_subscribed: bool) -> &'static str {
         match &*self.0.borrow() {

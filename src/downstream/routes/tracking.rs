@@ -34,7 +34,12 @@ impl Reader for Client {
 
     fn hears(&self, news: &News) {
         if self.hears_invalidations() {
-            self.send_push(news.frame.clone());
+            if self.attachment.is_moving() {
+                // At once: no reply has begun, and what is kept back until a subscriber has gone is not sent then.
+                self.send(&news.frame);
+            } else {
+                self.send_push(news.frame.clone());
+            }
             if news.keys.is_none() && self.prefixes().is_some() {
                 // Perhaps because the lane has ended. Nothing else may bring it back for a client that only listens.
                 self.is_untold.set(true);
