@@ -247,9 +247,10 @@ impl Lane {
         self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.knows(id))
     }
 
-    /// Client `id` is told no more.
+    /// Client `id` is told no more, and is to forget everything: of what it has read here last, by name.
     pub fn forgets_reader(&self, id: u64) {
-        if let Some(tracker) = &*self.tracker.borrow() {
+        if let Some(tracker) = self.tracker() {
+            tracker.name_last_read(id);
             tracker.part(id);
         }
     }

@@ -72,7 +72,7 @@ pub use reclaim::Blocked;
 use roles::Roles;
 use rotation::Rotation;
 pub use slice::{SLICE, Slice, go_on_later};
-use tracker::Tracker;
+use tracker::{MOST_NAMED, Tracker};
 pub use tracker::{News, Reader, Tracked};
 pub use turns::{Hand, Order, Turn, Turns};
 pub use unavailable::Unavailable;
@@ -593,11 +593,11 @@ impl Pool {
         lanes.filter(|lane| lane.is_told(id)).collect()
     }
 
-    /// The keys that client `id` has read last, of those that it is to be told of: on each lane `most` at the most.
-    pub fn last_read_by(&self, id: u64, most: usize) -> Vec<Bytes> {
+    /// The keys that client `id` has read last, of those that it is to be told of: on each lane some hundreds at the most.
+    pub fn last_read_by(&self, id: u64) -> Vec<Bytes> {
         let lanes = self.lanes_read_by(id);
         let trackers = lanes.iter().filter_map(|lane| lane.tracker());
-        trackers.flat_map(|tracker| tracker.last_read(id, most)).collect()
+        trackers.flat_map(|tracker| tracker.last_read(id, MOST_NAMED)).collect()
     }
 
     fn new_tracker(&self) -> Rc<Tracker> {

@@ -26,6 +26,8 @@ use crate::resp::{self, Protocol, encode};
 const MOST_KEYS: usize = 1_000_000;
 /// Bytes that they may take, unless all clients together may have little.
 const MOST_BYTES: usize = 64 << 20;
+/// So many keys are named to a client that is to forget everything.
+pub(super) const MOST_NAMED: usize = 256;
 /// The server is asked for so many prefixes of one connection; beyond it for all keys, because each write there looks at each
 /// prefix.
 const MOST_PREFIXES: usize = 256;
@@ -288,9 +290,24 @@ impl Tracker {
     pub(super) fn lose(&self) {
         let table = std::mem::take(&mut *self.table.borrow_mut());
         self.held.borrow_mut().set(0);
-        let news = News::of(None);
-        for known in table.known.into_values() {
-            known.reader.hears(&news);
+        let all = News::of(None);
+        for known in table.known.values() {
+            let named = table.last_read(known, MOST_NAMED);
+            if !named.is_empty() {
+                known.reader.hears(&News::of(Some(named)));
+            }
+            known.reader.hears(&all);
+        }
+    }
+
+    /// Tells the client `id` to forget what it has read here. It is to forget everything besides. Libraries differ in what that
+    /// means for a reply that they have read and not stored yet: node-redis 6 stores it afterwards. Of a key that is named it
+    /// does not.
+    pub(super) fn name_last_read(&self, id: u64) {
+        let reader = self.table.borrow().known.get(&id).map(|known| Rc::clone(&known.reader));
+        let named = self.last_read(id, MOST_NAMED);
+        if let Some(reader) = reader.filter(|_| !named.is_empty()) {
+            reader.hears(&News::of(Some(named)));
         }
     }
 
@@ -310,15 +327,7 @@ impl Tracker {
     /// The keys that client `id` has read last, of those that it is to be told of: `most` at the most.
     pub(super) fn last_read(&self, id: u64, most: usize) -> Vec<Bytes> {
         let table = self.table.borrow();
-        let Some(known) = table.known.get(&id) else { return Vec::new() };
-        let read = |key: &Bytes| {
-            let readers = table.keys.get(key)?;
-            let at = readers.binary_search_by_key(&id, |read| read.id).ok()?;
-            Some((Reverse(readers.get(at)?.last), key.clone()))
-        };
-        let mut keys: Vec<_> = known.keys.iter().filter_map(read).collect();
-        keys.sort_unstable();
-        keys.into_iter().take(most).map(|(_, key)| key).collect()
+        table.known.get(&id).map(|known| table.last_read(known, most)).unwrap_or_default()
     }
 
     /// Whether anybody has used the lane who would have to forget everything with it.
@@ -334,6 +343,24 @@ fn most_keys_of(bytes: usize) -> usize {
 }
 
 impl Table {
+    /// The keys that `known` has read last: `most` at the most, the last one first.
+    fn last_read(&self, known: &Known, most: usize) -> Vec<Bytes> {
+        let id = known.reader.id();
+        let read = |key: &Bytes| {
+            let readers = self.keys.get(key)?;
+            let at = readers.binary_search_by_key(&id, |read| read.id).ok()?;
+            Some((Reverse(readers.get(at)?.last), key.clone()))
+        };
+        let mut keys: Vec<_> = known.keys.iter().filter_map(read).collect();
+        if keys.len() > most {
+            // There may be a million.
+            keys.select_nth_unstable(most);
+            keys.truncate(most);
+        }
+        keys.sort_unstable();
+        keys.into_iter().map(|(_, key)| key).collect()
+    }
+
     fn known(&mut self, reader: &Rc<dyn Reader>) -> &mut Known {
         self.known.entry(reader.id()).or_insert_with(|| Known {
             reader: Rc::clone(reader),
@@ -642,7 +669,7 @@ mod tests {
         assert_eq!(tracker.table.borrow().bytes, full - 3 * PER_READER);
         tracker.lose();
         assert_eq!(tracker.table.borrow().bytes, 0);
-        assert_eq!((a.heard(), b.heard()), (String::new(), "*".into()));
+        assert_eq!((a.heard(), b.heard()), (String::new(), "ijk *".into()));
         tracker.note(&of_b, b"k", 0, 1);
         tracker.part(2);
         assert_eq!(tracker.table.borrow().bytes, 0);

@@ -25,9 +25,6 @@ const MOST_INPUT: usize = 64 << 10;
 /// The names of a subscriber that has more bytes of them stay here with it.
 const MOST_NAMES: usize = 1 << 20;
 
-/// So many keys, the last ones, are named on each lane to a client that is to forget everything.
-const MOST_NAMED: usize = 256;
-
 impl Client {
     /// Sends it to the process that takes over, if it can move now. `true`: it is not ours any more, and nothing more may be
     /// read from it or written to it.
@@ -53,7 +50,7 @@ impl Client {
     /// read and not stored yet: node-redis 6 stores it afterwards. Of a key that is named it does not.
     fn has_forgotten_by_name(&self) -> bool {
         if self.hears_invalidations() {
-            let keys = self.context.pool.last_read_by(self.id(), MOST_NAMED);
+            let keys = self.context.pool.last_read_by(self.id());
             if !keys.is_empty() {
                 // At once: no reply has begun, and what is kept back for a subscriber comes later.
                 self.send(&News::of(Some(keys)).frame);
