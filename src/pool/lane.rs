@@ -247,12 +247,14 @@ impl Lane {
         self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.knows(id))
     }
 
-    /// Client `id` is told no more, and is to forget everything: of what it has read here last, by name.
-    pub fn forgets_reader(&self, id: u64) {
-        if let Some(tracker) = self.tracker() {
-            tracker.name_last_read(id);
-            tracker.part(id);
-        }
+    /// Client `id` is told no more, and to forget what it has read here last, by name. Whether that was all of it.
+    #[must_use]
+    pub fn forgets_reader(&self, id: u64) -> bool {
+        let Some(tracker) = self.tracker() else { return true };
+        let is_all = tracker.names_all(id);
+        tracker.name_last_read(id);
+        tracker.part(id);
+        is_all
     }
 
     /// Whether client `id` is told of keys with any of its `count` prefixes.

@@ -593,11 +593,13 @@ impl Pool {
         lanes.filter(|lane| lane.is_told(id)).collect()
     }
 
-    /// The keys that client `id` has read last, of those that it is to be told of: on each lane some hundreds at the most.
-    pub fn last_read_by(&self, id: u64) -> Vec<Bytes> {
+    /// The keys that client `id` has read last, of those that it is to be told of: on each lane some hundreds at the most. Whether
+    /// these are all.
+    pub fn last_read_by(&self, id: u64) -> (Vec<Bytes>, bool) {
         let lanes = self.lanes_read_by(id);
-        let trackers = lanes.iter().filter_map(|lane| lane.tracker());
-        trackers.flat_map(|tracker| tracker.last_read(id, MOST_NAMED)).collect()
+        let trackers: Vec<_> = lanes.iter().filter_map(|lane| lane.tracker()).collect();
+        let keys = trackers.iter().flat_map(|tracker| tracker.last_read(id, MOST_NAMED)).collect();
+        (keys, trackers.iter().all(|tracker| tracker.names_all(id)))
     }
 
     fn new_tracker(&self) -> Rc<Tracker> {

@@ -300,9 +300,18 @@ impl Tracker {
         }
     }
 
-    /// Tells the client `id` to forget what it has read here. It is to forget everything besides. Libraries differ in what that
-    /// means for a reply that they have read and not stored yet: node-redis 6 stores it afterwards. Of a key that is named it
-    /// does not.
+    /// Whether [`Self::last_read`] names all that the client `id` may have cached of what it has read here.
+    pub(super) fn names_all(&self, id: u64) -> bool {
+        let table = self.table.borrow();
+        table
+            .known
+            .get(&id)
+            .is_none_or(|known| known.keys.len() <= MOST_NAMED && !known.hears_all && known.prefixes == 0)
+    }
+
+    /// Tells the client `id` to forget what it has read here last, by name. Libraries differ in what forgetting everything means
+    /// for replies that they wait for, or have read and not stored yet: node-redis 6 stores them afterwards, and overlooks what
+    /// it is told of their keys meanwhile.
     pub(super) fn name_last_read(&self, id: u64) {
         let reader = self.table.borrow().known.get(&id).map(|known| Rc::clone(&known.reader));
         let named = self.last_read(id, MOST_NAMED);
@@ -325,6 +334,7 @@ impl Tracker {
     }
 
     /// The keys that client `id` has read last, of those that it is to be told of: `most` at the most.
+    #[must_use]
     pub(super) fn last_read(&self, id: u64, most: usize) -> Vec<Bytes> {
         let table = self.table.borrow();
         table.known.get(&id).map(|known| table.last_read(known, most)).unwrap_or_default()

@@ -179,7 +179,9 @@ impl Newcomers {
                 self.announced.insert(description.id, verdict);
                 self.workers.adopt(MovedClient { description: *description, socket }, Some(announced)).await;
             }
-            (Message::Give { client, input }, _) => self.decide(client, Verdict::Given(input)),
+            (Message::Give { client, input, has_forgotten }, _) => {
+                self.decide(client, Verdict::Given(input, has_forgotten));
+            }
             (Message::Keep { client }, _) => self.decide(client, Verdict::Kept),
             (other, _) => return Some(other),
         }

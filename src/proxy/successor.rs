@@ -244,9 +244,9 @@ impl Ceiling {
                 announced.insert(description.id, declined);
                 self.link.send_with(&Message::Announce(Box::new(description)), Some(socket.as_fd())).await
             }
-            Leaving::Given { client, input } => {
+            Leaving::Given { client, input, has_forgotten } => {
                 announced.remove(&client);
-                self.link.send(&Message::Give { client, input }).await
+                self.link.send(&Message::Give { client, input, has_forgotten }).await
             }
             Leaving::Kept { client } => {
                 announced.remove(&client);

@@ -157,6 +157,9 @@ pub enum Message {
         client: u64,
         /// What it has sent and what was not run.
         input: Vec<u8>,
+        /// It has been told to forget each key that it may have cached.
+        #[serde(default)]
+        has_forgotten: bool,
     },
     /// Old to new: I go on with this client, which was announced.
     Keep {

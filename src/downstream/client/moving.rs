@@ -35,28 +35,28 @@ impl Client {
             return false;
         }
         let Some(login) = self.shown_login() else { return false };
-        let Some(description) = self.described(login) else { return false };
+        let Some(mut description) = self.described(login) else { return false };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
-        if !self.has_forgotten_by_name() {
-            return false;
-        }
+        let Some(has_forgotten) = self.forgets_by_name() else { return false };
+        description.tracked.iter_mut().for_each(|tracked| tracked.has_forgotten = has_forgotten);
         place.send(Leaving::Client(MovedClient { description, socket }));
         true
     }
 
-    /// Tells it by name to forget what it has last read. `false`: the kernel has not taken all of it.
-    ///
-    /// The new process tells it to forget everything, but libraries differ in what that means for a reply that they have
-    /// read and not stored yet: node-redis 6 stores it afterwards. Of a key that is named it does not.
-    fn has_forgotten_by_name(&self) -> bool {
+    /// Tells it by name to forget what it has last read. Whether that is all that it may have cached, so that the new process
+    /// need not tell it to forget everything, of which libraries make different things while they wait for a reply. `None`: the
+    /// kernel has not taken all of it.
+    fn forgets_by_name(&self) -> Option<bool> {
+        let mut is_all = false;
         if self.hears_invalidations() {
-            let keys = self.context.pool.last_read_by(self.id());
+            let (keys, are_all) = self.context.pool.last_read_by(self.id());
+            is_all = are_all && !self.has_missed.get();
             if !keys.is_empty() {
                 // At once: no reply has begun, and what is kept back for a subscriber comes later.
                 self.send(&News::of(Some(keys)).frame);
             }
         }
-        !self.has_unsent()
+        (!self.has_unsent()).then_some(is_all)
     }
 
     /// Whether it may go with its blocking call to the process that takes over.
@@ -86,9 +86,8 @@ impl Client {
             return false;
         };
         let Some(socket) = self.outbound.socket().duplicate() else { return false };
-        if !self.has_forgotten_by_name() {
-            return false;
-        }
+        let Some(has_forgotten) = self.forgets_by_name() else { return false };
+        description.tracked.iter_mut().for_each(|tracked| tracked.has_forgotten = has_forgotten);
         let Some(Withdrawn { request, has_looked }) = withdraw() else { return false };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(waited);
         description.blocked = Some(Blocked { request: request.to_vec(), waited, since, has_looked, muted });
@@ -200,14 +199,12 @@ impl Client {
 
     /// An announced client goes now, unless it has begun to leave or holds what was not written. `true`: it is not ours any more.
     pub(in crate::downstream) fn is_given(&self, place: mpsc::Permit<'_, Leaving>) -> bool {
-        let stays = self.has_unsent()
-            || self.close_reason().is_some()
-            || self.has_ended_input()
-            || !self.has_forgotten_by_name();
-        if !stays {
-            place.send(Leaving::Given { client: self.id(), input: self.input() });
+        if self.has_unsent() || self.close_reason().is_some() || self.has_ended_input() {
+            return false;
         }
-        !stays
+        let Some(has_forgotten) = self.forgets_by_name() else { return false };
+        place.send(Leaving::Given { client: self.id(), input: self.input(), has_forgotten });
+        true
     }
 
     /// It has been announced by another process, which still has it.
@@ -220,14 +217,14 @@ impl Client {
         self.outbound.holds_pushes();
     }
 
-    /// It is ours, with this input.
-    pub(in crate::downstream) fn is_received(&self, input: &[u8]) {
+    /// It is ours, with this input, and `has_forgotten` what it had cached.
+    pub(in crate::downstream) fn is_received(&self, input: &[u8], has_forgotten: bool) {
         self.inbound.discard();
         if !input.is_empty() {
             self.inbound.keep(input, RequestScanner::default(), self.outbound.account());
         }
         self.outbound.set_mid_reply(false);
-        if self.has_tracked.get() {
+        if self.has_tracked.get() && !has_forgotten {
             // What has changed on the way, nobody has told it.
             self.hears(&News::of(None));
         }
@@ -246,7 +243,8 @@ impl Client {
         if description.tracked.is_some() {
             self.has_tracked.set(true);
         }
-        if description.tracked.is_some() && description.subscribed.is_none() {
+        let keeps = description.tracked.as_ref().is_some_and(|tracked| !tracked.has_forgotten);
+        if keeps && description.subscribed.is_none() {
             // What has changed on the way, nobody has told it. A subscriber is told when it is ours.
             self.hears(&News::of(None));
         }

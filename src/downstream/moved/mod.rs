@@ -90,6 +90,9 @@ pub struct Tracked {
     /// BCAST: of which keys.
     #[serde(default)]
     pub prefixes: Option<Vec<Vec<u8>>>,
+    /// It has been told to forget each key that it may have cached.
+    #[serde(default)]
+    pub has_forgotten: bool,
 }
 
 impl Tracked {
@@ -102,6 +105,7 @@ impl Tracked {
             opt_out: caching == Caching::OptOut,
             is_next_marked: tracking.is_some_and(|tracking| tracking.is_next_marked),
             no_loop: tracking.is_some_and(|tracking| tracking.no_loop),
+            has_forgotten: false,
             prefixes: tracking
                 .and_then(|tracking| tracking.prefixes.as_ref())
                 .map(|prefixes| prefixes.iter().map(|prefix| prefix.to_vec()).collect()),

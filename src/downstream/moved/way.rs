@@ -45,6 +45,8 @@ pub enum Leaving {
         client: u64,
         /// What it has sent since it was announced, and before, and what was not run.
         input: Vec<u8>,
+        /// It has been told to forget each key that it may have cached.
+        has_forgotten: bool,
     },
     /// An announced client stays here.
     Kept {
@@ -56,8 +58,8 @@ pub enum Leaving {
 /// What becomes of a client that was announced.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It is ours, with this input that was not run.
-    Given(Vec<u8>),
+    /// It is ours, with this input that was not run, and whether it has been told to forget each key that it may have cached.
+    Given(Vec<u8>, bool),
     /// It stays where it was.
     Kept,
 }

@@ -187,8 +187,8 @@ impl Client {
         };
         let published = prepared.as_mut().map(|prepared| &mut prepared.published);
         // However long it takes: the other process always says what becomes of it, or ends.
-        let input = match self.unless_closed(decided(&mut announced, published)).await {
-            Ok(Some(Verdict::Given(input))) => input,
+        let (input, has_forgotten) = match self.unless_closed(decided(&mut announced, published)).await {
+            Ok(Some(Verdict::Given(input, has_forgotten))) => (input, has_forgotten),
             Err(ClientClose::Killed) => return Err(ClientClose::Killed),
             Ok(Some(Verdict::Kept) | None) | Err(_) => return Err(ClientClose::TakenOver),
         };
@@ -203,7 +203,7 @@ impl Client {
             // Who listens is told of no gap (`pubsub.resubscribe = "silent"`): it goes on with what comes from now on.
             self.hears_again();
         }
-        self.is_received(&input);
+        self.is_received(&input, has_forgotten);
         Ok(())
     }
 

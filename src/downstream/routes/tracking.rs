@@ -215,15 +215,16 @@ impl Client {
     }
 
     /// It is told of changes by `lane` and by no other one. Between two lanes there is no order: what the former one has still to
-    /// tell, of a key that is cached, would come behind replies of the new one that are newer. So everything is forgotten.
+    /// tell, of a key that is cached, would come behind replies of the new one that are newer. So what was read there is forgotten.
     fn hears_only(&self, lane: &Rc<Lane>) {
         let known = self.context.pool.lanes_read_by(self.id());
-        let mut others = known.iter().filter(|known| !Rc::ptr_eq(known, lane)).peekable();
-        if others.peek().is_none() {
-            return;
+        let mut has_named_all = true;
+        for other in known.iter().filter(|known| !Rc::ptr_eq(known, lane)) {
+            has_named_all &= other.forgets_reader(self.id());
         }
-        others.for_each(|other| other.forgets_reader(self.id()));
-        self.hears(&News::of(None));
+        if !has_named_all {
+            self.hears(&News::of(None));
+        }
     }
 
     /// The lane of `group` that it is told of changes by, while it can stay there.
