@@ -5,6 +5,7 @@
 
 mod certificates;
 mod cluster;
+mod connections;
 mod doors;
 mod error;
 mod exposition;
@@ -50,7 +51,9 @@ use crate::downstream::{
     WorkerConfig, WorkerHandle, Workers,
 };
 use crate::nodes::Nodes;
-use crate::pool::{Budget, ClientMemory, DialRateLimiter, Homes, Hubs, Kind, MAX_BULK, Phase, Pool, Shared};
+use crate::pool::{
+    Budget, ClientMemory, DialRateLimiter, Homes, Hubs, Kind, MAX_BULK, NodeBudget, Pool, Shared,
+};
 use crate::session::{FIRST_CLIENT_ID, Pin};
 use crate::shutdown::{StopSignals, UserSignals};
 use crate::telemetry::{self, Log, Tracer, publish_gauge, publish_tasks, seconds};
@@ -383,7 +386,7 @@ impl Proxy {
             publish.tick().await;
             self.publish();
             if let Some(limit) = self.live.long_lease.get() {
-                leases::tell_of_long_ones(&self.shared.budget, limit);
+                leases::tell_of_long_ones(&self.budgets(), limit);
             }
             if resolved.elapsed() >= self.live.resolve_interval.get() {
                 if matches!(self.shared.connector.address_changed().await, Ok(true)) {
@@ -396,31 +399,19 @@ impl Proxy {
     }
 
     fn publish(&self) {
-        let mut holdings = self.shared.budget.holdings();
-        let nodes = self.nodes.iter().flat_map(|nodes| nodes.servers());
-        holdings.extend(nodes.flat_map(|(_, server)| server.budget.holdings()));
-        for kind in Kind::ALL {
-            for phase in Phase::ALL {
-                let count = holdings.iter().filter(|row| row.kind == kind && row.phase == phase).count();
-                let labels = [("kind", kind.label()), ("phase", phase.label())];
-                publish_gauge("redbouncer_upstream_connections", &labels, count);
-            }
+        let budgets = self.budgets();
+        connections::publish(&budgets);
+        if let Some(age) = self.nodes.as_ref().and_then(|nodes| nodes.map_age()) {
+            publish_gauge(
+                "redbouncer_map_age_seconds",
+                &[],
+                usize::try_from(age.as_secs()).unwrap_or(usize::MAX),
+            );
         }
-        publish_gauge("redbouncer_upstream_connections_max", &[], self.shared.budget.cap());
-        leases::publish(&self.shared.budget);
+        leases::publish(&budgets);
         fleet::publish(&self.fleet, &self.shared.budget);
         publish_gauge("redbouncer_paused", &[], usize::from(self.shared.pause.is_on()));
         publish_gauge("redbouncer_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
-        let waiting = self.shared.budget.pressure();
-        for (claim, count) in [
-            ("lane", waiting.lanes),
-            ("lease", waiting.leases),
-            ("hub", waiting.hubs),
-            ("blocking", waiting.blocking),
-            ("standing", waiting.standing),
-        ] {
-            publish_gauge("redbouncer_pool_waiting", &[("claim", claim)], count);
-        }
         let (standing, standing_max) = self.shared.budget.standing();
         publish_gauge("redbouncer_standing_leases", &[], standing);
         publish_gauge("redbouncer_standing_leases_max", &[], standing_max);
@@ -433,6 +424,15 @@ impl Proxy {
         self.publish_users();
         self.log.report();
         self.exporter.run_upkeep();
+    }
+
+    /// The permits of all servers.
+    fn budgets(&self) -> Vec<NodeBudget> {
+        let own = &self.shared.budget;
+        match &self.nodes {
+            Some(nodes) => nodes.budgets(own),
+            None => vec![NodeBudget { node: None, budget: Arc::clone(own), serves: true }],
+        }
     }
 
     /// What each user has. One that has gone is 0 from then on: a series cannot be taken back.
@@ -485,7 +485,7 @@ impl Proxy {
         service_manager::stopping(grace + self.shared.upstream.get().close_timeout);
         doors.close();
         let clients = self.workers.clients();
-        let upstreams = self.shared.budget.held();
+        let upstreams = NodeBudget::held(&self.budgets());
         tracing::info!(signal, clients, upstreams, grace_seconds = seconds(grace), "stopping");
         let cut = tokio::select! {
             cut = self.workers.drain(Instant::now() + grace) => cut,
@@ -495,7 +495,7 @@ impl Proxy {
                 std::process::exit(i32::from(CUT));
             }
         };
-        let left = self.shared.budget.held();
+        let left = NodeBudget::held(&self.budgets());
         if left == 0 {
             tracing::info!(connections = upstreams, "all upstream connections closed");
         } else {
@@ -511,11 +511,11 @@ impl Proxy {
 
 impl View for Proxy {
     fn sample(&self) -> Sample {
-        let budget = &self.shared.budget;
-        let waiting = budget.pressure();
+        let budgets = self.budgets();
+        let waiting = NodeBudget::pressure(&budgets);
         Sample {
             clients: self.workers.clients(),
-            upstream: budget.held(),
+            upstream: NodeBudget::held(&budgets),
             waiting: waiting.lanes + waiting.leases + waiting.hubs + waiting.blocking + waiting.standing,
         }
     }
@@ -525,7 +525,7 @@ impl View for Proxy {
         self.publish();
         exposition::publish(&figures, self.shared.memory.used());
         exposition::publish_process().await;
-        self.exporter.render() + &exposition::render(&figures, &self.shared.budget.waits())
+        self.exporter.render() + &exposition::render(&figures, &self.budgets())
     }
 
     fn hosts(&self) -> Vec<String> {
@@ -578,8 +578,9 @@ impl View for Proxy {
         if let Some(followed) = self.shared.connector.topology().followed() {
             upstream["sentinel"] = admin::sentinels(&followed);
         }
+        let budgets = self.budgets();
         if let Some(nodes) = &self.nodes {
-            upstream["cluster"] = cluster::status(nodes, &self.shared.budget);
+            upstream["cluster"] = cluster::status(nodes, &budgets);
         }
         if let Some(refused) = self.shared.health.refused() {
             upstream["login_refused_seconds"] = json!(refused.since.elapsed().as_secs());
@@ -594,9 +595,8 @@ impl View for Proxy {
         }
         let (lanes, mut clients) = (self.workers.lanes().await, self.workers.rows().await);
         clients.sort_by_key(|row| row.id);
-        let users = self.directory.rows();
-        let mut status =
-            admin::status(state, &self.listening, &upstream, &self.shared, &lanes, &users, &clients);
+        let rows = admin::Rows { lanes, users: self.directory.rows(), clients };
+        let mut status = admin::status(state, &self.listening, &upstream, &self.shared, &budgets, &rows);
         status["fleet"] = fleet::status(&self.fleet, &self.shared.instance);
         status["unauthenticated"] = json!(self.workers.places().waiting());
         status

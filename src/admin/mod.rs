@@ -13,5 +13,5 @@ mod view;
 pub use dashboard::Sample;
 pub use http::{AdminError, Server};
 pub use options::AdminOptions;
-pub use status::{sentinels, status};
+pub use status::{Rows, permits, sentinels, status};
 pub use view::View;

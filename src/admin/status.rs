@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::pool::{Holding, KindUse, LaneRow, Paused, Shared, Tracked};
+use crate::pool::{Holding, KindUse, LaneRow, NodeBudget, Paused, Shared, Tracked};
 use crate::session::{ClientRow, UserRow};
 use crate::upstream::sentinel::MemberRow;
 use crate::upstream::topology::Followed;
@@ -13,35 +13,50 @@ use crate::upstream::topology::Followed;
 /// So many of the clients that hold most are shown.
 const LARGEST: usize = 5;
 
-/// The whole picture at one moment. `listening`: the addresses of clients, and whether with TLS.
+/// What the workers and the directory list.
+#[derive(Debug)]
+pub struct Rows {
+    /// The lanes of each user and key.
+    pub lanes: Vec<LaneRow>,
+    /// The users.
+    pub users: Vec<UserRow>,
+    /// The clients, by id.
+    pub clients: Vec<ClientRow>,
+}
+
+/// The whole picture at one moment. `listening`: the addresses of clients, and whether with TLS. `budgets`: of all servers.
 #[must_use]
 pub fn status(
     state: &str,
     listening: &[(String, bool)],
     server: &Value,
     shared: &Shared,
-    lanes: &[LaneRow],
-    users: &[UserRow],
-    clients: &[ClientRow],
+    budgets: &[NodeBudget],
+    rows: &Rows,
 ) -> Value {
+    let Rows { lanes, users, clients } = rows;
     let budget = &shared.budget;
-    let holdings = budget.holdings();
+    let holdings: Vec<_> = budgets
+        .iter()
+        .flat_map(|of| of.budget.holdings().into_iter().map(|row| (of.node.as_deref(), row)))
+        .collect();
+    let longest = budgets.iter().filter_map(|of| of.budget.longest_lease()).min_by_key(|row| row.since);
     let mut counts = BTreeMap::new();
-    for row in &holdings {
+    for (_, row) in &holdings {
         *counts.entry((row.kind.label(), row.phase.label())).or_insert(0_usize) += 1;
     }
     let pools: Vec<_> = counts
         .into_iter()
         .map(|((kind, phase), connections)| json!({ "kind": kind, "phase": phase, "connections": connections }))
         .collect();
-    let waiting = budget.pressure();
+    let waiting = NodeBudget::pressure(budgets);
     let (standing, standing_max) = budget.standing();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "state": state,
         "listen": listening.iter().map(url).collect::<Vec<_>>(),
         "upstream": server,
-        "connections": { "held": holdings.len(), "max": budget.cap() },
+        "connections": { "held": holdings.len(), "max": NodeBudget::cap(budgets) },
         "pools": pools,
         "permits": budget.kinds().iter().map(permits).collect::<Vec<_>>(),
         "memory": memory(shared, clients),
@@ -59,8 +74,8 @@ pub fn status(
         }),
         "lanes": lanes.iter().map(lane).collect::<Vec<_>>(),
         "users": users.iter().map(user).collect::<Vec<_>>(),
-        "longest_lease": budget.longest_lease().as_ref().map(upstream),
-        "upstreams": holdings.iter().map(upstream).collect::<Vec<_>>(),
+        "longest_lease": longest.as_ref().map(|row| upstream(None, row)),
+        "upstreams": holdings.iter().map(|(node, row)| upstream(*node, row)).collect::<Vec<_>>(),
         "clients": clients.iter().map(client).collect::<Vec<_>>(),
     })
 }
@@ -130,7 +145,8 @@ fn paused_since(paused: &Paused) -> Value {
 }
 
 /// How many connections of a kind there are and may be.
-fn permits(of: &KindUse) -> Value {
+#[must_use]
+pub fn permits(of: &KindUse) -> Value {
     json!({
         "kind": of.kind.label(),
         "held": of.held,
@@ -140,8 +156,8 @@ fn permits(of: &KindUse) -> Value {
     })
 }
 
-/// One connection, and the client that holds it alone.
-fn upstream(row: &Holding) -> Value {
+/// One connection, and the client that holds it alone. `node`: to which node of a cluster it is.
+fn upstream(node: Option<&str>, row: &Holding) -> Value {
     let mut shown = json!({
         "kind": row.kind.label(),
         "phase": row.phase.label(),
@@ -150,6 +166,9 @@ fn upstream(row: &Holding) -> Value {
         "local_port": row.local_port,
         "holder": row.holder(),
     });
+    if let Some(node) = node {
+        shown["node"] = json!(node);
+    }
     if let Some(client) = row.client() {
         shown["client"] = json!({
             "id": client.id,

@@ -42,7 +42,12 @@ pub(super) enum Act {
     /// End a pause
     Resume(Box<Reach>),
     /// Renew the upstream connections of a running proxy as they become free
-    Reconnect(Box<Reach>),
+    Reconnect {
+        /// Of a cluster only the connections to this node, HOST:PORT as `PROXY TOPOLOGY` lists it
+        node: Option<String>,
+        #[command(flatten)]
+        reach: Box<Reach>,
+    },
     /// Have a running proxy read its configuration again, as SIGHUP does, and tell what has changed
     Reload(Box<Reach>),
     /// Tell or set what a running proxy logs, until its next start
@@ -121,10 +126,13 @@ pub(super) fn run(act: Act) -> ExitCode {
             (reach, words.collect(), |_| "paused: new commands wait\n".to_owned())
         }
         Act::Resume(reach) => (reach, vec!["RESUME".to_owned()], |_| "resumed\n".to_owned()),
-        Act::Reconnect(reach) => (reach, vec!["RECONNECT".to_owned()], |reply| {
-            let count = usize::try_from(resp::integer(reply).unwrap_or_default()).unwrap_or_default();
-            format!("{} renewed as they become free\n", counted(count, "connection"))
-        }),
+        Act::Reconnect { node, reach } => {
+            let words = [Some("RECONNECT".to_owned()), node].into_iter().flatten().collect();
+            (reach, words, |reply| {
+                let count = usize::try_from(resp::integer(reply).unwrap_or_default()).unwrap_or_default();
+                format!("{} renewed as they become free\n", counted(count, "connection"))
+            })
+        }
         Act::Reload(reach) => (reach, vec!["RELOAD".to_owned()], lines),
         Act::Log { level, reach } => {
             let words = [Some("LOG".to_owned()), level].into_iter().flatten().collect();

@@ -22,7 +22,7 @@ use crate::pool::{LaneRow, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{ClientRow, Endpoint, Filter};
 use crate::telemetry::{ClientClose, Seconds, client_closed};
-use crate::upstream::Identity;
+use crate::upstream::{HostPort, Identity};
 use acts::Acts;
 
 /// What a worker is asked from outside its thread.
@@ -62,7 +62,7 @@ pub enum Message {
     /// The rows of its hubs.
     Hubs(oneshot::Sender<Vec<HubRow>>),
     /// All its upstream connections are to be made anew.
-    Reconnect,
+    Reconnect(Option<HostPort>),
     /// Publish what has been counted since the last time.
     Publish(oneshot::Sender<WorkerFigures>),
     /// The server's address has changed.
@@ -404,11 +404,11 @@ impl Workers {
         self.ask(Message::Hubs).await.into_iter().flatten().collect()
     }
 
-    /// Has every worker renew its upstream connections as they become free.
-    pub async fn reconnect(&self) {
+    /// Has every worker renew its upstream connections as they become free; with `node`, those to that node of a cluster.
+    pub async fn reconnect(&self, node: Option<&HostPort>) {
         for worker in 0..self.all.len() {
             // A worker that is gone has no connections.
-            let _ = self.send(worker, Message::Reconnect).await;
+            let _ = self.send(worker, Message::Reconnect(node.cloned())).await;
         }
     }
 

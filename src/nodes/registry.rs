@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::cluster::SlotMap;
-use crate::pool::{Budget, DialRateLimiter, Health, Homes, Hubs, Liveness, MAX_BULK, Shared};
+use crate::pool::{Budget, DialRateLimiter, Health, Homes, Hubs, Liveness, MAX_BULK, NodeBudget, Shared};
 use crate::upstream::{Connector, HostPort, PreparedTarget};
 
 /// What a client has been told of one slot is newer than a map that was asked for within this time.
@@ -67,6 +67,8 @@ struct Published {
     map: Arc<SlotMap>,
     home: Option<HostPort>,
     servers: BTreeMap<HostPort, NodeServer>,
+    /// When a node has last told of the slots.
+    told: Option<Instant>,
     /// Slots that have moved since, as clients were told.
     patches: Vec<(u16, HostPort, Instant)>,
 }
@@ -114,15 +116,45 @@ impl Nodes {
         (Arc::clone(&published.map), published.home.clone())
     }
 
+    /// How long ago a node has told of the slots. `None`: none has yet.
+    #[must_use]
+    pub fn map_age(&self) -> Option<Duration> {
+        self.published.read().told.map(|told| told.elapsed())
+    }
+
     /// The server of a node that the cluster has named.
     pub(super) fn server(&self, node: &HostPort) -> Option<NodeServer> {
         self.published.read().servers.get(node).cloned()
+    }
+
+    /// The node of the cluster that is called `name`.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<HostPort> {
+        self.published.read().servers.keys().find(|node| node.to_string() == name).cloned()
     }
 
     /// All nodes that were ever named.
     pub fn servers(&self) -> Vec<(HostPort, NodeServer)> {
         let published = self.published.read();
         published.servers.iter().map(|(node, server)| (node.clone(), server.clone())).collect()
+    }
+
+    /// The budgets of all nodes. The first one is `home`, of whichever node is home; that node may have another one, with
+    /// connections from before it was home.
+    #[must_use]
+    pub fn budgets(&self, home: &Arc<Budget>) -> Vec<NodeBudget> {
+        let published = self.published.read();
+        let own = NodeBudget {
+            node: published.home.as_ref().map(HostPort::to_string),
+            budget: Arc::clone(home),
+            serves: true,
+        };
+        let others = published.servers.iter().map(|(node, server)| NodeBudget {
+            node: Some(node.to_string()),
+            budget: Arc::clone(&server.budget),
+            serves: published.map.lowest_slot(node).is_some() && published.home.as_ref() != Some(node),
+        });
+        std::iter::once(own).chain(others).collect()
     }
 
     /// Nodes in `map` that have no server here yet.
@@ -135,6 +167,7 @@ impl Nodes {
     /// Returns whether the map is another one than before.
     pub fn publish(&self, map: SlotMap, new: impl IntoIterator<Item = (HostPort, NodeServer)>) -> bool {
         let mut published = self.published.write();
+        published.told = Some(Instant::now());
         published.servers.extend(new);
         published.patches.retain(|(_, _, since)| since.elapsed() < FRESH);
         let patched = published

@@ -3,7 +3,7 @@
 //! Whoever doubts the map says so ([`Nodes::doubt`]); one question at a time is on its way. On a doubt three nodes are asked at
 //! once and the answers compared ([`elect`]), because a node that was cut off gives a map of the past.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::admin;
 use crate::cluster::{SLOTS, SlotMap, elect};
 use crate::downstream::Workers;
 use crate::nodes::{NodeServer, Nodes, ask_for_slots, find_slots};
-use crate::pool::{Budget, Holder, Kind, Shared, Who};
+use crate::pool::{Holder, Kind, NodeBudget, Shared, Who};
 use crate::telemetry::publish_gauge;
 use crate::upstream::{HostPort, Identity, PreparedTarget, UpstreamOptions};
 
@@ -263,20 +264,30 @@ impl ClusterFollower {
     }
 }
 
-/// The nodes, for `/status`: `home` is the budget of the home node.
-pub(super) fn status(nodes: &Nodes, home: &Budget) -> Value {
+/// The nodes that own slots, for `/status`. `budgets` are those of [`Nodes::budgets`].
+pub(super) fn status(nodes: &Nodes, budgets: &[NodeBudget]) -> Value {
     let (map, home_node) = nodes.look();
-    let servers: BTreeMap<_, _> = nodes.servers().into_iter().collect();
     let row = |(at, node): (usize, &HostPort)| {
-        let (slots, is_home) = (map.owned_by(at), home_node.as_ref() == Some(node));
-        let own = servers.get(node).map_or(0, |server| server.budget.held());
-        let connections = own + if is_home { home.held() } else { 0 };
+        let (slots, name) = (map.owned_by(at), node.to_string());
+        let own = || budgets.iter().filter(|of| of.node.as_ref() == Some(&name));
+        let serving = own().find(|of| of.serves);
         (slots > 0).then(|| {
-            json!({ "node": node.to_string(), "slots": slots, "home": is_home, "connections": connections })
+            json!({
+                "node": name,
+                "slots": slots,
+                "home": home_node.as_ref() == Some(node),
+                "connections": own().map(|of| of.budget.held()).sum::<usize>(),
+                "max": serving.map(|of| of.budget.cap()),
+                "permits": serving.map(|of| of.budget.kinds().iter().map(admin::permits).collect::<Vec<_>>()),
+            })
         })
     };
     let masters: Vec<_> = map.masters().iter().enumerate().filter_map(row).collect();
-    json!({ "masters": masters, "slots_uncovered": usize::from(SLOTS) - map.covered() })
+    json!({
+        "masters": masters,
+        "slots_uncovered": usize::from(SLOTS) - map.covered(),
+        "map_seconds": nodes.map_age().map(|age| age.as_secs()),
+    })
 }
 
 /// Counts a question.

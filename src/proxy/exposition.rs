@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use metrics_process::Collector;
 
 use crate::downstream::WorkerFigures;
+use crate::pool::NodeBudget;
 use crate::telemetry::{Seconds, Side, publish_gauge};
 
 /// Sets the gauges that are sums over the workers.
@@ -32,8 +33,8 @@ pub(super) async fn publish_process() {
     drop(tokio::task::spawn_blocking(|| Collector::default().collect()).await);
 }
 
-/// The histograms that are not the exporter's, in Prometheus' text format. `waits` are those for permits, by claim.
-pub(super) fn render(figures: &[WorkerFigures], waits: &[(&str, Seconds)]) -> String {
+/// The histograms that are not the exporter's, in Prometheus' text format.
+pub(super) fn render(figures: &[WorkerFigures], budgets: &[NodeBudget]) -> String {
     let total = |of: fn(&WorkerFigures) -> &Seconds| {
         let total = Seconds::short();
         figures.iter().for_each(|worker| total.merge(of(worker)));
@@ -45,12 +46,14 @@ pub(super) fn render(figures: &[WorkerFigures], waits: &[(&str, Seconds)]) -> St
     let families = by_label(families.map(|(family, seconds)| (*family, seconds)));
     let leases = figures.iter().flat_map(|worker| &worker.leases);
     let leases = by_label(leases.map(|(pin, _, seconds)| (*pin, seconds)));
+    let waits: Vec<_> = budgets.iter().flat_map(|of| of.budget.waits()).collect();
+    let waits = by_label(waits.iter().map(|(claim, seconds)| (*claim, seconds)));
     [
         Seconds::render("redbouncer_upstream_reply_seconds", None, &[("", replies)]),
         Seconds::render("redbouncer_upstream_rtt_seconds", None, &[("", round_trips)]),
         Seconds::render("redbouncer_command_seconds", Some("family"), &families),
         Seconds::render("redbouncer_lease_seconds", Some("pin"), &leases),
-        Seconds::render("redbouncer_pool_wait_seconds", Some("claim"), waits),
+        Seconds::render("redbouncer_pool_wait_seconds", Some("claim"), &waits),
     ]
     .concat()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::pool::{Budget, Holding};
+use crate::pool::{Holding, Kind, NodeBudget};
 use crate::session::Pin;
 use crate::telemetry::publish_gauge;
 
@@ -10,15 +10,18 @@ use crate::telemetry::publish_gauge;
 const LINES: usize = 5;
 
 /// How many connections of each kind there may be, and the age of the oldest lease of each reason.
-pub(super) fn publish(budget: &Budget) {
-    for of in budget.kinds() {
-        let labels = [("kind", of.kind.label())];
-        publish_gauge("redbouncer_permits_max", &labels, of.max);
-        publish_gauge("redbouncer_permits_reserved", &labels, of.reserved);
+pub(super) fn publish(budgets: &[NodeBudget]) {
+    let kinds: Vec<_> = budgets.iter().filter(|of| of.serves).map(|of| of.budget.kinds()).collect();
+    for kind in Kind::ALL {
+        let labels = [("kind", kind.label())];
+        let rows = || kinds.iter().flatten().filter(|of| of.kind == kind);
+        publish_gauge("redbouncer_permits_max", &labels, rows().map(|of| of.max).sum());
+        publish_gauge("redbouncer_permits_reserved", &labels, rows().map(|of| of.reserved).sum());
     }
-    let oldest = budget.oldest_leases();
+    let oldest: Vec<_> = budgets.iter().map(|of| of.budget.oldest_leases()).collect();
     for pin in Pin::ALL {
-        let seconds = oldest.get(pin.label()).map_or(0, Duration::as_secs);
+        let longest = oldest.iter().filter_map(|of| of.get(pin.label())).max();
+        let seconds = longest.map_or(0, Duration::as_secs);
         let seconds = usize::try_from(seconds).unwrap_or(usize::MAX);
         publish_gauge("redbouncer_lease_oldest_seconds", &[("pin", pin.label())], seconds);
     }
@@ -26,9 +29,11 @@ pub(super) fn publish(budget: &Budget) {
 
 /// Tells of each lease once that has been held for `limit`. A blocking call is meant to last, and gives its lease up when others
 /// need it.
-pub(super) fn tell_of_long_ones(budget: &Budget, limit: Duration) {
-    for row in budget.take_long_leases(limit, Pin::Blocked.label(), LINES) {
-        tell(&row);
+pub(super) fn tell_of_long_ones(budgets: &[NodeBudget], limit: Duration) {
+    for of in budgets {
+        for row in of.budget.take_long_leases(limit, Pin::Blocked.label(), LINES) {
+            tell(&row);
+        }
     }
 }
 

@@ -134,10 +134,15 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     (
         "redbouncer_upstream_connections",
         "gauge",
-        "kind, phase",
-        "Upstream connections: every one is in exactly one cell.",
+        "kind, phase, node",
+        "Upstream connections: every one is in exactly one cell. `node` only in front of a cluster.",
     ),
-    ("redbouncer_upstream_connections_max", "gauge", "", "The cap, pool.max_connections."),
+    (
+        "redbouncer_upstream_connections_max",
+        "gauge",
+        "",
+        "The cap, pool.max_connections; in front of a cluster, the sum of the caps of all nodes that own slots.",
+    ),
     (
         "redbouncer_permits_max",
         "gauge",
@@ -226,6 +231,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ),
     ("redbouncer_nodes", "gauge", "role", "Nodes of the cluster as it lists them: master, replica."),
     ("redbouncer_slots_uncovered", "gauge", "", "Slots of the cluster that no node serves."),
+    ("redbouncer_map_age_seconds", "gauge", "", "For how long no node of the cluster has told of its slots."),
     (
         "redbouncer_map_refreshes_total",
         "counter",

@@ -126,15 +126,34 @@ function showCell(cell, row) {
   write(part('age'), short(row.seconds));
   write(part('why'), row.phase === 'open' ? why : `${why} ${row.phase}`.trim());
   write(part('what'), who.replace(/^(control$|(lane|blocking hub|pub\/sub hub) of )/, ''));
-  cell.title = row.holder;
+  cell.title = row.node ? `${row.node}: ${row.holder}` : row.holder;
   cell.onclick = () => details.open(row, picture);
 }
 
 const ORDER = Object.keys(KINDS);
 
+// In front of a cluster: what each node has. Its cells stand in the same order.
+function showNodes() {
+  const { masters = [], slots_uncovered: uncovered = 0 } = picture.upstream.cluster ?? {};
+  by('nodes').hidden = masters.length === 0;
+  const lines = masters.map(({ node, slots, home, connections, max, permits }) => {
+    const full = fullKinds({ permits: permits ?? [] }).map((of) => `${KINDS[of.kind]}s`).join(', ');
+    return { level: full ? 'warn' : 'none', cells: [home ? `${node} (home)` : node, slots.toLocaleString('en'), `${connections} / ${max}`, full] };
+  });
+  if (uncovered > 0) lines.push({ level: 'bad', cells: ['served by no node', uncovered.toLocaleString('en'), '', ''] });
+  fill('nodes', lines);
+}
+
+// Nodes in the order of the table, and those that own no slot any more at the end.
+function byNode() {
+  const order = (picture.upstream.cluster?.masters ?? []).map(({ node }) => node);
+  return ({ node }) => (order.indexOf(node) + order.length + 1) % (order.length + 1);
+}
+
 function showPool() {
   const { held, max } = picture.connections;
-  const rows = picture.cells.rows.toSorted((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind) || b.seconds - a.seconds);
+  const node = byNode();
+  const rows = picture.cells.rows.toSorted((a, b) => node(a) - node(b) || ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind) || b.seconds - a.seconds);
   const free = freePermits(picture).slice(0, Math.max(0, MOST_CELLS - rows.length));
   const wanted = [...rows, ...free];
   const box = by('cells');
@@ -248,6 +267,7 @@ function show() {
   write(by('viewers'), `${counted(picture.viewers, 'viewer')}`);
   showFigures();
   showPool();
+  showNodes();
   chart.show(picture.connections.max);
   showWaiting();
   showHubs();

@@ -62,7 +62,7 @@ function cli({ listen }) {
 
 // What names the connection as long as it is held by the same holder.
 function identity(cell) {
-  return [cell.server_id, cell.kind, cell.client?.id ?? cell.holder, cell.client?.pin].join(' ');
+  return [cell.node, cell.server_id, cell.kind, cell.client?.id ?? cell.holder, cell.client?.pin].join(' ');
 }
 
 export class Details {
@@ -100,6 +100,7 @@ export class Details {
       ['reason', why && (WHY[why] ? `${why}: ${WHY[why]}` : why)],
       ['state', cell.phase],
       ['held for', duration(cell.seconds)],
+      ['node', cell.node],
       ['on the server', cell.server_id && `CLIENT LIST id=${cell.server_id}${cell.local_port ? `, our port ${cell.local_port}` : ''}`],
       ['since', new Date(Date.now() - cell.seconds * 1000).toLocaleTimeString('en-GB')],
     ]);
@@ -121,7 +122,7 @@ export class Details {
   }
 
   // What the client was when it got the connection, and what it is now.
-  #client({ client: held, now = {}, server_id: connection }, picture) {
+  #client({ client: held, now = {}, server_id: connection, node }, picture) {
     const parts = [
       element('h3', client({ id: held.id, name: held.name, peer: held.address })),
       facts([
@@ -140,7 +141,8 @@ export class Details {
       command(`${cli(picture)} CLIENT KILL ID ${held.id}`),
       element('p', 'The connection to the server is released at once. The client gets a closed connection.', { class: 'hint' }),
     ];
-    if (connection) {
+    // Nodes of a cluster count their connections each for itself.
+    if (connection && !node) {
       parts.push(element('p', 'Or whichever client holds this connection when the command arrives:', { class: 'hint' }));
       parts.push(command(`${cli(picture)} PROXY KILL CONNECTION ${connection}`));
     }

@@ -25,7 +25,7 @@ use super::workers::{Message, Workers};
 use crate::hub::{BlockingHubs, BlockingOptions, GiveBack, PubSubHubs};
 use crate::hygiene::fleet::FleetTerms;
 use crate::nodes::NodePools;
-use crate::pool::{Pool, Turns};
+use crate::pool::{NodeBudget, Pool, Turns};
 use crate::telemetry::Count;
 
 use departures::Departures;
@@ -206,6 +206,15 @@ impl Context {
         let mut pools = vec![Rc::clone(&self.pool)];
         pools.extend(self.nodes.iter().flat_map(|nodes| nodes.others()));
         pools
+    }
+
+    /// The budgets of all servers, likewise; all workers share them.
+    pub(in crate::downstream) fn budgets(&self) -> Vec<NodeBudget> {
+        let own = &self.pool.shared.budget;
+        match &self.nodes {
+            Some(nodes) => nodes.nodes().budgets(own),
+            None => vec![NodeBudget { node: None, budget: Arc::clone(own), serves: true }],
+        }
     }
 
     /// Microseconds since the worker began.

@@ -14,7 +14,7 @@ use crate::resp::{self, ErrorCode, Request, encode};
 use crate::session::answers::one_line;
 use crate::session::{Filter, killing_nobody, listing_somebody};
 use crate::telemetry::{ClientClose, logging};
-use crate::upstream::CredentialSource;
+use crate::upstream::{CredentialSource, HostPort};
 
 /// How long the server may take to say what a user may do.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,6 +24,7 @@ const LONGEST_PAUSE: u64 = 24 * 3600 * 1000;
 const NO_FILTER: &str =
     "ERR redbouncer: PROXY KILL needs filters: ID, NAME, ADDR, USER, IDLE or CONNECTION, each with a value";
 const NO_TIME: &str = "ERR redbouncer: PROXY PAUSE takes milliseconds, at most a day";
+const NO_NODE: &str = "ERR redbouncer: PROXY RECONNECT takes a node of the cluster as PROXY TOPOLOGY lists it, or nothing for all connections";
 const NO_LEVEL: &str = "ERR redbouncer: PROXY LOG takes error, warn, info, debug, trace, off, or a filter such as info,redbouncer::pool=debug";
 
 impl Client {
@@ -85,9 +86,9 @@ impl Client {
     /// Closes our clients that all filters name, the asking one excepted unless `SKIPME no` is among them.
     pub(super) async fn proxy_kill(self: &Rc<Self>, asked: &Request<'_>) -> Result<Answer, String> {
         let holders = |connection: u64| -> HashSet<u64> {
-            let rows = self.context.pool.shared.budget.holdings();
-            let rows = rows.iter().filter(|row| row.id == Some(connection));
-            rows.filter_map(|row| Some(row.client()?.id)).collect()
+            let rows = self.context.budgets().into_iter().flat_map(|of| of.budget.holdings());
+            let rows: Vec<_> = rows.filter(|row| row.id == Some(connection)).collect();
+            rows.iter().filter_map(|row| Some(row.client()?.id)).collect()
         };
         let filter = Filter::of_proxy_kill(asked, holders).ok_or(NO_FILTER)?;
         let is_meant = self.is_meant(&filter);
@@ -126,13 +127,22 @@ impl Client {
         Answer::Ok
     }
 
-    /// Answers how many connections are renewed.
-    pub(super) async fn proxy_reconnect(&self) -> Answer {
-        let rows = self.context.pool.shared.budget.holdings();
-        let open = rows.iter().filter(|row| row.phase == Phase::Open).count();
-        self.context.workers.reconnect().await;
-        self.log_act("RECONNECT", &format!("{open} connections"));
-        Answer::Count(i64::try_from(open).unwrap_or(i64::MAX))
+    /// Renews the connections to one node of a cluster, or all. Answers how many.
+    pub(super) async fn proxy_reconnect(&self, asked: &Request<'_>) -> Result<Answer, String> {
+        let node = asked.arg(2).map(|name| {
+            let named = self.context.nodes.as_ref().zip(std::str::from_utf8(name).ok());
+            named.and_then(|(nodes, name)| nodes.nodes().named(name)).ok_or(NO_NODE)
+        });
+        let node = node.transpose()?;
+        let text = node.as_ref().map(HostPort::to_string);
+        let budgets = self.context.budgets();
+        let meant = budgets.iter().filter(|of| text.is_none() || of.node == text);
+        let rows = meant.flat_map(|of| of.budget.holdings());
+        let open = rows.filter(|row| row.phase == Phase::Open).count();
+        self.context.workers.reconnect(node.as_ref()).await;
+        let at = text.map(|node| format!(" to {node}")).unwrap_or_default();
+        self.log_act("RECONNECT", &format!("{open} connections{at}"));
+        Ok(Answer::Count(i64::try_from(open).unwrap_or(i64::MAX)))
     }
 
     pub(super) fn proxy_log(&self, asked: &Request<'_>) -> Result<Answer, String> {

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::downstream::client::Client;
 use crate::hygiene::fleet::{FleetTerms, used};
-use crate::pool::{HumanDuration, Slice};
+use crate::pool::{HumanDuration, NodeBudget, Slice};
 use crate::resp::{Request, encode};
 use crate::session::answers::{one_line, wrong_arity};
 
@@ -86,7 +86,7 @@ const ROWS: [Row; 15] = [
         "",
         Needs::Listing,
         1,
-        "the server, its role and connections; the Sentinels, and whom each names",
+        "the server, its role and connections; the Sentinels, and whom each names; or the nodes of the cluster",
     ),
     Row(
         ProxyCommand::Fleet,
@@ -116,10 +116,10 @@ const ROWS: [Row; 15] = [
     Row(
         ProxyCommand::Reconnect,
         "RECONNECT",
-        "",
+        " [node]",
         Needs::Operator,
-        1,
-        "renews the upstream connections as they become free",
+        2,
+        "renews the upstream connections as they become free, of a cluster those to one node or to all",
     ),
     Row(
         ProxyCommand::Log,
@@ -151,6 +151,28 @@ pub(super) enum Answer {
     Text(String),
     Count(i64),
     Ok,
+}
+
+/// `node=host:port `, in front of a cluster.
+fn node_field(node: Option<&str>) -> String {
+    node.map(|node| format!("node={node} ")).unwrap_or_default()
+}
+
+/// The connections to one server by kind and phase, and what each kind may have. Of a node without slots only what is left.
+fn list_kinds(of: &NodeBudget, text: &mut String) {
+    let node = node_field(of.node.as_deref());
+    let mut counts = std::collections::BTreeMap::new();
+    for row in of.budget.holdings() {
+        *counts.entry((row.kind.label(), row.phase.label())).or_insert(0_usize) += 1;
+    }
+    for ((kind, phase), count) in counts {
+        let _ = writeln!(text, "{node}kind={kind} phase={phase} connections={count}");
+    }
+    for of in of.budget.kinds().iter().filter(|_| of.serves) {
+        let (kind, full) = (of.kind.label(), if of.is_full() { "yes" } else { "no" });
+        let (held, max, reserved) = (of.held, of.max, of.reserved);
+        let _ = writeln!(text, "{node}kind={kind} held={held} max={max} reserved={reserved} full={full}");
+    }
 }
 
 impl Client {
@@ -203,31 +225,18 @@ impl Client {
             ProxyCommand::Kill => self.proxy_kill(asked).await,
             ProxyCommand::Pause => self.proxy_pause(asked),
             ProxyCommand::Resume => Ok(self.proxy_resume()),
-            ProxyCommand::Reconnect => Ok(self.proxy_reconnect().await),
+            ProxyCommand::Reconnect => self.proxy_reconnect(asked).await,
             ProxyCommand::Log => self.proxy_log(asked),
             ProxyCommand::Shutdown => Ok(self.proxy_shutdown()),
         }
     }
 
     fn pools(&self) -> String {
-        let budget = &self.context.pool.shared.budget;
-        let mut text = format!("max_connections={} held={}\n", budget.cap(), budget.held());
-        let mut counts = std::collections::BTreeMap::new();
-        for row in budget.holdings() {
-            *counts.entry((row.kind.label(), row.phase.label())).or_insert(0_usize) += 1;
-        }
-        for ((kind, phase), count) in counts {
-            let _ = writeln!(text, "kind={kind} phase={phase} connections={count}");
-        }
-        for of in budget.kinds() {
-            let (kind, full) = (of.kind.label(), if of.is_full() { "yes" } else { "no" });
-            let _ = writeln!(
-                text,
-                "kind={kind} held={} max={} reserved={} full={full}",
-                of.held, of.max, of.reserved
-            );
-        }
-        let waiting = budget.pressure();
+        let budgets = self.context.budgets();
+        let (cap, held) = (NodeBudget::cap(&budgets), NodeBudget::held(&budgets));
+        let mut text = format!("max_connections={cap} held={held}\n");
+        budgets.iter().for_each(|of| list_kinds(of, &mut text));
+        let waiting = NodeBudget::pressure(&budgets);
         let _ = writeln!(
             text,
             "waiting lanes={} leases={} blocking={} standing={} paused={}",
@@ -237,15 +246,17 @@ impl Client {
             waiting.standing,
             self.context.pool.shared.pause.waiting()
         );
-        let (standing, most) = budget.standing();
+        let (standing, most) = self.context.pool.shared.budget.standing();
         let _ = writeln!(text, "standing leases={standing} max={most}");
         text
     }
 
     fn upstreams(&self) -> String {
         let mut text = String::new();
-        for row in self.context.pool.shared.budget.holdings() {
-            let _ = writeln!(text, "{}", row.line());
+        for of in self.context.budgets() {
+            for row in of.budget.holdings() {
+                let _ = writeln!(text, "{}{}", node_field(of.node.as_deref()), row.line());
+            }
         }
         text
     }

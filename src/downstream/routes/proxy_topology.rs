@@ -1,13 +1,18 @@
-//! PROXY TOPOLOGY: the server that commands go to, and the Sentinels that say so.
+//! PROXY TOPOLOGY: the server that commands go to and the Sentinels that name it, or the nodes of a cluster.
 
 use std::fmt::Write as _;
 
+use crate::cluster::SLOTS;
 use crate::downstream::client::Client;
-use crate::pool::HumanDuration;
+use crate::nodes::Nodes;
+use crate::pool::{HumanDuration, NodeBudget};
 
 impl Client {
     /// The server and the Sentinels, a line each.
     pub(super) fn topology(&self) -> String {
+        if let Some(nodes) = &self.context.nodes {
+            return cluster(nodes.nodes(), &self.context.budgets());
+        }
         let shared = &self.context.pool.shared;
         let connector = &shared.connector;
         let followed = connector.topology().followed();
@@ -49,4 +54,29 @@ impl Client {
         }
         text
     }
+}
+
+/// The masters of a cluster, and the nodes that owned slots before and are still connected to.
+fn cluster(nodes: &Nodes, budgets: &[NodeBudget]) -> String {
+    let (map, home) = nodes.look();
+    let mut text = String::new();
+    for (node, _) in nodes.servers() {
+        let name = node.to_string();
+        let own: Vec<_> = budgets.iter().filter(|of| of.node.as_ref() == Some(&name)).collect();
+        let slots = map.masters().iter().position(|master| *master == node).map_or(0, |at| map.owned_by(at));
+        let connections: usize = own.iter().map(|of| of.budget.held()).sum();
+        if slots == 0 && connections == 0 {
+            continue;
+        }
+        let role = if slots > 0 { "master" } else { "former" };
+        let _ = write!(text, "node={name} role={role} slots={slots} connections={connections}");
+        if let Some(serving) = own.iter().find(|of| of.serves) {
+            let _ = write!(text, " max={}", serving.budget.cap());
+        }
+        text.push_str(if home.as_ref() == Some(&node) { " home=yes\n" } else { " home=no\n" });
+    }
+    let uncovered = usize::from(SLOTS) - map.covered();
+    let age = nodes.map_age().map_or_else(|| "-".to_owned(), |age| HumanDuration(age).to_string());
+    let _ = writeln!(text, "slots uncovered={uncovered} age={age}");
+    text
 }

@@ -36,7 +36,7 @@ use crate::nodes::{NodePools, Nodes};
 use crate::pool::{Control, HumanDuration, Pool, Pressure, Slice, Turns};
 use crate::session::{ClientRow, Filter, Listed, RowFormat, Session};
 use crate::telemetry::{ClientClose, UpstreamClose, client_closed, publish_gauge, publish_tasks};
-use crate::upstream::tune;
+use crate::upstream::{HostPort, tune};
 
 use recheck::recheck;
 use server_changes::ServerChanges;
@@ -266,7 +266,7 @@ impl Worker {
                 rows.extend(self.context.pubsub.rows(self.context.index));
                 drop(reply.send(rows));
             }
-            Message::Reconnect => self.reconnect(),
+            Message::Reconnect(node) => self.reconnect(node.as_ref()),
             // Handled by the loop itself.
             Message::Drain(..) => {}
         }
@@ -301,10 +301,15 @@ impl Worker {
             .spawn_local(async move { control.lock().await.close(&pool, UpstreamClose::Reloaded).await });
     }
 
-    /// Has all upstream connections made anew, each when it is free.
-    fn reconnect(self: &Rc<Self>) {
+    /// Has the upstream connections made anew, each when it is free; with `node`, those to that node of a cluster.
+    fn reconnect(self: &Rc<Self>, node: Option<&HostPort>) {
         let reason = UpstreamClose::Reconnect;
-        self.context.pools().iter().for_each(|pool| pool.renew());
+        let node_of = |pool: &Rc<Pool>| self.context.nodes.as_ref().and_then(|nodes| nodes.node_of(pool));
+        let is_meant = |pool: &Rc<Pool>| node.is_none() || node_of(pool).as_ref() == node;
+        self.context.pools().iter().filter(|pool| is_meant(pool)).for_each(|pool| pool.renew());
+        if !is_meant(&self.context.pool) {
+            return;
+        }
         self.context.hubs.leave_all(reason);
         self.context.pubsub.leave_all(reason);
         let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));

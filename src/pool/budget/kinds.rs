@@ -102,6 +102,18 @@ impl Pressure {
     }
 }
 
+impl std::iter::Sum for Pressure {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            lanes: sum.lanes + one.lanes,
+            leases: sum.leases + one.leases,
+            hubs: sum.hubs + one.hubs,
+            blocking: sum.blocking + one.blocking,
+            standing: sum.standing + one.standing,
+        })
+    }
+}
+
 /// One row of the listing of held permits.
 #[derive(Clone, Debug)]
 pub struct Holding {

@@ -249,6 +249,49 @@ async function restart(page) {
   console.log('ok   the page survives a restart of the proxy');
 }
 
+// In front of a cluster each node has a row, and its cells say to which node they are.
+async function cluster() {
+  const stage = new Stage(flags.proxy, CAP);
+  let names;
+  await stage.start(async () => { names = await stage.serveCluster(); });
+  const page = stage.context.pages()[0];
+  await page.goto(`http://127.0.0.1:${stage.admin}/`);
+  const own = `http://127.0.0.1:${stage.admin}/`;
+  page.on('console', (message) => ['error', 'warning'].includes(message.type()) && problems.push(message.text()));
+  page.on('request', (request) => request.url().startsWith(own) || problems.push(`request of ${request.url()}`));
+  await Promise.all(['a', 'b', 'c'].map((key) => stage.through.set(key, 'x')));
+  const holder = stage.client('checkout');
+  await holder.watch('b');
+  const counted = async (node) => Object.values(await stage.listed(node)).reduce((all, count) => all + count, 0);
+  await eventually('rows of nodes and their cells are what the nodes list', async (seen) => {
+    const listed = await Promise.all(stage.nodes.map(counted));
+    const shown = await page.evaluate(() => ({
+      rows: [...document.querySelectorAll('#nodes tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent)),
+      cells: [...document.querySelectorAll('#cells button')].map((cell) => cell.title),
+      free: document.querySelectorAll('#cells .free').length,
+    }));
+    Object.assign(seen, { listed, shown });
+    const total = listed.reduce((all, count) => all + count, 0);
+    return listed.every((count) => count > 0) && shown.cells.length === total && shown.free === 3 * CAP - total
+      && names.every((name, index) => {
+        const row = shown.rows.find(([node]) => node.startsWith(name));
+        return row?.[2] === `${listed[index]} / ${CAP}` && shown.cells.filter((title) => title.startsWith(`${name}: `)).length === listed[index];
+      });
+  });
+  check('one node is home, and all slots are theirs', await page.evaluate(() => {
+    const rows = [...document.querySelectorAll('#nodes tbody tr')];
+    const slots = rows.map((row) => Number(row.cells[1].textContent.replace(',', '')));
+    return rows.length === 3 && rows.filter((row) => row.cells[0].textContent.endsWith(' (home)')).length === 1
+      && slots.reduce((all, count) => all + count, 0) === 16_384;
+  }));
+  await page.locator('#cells button[data-kind=leased]').click();
+  const text = await page.locator('#details').innerText();
+  check('a lease tells its node, and how to end its client', names.some((name) => text.includes(name)) && text.includes('CLIENT KILL ID') && !text.includes('PROXY KILL CONNECTION'), text);
+  await accessible(page, 'a cluster');
+  await screenshot(page, 'cluster');
+  await stage.close();
+}
+
 async function main() {
   await stage.start();
   const page = stage.context.pages()[0] ?? (await stage.context.newPage());
@@ -277,6 +320,10 @@ async function main() {
   check('no console message, no dialog, no request of another host', problems.length === 0, problems);
   await restart(page);
   await stage.close();
+  // The browser has said that the proxy was away.
+  problems.length = 0;
+  await cluster();
+  check('nor in front of a cluster', problems.length === 0, problems);
 }
 
 main().then(

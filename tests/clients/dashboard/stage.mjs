@@ -71,6 +71,28 @@ export class Stage {
     return child;
   }
 
+  // Three masters, each with a third of the slots, and a proxy before them.
+  async serveCluster() {
+    const nodes = await Promise.all([0, 1, 2].map(async () => ({ port: await freePort(), bus: await freePort() })));
+    for (const { port, bus } of nodes) this.#runServer(port, ['--cluster-enabled', 'yes', '--cluster-port', bus, '--cluster-config-file', `nodes-${port}.conf`]);
+    this.nodes = nodes.map(({ port }) => new Redis(port, '127.0.0.1', { protocol: 2, connectionName: LOOK }));
+    for (const [index, node] of this.nodes.entries()) {
+      node.on('error', () => {});
+      const first = index * 5462;
+      await node.call('CLUSTER', 'ADDSLOTSRANGE', first, Math.min(first + 5461, 16_383));
+      await node.call('CLUSTER', 'SET-CONFIG-EPOCH', index + 1);
+      if (index > 0) await node.call('CLUSTER', 'MEET', '127.0.0.1', nodes[0].port, nodes[0].bus);
+    }
+    await eventually('the nodes know each other', async () => {
+      const told = await Promise.all(this.nodes.map((node) => node.call('CLUSTER', 'INFO')));
+      return told.every((text) => text.includes('cluster_state:ok') && text.includes('cluster_known_nodes:3'));
+    }, 30_000);
+    [this.port, this.admin] = [await freePort(), await freePort()];
+    await this.startProxy(`redis-cluster://127.0.0.1:${nodes[0].port}`);
+    this.through = this.client('dashboard-test');
+    return nodes.map(({ port }) => `127.0.0.1:${port}`);
+  }
+
   // Without a browser.
   async serve() {
     [this.server, this.port, this.admin] = [await freePort(), await freePort(), await freePort()];
@@ -81,20 +103,24 @@ export class Stage {
     this.through = this.client('dashboard-test');
   }
 
-  async start() {
-    await this.serve();
+  async start(serve = () => this.serve()) {
+    await serve();
     this.context = await chromium.launchPersistentContext(join(this.#directory, 'browser'),
       { executablePath: browserPath, args: ARGUMENTS, headless: true, viewport: { width: 1280, height: 900 } });
   }
 
   startServer() {
-    const options = ['--port', this.server, '--bind', '127.0.0.1', '--save', '', '--dir', this.#directory];
-    this.redis = this.#run('redis-server', options.map(String));
+    this.redis = this.#runServer(this.server);
   }
 
-  async startProxy() {
+  #runServer(port, options = []) {
+    const all = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', this.#directory, ...options];
+    return this.#run('redis-server', all.map(String));
+  }
+
+  async startProxy(upstream = `redis://127.0.0.1:${this.server}`) {
     this.proxy = this.#run(this.binary, ['--listen', `127.0.0.1:${this.port}`, '--admin', `127.0.0.1:${this.admin}`,
-      '--upstream', `redis://127.0.0.1:${this.server}`, '--max-connections', String(this.cap),
+      '--upstream', upstream, '--max-connections', String(this.cap),
       '--set', 'pool.wait_timeout=60s']);
     const ready = () => fetch(`http://127.0.0.1:${this.admin}/ready`).then((answer) => answer.ok, () => false);
     await eventually('redbouncer is ready', ready);
@@ -108,9 +134,9 @@ export class Stage {
   }
 
   // Connections to the server by kind, as the server lists them.
-  async listed() {
+  async listed(server = this.direct) {
     const kinds = {};
-    for (const row of rows(await this.direct.client('LIST'))) {
+    for (const row of rows(await server.client('LIST'))) {
       const kind = /^redbouncer:.*:(\w+)$/.exec(row.name)?.[1];
       if (kind) kinds[kind] = (kinds[kind] ?? 0) + 1;
     }
@@ -124,7 +150,7 @@ export class Stage {
 
   async close() {
     await this.context?.close();
-    for (const redis of [...this.#clients, this.direct]) redis.disconnect();
+    for (const redis of [...this.#clients, this.direct, ...(this.nodes ?? [])]) redis?.disconnect();
     this.proxy.kill('SIGTERM');
     await this.proxy.ended;
   }
