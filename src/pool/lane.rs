@@ -263,7 +263,7 @@ impl Lane {
         self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.knows_prefixes(id, count))
     }
 
-    /// Tells all readers to forget everything, because nothing more will be told.
+    /// Tells all readers to forget what they have read here, because nothing more will be told.
     pub(super) fn forget_readers(&self) {
         if let Some(tracker) = self.tracker() {
             tracker.lose();

@@ -5,7 +5,7 @@
 //! arrived before the news is told and forgotten, as the server forgets the key. One whose read is still on its way is
 //! kept, because the server remembers the key for that read anew. Who is told too often loses nothing;
 //! who is not told serves old values for ever. So a table that is full tells and forgets, and a lane that ends tells all
-//! who have used it to forget everything.
+//! who have used it to forget what they have read there.
 //!
 //! Where clients ask by prefix (BCAST), the server is asked for the shortest of their prefixes, because those of one
 //! connection must not overlap (`checkPrefixCollisionsOrReply` in redis `tracking.c`), and what it tells is passed on to
@@ -26,8 +26,8 @@ use crate::resp::{self, Protocol, encode};
 const MOST_KEYS: usize = 1_000_000;
 /// Bytes that they may take, unless all clients together may have little.
 const MOST_BYTES: usize = 64 << 20;
-/// So many keys are named to a client that is to forget everything.
-pub(super) const MOST_NAMED: usize = 256;
+/// So many keys are named to a client that nobody tells of them any more. One that may have cached more is to forget everything.
+pub(super) const MOST_NAMED: usize = 1024;
 /// The server is asked for so many prefixes of one connection; beyond it for all keys, because each write there looks at each
 /// prefix.
 const MOST_PREFIXES: usize = 256;
@@ -106,6 +106,13 @@ struct Known {
     hears_all: bool,
     /// How many prefixes it has asked for.
     prefixes: usize,
+}
+
+impl Known {
+    /// Whether the keys that it has read last are all that it may have cached.
+    fn names_all(&self) -> bool {
+        self.keys.len() <= MOST_NAMED && !self.hears_all && self.prefixes == 0
+    }
 }
 
 /// What the server is to be asked so that a lane hears of more prefixes.
@@ -286,7 +293,8 @@ impl Tracker {
         true
     }
 
-    /// Nothing is told of this connection any more: all who have used it are to forget everything.
+    /// Nothing is told of this connection any more: all who have used it are to forget what they may have cached. Who is told all
+    /// of that by name is not told to forget everything, see [`Self::name_last_read`].
     pub(super) fn lose(&self) {
         let table = std::mem::take(&mut *self.table.borrow_mut());
         self.held.borrow_mut().set(0);
@@ -296,17 +304,15 @@ impl Tracker {
             if !named.is_empty() {
                 known.reader.hears(&News::of(Some(named)));
             }
-            known.reader.hears(&all);
+            if !known.names_all() {
+                known.reader.hears(&all);
+            }
         }
     }
 
     /// Whether [`Self::last_read`] names all that the client `id` may have cached of what it has read here.
     pub(super) fn names_all(&self, id: u64) -> bool {
-        let table = self.table.borrow();
-        table
-            .known
-            .get(&id)
-            .is_none_or(|known| known.keys.len() <= MOST_NAMED && !known.hears_all && known.prefixes == 0)
+        self.table.borrow().known.get(&id).is_none_or(Known::names_all)
     }
 
     /// Tells the client `id` to forget what it has read here last, by name. Libraries differ in what forgetting everything means
@@ -679,11 +685,33 @@ mod tests {
         assert_eq!(tracker.table.borrow().bytes, full - 3 * PER_READER);
         tracker.lose();
         assert_eq!(tracker.table.borrow().bytes, 0);
-        assert_eq!((a.heard(), b.heard()), (String::new(), "ijk *".into()));
+        assert_eq!((a.heard(), b.heard()), (String::new(), "ijk".into()), "all is named");
         tracker.note(&of_b, b"k", 0, 1);
         tracker.part(2);
         assert_eq!(tracker.table.borrow().bytes, 0);
         assert!(!tracker.has_readers());
+    }
+
+    /// A library may overlook, for a reply that it waits for, what it is told after it was to forget everything.
+    #[test]
+    fn only_who_cannot_be_told_all_keys_by_name_is_to_forget_everything() {
+        let tracker = tracker(5000);
+        let readers: Vec<_> = (1..6).map(Listener::new).collect();
+        tracker.note(&readers[0].1, b"k", 0, 1);
+        for key in 0..=MOST_NAMED {
+            tracker.note(&readers[1].1, key.to_string().as_bytes(), 0, 1);
+        }
+        tracker.note_unknown(&readers[2].1);
+        tracker.join(&readers[3].1);
+        let _ = tracker.broadcasts(&readers[4].1, &prefixes("a"));
+        tracker.lose();
+        let heard: Vec<_> = readers.iter().map(|(reader, _)| reader.heard.take()).collect();
+        assert_eq!(heard[0], ["k"]);
+        assert_eq!((heard[1].len(), heard[1].last().map(String::as_str)), (2, Some("*")));
+        assert_eq!(
+            (&heard[2][..], &heard[3][..], &heard[4][..]),
+            (&["*".into()][..], &[][..], &["*".into()][..])
+        );
     }
 
     fn prefixes(words: &str) -> BTreeSet<Bytes> {

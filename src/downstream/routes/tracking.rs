@@ -45,7 +45,8 @@ impl Reader for Client {
                 self.is_untold.set(true);
                 self.wake();
             }
-        } else if news.keys.is_none() {
+        } else if news.keys.is_none() || self.session.borrow().tracking.is_some() {
+            // It speaks RESP2 for now: it is told when it hears again.
             self.has_missed.set(true);
         }
     }
@@ -301,7 +302,7 @@ impl Client {
             answered
         });
         for answered in asked.collect::<Vec<_>>() {
-            // An error: the lane has ended, and its readers have been told to forget everything.
+            // An error: the lane has ended, and its readers have been told to forget what they have read there.
             let _ = answered.await;
         }
     }
