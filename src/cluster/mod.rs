@@ -22,6 +22,6 @@ pub use map::{SLOTS, SlotMap};
 pub use migrating::is_migrating;
 pub use place::{CROSS_SLOT, Place, about_one_node, place};
 pub use redirect::Redirect;
-pub use slot::slot_of;
+pub use slot::{slot_of, tag_of};
 pub use unit::{BlockPlace, block_place, block_redirect, commands};
 pub use vote::elect;

@@ -38,6 +38,13 @@ const LINES: [(&[u8], Redirect); 8] = [
 ];
 
 impl Redirect {
+    /// Whether a reply of any node is one.
+    #[must_use]
+    pub fn is_one(reply: &[u8]) -> bool {
+        let anybody = HostPort { host: "-".to_owned(), port: 1 };
+        reply.starts_with(b"-") && Self::read(reply, &anybody).is_some()
+    }
+
     /// Reads one reply of the node at `asked`. `None`: it is an answer, or some other error.
     #[must_use]
     pub fn read(reply: &[u8], asked: &HostPort) -> Option<Self> {

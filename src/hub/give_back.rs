@@ -9,30 +9,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 
+use crate::cluster::{Redirect, slot_of};
+use crate::nodes::NodePools;
 use crate::pool::{LaneKey, Pool};
-use crate::resp;
+use crate::resp::{self, Request};
 use crate::telemetry::{Count, ElementFate, printable};
 use crate::upstream::Identity;
 
 /// How long an element waits for a lane: nobody waits for it, and without one it is lost.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two nodes of a cluster of which none takes the element.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a lane of one node is waited for before it is looked whether the slot has another owner.
+const LANE: Duration = Duration::from_millis(250);
+
 /// Puts elements back where they came from.
 #[derive(Debug)]
 pub struct GiveBack {
     pool: Rc<Pool>,
+    /// In a cluster the element belongs to the node that owns its key.
+    nodes: Option<Rc<NodePools>>,
     /// `blocking.give_back`
     enabled: Cell<bool>,
     pending: Count,
 }
 
+/// Why an element was not put back.
+enum Failure {
+    /// No connection could be had.
+    NoLane,
+    /// The connection was lost behind the request.
+    Lost,
+    /// The server's reply, an error.
+    Refused(Bytes),
+}
+
 impl GiveBack {
-    /// Gives back over the lanes of `pool`, where it is `enabled`.
+    /// Gives back over the lanes of `pool`, or of the nodes of a cluster, where it is `enabled`.
     #[must_use]
-    pub fn new(pool: Rc<Pool>, enabled: bool) -> Rc<Self> {
-        Rc::new(Self { pool, enabled: Cell::new(enabled), pending: Count::default() })
+    pub fn new(pool: Rc<Pool>, nodes: Option<Rc<NodePools>>, enabled: bool) -> Rc<Self> {
+        Rc::new(Self { pool, nodes, enabled: Cell::new(enabled), pending: Count::default() })
     }
 
     /// Whether elements are given back from now on.
@@ -57,38 +77,79 @@ impl GiveBack {
         let on_its_way = self.pending.one();
         self.pool.tasks().spawn_local(async move {
             let _on_its_way = on_its_way;
-            let pool = &this.pool;
-            let group = pool.group(key, &identity);
-            let _session = group.attach();
-            let ready = pool.lane_ready(&group, pool.wait_deadline().max(Instant::now() + PATIENCE)).await;
-            match (ready, group.lane()) {
-                (Ok(()), Some(lane)) => lane.exchange(
-                    &back,
-                    1,
-                    Instant::now(),
-                    Box::new(|answer| match answer {
-                        Ok(frames) if frames.first().is_some_and(|reply| !resp::is_error(reply)) => {
-                            fate(ElementFate::GivenBack);
-                        }
-                        Ok(frames) => {
-                            let code = frames.first().and_then(|reply| resp::error_text(reply)).map(code_of);
-                            tracing::warn!(?code, "a popped element could not be given back");
-                            fate(ElementFate::Lost);
-                        }
-                        Err(_) => {
-                            tracing::warn!(
-                                "a popped element may be lost: connection lost while giving it back"
-                            );
-                            fate(ElementFate::Lost);
-                        }
-                    }),
-                ),
-                _ => {
+            let end = this.pool.wait_deadline().max(Instant::now() + PATIENCE);
+            let put = match &this.nodes {
+                None => put(&this.pool, key, &identity, &back, end).await,
+                Some(nodes) => put_on_a_node(nodes, key, &identity, &back, end).await,
+            };
+            match put {
+                Ok(()) => return fate(ElementFate::GivenBack),
+                Err(Failure::Refused(reply)) => {
+                    let code = resp::error_text(&reply).map(code_of);
+                    tracing::warn!(?code, "a popped element could not be given back");
+                }
+                Err(Failure::Lost) => {
+                    tracing::warn!("a popped element may be lost: connection lost while giving it back");
+                }
+                Err(Failure::NoLane) => {
                     tracing::warn!("a popped element is lost: no connection to give it back");
-                    fate(ElementFate::Lost);
                 }
             }
+            fate(ElementFate::Lost);
         });
+    }
+}
+
+/// Sends `back` over a lane of `pool`, as soon as there is one.
+async fn put(
+    pool: &Rc<Pool>,
+    key: LaneKey,
+    identity: &Arc<Identity>,
+    back: &[u8],
+    end: Instant,
+) -> Result<(), Failure> {
+    let group = pool.group(key, identity);
+    let _session = group.attach();
+    let ready = pool.lane_ready(&group, end).await;
+    let lane = ready.ok().and_then(|()| group.lane()).ok_or(Failure::NoLane)?;
+    let (sender, receiver) = oneshot::channel();
+    lane.exchange(back, 1, Instant::now(), Box::new(move |answer| drop(sender.send(answer))));
+    match receiver.await {
+        Ok(Ok(frames)) => match frames.into_iter().next() {
+            Some(reply) if !resp::is_error(&reply) => Ok(()),
+            reply => Err(Failure::Refused(reply.unwrap_or_default())),
+        },
+        Ok(Err(_)) | Err(_) => Err(Failure::Lost),
+    }
+}
+
+/// The same in a cluster: to the node that owns the key, which may change. While its slot is being moved and the key is on neither
+/// node, the element waits for the end of that.
+async fn put_on_a_node(
+    nodes: &NodePools,
+    key: LaneKey,
+    identity: &Arc<Identity>,
+    back: &[u8],
+    end: Instant,
+) -> Result<(), Failure> {
+    let slot = Request::parse(back).and_then(|request| request.arg(1).map(slot_of)).ok_or(Failure::NoLane)?;
+    loop {
+        let failure = match nodes.owner(slot) {
+            None => Failure::NoLane,
+            Some(node) => {
+                match put(&node, key, identity, back, end.min(Instant::now() + LANE)).await {
+                    // It did not run.
+                    Err(Failure::Refused(reply)) if Redirect::is_one(&reply) => Failure::Refused(reply),
+                    Err(Failure::NoLane) => Failure::NoLane,
+                    over => return over,
+                }
+            }
+        };
+        if Instant::now() >= end {
+            return Err(failure);
+        }
+        nodes.nodes().doubt();
+        sleep(PAUSE).await;
     }
 }
 

@@ -9,6 +9,8 @@ use crate::pool::Kind;
 pub struct HubRow {
     /// Whose it is: the number of the worker.
     pub worker: usize,
+    /// Of which node of a cluster; `None` without one.
+    pub node: Option<String>,
     /// Blocking or pub/sub.
     pub kind: Kind,
     /// The user that it is logged in as.

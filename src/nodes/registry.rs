@@ -31,11 +31,11 @@ pub struct NodeServer {
 }
 
 impl NodeServer {
-    /// A node that nothing is open to. No hub of it is ever opened, so none has a place reserved.
+    /// A node that nothing is open to. `blocking`: there may be a blocking hub. A pub/sub hub is with the home node only.
     #[must_use]
-    pub fn new(connector: Connector, cap: usize, workers: usize, connect_rate: u32) -> Self {
+    pub fn new(connector: Connector, cap: usize, workers: usize, connect_rate: u32, blocking: bool) -> Self {
         Self {
-            budget: Budget::new(cap, workers, Hubs { blocking: false, pubsub: false }),
+            budget: Budget::new(cap, workers, Hubs { blocking, pubsub: false }),
             connector: Arc::new(connector),
             homes: Homes::new(1),
             dial_rate: Arc::new(DialRateLimiter::new(connect_rate)),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     fn server() -> NodeServer {
-        NodeServer::new(Connector::quietly(&UpstreamOptions::default()).unwrap(), 8, 1, 20)
+        NodeServer::new(Connector::quietly(&UpstreamOptions::default()).unwrap(), 8, 1, 20, true)
     }
 
     #[tokio::test(start_paused = true)]

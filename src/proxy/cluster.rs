@@ -38,6 +38,8 @@ pub(super) struct ClusterFollower {
     workers: Workers,
     /// How many threads serve clients.
     threads: usize,
+    /// Blocking calls wait in hubs.
+    has_hub: bool,
     /// Since when the map has been doubted without a change.
     episode: Option<Instant>,
     spacing: Duration,
@@ -48,8 +50,23 @@ pub(super) struct ClusterFollower {
 }
 
 impl ClusterFollower {
-    pub(super) fn new(shared: Shared, nodes: Arc<Nodes>, workers: Workers, threads: usize) -> Self {
-        Self { shared, nodes, workers, threads, episode: None, spacing: SPACING, told: None, silent: None }
+    pub(super) fn new(
+        shared: Shared,
+        nodes: Arc<Nodes>,
+        workers: Workers,
+        (threads, has_hub): (usize, bool),
+    ) -> Self {
+        Self {
+            shared,
+            nodes,
+            workers,
+            threads,
+            has_hub,
+            episode: None,
+            spacing: SPACING,
+            told: None,
+            silent: None,
+        }
     }
 
     /// Runs until nobody changes the settings any more: to the end of the process.
@@ -200,7 +217,7 @@ impl ClusterFollower {
             match connector {
                 Ok(Ok(connector)) => {
                     let (cap, rate) = (self.shared.budget.cap(), options.connect_rate);
-                    servers.push((node, NodeServer::new(connector, cap, self.threads, rate)));
+                    servers.push((node, NodeServer::new(connector, cap, self.threads, rate, self.has_hub)));
                 }
                 Ok(Err(error)) => tracing::error!(%node, %error, "a node cannot be used"),
                 Err(error) => tracing::error!(%node, %error, "a node cannot be used"),

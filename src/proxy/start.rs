@@ -321,7 +321,12 @@ fn follow_upstream(
     match nodes {
         None => tokio::task::spawn_local(MasterFollower::new(shared, workers).run(followed)),
         Some(nodes) => {
-            let follower = ClusterFollower::new(shared, Arc::clone(nodes), workers, config.workers);
+            let follower = ClusterFollower::new(
+                shared,
+                Arc::clone(nodes),
+                workers,
+                (config.workers, config.blocking.hub),
+            );
             tokio::task::spawn_local(follower.run(followed))
         }
     };

@@ -83,7 +83,6 @@ fn what_concerns_one_node_is_refused() {
         "RANDOMKEY",
         "SWAPDB 0 1",
         "SCRIPT KILL",
-        "BLPOP a 1",
         "MONITOR",
         "WAIT 1 0",
         "SSUBSCRIBE c",

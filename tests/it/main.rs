@@ -20,6 +20,7 @@ mod client_caching;
 mod client_caching_by_prefix;
 mod close_reasons;
 mod cluster;
+mod cluster_blocked;
 mod cluster_operator;
 mod command_table;
 mod compatibility;

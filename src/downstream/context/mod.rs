@@ -4,6 +4,7 @@
 
 mod departures;
 mod metrics;
+mod node_hubs;
 mod permissions;
 mod served;
 mod server;
@@ -30,6 +31,7 @@ use crate::telemetry::Count;
 
 use departures::Departures;
 use metrics::WorkerMetrics;
+use node_hubs::NodeHubs;
 use permissions::ListPermissions;
 use warnings::Warnings;
 
@@ -46,6 +48,8 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) nodes: Option<Rc<NodePools>>,
     /// Where blocking calls wait.
     pub(in crate::downstream) hubs: Rc<BlockingHubs>,
+    /// The same for other nodes than the home node, as far as they were needed.
+    node_hubs: NodeHubs,
     /// Where subscribers listen.
     pub(in crate::downstream) pubsub: Rc<PubSubHubs>,
     pub(in crate::downstream) give_back: Rc<GiveBack>,
@@ -178,6 +182,7 @@ impl Context {
             moves_later: Cell::new(false),
             way_out: RefCell::default(),
             departures: Departures::default(),
+            node_hubs: NodeHubs::default(),
             nodes,
             pool,
             hubs,
@@ -215,6 +220,17 @@ impl Context {
             Some(nodes) => nodes.nodes().budgets(own),
             None => vec![NodeBudget { node: None, budget: Arc::clone(own), serves: true }],
         }
+    }
+
+    /// The blocking hubs of the server of `pool`.
+    pub(in crate::downstream) fn hubs_at(&self, pool: &Rc<Pool>) -> Rc<BlockingHubs> {
+        if Rc::ptr_eq(pool, &self.pool) { Rc::clone(&self.hubs) } else { self.node_hubs.at(pool, &self.hubs) }
+    }
+
+    /// The blocking hubs of all servers, each with its pool; those of the home node first.
+    pub(in crate::downstream) fn all_hubs(&self) -> Vec<(Rc<Pool>, Rc<BlockingHubs>)> {
+        let own = (Rc::clone(&self.pool), Rc::clone(&self.hubs));
+        std::iter::once(own).chain(self.node_hubs.all()).collect()
     }
 
     /// Microseconds since the worker began.

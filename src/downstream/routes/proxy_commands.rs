@@ -303,7 +303,8 @@ impl Client {
         for row in self.context.workers.hubs().await {
             let _ = writeln!(
                 text,
-                "worker={} kind={} user={} state={} age={} waiting={} names={} in_flight={}",
+                "{}worker={} kind={} user={} state={} age={} waiting={} names={} in_flight={}",
+                node_field(row.node.as_deref()),
                 row.worker,
                 row.kind.label(),
                 row.user,

@@ -62,7 +62,9 @@ impl Worker {
             }
         }
         self.context.pools().iter().for_each(|pool| pool.stop());
-        self.context.hubs.leave_all(UpstreamClose::Shutdown);
+        for (_, hubs) in self.context.all_hubs() {
+            hubs.leave_all(UpstreamClose::Shutdown);
+        }
         self.context.pubsub.leave_all(UpstreamClose::Shutdown);
         let mut control = self.control.lock().await;
         // It has said all it had to say on the control connection. From here on nothing is opened that would have to be claimed.
@@ -82,7 +84,7 @@ impl Worker {
     /// Whether replies or elements are still under way.
     fn is_settling(&self) -> bool {
         self.context.pools().iter().map(|pool| pool.outstanding()).sum::<usize>()
-            + self.context.hubs.in_flight()
+            + self.context.all_hubs().iter().map(|(_, hubs)| hubs.in_flight()).sum::<usize>()
             + self.context.give_back.pending()
             + self.context.saving.get()
             > 0

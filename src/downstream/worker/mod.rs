@@ -29,7 +29,9 @@ use super::routes::ClientTask;
 use super::settings::{ConfigHandle, WorkerSettings};
 use super::socket::{ClientSocket, PlainSocket};
 use super::workers::{Accepted, Before, Incoming, Message, WorkerFigures, Workers};
-use crate::hub::{Audience, BlockingHubs, BlockingOptions, GiveBack, PubSubHubs, PubSubOptions, Unblock};
+use crate::hub::{
+    Audience, BlockingHubs, BlockingOptions, GiveBack, HubRow, PubSubHubs, PubSubOptions, Unblock,
+};
 use crate::hygiene::fleet::{FleetKeeper, FleetTerms};
 use crate::hygiene::{HygieneOptions, Reaper};
 use crate::nodes::{NodePools, Nodes};
@@ -108,9 +110,15 @@ impl Worker {
     /// A worker without clients.
     #[must_use]
     pub(crate) fn new(index: usize, pool: Rc<Pool>, terms: WorkerConfig, workers: Workers) -> Rc<Self> {
-        let give_back = GiveBack::new(Rc::clone(&pool), terms.blocking.give_back);
-        let hubs =
-            BlockingHubs::new(Rc::clone(&pool), terms.blocking, Rc::clone(&give_back), terms.auth.cache_ttl);
+        let nodes = terms.nodes.map(|nodes| Rc::new(NodePools::new(nodes, Rc::clone(&pool))));
+        let give_back = GiveBack::new(Rc::clone(&pool), nodes.clone(), terms.blocking.give_back);
+        let hubs = BlockingHubs::new(
+            Rc::clone(&pool),
+            terms.blocking,
+            Rc::clone(&give_back),
+            terms.auth.cache_ttl,
+            nodes.is_some(),
+        );
         let pubsub_hub = terms.pubsub.hub;
         let pubsub = PubSubHubs::new(Rc::clone(&pool), terms.pubsub, terms.audience);
         let control = Rc::new(Mutex::new(Control::default()));
@@ -126,7 +134,6 @@ impl Worker {
             let recheck = recheck(Rc::clone(&pool), Arc::clone(&terms.directory), workers.clone());
             upkeep.push(tokio::task::spawn_local(recheck).abort_handle());
         }
-        let nodes = terms.nodes.map(|nodes| Rc::new(NodePools::new(nodes, Rc::clone(&pool))));
         let context = Context::new(Parts {
             index,
             pool,
@@ -262,7 +269,13 @@ impl Worker {
                 self.send_on();
             }
             Message::Hubs(reply) => {
-                let mut rows = self.context.hubs.rows(self.context.index);
+                let nodes = self.context.nodes.as_ref();
+                let mut rows = Vec::new();
+                for (pool, hubs) in self.context.all_hubs() {
+                    let node = nodes.and_then(|nodes| nodes.node_of(&pool)).map(|node| node.to_string());
+                    let own = hubs.rows(self.context.index).into_iter();
+                    rows.extend(own.map(|row| HubRow { node: node.clone(), ..row }));
+                }
                 rows.extend(self.context.pubsub.rows(self.context.index));
                 drop(reply.send(rows));
             }
@@ -281,7 +294,9 @@ impl Worker {
         context.options.set(settings.clients);
         context.tell_of_slow_commands(settings.slow_command);
         context.blocking.set(settings.blocking);
-        context.hubs.configure(settings.blocking, settings.cache_ttl);
+        for (_, hubs) in context.all_hubs() {
+            hubs.configure(settings.blocking, settings.cache_ttl);
+        }
         context.permissions.keep_for(settings.cache_ttl);
         context.admin_users.replace(Arc::clone(&settings.admin_users));
         self.hygiene.set(settings.hygiene);
@@ -307,10 +322,12 @@ impl Worker {
         let node_of = |pool: &Rc<Pool>| self.context.nodes.as_ref().and_then(|nodes| nodes.node_of(pool));
         let is_meant = |pool: &Rc<Pool>| node.is_none() || node_of(pool).as_ref() == node;
         self.context.pools().iter().filter(|pool| is_meant(pool)).for_each(|pool| pool.renew());
+        for (_, hubs) in self.context.all_hubs().iter().filter(|(pool, _)| is_meant(pool)) {
+            hubs.leave_all(reason);
+        }
         if !is_meant(&self.context.pool) {
             return;
         }
-        self.context.hubs.leave_all(reason);
         self.context.pubsub.leave_all(reason);
         let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
         self.context.pool.tasks().spawn_local(async move { control.lock().await.close(&pool, reason).await });
@@ -427,7 +444,9 @@ impl Worker {
         }
         let user = account.user.id;
         self.context.pools().iter().for_each(|pool| pool.leave_user(user));
-        self.context.hubs.leave_user(user, UpstreamClose::LoginRevoked);
+        for (_, hubs) in self.context.all_hubs() {
+            hubs.leave_user(user, UpstreamClose::LoginRevoked);
+        }
         self.context.pubsub.leave_user(user, UpstreamClose::LoginRevoked);
         self.context.server.forget_may_try(user);
         let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
@@ -495,7 +514,10 @@ impl Worker {
         let now = Instant::now();
         self.context.pool.tick(now);
         self.tend_nodes(now);
-        self.context.hubs.tick(now, self.context.workers.clients() == 0);
+        let is_deserted = self.context.workers.clients() == 0;
+        for (_, hubs) in self.context.all_hubs() {
+            hubs.tick(now, is_deserted);
+        }
         self.context.pubsub.tick(now);
         self.tend_homes(now);
         self.heed_refusals();
@@ -549,14 +571,15 @@ impl Worker {
 
     fn figures(&self) -> WorkerFigures {
         let (context, measures) = (&self.context, self.context.pool.measures());
+        let hubs = context.all_hubs();
         WorkerFigures {
             replies: measures.replies.clone(),
             round_trips: measures.round_trips.clone(),
             families: context.metrics.families(),
             leases: context.metrics.leases(),
             unwritten: context.pools().iter().map(|pool| pool.unwritten()).sum(),
-            blocked: context.hubs.waiting(),
-            keys: context.hubs.watched(),
+            blocked: hubs.iter().map(|(_, hubs)| hubs.waiting()).sum(),
+            keys: hubs.iter().map(|(_, hubs)| hubs.watched()).sum(),
             names: context.pubsub.names(),
         }
     }

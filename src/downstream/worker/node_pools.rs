@@ -20,6 +20,12 @@ impl Worker {
         if pools.iter().any(|pool| pool.oldest(now).is_some_and(|age| age >= SUSPECT_AFTER)) {
             nodes.nodes().doubt();
         }
+        for (pool, hubs) in self.context.all_hubs().into_iter().skip(1) {
+            let budget = &pool.shared.budget;
+            let pressure = budget.pressure();
+            let wanted = pressure.leases + pressure.hubs + pressure.lanes;
+            hubs.yield_open_permits(wanted.saturating_sub(budget.closing()), now);
+        }
         for pool in nodes.others() {
             pool.tick(now);
             if pool.take_loss() {
@@ -36,6 +42,10 @@ impl Worker {
         }
         let version = nodes.version();
         if self.heeded.nodes.replace(version) != version {
+            for (pool, hubs) in self.context.all_hubs() {
+                // A slot that nobody owns may come back to the node that had it.
+                hubs.leave_slots(|slot| nodes.owner(slot).is_none_or(|owner| Rc::ptr_eq(&owner, &pool)));
+            }
             nodes.deposed().iter().for_each(|pool| self.leave_node(pool));
         }
     }
@@ -43,6 +53,7 @@ impl Worker {
     /// Leaves a node that owns no slots any more: what was sent there is waited for as long as `upstream.switch_grace`.
     fn leave_node(self: &Rc<Self>, pool: &Rc<Pool>) {
         let end = Instant::now() + pool.shared.upstream.get().switch_grace;
+        self.context.hubs_at(pool).depose(end);
         let left = Rc::clone(self).leave_by(self.remains_of(pool), end);
         self.context.pool.tasks().spawn_local(left);
     }

@@ -69,6 +69,7 @@ impl Hub {
         pool: Rc<Pool>,
         options: &BlockingOptions,
         give_back: &Rc<GiveBack>,
+        of_node: bool,
         arrival: &Arrival,
     ) -> Option<Rc<Self>> {
         if !is_fit(&pool, arrival.identity.name()) {
@@ -84,7 +85,7 @@ impl Hub {
             pool,
             user: arrival.key.user,
             identity: Arc::clone(&arrival.identity),
-            waitlist: RefCell::new(Waitlist::new(times, give_back)),
+            waitlist: RefCell::new(Waitlist::new(times, give_back, of_node)),
             bell: WakerSlot::default(),
             leaving: Cell::new(None),
             cut_at: Cell::new(None),
@@ -144,6 +145,11 @@ impl Hub {
 
     pub(super) fn dismiss(&self, how: &End) {
         self.waitlist.borrow_mut().dismiss(how);
+    }
+
+    /// Those who wait for keys of slots that are not here any more have to wait elsewhere.
+    pub(super) fn leave_slots(&self, is_here: impl Fn(u16) -> bool) {
+        self.waitlist.borrow_mut().leave_slots(is_here, &Bytes::new());
     }
 
     pub(super) fn in_flight(&self) -> usize {

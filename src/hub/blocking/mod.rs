@@ -40,6 +40,8 @@ pub struct BlockingHubs {
     refused: RefCell<HashMap<u64, Instant>>,
     /// How long a refusal is believed (`auth.cache_ttl`, at least a second).
     ttl: Cell<Duration>,
+    /// The server is a node of a cluster.
+    of_node: bool,
 }
 
 /// A place in a hub. Dropping it leaves: nothing is popped for it any more.
@@ -89,8 +91,10 @@ impl BlockingHubs {
         options: BlockingOptions,
         give_back: Rc<GiveBack>,
         refusal_ttl: Duration,
+        of_node: bool,
     ) -> Rc<Self> {
         Rc::new(Self {
+            of_node,
             pool,
             options: Cell::new(options),
             give_back,
@@ -98,6 +102,19 @@ impl BlockingHubs {
             refused: RefCell::default(),
             ttl: Cell::new(refusal_ttl.max(SHORTEST_TTL)),
         })
+    }
+
+    /// Those of another node of the cluster, with the same settings.
+    #[must_use]
+    pub fn beside(&self, pool: &Rc<Pool>) -> Rc<Self> {
+        Self::new(Rc::clone(pool), self.options.get(), Rc::clone(&self.give_back), self.ttl.get(), true)
+    }
+
+    /// Those who wait for keys of slots that are not here any more have to wait elsewhere.
+    pub fn leave_slots(&self, is_here: impl Fn(u16) -> bool) {
+        for hub in self.hubs.borrow().values() {
+            hub.leave_slots(&is_here);
+        }
     }
 
     /// Other settings, for hubs that are opened from now on, and for refusals and elements at once.
@@ -118,7 +135,13 @@ impl BlockingHubs {
         let hub = match known {
             Some(hub) => hub,
             None => {
-                let hub = Hub::new(Rc::clone(&self.pool), &self.options.get(), &self.give_back, &arrival)?;
+                let hub = Hub::new(
+                    Rc::clone(&self.pool),
+                    &self.options.get(),
+                    &self.give_back,
+                    self.of_node,
+                    &arrival,
+                )?;
                 self.hubs.borrow_mut().insert(user, Rc::clone(&hub));
                 self.pool.tasks().spawn_local(Rc::clone(self).keep(user, Rc::clone(&hub)));
                 hub
@@ -204,6 +227,7 @@ impl BlockingHubs {
         let hubs = self.hubs.borrow();
         let rows = hubs.values().map(|hub| HubRow {
             worker,
+            node: None,
             kind: Kind::Blocking,
             user: hub.user_name().to_owned(),
             open_for: hub.opened().map(|at| at.elapsed()),

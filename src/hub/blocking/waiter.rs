@@ -37,6 +37,9 @@ pub enum End {
     Unserved(Unavailable),
     /// The hub cannot serve this call: the client has to go about it otherwise.
     Fallback,
+    /// Of a cluster this node does not serve the keys, or not any more: another one has to be found for the call as it is now.
+    /// The reply that says so is empty where it was found out otherwise.
+    Redirected(Bytes, Withdrawn),
 }
 
 /// CLIENT UNBLOCK of a waiting call. Dropped without having ended the wait, it says that it did not.
@@ -78,6 +81,8 @@ pub struct Arrival {
     /// It has to look for itself, even on a key known to be empty: its client has written since its last call, or
     /// waits so briefly that a wake could come too late.
     pub must_look: bool,
+    /// The node is asked behind ASKING: the slot is being moved to it.
+    pub asking: bool,
     /// How its client is reached.
     pub waiting: Rc<dyn Waiting>,
 }
@@ -121,6 +126,7 @@ pub(super) struct Waiter {
     pub(super) arrived: Instant,
     pub(super) deadline: Option<Instant>,
     pub(super) must_look: bool,
+    pub(super) asking: bool,
     pub(super) waiting: Rc<dyn Waiting>,
     pub(super) state: State,
     /// The call's own first answer has not come, so an error is its answer.
@@ -159,6 +165,7 @@ impl Waiter {
             arrived: arrival.arrived,
             deadline: arrival.deadline,
             must_look: arrival.must_look,
+            asking: arrival.asking,
             waiting: arrival.waiting,
             state: State::Queued,
             first: !arrival.has_looked,

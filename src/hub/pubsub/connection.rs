@@ -126,6 +126,7 @@ impl Hub {
         let topics = self.topics.borrow();
         HubRow {
             worker,
+            node: None,
             kind: Kind::PubSub,
             user: self.identity.name().to_owned(),
             open_for: self.opened.get().map(|at| at.elapsed()),

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Waited;
+use super::waited::Waited;
 use crate::command::Aftermath;
 use crate::command::blocking::{Call, Timeout};
 use crate::downstream::client::FinTiming;
 use crate::downstream::client::{BlockedCall, BlockedOn, Client};
 use crate::downstream::client::{FIRST_LOOK, sleep_until};
-use crate::hub::{Arrival, End, Waiting};
+use crate::hub::{Arrival, BlockingHubs, End, Waiting, Withdrawn};
 use crate::pool::LaneKey;
 use crate::telemetry::ClientClose;
 use crate::upstream::Identity;
@@ -51,24 +51,35 @@ impl Waiting for Waits {
     }
 }
 
+/// What has become of a call in a hub.
+pub(super) enum InHub {
+    /// Its client has its answer.
+    Ended,
+    /// It has to go on without a hub, with the time it has left.
+    Unfit,
+    /// It has to go on on another node of the cluster, as the reply says, and as it is now.
+    Redirected(Bytes, Withdrawn),
+}
+
 impl Client {
-    /// Lets a call wait in the hub. `false`: it has to go on otherwise, with the time it has left.
+    /// Lets a call wait in a hub of these; `is_asking`: behind ASKING.
     ///
     /// # Errors
     /// Why the client is to be closed.
     pub(super) async fn wait_in_hub(
         self: &Rc<Self>,
+        (hubs, is_asking): (&Rc<BlockingHubs>, bool),
         (key, identity): (LaneKey, Arc<Identity>),
         (call, request): (&Call, &Bytes),
         (blocked, deadline): (&BlockedCall, Option<Instant>),
         (began, before): (Instant, Waited),
         muted: bool,
-    ) -> Result<bool, ClientClose> {
+    ) -> Result<InHub, ClientClose> {
         let is_brief = match call.timeout {
             Timeout::After(time) => time < BRIEF,
             Timeout::Forever => false,
             // Only the server knows how long that is.
-            Timeout::Unclear => return Ok(false),
+            Timeout::Unclear => return Ok(InHub::Unfit),
         };
         // One that has closed its side already does not wait for a wake.
         let must_look = self.has_written() || is_brief || self.has_ended_input() || self.is_gone();
@@ -91,13 +102,14 @@ impl Client {
             has_moved: before.has_moved,
             has_looked: before.has_looked,
             must_look,
+            asking: is_asking,
             waiting: Rc::clone(&waits) as Rc<dyn Waiting>,
         };
-        let Some(seat) = self.context.hubs.arrive(arrival) else { return Ok(false) };
+        let Some(seat) = hubs.arrive(arrival) else { return Ok(InHub::Unfit) };
         blocked.waits_on(BlockedOn::Hub);
         loop {
             if waits.delivered.get() {
-                return Ok(true);
+                return Ok(InHub::Ended);
             }
             if let Some(end) = waits.end.take() {
                 if end == End::Fallback {
@@ -117,7 +129,7 @@ impl Client {
                 && (!waits.fin_timing.looks() || seat.farewell() || Instant::now() >= limit)
             {
                 self.discard_input();
-                return Ok(true);
+                return Ok(InHub::Ended);
             }
             tokio::select! {
                 biased;
@@ -128,19 +140,23 @@ impl Client {
         }
     }
 
-    fn wait_ended(&self, end: End, muted: bool) -> Result<bool, ClientClose> {
+    /// Tells the client how its wait has ended.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    pub(super) fn wait_ended(&self, end: End, muted: bool) -> Result<InHub, ClientClose> {
         match end {
             // Redis would not have told it: it frees a blocked client whose FIN it reads.
             End::Nil if self.has_ended_input() => {
                 self.discard_input();
-                Ok(true)
+                Ok(InHub::Ended)
             }
             End::Nil => {
                 if !muted {
                     let protocol = self.protocol();
                     self.reply(|out| Call::timeout_reply(protocol, out));
                 }
-                Ok(true)
+                Ok(InHub::Ended)
             }
             End::Error(words) => {
                 match muted {
@@ -149,14 +165,15 @@ impl Client {
                     false if words.starts_with(b"-UNBLOCKED") => self.send_own(&words),
                     false => self.send_answer(&words),
                 }
-                Ok(true)
+                Ok(InHub::Ended)
             }
             End::Close(words, reason) => {
                 self.send_answer(&words);
                 Err(reason)
             }
-            End::Unserved(why) => self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| true),
-            End::Fallback => Ok(false),
+            End::Unserved(why) => self.unserved(&why, Aftermath::Nothing, 1, muted).map(|()| InHub::Ended),
+            End::Fallback => Ok(InHub::Unfit),
+            End::Redirected(reply, now) => Ok(InHub::Redirected(reply, now)),
         }
     }
 }

@@ -10,9 +10,11 @@ mod beside;
 mod in_hub;
 mod leaving;
 mod on_lease;
+mod on_nodes;
 mod role;
 mod tries;
 mod undelivered;
+mod waited;
 mod waiter;
 
 use std::rc::Rc;
@@ -22,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use crate::command::blocking::{self, Call, Timeout};
+use crate::command::blocking::{self, Call, Timeout, is_nothing};
 use crate::command::{Aftermath, Blocking, Class, classify};
 use crate::downstream::client::{Attachment, Client, FIRST_LOOK, sleep_until};
 use crate::downstream::context::{Context, ElementTaker};
@@ -35,6 +37,9 @@ use crate::session::{Pin, Route};
 use crate::telemetry::{ClientClose, UpstreamClose};
 
 use answer::own_answer;
+use in_hub::InHub;
+use on_nodes::BlockedOnNodes;
+pub(in crate::downstream) use waited::Waited;
 use waiter::{State, Stay, Waiter, Waits};
 
 /// A waiter among those of its worker, until this is dropped.
@@ -58,24 +63,11 @@ impl Drop for Listed {
     }
 }
 
+/// The server takes the timeout, and nothing else knows what it means.
+const NO_TIMEOUT: &str = "ERR redbouncer: in front of a cluster a blocking call needs a plain timeout: decimal seconds such as 5 or 0.5, or whole milliseconds for XREAD and XREADGROUP";
+
 /// Where two ways to say how long a call has waited differ by more, the time of day has been changed.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
-
-/// How a call has waited before it came here.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::downstream) struct Waited {
-    time: Duration,
-    /// In another process.
-    has_moved: bool,
-    /// It has found nothing.
-    has_looked: bool,
-}
-
-impl Waited {
-    /// It has just come.
-    pub(in crate::downstream) const NOW: Self =
-        Self { time: Duration::ZERO, has_moved: false, has_looked: false };
-}
 
 impl Client {
     /// Goes on with a call that has waited in another process, for the time that it has left.
@@ -129,21 +121,31 @@ impl Client {
             // Malformed: the server says what is wrong before it would block.
             return self.refused_by_the_server(&taken).await;
         };
+        if call.timeout == Timeout::Unclear && self.routing().is_some() {
+            return self.refused_by_the_server(&taken).await;
+        }
         let deadline = match call.timeout {
             Timeout::After(time) => arrived.checked_add(time),
             Timeout::Forever | Timeout::Unclear => None,
         };
         let _charge = self.charge_for_waiting(&taken.request);
         let (blocked, _state) = self.attachment.block();
+        if let Some(routing) = self.routing() {
+            let waits = BlockedOnNodes { key, identity, command, blocked: &blocked, arrived, deadline };
+            return self.block_on_nodes(routing, taken, call, (waits, before)).await;
+        }
         let hub = self.wait_in_hub(
+            (&self.context.hubs, false),
             (key, Arc::clone(&identity)),
             (&call, &taken.request),
             (&blocked, deadline),
             (arrived, before),
             taken.muted,
         );
-        if self.unless_gone(hub).await?? {
-            return Ok(());
+        match self.unless_gone(hub).await?? {
+            InHub::Ended => return Ok(()),
+            // There are no other nodes.
+            InHub::Unfit | InHub::Redirected(..) => {}
         }
         let waiter = Rc::new(Waiter::new(Waits {
             client: Rc::clone(self),
@@ -166,18 +168,18 @@ impl Client {
         outcome?
     }
 
-    /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error.
+    /// Sends a call that cannot be parsed inside MULTI, where it cannot block, and forwards the server's error. A call that it takes
+    /// has a timeout of which only the server knows how long it is, and in front of a cluster nothing waits on the server.
     async fn refused_by_the_server(self: &Rc<Self>, taken: &PendingCommand) -> Result<(), ClientClose> {
         let mut block = BytesMut::new();
         Call::try_form(&taken.request, &mut block);
+        self.go_to_judge(&taken.request);
         match self.exchange(&block, 3).await? {
-            Ok(frames) => {
-                if !taken.muted
-                    && let Some(own) = own_answer(&frames)
-                {
-                    self.send_answer(&own);
-                }
-            }
+            Ok(frames) => match own_answer(&frames).filter(|_| !taken.muted) {
+                Some(own) if is_nothing(&own) => self.error(NO_TIMEOUT, false),
+                Some(own) => self.send_answer(&own),
+                None => {}
+            },
             Err(why) => self.unserved(&why, Aftermath::Nothing, 1, taken.muted)?,
         }
         Ok(())

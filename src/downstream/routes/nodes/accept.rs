@@ -148,11 +148,10 @@ impl Client {
     /// `route`, or a refusal where it would lead to one node only.
     fn only_for_a_cluster(&self, route: Route, asked: &Asked) -> Route {
         let is_of_one_node = match &route {
-            Route::Lease(_) | Route::Transaction | Route::Tracking | Route::Blocking(_) | Route::Control => {
-                true
-            }
+            Route::Lease(_) | Route::Transaction | Route::Tracking | Route::Control => true,
             Route::Listen(listen, _) => *listen == Listen::Shards,
             Route::Lane
+            | Route::Blocking(_)
             | Route::Local(_)
             | Route::Refuse(_)
             | Route::Login(_)

@@ -19,6 +19,7 @@ impl Waitlist {
         if !self.online || !self.may_use(waiter.key.database) {
             return;
         }
+        self.watch_slot_of(id);
         let Some(waiter) = self.waiters.get(&id) else { return };
         if waiter.kind() == Waited::Stream {
             return self.start_on_streams(id);
@@ -246,7 +247,7 @@ impl Waitlist {
     /// Runs `request`, which may differ from the waiters' own, without blocking.
     pub(super) fn send_request(&mut self, waiters: Vec<u64>, request: &Bytes, ask: Ask) {
         let Some(lead) = waiters.first().and_then(|id| self.waiters.get(id)) else { return };
-        let database = lead.key.database;
+        let (database, asking) = (lead.key.database, lead.asking);
         let spots = lead.spots.clone();
         for id in &waiters {
             if let Some(waiter) = self.waiters.get_mut(id) {
@@ -256,6 +257,7 @@ impl Waitlist {
         }
         self.tries += 1;
         let mut sent = Sent::new(Purpose::Call { waiters, request: request.clone() });
+        sent.asking = asking;
         self.ask(&mut sent, &spots, ask);
         self.write(sent, database, |out| out.extend_from_slice(request));
     }
@@ -272,8 +274,9 @@ impl Waitlist {
             stream_position(words.get(*key).copied().unwrap_or_default(), &mut questions);
         }
         waiter.state = State::Trying;
-        let (database, spots) = (waiter.key.database, waiter.spots.clone());
+        let (database, spots, asking) = (waiter.key.database, waiter.spots.clone(), waiter.asking);
         let mut sent = Sent::new(Purpose::Positions { waiter: id, count: floating.len() });
+        sent.asking = asking;
         self.ask(&mut sent, &spots, Ask::All);
         self.write(sent, database, |out| out.extend_from_slice(&questions));
     }
@@ -327,6 +330,9 @@ impl Waitlist {
     /// refused outside, what follows would run in another database.
     fn write(&mut self, mut sent: Sent, database: u32, own: impl FnOnce(&mut BytesMut)) {
         let out = &mut self.out;
+        if sent.asking {
+            encode::command(out, &[b"ASKING"]);
+        }
         encode::command(out, &[b"MULTI"]);
         if self.switches > 0 || self.database != database {
             encode::command(out, &[b"SELECT", database.to_string().as_bytes()]);

@@ -129,6 +129,9 @@ impl Waitlist {
     /// The server is a replica. If it was not always one, all who wait are told so, as Redis does it at once; those that
     /// came after the last write that it accepted are told in answer to their own call.
     pub(super) fn demoted(&mut self) {
+        if self.slots.is_some() {
+            return self.leave_all_slots();
+        }
         if self.checks.master_at.is_none() {
             let rarely =
                 self.checks.left_for_role.is_none_or(|at| self.now.saturating_duration_since(at) >= RARELY);
@@ -172,6 +175,7 @@ impl Waitlist {
     pub(super) fn told_role(&mut self, reply: &[u8], at: Instant) {
         match resp::elements(reply).and_then(|mut said| resp::bulk(said.next()?)) {
             Some(b"master") => self.checks.was_master(at),
+            Some(b"slave") if self.slots.is_some() => self.leave_all_slots(),
             Some(b"slave") => {
                 let Some(last) = self.checks.master_at else { return };
                 let older =

@@ -28,9 +28,11 @@ mod checks;
 mod expiry;
 #[cfg(any(test, fuzzing))]
 pub(in crate::hub) mod property;
+mod redirects;
 mod replies;
 mod resync;
 mod sent;
+mod slots;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests;
@@ -54,6 +56,7 @@ use crate::upstream::Identity;
 
 use accepted::Checks;
 use sent::Sent;
+use slots::Slots;
 use watched_key::{KeyState, Pace, WatchedKeys};
 
 /// The number of a call that arrives when the waitlist begins, in microseconds; those that have waited elsewhere come before.
@@ -125,11 +128,15 @@ pub(in crate::hub) struct Waitlist {
     now: Instant,
     given_up: Option<GiveUp>,
     tries: u64,
+    /// In front of a cluster.
+    slots: Option<Slots>,
 }
 
 impl Waitlist {
-    pub(super) fn new(times: Times, give_back: GiveBack) -> Self {
+    /// `of_node`: the server is a node of a cluster.
+    pub(super) fn new(times: Times, give_back: GiveBack, of_node: bool) -> Self {
         Self {
+            slots: of_node.then(Slots::default),
             times,
             give_back,
             waiters: HashMap::new(),
@@ -255,6 +262,7 @@ impl Waitlist {
         self.uncountable.clear();
         self.exists_refused = false;
         self.checks.forget();
+        self.slots.iter_mut().for_each(Slots::forget);
         self.start_all();
     }
 
@@ -445,6 +453,9 @@ impl HubProtocol for Waitlist {
             return Ok(());
         }
         if kind == ReplyKind::Push {
+            if let Some(taken) = self.heard_of_slot(frame) {
+                return taken;
+            }
             self.pushed(frame, now);
             return Ok(());
         }

@@ -34,6 +34,11 @@ impl Waitlist {
     pub(super) fn answered(&mut self, sent: &Sent, last: &[u8], now: Instant) -> Result<(), UpstreamClose> {
         match sent.purpose {
             Purpose::Ping => return Ok(()),
+            // Confirmed by a push; a reply is an error.
+            Purpose::Canary(slot) => {
+                self.canary_refused(slot, last);
+                return Ok(());
+            }
             Purpose::Role => {
                 self.told_role(last, sent.since);
                 return Ok(());
@@ -76,9 +81,19 @@ impl Waitlist {
                 let own = self.own(sent, own.first().copied(), error);
                 self.call_answered(waiters, request, own, &sent.cards, now);
             }
+            Purpose::Positions { waiter, .. } if !executed && self.is_redirect(error) => {
+                self.redirected(*waiter, error);
+            }
             Purpose::Positions { waiter, .. } => self.positioned(*waiter, executed.then_some(own)),
-            Purpose::Look { spots } => self.looked(spots, own.first().copied(), now),
-            Purpose::Select(_) | Purpose::Ping | Purpose::Role => {}
+            Purpose::Look { spots } => {
+                let found = own.first().copied().unwrap_or(error);
+                if self.is_redirect(found) {
+                    self.looked_in_vain(spots, found);
+                } else {
+                    self.looked(spots, own.first().copied(), now);
+                }
+            }
+            Purpose::Select(_) | Purpose::Canary(_) | Purpose::Ping | Purpose::Role => {}
         }
         for at in &sent.cards {
             self.pump(*at);
@@ -250,6 +265,9 @@ impl Waitlist {
     /// The call was answered with an error. On its first try that is its answer. After a wake it is what Redis would do
     /// with a client that is blocked already.
     fn failed(&mut self, id: u64, reply: &[u8], now: Instant) {
+        if self.is_redirect(reply) {
+            return self.redirected(id, reply);
+        }
         let Some(waiter) = self.waiters.get(&id) else { return };
         let (first, probes) = (waiter.first, waiter.probes);
         let demoted = ErrorCode::ReadOnly.is(reply);

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{KeyState, Waitlist};
+use crate::cluster::slot_of;
 use crate::command::blocking::Waited;
 use crate::resp;
 
@@ -17,18 +19,20 @@ const CHUNK: usize = 100;
 impl Waitlist {
     /// Looks at everything that is waited for; with nothing to look at, PING.
     pub(in crate::hub::blocking) fn sweep(&mut self) {
-        let mut empty: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        // In front of a cluster the keys of one request are of one slot.
+        let mut empty: BTreeMap<(u32, u16), Vec<usize>> = BTreeMap::new();
         let mut again = Vec::new();
         for (at, spot) in self.spots.iter().filter(|(_, spot)| !spot.queue.is_empty() && spot.asking == 0) {
             match (spot.kind, spot.known) {
                 (Waited::List | Waited::SortedSet, KeyState::Remaining(0)) if !self.exists_refused => {
-                    empty.entry(spot.database).or_default().push(at);
+                    let slot = if self.slots.is_some() { slot_of(&spot.name) } else { 0 };
+                    empty.entry((spot.database, slot)).or_default().push(at);
                 }
                 (_, KeyState::Unknown) => {}
                 (_, KeyState::Remaining(_) | KeyState::OtherType) => again.push(at),
             }
         }
-        for (database, spots) in empty {
+        for ((database, _), spots) in empty {
             for chunk in spots.chunks(CHUNK) {
                 self.look(database, chunk.to_vec());
             }
@@ -47,6 +51,20 @@ impl Waitlist {
             }
         }
         spots.into_iter().for_each(|at| self.pump(at));
+    }
+
+    /// EXISTS was answered by a redirection.
+    pub(super) fn looked_in_vain(&mut self, spots: &[usize], reply: &[u8]) {
+        let mut slot = None;
+        for at in spots {
+            if let Some(spot) = self.spots.at_mut(*at) {
+                spot.asking = spot.asking.saturating_sub(1);
+                slot = Some(slot_of(&spot.name));
+            }
+        }
+        if let Some(slot) = slot {
+            self.leave_slots(|of| of != slot, &Bytes::copy_from_slice(reply));
+        }
     }
 
     /// EXISTS has been answered: none, or there is something where nothing should be. `None`: refused.

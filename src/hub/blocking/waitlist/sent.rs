@@ -14,6 +14,8 @@ pub(super) struct Sent {
     pub(super) select: Option<u32>,
     /// The spots whose cardinality is asked, by the last members in this order.
     pub(super) cards: Vec<usize>,
+    /// ASKING is before it.
+    pub(super) asking: bool,
     /// Replies read so far.
     seen: usize,
     /// MULTI was refused, so the members ran on their own.
@@ -37,6 +39,8 @@ pub(super) enum Purpose {
     Look { spots: Vec<usize> },
     /// Whether the user may use a database; by itself, so that nothing follows in the wrong one.
     Select(u32),
+    /// Whether this slot moves: a shard channel of it is subscribed to. The confirmation is a push.
+    Canary(u16),
     /// That we are alive.
     Ping,
     /// Whether the server is a master.
@@ -46,7 +50,7 @@ pub(super) enum Purpose {
 impl Purpose {
     /// It is sent by itself, outside of MULTI, and has one reply.
     fn is_alone(&self) -> bool {
-        matches!(self, Self::Select(_) | Self::Ping | Self::Role)
+        matches!(self, Self::Select(_) | Self::Canary(_) | Self::Ping | Self::Role)
     }
 }
 
@@ -57,6 +61,7 @@ impl Sent {
             since: Instant::now(),
             select: None,
             cards: Vec::new(),
+            asking: false,
             seen: 0,
             unguarded: false,
             refused: None,
@@ -68,7 +73,11 @@ impl Sent {
         match &self.purpose {
             Purpose::Call { waiters, .. } => waiters,
             Purpose::Positions { waiter, .. } => std::slice::from_ref(waiter),
-            Purpose::Look { .. } | Purpose::Select(_) | Purpose::Ping | Purpose::Role => &[],
+            Purpose::Look { .. }
+            | Purpose::Select(_)
+            | Purpose::Canary(_)
+            | Purpose::Ping
+            | Purpose::Role => &[],
         }
     }
 
@@ -82,7 +91,7 @@ impl Sent {
         match self.purpose {
             Purpose::Call { .. } | Purpose::Look { .. } => 1,
             Purpose::Positions { count, .. } => count,
-            Purpose::Select(_) | Purpose::Ping | Purpose::Role => 0,
+            Purpose::Select(_) | Purpose::Canary(_) | Purpose::Ping | Purpose::Role => 0,
         }
     }
 
@@ -97,6 +106,8 @@ impl Sent {
         if self.purpose.is_alone() {
             return true;
         }
+        // What is said of ASKING says nothing: where it is not taken, what follows is refused.
+        let Some(at) = at.checked_sub(usize::from(self.asking)) else { return false };
         if at > self.members() {
             return true;
         }

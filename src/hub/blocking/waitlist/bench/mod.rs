@@ -72,7 +72,7 @@ impl Bench {
             kept.borrow_mut().push(words.join(" "));
         });
         let times = Times { grace: Duration::from_millis(200), stall: Duration::from_secs(60) };
-        let mut waitlist = Waitlist::new(times, give_back);
+        let mut waitlist = Waitlist::new(times, give_back, false);
         waitlist.connected(0);
         Self { waitlist, model: Model::default(), back, now: Instant::now(), wire: BytesMut::new() }
     }
@@ -120,6 +120,7 @@ impl Bench {
             has_moved: false,
             has_looked: false,
             must_look: false,
+            asking: false,
             waiting: Rc::clone(&desk) as Rc<dyn Waiting>,
         };
         (self.waitlist.arrive(arrival, self.now), desk)

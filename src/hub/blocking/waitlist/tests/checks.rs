@@ -13,7 +13,7 @@ impl Bench {
 fn error_of(desk: &Desk) -> Option<String> {
     match &*desk.ended.borrow() {
         Some(End::Error(words) | End::Close(words, _)) => Some(String::from_utf8_lossy(words).into_owned()),
-        Some(End::Nil | End::Unserved(_) | End::Fallback) | None => None,
+        Some(End::Nil | End::Unserved(_) | End::Fallback | End::Redirected(..)) | None => None,
     }
 }
 
