@@ -90,8 +90,7 @@ pub fn run(sources: Sources, loaded: Loaded, takes_over: bool) -> ExitCode {
 fn warn_of_what_is_retired(config: &Config) {
     if config.client.user_timeout_backpressured.is_some() {
         tracing::warn!(
-            "client.user_timeout_backpressured has no effect any more (no client is closed for being slow to read) and will \
-             be refused by the next release: remove it"
+            "client.user_timeout_backpressured has no effect and will be refused by the next release; remove it"
         );
     }
 }
@@ -175,7 +174,7 @@ impl Proxy {
             }
             if resolved.elapsed() >= self.live.resolve_interval.get() {
                 if matches!(self.shared.connector.address_changed().await, Ok(true)) {
-                    tracing::warn!("the upstream's address has changed; lanes move to the new one");
+                    tracing::warn!("the server's address has changed; lanes move to the new address");
                     self.workers.address_changed().await;
                 }
                 resolved = Instant::now();
@@ -202,7 +201,7 @@ impl Proxy {
                 signal,
                 clients,
                 delay_seconds = seconds(delay),
-                "not ready any more; clients are still served"
+                "no longer ready; clients are still served"
             );
             signals.delay(delay).await;
         }
@@ -237,7 +236,7 @@ impl Proxy {
             tracing::warn!(connections = upstreams, left, "some upstream connections did not close in time");
         }
         if cut > 0 {
-            tracing::warn!(clients = cut, "the grace ended with commands in flight");
+            tracing::warn!(clients = cut, "the drain timeout expired with commands in flight");
             return ExitCode::from(CUT);
         }
         ExitCode::SUCCESS

@@ -21,14 +21,14 @@ const LARGEST_BODY: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AdminPortError {
     /// The configuration switches the listener off.
-    #[error("the admin listener is switched off (admin.address is empty); name one with --admin")]
+    #[error("the admin listener is disabled (admin.address is empty); use --admin")]
     Off,
     /// The configuration leaves the port to the system.
-    #[error("{0} leaves the port to the system; name the one the proxy reported, with --admin")]
+    #[error("{0} has port 0; use --admin with the port that the proxy has logged")]
     PortUnknown(String),
     /// Nobody listens there, or not as far as we can see.
     #[error(
-        "cannot connect to http://{address}: {source}; is the proxy running there? (--admin names another address)"
+        "cannot connect to http://{address}: {source}; check that the proxy is running, or use --admin with its address"
     )]
     Connect {
         /// Where we tried.
@@ -40,7 +40,7 @@ pub(super) enum AdminPortError {
     #[error("{0} did not answer within 5s")]
     Late(String),
     /// An answer, but not the page.
-    #[error("{url} answered {status}; is that a redbouncer?")]
+    #[error("{url} returned {status}; it may not be a redbouncer")]
     Refused {
         /// What we asked for.
         url: String,

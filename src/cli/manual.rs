@@ -76,7 +76,7 @@ pub(super) fn man(command: Command, name: Option<&str>, directory: Option<&Path>
     let title = name.map_or_else(|| "redbouncer".to_owned(), |name| format!("redbouncer-{name}"));
     match pages.iter().find(|(known, _)| *known == title) {
         Some((_, text)) => print(text),
-        None => fail(&format!("redbouncer: no subcommand is called {:?}\n", name.unwrap_or_default()), 64),
+        None => fail(&format!("redbouncer: no subcommand is named {:?}\n", name.unwrap_or_default()), 64),
     }
 }
 

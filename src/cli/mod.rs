@@ -50,31 +50,31 @@ struct Cli {
 const AFTER_HELP: &str = "Precedence: flag, then environment (REDBOUNCER_SECTION__KEY, and REDBOUNCER_UPSTREAM, \
     REDBOUNCER_LISTEN, REDBOUNCER_ADMIN, REDBOUNCER_CONFIG), then file, then default. Every key: docs/reference/configuration.md.";
 
-const CHECK_HELP: &str = "Exit codes: 0 redbouncer can serve (warnings included), 1 it could not, 64 the configuration \
-    cannot be used. See docs/reference/command-line.md.";
+const CHECK_HELP: &str = "Exit codes: 0 redbouncer can serve (perhaps with warnings), 1 it cannot, 64 the configuration is \
+    invalid. See docs/reference/command-line.md.";
 
-const CLEANUP_HELP: &str = "Left alone: this connection, a living redbouncer's, and (without --include) replicas, masters, \
-    MONITOR, subscribers and blocked clients. Exit codes: 0 shown, or killed what was chosen; 1 the server cannot be \
-    reached, is too slow to judge by, refuses, or stopped in the middle; 64 wrong arguments. See docs/reference/command-line.md.";
+const CLEANUP_HELP: &str = "Never killed: this connection, those of a running redbouncer, and (without --include) replicas, masters, \
+    MONITOR, subscribers and blocked clients. Exit codes: 0 listed, or killed the selected connections; 1 the server \
+    cannot be reached, is too slow, refuses, or failed midway; 64 wrong arguments. See docs/reference/command-line.md.";
 
-const SIZE_HELP: &str = "Exit codes: 0 printed, 1 the server cannot be reached or the file not be read, 64 wrong arguments. \
+const SIZE_HELP: &str = "Exit codes: 0 printed, 1 the server cannot be reached or the file cannot be read, 64 wrong arguments. \
     See docs/guides/sizing.md.";
 
-const CONVERT_HELP: &str = "Exit codes: 0 converted, 1 something cannot be converted (stderr and the end of the output say \
-    what), 64 the file cannot be used. Passwords in the file are in the output, too. See docs/guides/migrating.md.";
+const CONVERT_HELP: &str = "Exit codes: 0 converted, 1 some settings cannot be converted (listed on stderr and at the end of the \
+    output), 64 the file cannot be used. The output contains the passwords of the file. See docs/guides/migrating.md.";
 
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy (also without a subcommand)
     Run(Running),
-    /// Show how a running proxy is, on one screen; it is found by --admin or the configuration
+    /// Show the state of a running proxy on one screen; --admin or the configuration has its address
     Status {
         #[command(flatten)]
         shown: Box<status::Shown>,
         #[command(flatten, next_help_heading = "Settings")]
         settings: Settings,
     },
-    /// Examine the way to the server and the server itself: what works, what does not, and what to do about it
+    /// Test the connection to the server and the server's settings, and print remedies
     #[command(after_help = CHECK_HELP)]
     Check {
         #[command(flatten)]
@@ -82,12 +82,12 @@ enum Command {
         /// Print JSON instead of a listing
         #[arg(long, conflicts_with = "running")]
         json: bool,
-        /// Ask the running proxy at --admin or admin.address instead: exit code 0 if its page /ready (or /live) says yes,
-        /// otherwise 1. A health check for containers
+        /// Query /ready (or /live) of the running proxy at --admin or admin.address instead: exit code 0 if it returns 200, else
+        /// 1. A health check for containers
         #[arg(long = "self", value_name = "PAGE", num_args = 0..=1, require_equals = true, default_missing_value = "ready")]
         running: Option<check::OwnPage>,
     },
-    /// Show who is connected to the server, and take away what nobody needs; a dry run unless --yes is given
+    /// List the connections on the server, and kill selected ones; a dry run unless --yes is given
     #[command(after_help = CLEANUP_HELP)]
     Cleanup {
         #[command(flatten)]
@@ -103,18 +103,18 @@ enum Command {
         #[command(flatten, next_help_heading = "Settings")]
         settings: Settings,
     },
-    /// Turn a configuration file of twemproxy or predixy into one of redbouncer
+    /// Convert a configuration file of twemproxy or predixy
     #[command(after_help = CONVERT_HELP)]
     Convert(convert::Arguments),
     /// Print the completions for a shell
     Completions {
-        /// For which shell
+        /// The shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
     /// Print the manual page, in the format of man(1)
     Man {
-        /// That of this subcommand
+        /// Print the page of this subcommand
         command: Option<String>,
         /// Write the pages of all subcommands into this directory instead
         #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
@@ -133,7 +133,7 @@ enum Command {
     },
     #[command(flatten)]
     Act(operate::Act),
-    /// Print the command table: how each Redis command is routed, and why
+    /// Print the route of each Redis command, and the reason for it
     Commands {
         /// Print JSON instead of a listing
         #[arg(long)]
@@ -146,8 +146,7 @@ enum Command {
 struct Running {
     #[command(flatten)]
     settings: Settings,
-    /// Take over from the redbouncer that listens at takeover.socket, without a refused connection; if there is none, start as
-    /// usual
+    /// Replace the redbouncer that listens at takeover.socket without refusing a connection; if there is none, start as usual
     #[arg(long)]
     takeover: bool,
 }

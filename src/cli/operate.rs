@@ -24,16 +24,16 @@ const BAD_CONFIGURATION: u8 = 64;
 /// What is done to a running proxy.
 #[derive(Subcommand)]
 pub(super) enum Act {
-    /// Close clients of a running proxy: those that fit everything given
+    /// Close the clients of a running proxy that match all filters
     Kill {
         #[command(flatten)]
         filters: Filters,
         #[command(flatten)]
         reach: Box<Reach>,
     },
-    /// Let new commands of all clients wait, while the server is replaced
+    /// Make new commands of all clients wait, for example while you replace the server
     Pause {
-        /// End by itself after this long (500ms, 30s); without it at `redbouncer resume`
+        /// Resume after this time (500ms, 30s); without it, at `redbouncer resume`
         #[arg(value_name = "DURATION", value_parser = milliseconds)]
         time: Option<u64>,
         #[command(flatten)]
@@ -43,14 +43,14 @@ pub(super) enum Act {
     Resume(Box<Reach>),
     /// Renew the upstream connections of a running proxy as they become free
     Reconnect {
-        /// Of a cluster only the connections to this node, HOST:PORT as `PROXY TOPOLOGY` lists it
+        /// With a cluster, only the connections to this node, HOST:PORT as `PROXY TOPOLOGY` lists it
         node: Option<String>,
         #[command(flatten)]
         reach: Box<Reach>,
     },
-    /// Have a running proxy read its configuration again, as SIGHUP does, and tell what has changed
+    /// Reload the configuration of a running proxy, as SIGHUP does, and print the changes
     Reload(Box<Reach>),
-    /// Tell or set what a running proxy logs, until its next start
+    /// Show or set the log level of a running proxy, until its next start
     Log {
         /// error, warn, info, debug, trace, off, or a filter
         level: Option<String>,
@@ -70,10 +70,10 @@ pub(super) struct Filters {
     /// The client with this CLIENT ID
     #[arg(long)]
     id: Option<u64>,
-    /// Whose CLIENT SETNAME is this
+    /// Clients with this CLIENT SETNAME
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// From this address and port
+    /// The client with this address and port
     #[arg(long, value_name = "HOST:PORT")]
     addr: Option<String>,
     /// Logged in as this user
@@ -82,7 +82,7 @@ pub(super) struct Filters {
     /// Idle for at least this long (30s, 5m, 1h)
     #[arg(long, value_name = "DURATION", value_parser = milliseconds)]
     idle: Option<u64>,
-    /// Who holds the connection with this id in the server's CLIENT LIST
+    /// The client that holds the connection with this id in the server's CLIENT LIST
     #[arg(long, value_name = "ID")]
     connection: Option<u64>,
 }

@@ -89,7 +89,7 @@ pub(super) fn overview(status: &Value) -> String {
         more(&mut out, groups.len(), "group");
     }
     if !problems.is_empty() {
-        let _ = writeln!(out, "\nwhat is wrong");
+        let _ = writeln!(out, "\nproblems");
         for problem in &problems {
             let _ = writeln!(out, "  {problem}");
         }
@@ -167,7 +167,7 @@ pub(super) fn summary(status: &Value) -> Vec<String> {
         ),
         format!("reserved {}", listed("reserved")),
         format!("permits  {}", permits.join(", ")),
-        format!("waiting  {}", if waits.is_empty() { "nobody".to_owned() } else { waits.join(", ") }),
+        format!("waiting  {}", if waits.is_empty() { "none".to_owned() } else { waits.join(", ") }),
         format!(
             "clients  {}: {}",
             clients.len(),
@@ -261,14 +261,14 @@ pub(super) fn problems(status: &Value) -> Vec<String> {
             })
             .collect();
         found.push(format!(
-            "{}: end a holder (redbouncer kill), or raise pool.max_connections",
+            "{}: close a holder (redbouncer kill), or raise pool.max_connections",
             waiting.join(" and ")
         ));
     }
     let refused = &status["refused"];
     if let Some(ago) = refused["last_seconds_ago"].as_u64().filter(|ago| *ago < RECENT) {
         found.push(format!(
-            "{} got the full-pool error, the last one {} ago: end a holder (redbouncer kill), or raise pool.max_connections",
+            "{} got the full-pool error, the last one {} ago: close a holder (redbouncer kill), or raise pool.max_connections",
             so_many(number(&refused["clients"]), "clients"),
             human(ago)
         ));
@@ -294,7 +294,7 @@ pub(super) fn problems(status: &Value) -> Vec<String> {
     }
     if status["fleet"]["state"] == "unlisted" {
         found.push(
-            "the server does not let the fleet be listed, fleet.minimum is used: redbouncer check".to_owned(),
+            "the server refuses to list the instances, so fleet.minimum is used: redbouncer check".to_owned(),
         );
     }
     let memory = &status["memory"];

@@ -21,7 +21,7 @@ pub(super) struct Settings {
     /// A configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Upstream connections of all kinds at the most [default: 8]
+    /// Maximum number of upstream connections of all kinds [default: 8]
     #[arg(long, value_name = "N")]
     max_connections: Option<String>,
     /// Threads that serve clients [default: 1]

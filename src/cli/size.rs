@@ -50,7 +50,7 @@ pub(super) enum SizeError {
         source: io::Error,
     },
     /// There is nothing to judge by.
-    #[error("{path} holds no row of CLIENT LIST (id=… addr=…)")]
+    #[error("{path} has no row of CLIENT LIST (id=… addr=…)")]
     Empty {
         /// The file.
         path: String,

@@ -24,7 +24,7 @@ use crate::telemetry::printable;
 /// What is shown.
 #[derive(Args)]
 pub(super) struct Shown {
-    /// Show it again every second, full-screen: sort, filter and kill clients by keys
+    /// Update the screen every second; sort, filter and kill clients with keys
     #[arg(long, conflicts_with_all = ["all", "clients", "json"])]
     pub(super) watch: bool,
     #[command(flatten)]
@@ -38,22 +38,22 @@ pub(super) struct Shown {
     /// List the clients; the flags below select some of them
     #[arg(long)]
     clients: bool,
-    /// Whose CLIENT SETNAME fits this pattern (web-*)
+    /// With a CLIENT SETNAME that matches this pattern (web-*)
     #[arg(long, value_name = "GLOB", requires = "clients")]
     name: Option<String>,
-    /// Whose address begins so
+    /// With an address that begins with this
     #[arg(long, value_name = "ADDRESS", requires = "clients")]
     addr: Option<String>,
     /// Logged in as this user
     #[arg(long, value_name = "NAME", requires = "clients")]
     user: Option<String>,
-    /// Where its commands go, such as WATCH or "blocking hub"
+    /// With this place, such as WATCH or "blocking hub"
     #[arg(long, value_name = "PLACE", requires = "clients")]
     place: Option<String>,
     /// Idle for at least this long (30s, 5m, 1h)
     #[arg(long, value_name = "DURATION", requires = "clients", value_parser = duration)]
     idle: Option<Duration>,
-    /// So many at the most
+    /// Maximum number of clients to list
     #[arg(long, value_name = "N", requires = "clients")]
     limit: Option<usize>,
 }

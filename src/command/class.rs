@@ -221,10 +221,10 @@ impl Refusal {
     pub const fn error(self) -> &'static str {
         match self {
             Self::ReplicationLink => {
-                "ERR redbouncer: replication and migration links cannot be shared, connect to the server itself"
+                "ERR redbouncer: replication and migration links cannot be shared; connect to the server directly"
             }
             Self::Debugger => {
-                "ERR redbouncer: the Lua debugger needs a connection to the server itself, it cannot be shared"
+                "ERR redbouncer: the Lua debugger needs a dedicated connection; connect to the server directly"
             }
         }
     }

@@ -34,7 +34,7 @@ fn itself(config: &Config, layers: &mut Layers) {
     let key =
         if config.listen.addresses.contains(address) { "listen.addresses" } else { "listen.tls.addresses" };
     let wrong = format!(
-        "redbouncer would be its own server: it would listen on {address} and connect to {}: set the Redis server's address",
+        "redbouncer would connect to itself: it would listen on {address} and connect to {}: set the Redis server's address",
         super::url::show(&config.upstream)
     );
     conflict(layers, (key, "upstream.url"), wrong);
@@ -59,7 +59,7 @@ fn listen(config: &Config, layers: &mut Layers) {
         }
     }
     if tls.client_ca.is_some() != (tls.client_auth != ClientAuth::Off) {
-        let wrong = "clients' certificates are asked for and their authorities known, or neither".to_owned();
+        let wrong = "set both, or neither of them".to_owned();
         conflict(layers, ("listen.tls.client_auth", "listen.tls.client_ca"), wrong);
     }
 }
@@ -74,7 +74,7 @@ fn budget(config: &Config, layers: &mut Layers) {
             ("pool.max_connections", "listen.workers"),
             format!(
                 "{workers} workers need at least {least} connections (2 + 3 × workers, because lanes and hubs are not \
-                 shared between workers), but only {max} are allowed; raise pool.max_connections or lower listen.workers"
+                 shared between workers), but the limit is {max}; raise pool.max_connections or lower listen.workers"
             ),
         );
     }
@@ -87,12 +87,12 @@ fn fleet(config: &Config, layers: &mut Layers) {
     if fleet.is_on() && fleet.total < least {
         let wrong = format!(
             "the total must be 0 or at least fleet.minimum + fleet.headroom ({least}): every instance needs its minimum, and \
-             the headroom is claimed by nobody"
+             no instance claims the headroom"
         );
         conflict(layers, ("fleet.total_connections", "fleet.minimum"), wrong);
     }
     if fleet.is_on() && config.pool.max_connections < fleet.minimum {
-        let wrong = "every instance claims its minimum, but may not open that many connections".to_owned();
+        let wrong = "every instance claims its minimum, but pool.max_connections is smaller".to_owned();
         conflict(layers, ("fleet.minimum", "pool.max_connections"), wrong);
     }
 }
@@ -122,7 +122,7 @@ fn heartbeat(config: &Config, layers: &mut Layers) {
         conflict(
             layers,
             ("hygiene.heartbeat", "hygiene.orphan_after"),
-            "the second must be at least three times the first, or live proxies would be taken for dead"
+            "the second must be at least three times the first; otherwise running instances look dead"
                 .to_owned(),
         );
     }
@@ -155,7 +155,7 @@ fn credentials(config: &Config, layers: &mut Layers) {
         conflict(
             layers,
             ("upstream.url", "upstream.password_file"),
-            "the URL names a user but there is no password; a password without a user is written redis://:password@host"
+            "the URL has a user but no password; a password without a user is redis://:password@host"
                 .to_owned(),
         );
     }
@@ -166,9 +166,9 @@ fn listed_users(config: &Config, layers: &mut Layers) {
     let (is_static, listed) = (config.auth.mode == AuthMode::Static, config.auth.users_file.is_some());
     if is_static != listed {
         let wrong = if is_static {
-            "\"static\" needs a file that says who may log in"
+            "\"static\" needs auth.users_file"
         } else {
-            "users are listed but not used: that takes auth.mode = \"static\""
+            "auth.users_file is used only with auth.mode = \"static\""
         };
         conflict(layers, ("auth.mode", "auth.users_file"), wrong.to_owned());
     }
@@ -180,7 +180,7 @@ fn listed_users(config: &Config, layers: &mut Layers) {
 fn tls(config: &Config, layers: &mut Layers) {
     let tls = &config.upstream.tls_options;
     if tls.cert.is_some() != tls.key.is_some() {
-        let wrong = "a certificate and its key are given together or not at all".to_owned();
+        let wrong = "set both the certificate and its key, or neither".to_owned();
         conflict(layers, ("upstream.tls.cert", "upstream.tls.key"), wrong);
     }
     let given = [
@@ -192,7 +192,7 @@ fn tls(config: &Config, layers: &mut Layers) {
     ];
     let is_used = config.upstream.tls || config.upstream.sentinel.tls == Some(true);
     for (key, _) in given.iter().filter(|(_, set)| *set && !is_used) {
-        let wrong = "TLS is set up but not used: the URL begins with redis://, not rediss://".to_owned();
+        let wrong = "upstream.tls is set, but the URL begins with redis:// instead of rediss://".to_owned();
         conflict(layers, ("upstream.url", key), wrong);
     }
 }
@@ -207,12 +207,11 @@ fn sentinels(config: &Config, layers: &mut Layers) {
         ("upstream.sentinel.tls", sentinel.tls.is_some()),
     ];
     for (key, _) in given.iter().filter(|(_, set)| *set && config.upstream.service.is_none()) {
-        let wrong =
-            "Sentinels are set up but not used: the URL does not begin with redis-sentinel://".to_owned();
+        let wrong = "upstream.sentinel is set, but the URL does not begin with redis-sentinel://".to_owned();
         conflict(layers, ("upstream.url", key), wrong);
     }
     if sentinel.username.is_some() && sentinel.password.is_none() {
-        let wrong = "there is a user for the Sentinels but no password".to_owned();
+        let wrong = "the Sentinels' user has no password".to_owned();
         conflict(layers, ("upstream.sentinel.username", "upstream.sentinel.password_file"), wrong);
     }
 }
@@ -229,11 +228,11 @@ fn cluster(config: &Config, layers: &mut Layers) {
         ("takeover.socket", config.takeover.socket.is_some()),
     ];
     for (key, _) in given.iter().filter(|(_, set)| *set) {
-        let wrong = "the second works with one server, not with a cluster".to_owned();
+        let wrong = "the second is not supported with a cluster".to_owned();
         conflict(layers, ("upstream.url", key), wrong);
     }
     if 2 * config.workers > config.pool.max_connections {
-        let wrong = "in front of a cluster the second must be at least twice the first: every worker needs lanes of its own on each node";
+        let wrong = "with a cluster the second must be at least twice the first, because every worker needs its own lanes to each node";
         conflict(layers, ("listen.workers", "pool.max_connections"), wrong.to_owned());
     }
 }

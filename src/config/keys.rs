@@ -242,8 +242,7 @@ fn only_password(config: &Config) -> Result<(), Wrong> {
     match config.upstream.password {
         None => Ok(()),
         Some(_) => {
-            Err("there is a password in upstream.url or upstream.password as well; leave one of them out"
-                .to_owned())
+            Err("upstream.url or upstream.password also has a password; remove one of them".to_owned())
         }
     }
 }
@@ -268,9 +267,7 @@ const SENTINEL_PASSWORD_FILE: Field = Field::Text {
         }
         let sentinel = &mut c.upstream.sentinel;
         if sentinel.password.is_some() {
-            return Err(
-                "there is a password in upstream.sentinel.password as well; leave one of them out".to_owned()
-            );
+            return Err("upstream.sentinel.password is also set; remove one of them".to_owned());
         }
         sentinel.password = Some(users::secret_in(Path::new(path))?);
         sentinel.password_file = Some(path.into());
@@ -427,7 +424,7 @@ const OTLP_ENDPOINT: Field = Field::Text {
 };
 
 const NAME: Field = Field::Text {
-    form: "letters, digits and . _ -, 63 at the most, or \"\" for the host's name",
+    form: "letters, digits and . _ -, at most 63, or \"\" for the host's name",
     put: |c, text| {
         if text.is_empty() {
             return Ok(());
@@ -435,7 +432,7 @@ const NAME: Field = Field::Text {
         if !NameOptions::is_valid(text) {
             let found = Given::Text(text.to_owned()).found();
             return Err(format!(
-                "expected letters, digits and . _ -, {} at the most, {found}",
+                "expected at most {} letters, digits and . _ -, {found}",
                 NameOptions::MAX_LEN
             ));
         }

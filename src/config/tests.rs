@@ -261,7 +261,7 @@ fn a_cap_too_small_for_the_floors_is_explained() {
     let wrong = error(set(&["pool.max_connections=7", "listen.workers=2"]));
     assert_says(&wrong, &["pool.max_connections", "listen.workers", "2 workers need at least 8"]);
     assert!(set(&["pool.max_connections=8", "listen.workers=2"]).is_ok());
-    assert_says(&error(set(&["listen.workers=3"])), &["at least 11", "only 8", "(default)"]);
+    assert_says(&error(set(&["listen.workers=3"])), &["at least 11", "limit is 8", "(default)"]);
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn values_that_contradict_each_other_are_refused() {
     assert_says(&error(set(&["client.output_hard_limit=64KiB"])), &["client.output_soft_limit"]);
     assert_says(&error(set(&["upstream.tls.insecure=true"])), &["rediss://"]);
     let cert_alone = ["upstream.url=rediss://h", "upstream.tls.cert=/c"];
-    assert_says(&error(set(&cert_alone)), &["upstream.tls.cert", "upstream.tls.key", "together"]);
+    assert_says(&error(set(&cert_alone)), &["upstream.tls.cert", "upstream.tls.key", "set both"]);
     assert_says(&error(set(&["upstream.url=redis://hunter2@h"])), &["redis://:password@host"]);
 }
 

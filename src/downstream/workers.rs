@@ -356,7 +356,7 @@ impl Workers {
     /// Nobody may be `account` any more, on any worker.
     pub async fn revoke(&self, directory: &Directory, account: Arc<Account>) {
         let (user, clients) = (&account.user.name, account.clients());
-        tracing::warn!(%user, clients, reason = "login_revoked", "a user is not let in any more; its clients are closed");
+        tracing::warn!(%user, clients, reason = "login_revoked", "a user is no longer accepted; its clients are closed");
         directory.forget(&account);
         let _act = self.acts.begin();
         for worker in 0..self.all.len() {

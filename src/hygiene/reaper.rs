@@ -379,7 +379,7 @@ impl Reaper {
             tracing::warn!(
                 reason = obstacle.label(),
                 server_says = %text,
-                "orphans cannot be looked for; connections of dead proxies stay until the server's own keepalive"
+                "cannot search for orphans; connections of dead instances stay until the server's own keepalive"
             );
         }
         obstacle

@@ -30,7 +30,7 @@ pub enum VisitError {
     #[error("{0}")]
     Dial(#[from] DialError),
     /// There is no one server.
-    #[error("upstream.url names a cluster: name one node of it, as in redis://host:port")]
+    #[error("upstream.url names a cluster; use the URL of one node, such as redis://host:port")]
     Cluster,
     /// The connection broke off.
     #[error("the server did not answer {command}: {source}")]
@@ -50,7 +50,7 @@ pub enum VisitError {
     },
     /// It was busy with something else until now.
     #[error(
-        "the server took {took:.1?} to answer PING: it has read nobody's commands meanwhile, so everyone looks idle"
+        "the server took {took:.1?} to answer PING; it read no commands during this time, so all connections look idle"
     )]
     Slow {
         /// The time to its answer.

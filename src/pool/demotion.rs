@@ -28,7 +28,7 @@ impl Pool {
         } else if !lane.is_of_replica() {
             self.ask_for_the_role(lane, now);
         } else if self.roles.may_look(now) {
-            tracing::info!("writes are refused by a replica; lanes are made anew where its name points now");
+            tracing::info!("a replica refuses writes; lanes are reopened at the current address of its name");
             self.leave_lanes();
         }
     }
@@ -63,7 +63,9 @@ impl Pool {
         let mastership = &self.shared.mastership;
         // Where no login tells the role, none would tell that there is a master again.
         if lane.of_master().is_none_or(|demotions| mastership.is_lost(demotions)) {
-            tracing::warn!("the server has become a replica; lanes are made anew where its name points now");
+            tracing::warn!(
+                "the server has become a replica; lanes are reopened at the current address of its name"
+            );
         }
         if lane.of_master().is_none() {
             self.leave_lanes();

@@ -160,10 +160,7 @@ impl Pool {
         self.lost.set(true);
         self.shared.health.doubt();
         if reason == UpstreamClose::Desync {
-            tracing::error!(
-                reason = reason.label(),
-                "a lane received what no command of its asked for; closed"
-            );
+            tracing::error!(reason = reason.label(), "unexpected reply on a shared connection; closing it");
         } else {
             tracing::warn!(reason = reason.label(), "a lane was lost");
         }

@@ -265,7 +265,7 @@ impl Health {
         if now - refused.warned >= REPEAT {
             refused.warned = now;
             let refused_seconds = seconds(refused.since.elapsed());
-            tracing::error!(user, %error, refused_seconds, "the server refuses the login of upstream.url; its commands cannot be served");
+            tracing::error!(user, %error, refused_seconds, "the server refuses the login of upstream.url; its clients get errors");
         }
         drop(state);
         if is_new {

@@ -359,7 +359,7 @@ impl Pool {
         match stage {
             Stage::Queued => Unavailable::Full(self.shared.budget.full_text(kind, user, waited)),
             Stage::Slowed => Unavailable::Full(format!(
-                "redbouncer: no upstream connection within {}: as many are being opened as upstream.connect_rate allows",
+                "redbouncer: no upstream connection within {}: upstream.connect_rate limits new connections",
                 HumanDuration(waited)
             )),
             Stage::Dialling => Unavailable::still_connecting(waited),

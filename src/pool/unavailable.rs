@@ -83,7 +83,7 @@ impl fmt::Display for Unavailable {
             }
             Self::NoAuth => f.write_str("NOAUTH Authentication required."),
             Self::Unanswered => f.write_str("ERR redbouncer: no answer on the control connection"),
-            Self::Stopping => f.write_str("ERR redbouncer: stopping"),
+            Self::Stopping => f.write_str("ERR redbouncer: shutting down"),
         }
     }
 }

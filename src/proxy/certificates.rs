@@ -77,9 +77,9 @@ fn look(upstream: &Connector, downstream: Option<&ServerTls>) -> Seen {
 
 fn say(section: &str, outcome: Result<(), TlsSetupError>) {
     match outcome {
-        Ok(()) => tracing::info!(section, "certificates read again; connections from now on use them"),
+        Ok(()) => tracing::info!(section, "certificates were reloaded; new connections use them"),
         Err(error) => {
-            tracing::error!(section, %error, "certificates changed and cannot be used; the former ones stay in use");
+            tracing::error!(section, %error, "certificates have changed and cannot be used; the former certificates stay in use");
         }
     }
 }

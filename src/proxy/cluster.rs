@@ -247,7 +247,7 @@ impl ClusterFollower {
         self.nodes.set_home(home.clone());
         let Some(former) = former else { return };
         self.shared.health.server_has_moved();
-        tracing::warn!(from = %former, to = %home, "the home node owns no slots any more; another one takes its place");
+        tracing::warn!(from = %former, to = %home, "the home node no longer owns slots; another node takes its place");
         let (workers, grace) = (self.workers.clone(), options.switch_grace);
         tokio::task::spawn_local(async move { workers.switch_master(grace).await });
     }
@@ -262,7 +262,7 @@ impl ClusterFollower {
         } else if uncovered == 0 {
             tracing::info!(masters, "the slots of the cluster are known");
         } else {
-            tracing::warn!(masters, uncovered, "some slots of the cluster are served by no node");
+            tracing::warn!(masters, uncovered, "some slots of the cluster have no node");
         }
         let replicas = map.known().count() - masters;
         publish_gauge("redbouncer_nodes", &[("role", "master")], masters);
@@ -277,7 +277,7 @@ impl ClusterFollower {
         self.silent = Some(Instant::now());
         let reasons: Vec<_> = failures.iter().map(|(node, why)| format!("{node}: {why}")).collect();
         let nodes = reasons.join("; ");
-        tracing::error!(nodes, "no node of the cluster tells of its slots; what is known stays in use");
+        tracing::error!(nodes, "no node of the cluster returns its slots; the last slot map stays in use");
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsSetupError),
     #[error(
-        "redbouncer would be its own server: it would listen on {0}, and the host of upstream.url is this one: set the \
+        "redbouncer would connect to itself: it would listen on {0}, and the host of upstream.url is this one: set the \
          Redis server's address"
     )]
     Itself(String),
@@ -24,7 +24,7 @@ pub(super) enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Admin(#[from] AdminError),
-    #[error("the takeover has failed, the running process goes on serving: {0}")]
+    #[error("the takeover has failed; the running process continues to serve: {0}")]
     Takeover(#[from] TakeoverError),
     #[error("cannot install the metrics exporter: {0}")]
     Metrics(String),

@@ -228,7 +228,7 @@ impl MasterFollower {
             tracing::warn!(
                 votes,
                 known,
-                "fewer than half of the Sentinels answer; they are believed because the master is lost"
+                "fewer than half of the Sentinels answer; redbouncer follows them because the master is lost"
             );
         }
     }
@@ -257,7 +257,11 @@ impl MasterFollower {
                 tracing::warn!(service, %master, sentinels, "no Sentinel answers; the last master stays in use");
             }
             None => {
-                tracing::error!(service, sentinels, "no Sentinel names a master; clients wait and are told");
+                tracing::error!(
+                    service,
+                    sentinels,
+                    "no Sentinel names a master; commands wait and then fail"
+                );
             }
         }
     }

@@ -16,7 +16,7 @@ pub(super) fn bound(options: &ClientOptions) -> usize {
             None => {
                 tracing::warn!(
                     memory_max = UNKNOWN,
-                    "nothing says how much memory this machine has: set client.memory_max"
+                    "cannot determine the memory of this machine; set client.memory_max"
                 );
                 UNKNOWN
             }

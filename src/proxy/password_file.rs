@@ -52,7 +52,7 @@ impl PasswordFileReloader {
                     self.directory.replace_own_identity(identity);
                     self.health.try_the_login();
                 }
-                tracing::info!("upstream.password_file was read again; logins from now on use it");
+                tracing::info!("upstream.password_file was reloaded; new logins use it");
             }
             Err(error) => {
                 tracing::error!(

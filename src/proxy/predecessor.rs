@@ -148,13 +148,13 @@ impl Predecessor {
                 Ok(()) => {}
                 Err(TakeoverError::Closed) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "the process that was replaced does not say any more what it holds");
+                    tracing::warn!(%error, "the replaced process no longer reports its connections");
                     break;
                 }
             }
         }
         budget.set_elsewhere(0);
-        tracing::info!("the process that was replaced has ended");
+        tracing::info!("the replaced process has exited");
     }
 }
 

@@ -139,7 +139,7 @@ impl Reloader {
         match &outcome {
             Ok(report) => {
                 let changed = report.changed.len();
-                tracing::info!(cause, changed, "the configuration was read again");
+                tracing::info!(cause, changed, "the configuration was reloaded");
             }
             Err(error) => {
                 tracing::error!(cause, error, "the configuration cannot be used; nothing has changed");

@@ -38,7 +38,7 @@ pub(super) async fn watchdog(workers: Workers) {
         if timeout(patience, &mut answered).await.is_err() {
             tracing::error!(
                 after_seconds = seconds(patience),
-                "a worker does not answer: the watchdog of the service manager is not fed"
+                "a worker does not respond; the service manager gets no watchdog message"
             );
             answered.await;
         }
@@ -48,6 +48,6 @@ pub(super) async fn watchdog(workers: Workers) {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

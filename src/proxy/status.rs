@@ -36,7 +36,7 @@ impl View for Proxy {
             Stage::Leaving | Stage::Stopping => Err("stopping"),
             Stage::Serving if self.shared.connector.is_unlocated() => Err(match &self.nodes {
                 None => "no Sentinel has named a master yet",
-                Some(_) => "no node of the cluster has told of its slots yet",
+                Some(_) => "no node of the cluster has returned its slots yet",
             }),
             Stage::Serving if health.refused().is_some() => {
                 Err("the server refuses the login of upstream.url")

@@ -64,7 +64,7 @@ pub(super) async fn replaced<V: View + 'static>(view: &Rc<V>, own: &Own, doors: 
         match attempt.await {
             Ok(link) => return link,
             Err(error) => {
-                tracing::warn!(%error, "takeover failed; this process goes on serving");
+                tracing::warn!(%error, "takeover failed; this process continues to serve");
                 go_on(view, &own.shared.budget, doors);
             }
         }
@@ -266,7 +266,7 @@ impl Ceiling {
         let clients = workers.clients();
         tracing::info!(
             clients,
-            "replaced: another process serves new clients; those of this one move or may stay until they leave"
+            "replaced: another process serves new clients; clients of this process move or stay until they disconnect"
         );
         let budget = Arc::clone(&self.budget);
         let (sender, leaving) = mpsc::channel(ON_THEIR_WAY);

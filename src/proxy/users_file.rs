@@ -46,14 +46,17 @@ impl UsersFileReloader {
         }
         match &outcome {
             Ok(users) => {
-                tracing::info!(users = users.len(), "the users file was read again");
+                tracing::info!(users = users.len(), "the users file was reloaded");
                 for account in self.directory.replace_users(users.clone()) {
                     self.workers.revoke(&self.directory, account).await;
                 }
             }
             Err(wrong) => {
                 let error = wrong.join("; ");
-                tracing::error!(error, "the users file changed and cannot be used; the former users stay");
+                tracing::error!(
+                    error,
+                    "the users file has changed and cannot be used; the former users stay in use"
+                );
             }
         }
         self.last = outcome;

@@ -49,7 +49,7 @@ async fn first_login(pool: &Rc<Pool>, directory: &Directory) {
         }
         Err(Unavailable::Stopping) => {}
         Err(why) => {
-            tracing::error!(reason = %why, "the upstream cannot be used yet; clients wait and are told");
+            tracing::error!(reason = %why, "the server cannot be used yet; commands wait and then fail");
         }
     }
 }

@@ -8,9 +8,9 @@ use crate::resp::encode;
 
 /// EXEC of a failed transaction, in the server's words (`execCommand` in redis `multi.c`).
 pub const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
-const NOT_QUEUED: &str = "ERR redbouncer: not queued, because the MULTI before it was refused";
+const NOT_QUEUED: &str = "ERR redbouncer: not queued, because MULTI was refused";
 /// MULTI, or what takes a connection of its own, behind a refused WATCH.
-pub const UNGUARDED: &str = "ERR redbouncer: not possible, because the WATCH before it was refused";
+pub const UNGUARDED: &str = "ERR redbouncer: not possible, because WATCH was refused";
 
 impl Session {
     /// Where `asked` goes after a refusal; `None`: where it always goes.

@@ -32,10 +32,10 @@ pub enum TakeoverError {
     #[error("the other process has ended the takeover")]
     Closed,
     /// It has not gone on.
-    #[error("the other process has not gone on within 10 seconds (it should have sent: {0})")]
+    #[error("the other process did not continue within 10 seconds (expected message: {0})")]
     TimedOut(&'static str),
     /// It has said what does not belong here.
-    #[error("the other process has sent what is not expected here: {0}")]
+    #[error("the other process has sent an unexpected message: {0}")]
     Unexpected(String),
     /// The new process cannot use the server with its configuration.
     #[error("the server was not reached within 10 seconds: {0}")]

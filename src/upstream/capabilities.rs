@@ -91,23 +91,27 @@ impl Capability {
     pub fn without(self) -> &'static str {
         match self {
             Self::Resp3 => "clients use RESP2, and blocking calls are tried on lanes or take a lease",
-            Self::Password => "the configured password is not looked at",
+            Self::Password => "the server does not check the configured password",
             Self::SetName => {
-                "our connections are nameless there, so no other redbouncer can end them when we are dead"
+                "connections on the server have no name, so other instances cannot kill them after a crash"
             }
-            Self::Id => "what we lose sight of cannot be ended by us",
+            Self::Id => "connections that redbouncer no longer holds cannot be killed",
             Self::Info => {
-                "a restart of the server is known by client ids only, without HELLO its version is not known"
+                "a restart of the server is detected by client ids only; without HELLO its version is unknown"
             }
-            Self::Ping => "heartbeats are answered with an error, which will do",
-            Self::Select => "all clients stay in one database, others are told the server's refusal",
-            Self::Config => "the default is taken for its limits (bulks of 512 MiB, a million tracked keys)",
-            Self::CommandInfo => "a command that is not in our table takes a lease",
+            Self::Ping => "heartbeats get an error as reply, which is sufficient",
+            Self::Select => {
+                "clients stay in the database of upstream.url; SELECT of another one gets the server's error"
+            }
+            Self::Config => {
+                "the server's default limits are assumed (bulks of 512 MiB, a million tracked keys)"
+            }
+            Self::CommandInfo => "a command that redbouncer does not know takes a lease",
             Self::Tracking => "blocking calls are tried on lanes or take a lease",
-            Self::Transactions => "blocking calls take a lease each",
+            Self::Transactions => "each blocking call takes a lease",
             Self::WaitChannel => "WAIT is refused",
             Self::WholeKeyspace => {
-                "MOVED is passed on, which clients do not follow through here: use an endpoint that hides the cluster"
+                "clients get MOVED and cannot follow it: use redis-cluster:// or an endpoint that hides the cluster"
             }
         }
     }
@@ -214,12 +218,12 @@ impl MissingCapabilities {
             }
         }
         let (lacks, without) = (what.to_string(), what.without());
-        let whose = if by_rights { "which the user may not use" } else { "which the server does not give" };
+        let whose = if by_rights { "not permitted for this user" } else { "not supported by the server" };
         let user = by_rights.then_some(user);
         if what.is_missed() {
-            tracing::warn!(lacks, user, server_says = %words, "done without {lacks}, {whose}: {without}");
+            tracing::warn!(lacks, user, server_says = %words, "unavailable: {lacks}, {whose}; fallback: {without}");
         } else {
-            tracing::info!(lacks, user, server_says = %words, "done without {lacks}, {whose}: {without}");
+            tracing::info!(lacks, user, server_says = %words, "unavailable: {lacks}, {whose}; fallback: {without}");
         }
     }
 
@@ -232,7 +236,7 @@ impl MissingCapabilities {
         let gone = [None, Some(Box::from(user))].map(|whose| known.remove(&(what, whose)).is_some());
         drop(known);
         if gone.contains(&true) {
-            tracing::info!(lacks = %what, user, "{what} is allowed now");
+            tracing::info!(lacks = %what, user, "{what} is available again");
         }
     }
 

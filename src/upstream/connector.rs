@@ -333,7 +333,7 @@ impl Connector {
         let (run, id) = (logged_in.run.as_deref(), logged_in.id);
         let met = Met { run, peer, id, greatest_before, info: &server };
         if self.runs.note(&met, Instant::now()) {
-            tracing::warn!(%peer, "the server is another one than before: clients that have used scripts are closed");
+            tracing::warn!(%peer, "the server was restarted or replaced; clients that have used scripts are closed");
         }
         Ok(Established { stream, server, id: logged_in.id, local, peer, generation })
     }

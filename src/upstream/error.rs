@@ -39,7 +39,7 @@ impl fmt::Display for Phase {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
     /// The Sentinels have not named a master of the service yet, or none that says that it is one.
-    #[error("no master of {service} is known: the Sentinels have named none within {after:?}")]
+    #[error("the Sentinels have named no master of {service} within {after:?}")]
     NoMaster {
         /// As in `upstream.url`.
         service: String,
@@ -47,13 +47,13 @@ pub enum DialError {
         after: Duration,
     },
     /// The server is a replica. It was a master before, and another one is about to take its place.
-    #[error("{peer} has become a replica, and a master is awaited")]
+    #[error("{peer} has become a replica; waiting for a master")]
     Demoted {
         /// Who answered.
         peer: SocketAddr,
     },
     /// No node of the cluster has told yet where its slots are.
-    #[error("no node of the cluster has told of its slots within {after:?}")]
+    #[error("no node of the cluster has returned its slots within {after:?}")]
     NoSlots {
         /// `upstream.connect_timeout`
         after: Duration,
@@ -73,7 +73,7 @@ pub enum DialError {
         peer: SocketAddr,
     },
     /// `upstream.connect_timeout` ended in this phase.
-    #[error("{phase} with {peer} unfinished after {after:?}{}", timeout_hint(*.phase))]
+    #[error("{phase} with {peer} timed out after {after:?}{}", timeout_hint(*.phase))]
     Timeout {
         /// Where it hung.
         phase: Phase,
@@ -91,7 +91,7 @@ pub enum DialError {
         fault: TlsFault,
     },
     /// We spoke plainly to a server that wants TLS: `rediss://` is missing.
-    #[error("{peer} answers in TLS: the URL has to begin with rediss://")]
+    #[error("{peer} uses TLS on this port: the URL must begin with rediss://")]
     SpeaksTls {
         /// The server's address.
         peer: SocketAddr,
@@ -103,13 +103,13 @@ pub enum DialError {
         text: String,
     },
     /// RESP3 was asked of a server that does not have it.
-    #[error("the server does not speak RESP3: {text}")]
+    #[error("the server does not support RESP3: {text}")]
     NoResp3 {
         /// Its answer to `HELLO 3`.
         text: String,
     },
     /// All of the server's client places are taken: back off.
-    #[error("the server has no free client place: {text}")]
+    #[error("the server is at its connection limit: {text}")]
     MaxClients {
         /// The server's error.
         text: String,
@@ -151,7 +151,7 @@ pub enum DialError {
         answered: bool,
     },
     /// What came back is not what a Redis server would answer.
-    #[error("not a Redis server's answer: {what}")]
+    #[error("not a reply of a Redis server: {what}")]
     Protocol {
         /// What is wrong; none of the server's bytes.
         what: String,
@@ -258,18 +258,18 @@ impl DialError {
             | Self::TrackingRefused { text } => text.clone(),
             Self::NoMaster { .. } => own("no master is known"),
             Self::Demoted { .. } => own("the server has become a replica"),
-            Self::NoSlots { .. } => own("no node of the cluster has told of its slots"),
+            Self::NoSlots { .. } => own("no node of the cluster has returned its slots"),
             Self::Resolve { .. } => own("the server's name cannot be resolved"),
             Self::Refused { .. } => own("connection refused"),
-            Self::Timeout { phase, after, .. } => own(&format!("{phase} unfinished after {after:?}")),
+            Self::Timeout { phase, after, .. } => own(&format!("{phase} timed out after {after:?}")),
             Self::Tls { fault, .. } => own(&format!("TLS: {}", fault.public_text())),
-            Self::SpeaksTls { .. } => own("the server answers in TLS"),
-            Self::NoResp3 { .. } => own("the server does not speak RESP3"),
+            Self::SpeaksTls { .. } => own("the server uses TLS on this port"),
+            Self::NoResp3 { .. } => own("the server does not support RESP3"),
             Self::MaxClients { .. } => {
-                own("the server has no free client place (max number of clients reached)")
+                own("the server is at its connection limit (max number of clients reached)")
             }
             Self::Closed { phase, .. } => own(&format!("the server closed the connection during {phase}")),
-            Self::Protocol { .. } => own("the server does not answer as a Redis server"),
+            Self::Protocol { .. } => own("the server does not respond as a Redis server"),
             Self::Io { phase, kind, .. } => own(&format!("{phase}: {kind}")),
         }
     }
@@ -284,7 +284,7 @@ fn timeout_hint(phase: Phase) -> &'static str {
     match phase {
         Phase::Resolve | Phase::Connect | Phase::Login => "",
         // A plain Redis takes the first record for the beginning of a line and waits for its end.
-        Phase::Tls => " (a server without TLS on this port stays silent, too)",
+        Phase::Tls => ", as with a server without TLS on this port",
     }
 }
 
@@ -292,8 +292,8 @@ fn closed_hint(phase: Phase, answered: bool) -> &'static str {
     match phase {
         Phase::Resolve | Phase::Connect => "",
         // Redis cannot send its error about maxclients before the handshake, so it only hangs up.
-        Phase::Tls => " (so does a server at its maxclients, or one without TLS on this port)",
+        Phase::Tls => ", as a server at its maxclients or without TLS on this port does",
         Phase::Login if answered => "",
-        Phase::Login => " without a word (so does a server that wants TLS on this port)",
+        Phase::Login => " without a reply, as a server that requires TLS on this port does",
     }
 }

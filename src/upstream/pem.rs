@@ -27,7 +27,7 @@ pub enum TlsSetupError {
         cause: String,
     },
     /// A PEM file without a certificate in it.
-    #[error("{key}: {} holds no certificate", path.display())]
+    #[error("{key}: {} contains no certificate", path.display())]
     NoCertificate {
         /// The key that names it.
         key: &'static str,
@@ -35,7 +35,7 @@ pub enum TlsSetupError {
         path: PathBuf,
     },
     /// One of `cert` and `key` without the other.
-    #[error("upstream.tls.cert and upstream.tls.key belong together: one of them is missing")]
+    #[error("set both upstream.tls.cert and upstream.tls.key; one of them is missing")]
     HalfAPair,
     /// Our certificate and key do not fit each other, or the key's kind is unknown.
     #[error("upstream.tls.cert: {} cannot be used with the private key of upstream.tls.key: {cause}", path.display())]

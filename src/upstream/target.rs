@@ -256,7 +256,7 @@ fn host_to_verify(options: &UpstreamOptions) -> &str {
 pub(super) fn warn_if_insecure(options: &UpstreamOptions) {
     if options.tls && options.tls_options.insecure {
         tracing::warn!(
-            "upstream.tls.insecure is set: whoever sits between us and the server can read and change everything"
+            "upstream.tls.insecure is set: a host between redbouncer and the server can read and change all data"
         );
     }
 }

@@ -376,8 +376,8 @@ fn what_a_cluster_has_not_is_refused_at_the_start() {
     for (url, settings, text) in [
         ("redis-cluster://127.0.0.1:1/1", &[][..], "one database"),
         ("redis-cluster://", &[], "names no node"),
-        ("redis-cluster://127.0.0.1:1", &["upstream.command_timeout=1s"], "not with a cluster"),
-        ("redis-cluster://127.0.0.1:1", &["fleet.total_connections=50"], "not with a cluster"),
+        ("redis-cluster://127.0.0.1:1", &["upstream.command_timeout=1s"], "not supported with a cluster"),
+        ("redis-cluster://127.0.0.1:1", &["fleet.total_connections=50"], "not supported with a cluster"),
     ] {
         let Err(exit) = Proxy::launch(url, settings) else { panic!("{url} {settings:?} was accepted") };
         assert_eq!(exit.code, Some(64), "{exit:#?}");

@@ -202,13 +202,13 @@ fn links_that_cannot_be_shared_are_refused() {
     let stage = Stage::proxied();
     let mut client = stage.connect();
     let link =
-        "ERR redbouncer: replication and migration links cannot be shared, connect to the server itself";
+        "ERR redbouncer: replication and migration links cannot be shared; connect to the server directly";
     for line in ["SYNC", "PSYNC ? -1", "REPLCONF listening-port 1", "RESTORE-ASKING k 0 v"] {
         assert_eq!(client.call(line).error(), link, "{line}");
     }
     assert_eq!(
         client.call("SCRIPT DEBUG YES").error(),
-        "ERR redbouncer: the Lua debugger needs a connection to the server itself, it cannot be shared"
+        "ERR redbouncer: the Lua debugger needs a dedicated connection; connect to the server directly"
     );
     // Not even by an id that the server has.
     let id = stage.server.call("CLIENT ID").int();

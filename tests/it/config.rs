@@ -111,7 +111,7 @@ fn a_port_in_use_ends_the_start_with_a_message() {
 #[test]
 fn a_proxy_that_would_be_its_own_server_is_refused() {
     let port = free_port();
-    let own = ["listen", "own server", "upstream.url"];
+    let own = ["listen", "connect to itself", "upstream.url"];
     for (listen, server) in [
         (format!("0.0.0.0:{port}"), format!("redis://127.0.0.1:{port}")),
         (format!("127.0.0.1:{port}"), format!("redis://:sesame@localhost:{port}")),

@@ -113,7 +113,10 @@ fn one_of_several_pools_has_to_be_named() {
     let file = written(directory.path(), "nutcracker.yml", &[]);
     for (arguments, said) in [
         (vec![text(&file)], "--pool and one of sessions, pages, legacy"),
-        (vec![text(&file), "--pool", "carts"], "no pool is called \"carts\", but sessions, pages, legacy"),
+        (
+            vec![text(&file), "--pool", "carts"],
+            "no pool is named \"carts\"; the pools are sessions, pages, legacy",
+        ),
     ] {
         let (exit, toml) = convert(&arguments);
         assert_eq!((exit.code, toml.as_str()), (Some(64), ""), "{exit:#?}");
@@ -197,8 +200,8 @@ fn files_that_cannot_be_used_are_64() {
     };
     let absent = directory.path().join("absent.yml");
     for (file, said) in [
-        (path("a.yml", "a: [1"), "no YAML"),
-        (path("b.yml", "just a text"), "there is no pool"),
+        (path("a.yml", "a: [1"), "not valid YAML"),
+        (path("b.yml", "just a text"), "no pool"),
         (path("c.conf", "A {\n"), "line 1: a brace is not closed"),
         (path("d.conf", "Include absent.conf\n"), "absent.conf"),
         (path("e.toml", ""), "--from twemproxy or --from predixy"),

@@ -84,7 +84,7 @@ fn transactions_have_leases_that_standing_ones_cannot_take() {
     assert_eq!((standing()["held"].as_u64(), standing()["max"].as_u64()), (Some(2), Some(2)));
     let refused: Vec<_> = replies.iter().filter(|reply| reply.is_error()).collect();
     assert_eq!(refused.len(), 58);
-    let text = "ERR redbouncer: no upstream connection for this: 2 of 2 leases that may last (MONITOR, CLIENT TRACKING, blocking calls) are held, the others are kept for transactions";
+    let text = "ERR redbouncer: no upstream connection for this command: 2 of 2 leases for MONITOR, CLIENT TRACKING and blocking calls are in use; the others are reserved for transactions";
     assert!(refused.iter().all(|reply| reply.error() == text), "{:?}", refused[0]);
     let full = (0..3).map(|_| p99_of_transactions(&mut client)).min().unwrap();
     println!("99 of 100 transactions: {empty:.1?} in an empty pool, {full:.1?} beside standing leases");

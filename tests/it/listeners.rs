@@ -262,7 +262,7 @@ fn a_silent_handshake_ends_in_time() {
     let house = House::open(&["client.login_timeout=200ms"]);
     let mut silent = Client::connect(house.proxy.tls());
     silent.expect_end(PATIENCE);
-    house.said("unfinished after 200ms");
+    house.said("timed out after 200ms");
 }
 
 #[test]
@@ -330,10 +330,10 @@ fn renewed_certificates_are_used_and_broken_ones_are_not() {
     assert_eq!(before.call("PING").text(), "PONG", "who is connected stays");
     let secret = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg";
     std::fs::write(&house.files.key, format!("-----BEGIN PRIVATE KEY-----\n{secret}\n")).unwrap();
-    house.said("the former ones stay in use");
+    house.said("the former certificates stay in use");
     assert!(!house.proxy.log().contains(secret));
     assert_eq!(Client::connect_tls(house.proxy.tls(), &trusting).call("PING").text(), "PONG");
-    let reads = || house.proxy.log().matches("certificates read again").count();
+    let reads = || house.proxy.log().matches("certificates were reloaded").count();
     std::fs::copy(&next.key, &house.files.key).unwrap();
     until("the good key is taken", PATIENCE, || reads() >= 2);
     let count = reads();

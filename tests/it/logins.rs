@@ -141,7 +141,7 @@ fn who_is_no_longer_let_in_loses_what_it_has() {
         until("nothing of hers is on the server", PATIENCE, || connections(&stage.server, "alice") == 0);
         assert_eq!(stage.connect().call("AUTH alice alice-secret").error(), WRONG, "{change}");
         assert_eq!(bob.call("ACL WHOAMI").text(), "bob");
-        until("it is told", PATIENCE, || stage.proxy().log().contains("a user is not let in any more"));
+        until("it is told", PATIENCE, || stage.proxy().log().contains("a user is no longer accepted"));
         let metrics = stage.proxy().counted();
         assert!(metrics.keys().any(|series| series.contains("login_revoked")), "{change}: {metrics:?}");
     }

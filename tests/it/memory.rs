@@ -280,7 +280,7 @@ fn the_largest_gives_way(settings: &[&str]) {
     until("nothing is held any more", PATIENCE, || stage.proxy().metrics()[series] == 0.0);
     assert!(stage.proxy().status()["memory"]["largest"].as_array().unwrap().is_empty());
     let log = stage.proxy().log();
-    assert!(log.contains("clients hold more memory than client.memory_max"), "{log}");
+    assert!(log.contains("clients use more memory than client.memory_max"), "{log}");
 }
 
 #[test]

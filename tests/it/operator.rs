@@ -828,7 +828,7 @@ fn the_password_of_a_subcommand_comes_from_the_environment_or_a_file() {
     let url = format!("redis://:sesame@{}", stage.address());
     let (exit, stdout) = crate::harness::Proxy::run_to_end(&["log", "--url", &url], &[]);
     assert_eq!((exit.code, stdout.as_str()), (Some(0), "info\n"), "{exit:?}");
-    assert!(exit.stderr.contains("list of processes") && !exit.stderr.contains("sesame"), "{exit:?}");
+    assert!(exit.stderr.contains("process list") && !exit.stderr.contains("sesame"), "{exit:?}");
 }
 
 /// What `redbouncer status` with these flags prints.
@@ -905,7 +905,7 @@ fn the_status_says_first_what_is_wrong() {
     let text = status(&stage, &[]);
     assert!(text.starts_with("ATTENTION: 1 problem; "), "{text}");
     assert!(text.contains("leases 3 of 3 (full)") && text.contains("waiting  1 lease\n"), "{text}");
-    assert!(text.contains("1 client waits for a lease: end a holder"), "{text}");
+    assert!(text.contains("1 client waits for a lease: close a holder"), "{text}");
     drop((holders, waiting));
     stage.connect().call("PROXY PAUSE");
     assert!(status(&stage, &[]).starts_with("PAUSED for "), "{}", status(&stage, &[]));

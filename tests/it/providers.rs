@@ -53,7 +53,7 @@ fn proxy_without(server: &Server, banned: &[&str], settings: &[&str]) -> Proxy {
 /// What the log says is lacking, sorted.
 fn told(proxy: &Proxy) -> Vec<String> {
     let log = proxy.log();
-    let lines = log.lines().filter(|line| line.contains("done without "));
+    let lines = log.lines().filter(|line| line.contains("unavailable: "));
     let lacks = lines.map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         let fields = line.get("fields").unwrap_or(&line);
@@ -444,7 +444,7 @@ fn connections_without_name_and_id_are_left_alone() {
     assert_eq!(client.call("CLIENT KILL USER narrow").int(), 1, "the other client of redbouncer");
     other.expect_end(PATIENCE);
     let refusal = client.call("CLIENT KILL USER narrow");
-    assert!(refusal.error().starts_with("ERR redbouncer: the server tells neither"), "{refusal:?}");
+    assert!(refusal.error().starts_with("ERR redbouncer: the server reports neither"), "{refusal:?}");
     assert_eq!(client.call("GET k").text(), "v");
     let after = ids();
     assert!(before.iter().all(|id| after.contains(id)), "{before:?} {after:?}");

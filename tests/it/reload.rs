@@ -58,7 +58,7 @@ impl Configured {
     }
 }
 
-const READ: &str = "the configuration was read again";
+const READ: &str = "the configuration was reloaded";
 const REFUSED: &str = "the configuration cannot be used; nothing has changed";
 
 fn file_in(directory: &Path) -> PathBuf {

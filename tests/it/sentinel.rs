@@ -349,7 +349,7 @@ fn check_asks_every_sentinel_and_cleanup_finds_the_master() {
     assert_eq!(exit.code, Some(1), "{said}");
     assert!(said.contains("it does not know the service another"), "{said}");
     let (exit, _) = Proxy::run_to_end(&["cleanup", "--upstream", &unknown], &[]);
-    assert!(exit.stderr.contains("no master of another is known"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("named no master of another"), "{}", exit.stderr);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn all_are_closed(proxy: &Proxy, reason: &str) {
     assert!(told["clients"].as_u64().unwrap() >= COMMANDS.len() as u64, "{status}");
     let log = proxy.log();
     assert!(log.contains("\"reason\":\"no_upstream\"") && log.contains(reason), "{log}");
-    let lines = log.lines().filter(|line| line.contains("their commands find no server")).count();
+    let lines = log.lines().filter(|line| line.contains("no server is available")).count();
     assert!(lines < COMMANDS.len(), "{lines} lines");
     // What needs no server is answered.
     let mut client = proxy.connect();
@@ -246,7 +246,9 @@ fn a_short_restart_fails_nobody() {
             client.start(if at < kinds.len() { kinds[at] } else { kinds[at % 2] });
         }
         let away_for = Duration::from_millis(away).saturating_sub(killed.elapsed());
-        throughout("nobody is told anything yet", away_for, || !proxy.log().contains("find no server"));
+        throughout("nobody is told anything yet", away_for, || {
+            !proxy.log().contains("no server is available")
+        });
         server.restart();
         let back = killed.elapsed();
         // The blocked ones have waited since the loss, and a busy machine may have taken long to start the server.

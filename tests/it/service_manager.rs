@@ -105,7 +105,7 @@ fn the_watchdog_is_not_fed_while_a_worker_hangs() {
     assert_eq!(manager.told().trim_end(), "WATCHDOG=1");
     let hung = Stopped::thread(proxy.process(), "worker-0");
     manager.unread();
-    until("the log says so", PATIENCE, || proxy.log().contains("a worker does not answer"));
+    until("the log says so", PATIENCE, || proxy.log().contains("a worker does not respond"));
     // The worker may have answered just before. Of a timer there would be three messages.
     let told = manager.unread();
     assert!(told <= 1, "{told} messages while the worker hung");

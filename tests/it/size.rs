@@ -100,7 +100,7 @@ fn without_a_listing_there_is_no_answer() {
     let empty = directory.path().join("empty.txt");
     std::fs::write(&empty, "no clients here\n").unwrap();
     for (arguments, said) in [
-        (["--file", empty.to_str().unwrap()], "holds no row of CLIENT LIST"),
+        (["--file", empty.to_str().unwrap()], "has no row of CLIENT LIST"),
         (["--file", "/nowhere/clients.txt"], "cannot read /nowhere/clients.txt"),
         (["--upstream", "redis://127.0.0.1:1"], "127.0.0.1:1"),
     ] {

@@ -173,6 +173,6 @@ fn a_server_that_stands_still_while_megabytes_go_up_answers_everybody() {
 fn the_setting_that_has_lost_its_meaning_is_accepted_with_a_warning() {
     let stage = Stage::proxied_with(&["client.user_timeout_backpressured=25s"]);
     let log = stage.proxy().log();
-    assert!(log.contains("client.user_timeout_backpressured has no effect any more"), "{log}");
+    assert!(log.contains("client.user_timeout_backpressured has no effect and will be refused"), "{log}");
     assert!(!Stage::proxied().proxy().log().contains("user_timeout_backpressured"));
 }

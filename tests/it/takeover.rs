@@ -431,7 +431,7 @@ fn a_process_that_dies_at_any_step_leaves_the_old_one_serving() {
     for client in &mut held {
         client.call("PING");
     }
-    let failed = || scene.proxy.log().matches("this process goes on serving").count();
+    let failed = || scene.proxy.log().matches("this process continues to serve").count();
     for steps in 0..=4 {
         let mut newcomer = Newcomer::connect(&scene.socket());
         if steps > 0 {

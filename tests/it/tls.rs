@@ -115,14 +115,14 @@ fn a_renewed_authority_is_used_by_new_connections_and_a_broken_one_is_not() {
     client.expect_end(PATIENCE);
     assert!(proxy.status().to_string().contains("unknown authority"));
     std::fs::copy(secured.authority.ca(), &ca).unwrap();
-    until("the right authority is read", PATIENCE, || proxy.log().contains("certificates read again"));
+    until("the right authority is read", PATIENCE, || proxy.log().contains("certificates were reloaded"));
     until("the server is trusted", PATIENCE, || {
         client = proxy.connect();
         client.start("PING");
         client.try_reply(PATIENCE).is_ok_and(|reply| reply.text() == "PONG")
     });
     std::fs::write(&ca, "nothing of use").unwrap();
-    until("the loss is said", PATIENCE, || proxy.log().contains("the former ones stay in use"));
+    until("the loss is said", PATIENCE, || proxy.log().contains("the former certificates stay in use"));
     // A lease dials anew.
     assert_eq!(client.call("WATCH key").text(), "OK");
 }

@@ -131,7 +131,7 @@ fn a_user_has_at_most_its_number_of_upstream_connections() {
     for holder in &mut holders[..2] {
         assert_eq!(holder.call("WATCH k").text(), "OK");
     }
-    let full = "ERR redbouncer: no upstream connection within 1s: this user holds 2 of its 2";
+    let full = "ERR redbouncer: no upstream connection within 1s: this user has 2 of its 2 connections";
     assert_eq!(holders[2].call("WATCH k").error(), full);
     assert_eq!(connections(&stage.server, "worker"), 2);
     // Others do not notice.
@@ -390,7 +390,7 @@ fn a_users_file_that_is_wrong_is_refused_at_the_start() {
     let users = format!("auth.users_file={}", file.path().display());
     let (exit, _) = Proxy::run_to_end(&["--set", &users], &[]);
     assert_eq!(exit.code, Some(64));
-    assert!(exit.stderr.contains("listed but not used"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("is used only with"), "{}", exit.stderr);
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn a_users_file_that_changes_is_read_again() {
     let (mut app, mut web) = (login(&stage, "app", "sesame"), login(&stage, "web", "sesame"));
     std::fs::write(file.path(), "[app]\npassword = \"in-plain-text\"\n").unwrap();
     stage.proxy().signal("HUP");
-    until("what is wrong is told", PATIENCE, || stage.proxy().log().contains("the former users stay"));
+    until("what is wrong is told", PATIENCE, || stage.proxy().log().contains("the former users stay in use"));
     assert!(!stage.proxy().log().contains("in-plain-text"));
     assert_eq!(app.call("PING").text(), "PONG");
     let dearest = BARLEY.replace("m=19456,t=2", "m=262144,t=64");

@@ -143,7 +143,7 @@ fn an_outage_of_the_collector_is_told_once_and_its_end_too() {
     let mut client = stage.connect();
     client.call("GET k");
     let told = |what: &str| stage.proxy().log().matches(what).count();
-    until("the log says so", PATIENCE, || told("spans cannot be exported") == 1);
+    until("the log says so", PATIENCE, || told("cannot export spans") == 1);
     let lost = |counted: &std::collections::BTreeMap<String, f64>| {
         let of = counted.iter().filter(|(name, _)| name.contains("spans_total{fate=\"export_failed\""));
         of.map(|(_, count)| *count).sum::<f64>()
@@ -151,7 +151,7 @@ fn an_outage_of_the_collector_is_told_once_and_its_end_too() {
     let before = lost(&stage.proxy().counted());
     client.call("GET k");
     until("more is lost", PATIENCE, || lost(&stage.proxy().counted()) > before);
-    assert_eq!(told("spans cannot be exported"), 1);
+    assert_eq!(told("cannot export spans"), 1);
     let collector = Collector::start_at(address);
     until("the log tells the end", PATIENCE, || {
         client.call("STRLEN k");

@@ -112,7 +112,7 @@ function makeCell(tag) {
 function showFree(cell, kind) {
   cell.className = 'cell free';
   write(cell.querySelector('.name'), 'free');
-  write(cell.querySelector('.why'), kind ? `kept for ${KINDS[kind]}s` : '');
+  write(cell.querySelector('.why'), kind ? `reserved for ${KINDS[kind]}s` : '');
 }
 
 // One permit, in the place that it had before. The free ones are last.
@@ -140,7 +140,7 @@ function showNodes() {
     const full = fullKinds({ permits: permits ?? [] }).map((of) => `${KINDS[of.kind]}s`).join(', ');
     return { level: full ? 'warn' : 'none', cells: [home ? `${node} (home)` : node, slots.toLocaleString('en'), `${connections} / ${max}`, full] };
   });
-  if (uncovered > 0) lines.push({ level: 'bad', cells: ['served by no node', uncovered.toLocaleString('en'), '', ''] });
+  if (uncovered > 0) lines.push({ level: 'bad', cells: ['slots without a node', uncovered.toLocaleString('en'), '', ''] });
   fill('nodes', lines);
 }
 
@@ -198,7 +198,7 @@ by('cells').addEventListener('keydown', (event) => {
 
 function showWaiting() {
   const { lanes = 0, leases = 0, standing = 0, blocking = 0 } = picture.waits;
-  const claims = [[lanes, 'for a lane'], [leases, 'for a lease'], [standing, 'for a lease that may last'], [blocking, 'for a lease to block on (tried on a lane meanwhile)']];
+  const claims = [[lanes, 'for a lane'], [leases, 'for a lease'], [standing, 'for a standing lease'], [blocking, 'for a lease to block on (tried on a lane meanwhile)']];
   const shown = claims.filter(([count]) => count > 0).map(([count, what]) => `${count} ${what}`);
   write(by('waiting-line'), shown.join(', ') || 'Nothing waits.');
   const { rows, count } = picture.clients.waiting;
@@ -247,7 +247,7 @@ function showCounters() {
 
 function showClients() {
   const group = (id, { rows, others, groups }) => {
-    const lines = rows.map(([key, count]) => (key ? [key, count.toLocaleString('en')] : { level: 'none', cells: ['not told', count.toLocaleString('en')] }));
+    const lines = rows.map(([key, count]) => (key ? [key, count.toLocaleString('en')] : { level: 'none', cells: ['unknown', count.toLocaleString('en')] }));
     if (others > 0) lines.push({ level: 'none', cells: [`${groups - rows.length} others`, others.toLocaleString('en')] });
     fill(id, lines);
   };

@@ -78,10 +78,10 @@ const ERRORS = [
   ['clients closed: memory or unread replies', 'clients_closed', /^(memory|output_limit|request_limit)$/],
   ['clients closed: not RESP, or the wrong port', 'clients_closed', /^(protocol_error|http|tls_on_plain_port|plain_on_tls_port|tls_failed|tls_timeout)$/],
   ['connections to the server lost', 'upstream_closed', /^(lost|stalled|cut)\b|\b(lost|stalled|cut)$/],
-  ['connections with data that no command waits for', 'upstream_closed', /\bdesync\b/],
+  ['connections with unexpected data', 'upstream_closed', /\bdesync\b/],
   ['logins refused', 'logins', /^(refused|limited)$/],
   ['logins that could not be checked', 'logins', /^unavailable$/],
-  ['looks for orphans that failed', 'orphan_rounds', /^(?!judged$)/],
+  ['failed searches for orphans', 'orphan_rounds', /^(?!judged$)/],
   ['log lines dropped', 'log_lines_dropped'],
 ];
 
@@ -141,7 +141,7 @@ const WARNINGS = [
   pause,
   longLeases,
   ({ state }) => !['serving', 'paused'].includes(state) && [`The proxy is ${state}`],
-  ({ waits: { standing = 0 } }) => standing > 0 && [`${counted(standing, 'client waits', 'clients wait')} for a lease that may last (MONITOR, CLIENT TRACKING)`],
+  ({ waits: { standing = 0 } }) => standing > 0 && [`${counted(standing, 'client waits', 'clients wait')} for a standing lease (MONITOR, CLIENT TRACKING)`],
   ({ memory }) => memory.max > 0 && memory.used > 0.75 * memory.max && [`Clients hold ${bytes(memory.used)} of ${bytes(memory.max)} memory: the largest are not read`],
   (picture) => {
     const { recent } = sum(picture, 'pool_full');

@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     /// Connected for at least this long
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     age: Option<Duration>,
-    /// Whose CLIENT SETNAME fits this pattern (web-*)
+    /// With a CLIENT SETNAME that matches this pattern (web-*)
     #[arg(long, value_name = "GLOB")]
     name: Option<String>,
     /// From this address or network (10.0.0.7, 10.0.0.0/24)
@@ -48,13 +48,13 @@ pub(super) struct Arguments {
     /// Logged in as this user
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Left by a redbouncer that is dead
+    /// Left by a dead redbouncer
     #[arg(long)]
     orphans: bool,
-    /// These too, which are left alone otherwise (unclear: the server does not show what they are)
+    /// Kinds that are otherwise never killed (unclear: the server does not show the kind)
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     include: Vec<Kind>,
-    /// Kill what fits; without it nothing is killed
+    /// Kill the selected connections; without it, only list them
     #[arg(long, requires = "wish")]
     yes: bool,
     /// Print JSON instead of a listing
@@ -192,8 +192,8 @@ async fn look_again_in(heartbeat: Duration) {
     // stderr may be closed; that is no reason not to wait.
     let _ = writeln!(
         io::stderr(),
-        "redbouncer: an instance that looks dead has neither a lane nor a control connection to show its life; looking \
-         again in {heartbeat:?}"
+        "redbouncer: an instance that looks dead has neither a lane nor a control connection; listing again in \
+         {heartbeat:?}"
     );
     tokio::time::sleep(heartbeat).await;
 }

@@ -52,7 +52,7 @@ pub(super) fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) ->
         Some(swept) => {
             let escaped = match swept.escaped {
                 0 => String::new(),
-                escaped => format!(" ({escaped} had gone by themselves, or did not fit any more)"),
+                escaped => format!(" ({escaped} had closed, or no longer matched)"),
             };
             let after = swept.after.map_or_else(|| "unknown".to_owned(), |after| after.to_string());
             vec![
@@ -62,22 +62,22 @@ pub(super) fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) ->
         }
         None if found.only_shown => {
             vec![
-                "nothing is chosen: say what with --idle, --age, --name, --addr, --user or --orphans"
+                "no connections are selected: use --idle, --age, --name, --addr, --user or --orphans"
                     .to_owned(),
             ]
         }
-        None => vec![format!("{chosen} of {} would be killed; nothing was: add --yes", found.connections)],
+        None => vec![format!("{chosen} of {} would be killed; add --yes to kill them", found.connections)],
     };
     lines.extend(selection.spared.iter().map(|(why, count)| match why {
-        Spared::Live => format!("left alone: {count} that fit, of a living redbouncer"),
+        Spared::Live => format!("not killed: {count} selected, of a running redbouncer"),
         Spared::Kind(kind) => {
             let word = kind.word();
-            format!("left alone: {count} that fit, {word} (--include {word} takes them, too)")
+            format!("not killed: {count} selected, {word} (add --include {word} to kill them)")
         }
     }));
     if found.only_shown && !selection.orphans.is_empty() {
         lines.push(format!(
-            "left behind by a redbouncer that is dead: {} (--orphans chooses them)",
+            "of dead instances of redbouncer: {} (select them with --orphans)",
             selection.orphans.len()
         ));
     }

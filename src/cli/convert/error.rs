@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConvertError {
     /// The name does not tell, and the flag is missing.
-    #[error("{path}: whose configuration is it? Say --from twemproxy or --from predixy")]
+    #[error("{path}: unknown format; use --from twemproxy or --from predixy")]
     UnknownFormat {
         /// The file.
         path: String,
@@ -20,16 +20,16 @@ pub(super) enum ConvertError {
         source: io::Error,
     },
     /// twemproxy's file is no YAML.
-    #[error("this is no YAML: {0}")]
+    #[error("not valid YAML: {0}")]
     Yaml(String),
     /// It is, but has not the form.
-    #[error("there is no pool: twemproxy's file has a name for each, and its settings below that")]
+    #[error("no pool: twemproxy's file has a name for each pool, with its settings below")]
     NoPools,
     /// One has to be chosen.
-    #[error("there are several pools: convert each by itself, with --pool and one of {0}")]
+    #[error("several pools: convert each separately, with --pool and one of {0}")]
     SeveralPools(String),
     /// Another one has to be chosen.
-    #[error("no pool is called {wanted:?}, but {names}")]
+    #[error("no pool is named {wanted:?}; the pools are {names}")]
     NoSuchPool {
         /// What was asked for.
         wanted: String,

@@ -28,12 +28,12 @@ const UNUSABLE: u8 = 64;
 /// Which file, and of which program.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The other program's configuration file
+    /// The configuration file of the other program
     file: PathBuf,
-    /// Whose it is [default: twemproxy for .yml and .yaml, predixy for .conf]
+    /// The other program [default: twemproxy for .yml and .yaml, predixy for .conf]
     #[arg(long, value_enum)]
     from: Option<Format>,
-    /// Which of twemproxy's pools, if there are several: each becomes a redbouncer of its own
+    /// The pool of twemproxy to convert, if there are several; each needs its own redbouncer
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
 }

@@ -15,8 +15,8 @@ use crate::upstream::{DialError, Secret, UpstreamOptions};
 /// The password towards the proxy, as `redis-cli` knows it.
 const PASSWORD: &str = "REDISCLI_AUTH";
 
-const EXPOSED: &str = "redbouncer: the password given by --url stands in the list of processes, where every user of this host can \
-                       read it: use --password-file or the environment variable REDISCLI_AUTH instead\n";
+const EXPOSED: &str = "redbouncer: the password in --url is visible to every user of this host in the process list: \
+                       use --password-file or the environment variable REDISCLI_AUTH instead\n";
 
 /// Where the proxy is, by URL or by its configuration, and who asks.
 #[derive(Args)]
@@ -46,10 +46,10 @@ pub(in crate::cli) struct Target {
     /// A file with the password
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// Certificates (PEM) that may have signed the proxy's own, beside public ones [default: listen.tls.cert]
+    /// Authorities (PEM) of the proxy's certificate, in addition to public ones [default: listen.tls.cert]
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
-    /// Our own certificate (PEM), where the proxy asks for one
+    /// A client certificate (PEM), if the proxy requires one
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
     /// Its private key (PEM)
@@ -79,10 +79,10 @@ pub(in crate::cli) enum OperateError {
     #[error("{0}")]
     Usage(String),
     /// The proxy cannot be reached.
-    #[error("{0}; is redbouncer running there? (--url names another address)")]
+    #[error("{0}; check that redbouncer is running, or use --url with its address")]
     Dial(#[from] DialError),
     /// Nor by its socket.
-    #[error("{}: {source}; is redbouncer running there? (--url names another address)", path.display())]
+    #[error("{}: {source}; check that redbouncer is running, or use --url with its address", path.display())]
     Unix {
         /// The socket.
         path: PathBuf,

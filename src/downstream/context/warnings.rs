@@ -74,7 +74,7 @@ impl Warnings {
     pub(in crate::downstream) fn outage(&self, why: &Unavailable) {
         if self.outage.allows() {
             let reason = ClientClose::NoUpstream.label();
-            tracing::warn!(reason, "clients are closed because their commands find no server: {why}");
+            tracing::warn!(reason, "clients are closed because no server is available: {why}");
         }
     }
 
@@ -88,7 +88,7 @@ impl Warnings {
                 held = victim.bytes,
                 used,
                 memory_max,
-                "clients hold more memory than client.memory_max; the one that holds most is closed"
+                "clients use more memory than client.memory_max; the largest client is closed"
             );
         }
     }
@@ -96,7 +96,7 @@ impl Warnings {
     /// An address fails to log in too often.
     pub(in crate::downstream) fn failed_logins(&self, address: IpAddr) {
         if self.failures.allows() {
-            tracing::warn!(%address, reason = "failed_logins", "logins from this address are refused for a while");
+            tracing::warn!(%address, reason = "failed_logins", "logins from this address are refused temporarily");
         }
     }
 }

@@ -68,7 +68,7 @@ pub(in crate::downstream) async fn make(
         biased;
         () = gives_way => Err(Failure::new(ClientClose::TlsTimeout, "gave way to newer ones")),
         outcome = timeout(limit, shake_hands(&mut stream, tls, (turns, address))) => outcome.unwrap_or_else(|_| {
-            Err(Failure::new(ClientClose::TlsTimeout, format!("unfinished after {limit:?}")))
+            Err(Failure::new(ClientClose::TlsTimeout, format!("timed out after {limit:?}")))
         }),
     };
     let failure = match outcome {

@@ -340,7 +340,7 @@ impl Drop for SocketFile {
             && std::fs::symlink_metadata(&self.path)
                 .is_ok_and(|found| (found.dev(), found.ino()) == self.inode);
         if same && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the socket's file stays behind");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::telemetry::ClientClose;
 use crate::upstream::{Capability, Refusal};
 
 /// Killing by anything else than what is ours would close lanes.
-const UNTOLD: &str = "ERR redbouncer: the server tells neither names nor ids of connections, so only redbouncer's clients are killed";
+const UNTOLD: &str = "ERR redbouncer: the server reports neither names nor ids of connections, so only redbouncer's clients were killed";
 
 impl Client {
     /// Sends a request on the control connection, as this client's user, and returns the reply or an error reply. Where

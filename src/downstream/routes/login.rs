@@ -209,9 +209,8 @@ impl Client {
                 return Failure::Unserved(away);
             }
             let waited = HumanDuration(self.context.pool.patience());
-            let text = format!(
-                "ERR redbouncer: login not checked within {waited}: too many others are being checked"
-            );
+            let text =
+                format!("ERR redbouncer: login not checked within {waited}: too many logins are waiting");
             Failure::Ours(LoginOutcome::Unavailable, text)
         })
     }

@@ -23,8 +23,8 @@ const LONGEST_PAUSE: u64 = 24 * 3600 * 1000;
 
 const NO_FILTER: &str =
     "ERR redbouncer: PROXY KILL needs filters: ID, NAME, ADDR, USER, IDLE or CONNECTION, each with a value";
-const NO_TIME: &str = "ERR redbouncer: PROXY PAUSE takes milliseconds, at most a day";
-const NO_NODE: &str = "ERR redbouncer: PROXY RECONNECT takes a node of the cluster as PROXY TOPOLOGY lists it, or nothing for all connections";
+const NO_TIME: &str = "ERR redbouncer: PROXY PAUSE takes a time in milliseconds, at most one day";
+const NO_NODE: &str = "ERR redbouncer: PROXY RECONNECT takes a node as listed by PROXY TOPOLOGY, or no argument for all connections";
 const NO_LEVEL: &str = "ERR redbouncer: PROXY LOG takes error, warn, info, debug, trace, off, or a filter such as info,redbouncer::pool=debug";
 
 impl Client {
@@ -41,7 +41,7 @@ impl Client {
         };
         let refusal = if !(is_named || users.is_empty() && self.peer.is_local()) {
             let text = format!(
-                "NOPERM redbouncer: PROXY {act} is for the users in admin.users, or, where none are named, for clients on this host"
+                "NOPERM redbouncer: PROXY {act} is permitted to the users in admin.users or, if it is empty, to clients on this host"
             );
             Some(encode::one_error(&text))
         } else {

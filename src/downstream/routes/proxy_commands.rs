@@ -48,29 +48,15 @@ struct Row(ProxyCommand, &'static str, &'static str, Needs, usize, &'static str)
 
 /// All of them, in the order of PROXY HELP.
 const ROWS: [Row; 15] = [
-    Row(
-        ProxyCommand::Clients,
-        "CLIENTS",
-        "",
-        Needs::Listing,
-        1,
-        "clients, and where the commands of each go",
-    ),
-    Row(
-        ProxyCommand::Hubs,
-        "HUBS",
-        "",
-        Needs::Listing,
-        1,
-        "blocking hubs and pub/sub hubs, and what waits there",
-    ),
+    Row(ProxyCommand::Clients, "CLIENTS", "", Needs::Listing, 1, "lists the clients with their place"),
+    Row(ProxyCommand::Hubs, "HUBS", "", Needs::Listing, 1, "lists the blocking hubs and pub/sub hubs"),
     Row(
         ProxyCommand::Pools,
         "POOLS",
         "",
         Needs::Nothing,
         1,
-        "upstream connections by kind and phase, and who waits",
+        "counts upstream connections by kind and phase, and waiting requests",
     ),
     Row(
         ProxyCommand::Upstreams,
@@ -78,7 +64,7 @@ const ROWS: [Row; 15] = [
         "",
         Needs::Listing,
         1,
-        "every upstream connection, its holder and age",
+        "lists the upstream connections with holder and age",
     ),
     Row(
         ProxyCommand::Topology,
@@ -86,7 +72,7 @@ const ROWS: [Row; 15] = [
         "",
         Needs::Listing,
         1,
-        "the server, its role and connections; the Sentinels, and whom each names; or the nodes of the cluster",
+        "shows the server with its role and connections; the Sentinels with the master of each; or the nodes of the cluster",
     ),
     Row(
         ProxyCommand::Fleet,
@@ -94,7 +80,7 @@ const ROWS: [Row; 15] = [
         "",
         Needs::Listing,
         1,
-        "instances that share fleet.total_connections, and what each claims",
+        "lists the instances that share fleet.total_connections with their claims",
     ),
     Row(
         ProxyCommand::Kill,
@@ -102,7 +88,7 @@ const ROWS: [Row; 15] = [
         " ID|NAME|ADDR|USER|IDLE|CONNECTION value ...",
         Needs::Operator,
         usize::MAX,
-        "closes the clients that all filters name; IDLE in seconds, CONNECTION by the id on the server",
+        "closes the clients that match all filters; IDLE in seconds, CONNECTION is the id in the server's CLIENT LIST",
     ),
     Row(
         ProxyCommand::Pause,
@@ -110,7 +96,7 @@ const ROWS: [Row; 15] = [
         " [ms]",
         Needs::Operator,
         2,
-        "lets new commands wait, until PROXY RESUME or for a time",
+        "makes new commands wait, until PROXY RESUME or for a time",
     ),
     Row(ProxyCommand::Resume, "RESUME", "", Needs::Operator, 1, "ends PROXY PAUSE"),
     Row(
@@ -119,7 +105,7 @@ const ROWS: [Row; 15] = [
         " [node]",
         Needs::Operator,
         2,
-        "renews the upstream connections as they become free, of a cluster those to one node or to all",
+        "renews the upstream connections as they become free; with a cluster, those to one node or to all",
     ),
     Row(
         ProxyCommand::Log,
@@ -127,7 +113,7 @@ const ROWS: [Row; 15] = [
         " [level]",
         Needs::Operator,
         2,
-        "tells or sets what is logged, until the next start",
+        "shows or sets the log level, until the next start",
     ),
     Row(
         ProxyCommand::Config,
@@ -135,15 +121,15 @@ const ROWS: [Row; 15] = [
         " [GET pattern|SET key value]",
         Needs::Listing,
         4,
-        "every key of the configuration, some of them, or changes one",
+        "shows all keys of the configuration, or those that match; or changes one",
     ),
-    Row(ProxyCommand::Reload, "RELOAD", "", Needs::Operator, 1, "reads the configuration again"),
+    Row(ProxyCommand::Reload, "RELOAD", "", Needs::Operator, 1, "reloads the configuration"),
     Row(ProxyCommand::Shutdown, "SHUTDOWN", "", Needs::Operator, 1, "stops the proxy as SIGTERM does"),
     Row(ProxyCommand::Help, "HELP", "", Needs::Nothing, 1, "this text"),
 ];
 
 const NO_FLEET: &str =
-    "ERR redbouncer: fleet.total_connections is 0, so nothing is shared with other instances";
+    "ERR redbouncer: fleet.total_connections is 0: this instance shares no limit with others";
 
 /// What a subcommand has come to.
 pub(super) enum Answer {

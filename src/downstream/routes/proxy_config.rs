@@ -9,8 +9,8 @@ use crate::downstream::settings::{Outcome, SettingRow};
 use crate::resp::Request;
 
 const USAGE: &str =
-    "ERR redbouncer: PROXY CONFIG takes nothing, GET with a pattern, or SET with a key and a value";
-const ENDING: &str = "ERR redbouncer: stopping";
+    "ERR redbouncer: PROXY CONFIG takes no argument, GET with a pattern, or SET with a key and a value";
+const ENDING: &str = "ERR redbouncer: shutting down";
 
 impl Client {
     /// Has everything read again. Answers what has changed, or why nothing has.

@@ -26,7 +26,7 @@ pub(super) async fn connections(
             return Ok(None);
         }
         Err(slow @ VisitError::Slow { .. }) => {
-            findings.warning("connections", &slow.to_string(), "look at SLOWLOG GET, and check again");
+            findings.warning("connections", &slow.to_string(), "see SLOWLOG GET, and run the check again");
             return Ok(None);
         }
         Err(
@@ -39,15 +39,14 @@ pub(super) async fn connections(
         }
     };
     let (ages, long) = ages(&rows);
-    let advice =
-        if long > 0 { "redbouncer cleanup --idle 10m shows those that are idle for long" } else { "" };
+    let advice = if long > 0 { "redbouncer cleanup --idle 10m lists the long idle connections" } else { "" };
     findings.note("idle", &ages, advice);
     match orphans(&rows, None, plan.hygiene.orphan_after).len() {
         0 => findings.ok("orphans", "no connection of a dead redbouncer"),
         count => findings.warning(
             "orphans",
-            &format!("{count} connections were left behind by a redbouncer that is dead"),
-            "redbouncer cleanup --orphans shows them, with --yes it takes them away; so does any running redbouncer",
+            &format!("{count} connections belong to dead instances of redbouncer"),
+            "redbouncer cleanup --orphans lists them, and with --yes kills them; a running redbouncer kills them too",
         ),
     }
     Ok(Some(rows))
@@ -82,9 +81,9 @@ pub(super) async fn places(
     let (Some(limit), Some(taken)) = (visit.limit().await?, counted.max(rows.map(<[Listed]>::len))) else {
         findings.warning(
             "places",
-            "the server does not say how many connections it allows",
-            "look at the plan: 2 × pool.max_connections × the number of proxies, and all other clients, have to stay \
-             below its limit",
+            "the server does not report its connection limit",
+            "check the limit of your plan: 2 × pool.max_connections × the number of proxies, plus all other clients, must be \
+             below it",
         );
         return Ok(());
     };
@@ -107,23 +106,27 @@ fn room(plan: Plan<'_>, limit: usize, taken: usize, ours: usize, findings: &mut 
         0 => "less than 1".to_owned(),
         percent => percent.to_string(),
     };
-    let own = if ours > 0 { format!(" ({ours} by redbouncers called {})", plan.name) } else { String::new() };
+    let own = if ours > 0 {
+        format!(" ({ours} by redbouncer instances named {})", plan.name)
+    } else {
+        String::new()
+    };
     let text = format!(
-        "{taken} of {limit} connections are taken{own}; pool.max_connections {cap} is {share} % of the limit"
+        "{taken} of {limit} connections are in use{own}; pool.max_connections {cap} is {share} % of the limit"
     );
     if free < LEAST.min(cap) {
         findings.failure(
             "places",
             &text,
-            "there is no room for a proxy: redbouncer cleanup shows who is there and takes away what is idle",
+            "too few connections are left: redbouncer cleanup lists the connections and can kill idle ones",
         );
     } else if free < cap {
         findings.warning(
             "places",
             &text,
             &format!(
-                "only {free} are left for redbouncer: when it needs more, it is refused as any client. redbouncer cleanup \
-                 shows who is there"
+                "only {free} are left for redbouncer, and the server refuses further ones. redbouncer cleanup lists the \
+                 connections"
             ),
         );
     } else if 2 * cap > limit {
@@ -131,8 +134,8 @@ fn room(plan: Plan<'_>, limit: usize, taken: usize, ours: usize, findings: &mut 
             "places",
             &text,
             &format!(
-                "a proxy that is replaced overlaps with the new one: 2 × {cap} × the number of proxies, and all other \
-                 clients, have to stay below {limit}. Lower pool.max_connections, or raise the limit"
+                "during a deployment the old and the new proxy overlap: 2 × {cap} × the number of proxies, plus all other \
+                 clients, must be below {limit}. Lower pool.max_connections, or raise the limit"
             ),
         );
     } else {
@@ -183,7 +186,7 @@ mod tests {
     #[test]
     fn a_running_proxy_of_the_same_name_takes_no_room_from_itself() {
         assert_eq!(judged(20, 17, 8).0, Level::Ok);
-        assert!(judged(20, 17, 8).1.contains("8 by redbouncers called web"));
+        assert!(judged(20, 17, 8).1.contains("8 by redbouncer instances named web"));
     }
 
     #[test]

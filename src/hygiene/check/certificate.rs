@@ -26,7 +26,7 @@ pub(super) fn of_server(shown: &[Vec<u8>], insecure: bool, findings: &mut Findin
              certificate in upstream.tls.ca instead.",
         );
     } else if left(&own) < SOON {
-        findings.warning("TLS", &text, "have the server's certificate renewed before it ends");
+        findings.warning("TLS", &text, "renew the server's certificate before it expires");
     } else {
         findings.ok("TLS", &format!("{text}; chain and name verified"));
     }
@@ -38,19 +38,19 @@ pub(super) fn of_ours(file: &[Vec<u8>], findings: &mut Findings) {
         findings.failure(
             "listen.tls",
             "the certificate cannot be read",
-            "mend the file that listen.tls.cert names",
+            "correct the file in listen.tls.cert",
         );
         return;
     };
     let (text, left) = (described(&own, file.len()), left(&own));
     if left.is_zero() {
-        let advice = "it has expired and clients refuse it: renew listen.tls.cert and listen.tls.key";
+        let advice = "it has expired and clients reject it: renew listen.tls.cert and listen.tls.key";
         findings.failure("listen.tls", &text, advice);
     } else if left < SOON {
         findings.warning(
             "listen.tls",
             &text,
-            "renew it before it ends; a running redbouncer reads the files again",
+            "renew it before it expires; a running redbouncer reloads the files",
         );
     } else {
         findings.ok("listen.tls", &text);

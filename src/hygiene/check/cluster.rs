@@ -18,7 +18,7 @@ pub(super) async fn locate(plan: Plan<'_>, findings: &mut Findings) -> Option<Up
         Ok(map) => map,
         Err(failures) => {
             for (node, why) in failures {
-                let advice = "is it a node of a cluster that is running, and can this host reach it?";
+                let advice = "check that it is a running cluster node, and that this host can reach it";
                 findings.failure(SUBJECT, &format!("{node}: {why}"), advice);
             }
             return None;
@@ -27,8 +27,7 @@ pub(super) async fn locate(plan: Plan<'_>, findings: &mut Findings) -> Option<Up
     coverage(&map, findings);
     for node in map.masters() {
         if let Err(why) = reach(options, node, &map, Arc::clone(&identity)).await {
-            let advice =
-                "can this host reach it? An address that is announced and not reachable: upstream.addresses";
+            let advice = "check that this host can reach it; map announced addresses that are not reachable in upstream.addresses";
             findings.failure(SUBJECT, &format!("{node}: {why}"), advice);
         }
     }
@@ -38,10 +37,13 @@ pub(super) async fn locate(plan: Plan<'_>, findings: &mut Findings) -> Option<Up
 fn coverage(map: &SlotMap, findings: &mut Findings) {
     let (masters, uncovered) = (map.masters().len(), usize::from(SLOTS) - map.covered());
     if uncovered == 0 {
-        findings.ok(SUBJECT, &format!("{masters} masters serve all slots; what follows is of the first"));
+        findings.ok(
+            SUBJECT,
+            &format!("{masters} masters serve all slots; the following lines are about the first"),
+        );
     } else {
         let advice = "commands for their keys fail: redis-cli --cluster check";
-        findings.warning(SUBJECT, &format!("{uncovered} of {SLOTS} slots are served by no node"), advice);
+        findings.warning(SUBJECT, &format!("{uncovered} of {SLOTS} slots have no node"), advice);
     }
 }
 
@@ -56,5 +58,5 @@ async fn reach(
     let connector = tokio::task::spawn_blocking(move || Connector::quietly(&at)).await;
     let connector = connector.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     let own = ask_for_slots(&connector, node, identity, NAME.to_owned()).await?;
-    if own == *map { Ok(()) } else { Err("it has another map of the slots".to_owned()) }
+    if own == *map { Ok(()) } else { Err("it has a different slot map".to_owned()) }
 }

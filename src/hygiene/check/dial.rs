@@ -19,11 +19,7 @@ pub(super) async fn travel(plan: Plan<'_>, findings: &mut Findings) -> Option<Vi
     let connector = match Connector::new(options) {
         Ok(connector) => connector,
         Err(wrong) => {
-            findings.failure(
-                "TLS files",
-                &wrong.to_string(),
-                "mend the file or the name that upstream.tls gives",
-            );
+            findings.failure("TLS files", &wrong.to_string(), "correct the file or its name in upstream.tls");
             return None;
         }
     };
@@ -52,10 +48,10 @@ pub(super) async fn travel(plan: Plan<'_>, findings: &mut Findings) -> Option<Vi
         {
             findings.warning(
                 "login",
-                "the server wants a password and upstream.url has none: clients that log in themselves are served",
-                "Orphans are looked for as the last user that has logged in, if it may CLIENT LIST and CLIENT KILL; \
-                 until the first one has, not at all. With credentials in upstream.url they are looked for from the \
-                 start, and this check sees the rest of the server.",
+                "the server requires a password and upstream.url has none: only clients that log in are served",
+                "redbouncer searches for orphans only after a client has logged in, as the user of the last login, which needs \
+                 CLIENT LIST and CLIENT KILL. With credentials in upstream.url it searches from the start, and this check \
+                 can examine the server.",
             );
             None
         }
@@ -94,11 +90,11 @@ async fn reach_each(addresses: &[SocketAddr], timeout: Duration, findings: &mut 
             findings.failure(
                 "TCP",
                 &text,
-                "is the server running, and is this its port? Refused: nobody listens there. No answer: a firewall, a \
+                "check that the server is running, and its port Refused: nobody listens there. No answer: a firewall, a \
                  security group, or a network that does not reach it.",
             );
         } else {
-            findings.warning("TCP", &text, "redbouncer goes on to the next address, but loses time here");
+            findings.warning("TCP", &text, "redbouncer tries the next address, which delays dials");
         }
     }
     !reached.is_empty()
@@ -117,12 +113,12 @@ fn arrived(options: &UpstreamOptions, visit: &Visit, findings: &mut Findings) {
     if options.tls {
         certificate::of_server(&visit.certificates(), options.tls_options.insecure, findings);
     } else if is_near(options) {
-        findings.ok("TLS", "none, and none is needed on loopback");
+        findings.ok("TLS", "not used, and not needed on loopback");
     } else {
         findings.warning(
             "TLS",
             "the connection is not encrypted",
-            "if the network between is not private, use rediss:// (the provider may have another port for it)",
+            "unless the network is private, use rediss:// (the provider may use another port for it)",
         );
     }
     let user = options.username.as_deref().unwrap_or("default");

@@ -34,68 +34,64 @@ pub(super) fn told(wrong: &DialError, findings: &mut Findings) {
 
 fn advice(wrong: &DialError) -> &'static str {
     match wrong {
-        DialError::NoMaster { .. } => "ask a Sentinel: redis-cli -p 26379 SENTINEL MASTERS",
-        DialError::NoSlots { .. } => "ask a node: redis-cli CLUSTER SLOTS",
+        DialError::NoMaster { .. } => "see redis-cli -p 26379 SENTINEL MASTERS",
+        DialError::NoSlots { .. } => "see redis-cli CLUSTER SLOTS on a node",
         DialError::Resolve { .. } | DialError::Timeout { phase: Phase::Resolve, .. } => {
-            "is the host's name in upstream.url right, and does this machine's resolver know it?"
+            "check the host name in upstream.url, and this machine's resolver"
         }
-        DialError::Refused { .. } => "is the server running, and is this its port?",
+        DialError::Refused { .. } => "check that the server is running, and its port",
         DialError::Timeout { phase: Phase::Tls, .. } => {
-            "if the port is a plain one, write redis:// instead of rediss://"
+            "if the port has no TLS, use redis:// instead of rediss://"
         }
         DialError::Closed { phase: Phase::Tls, .. } => {
-            "if the port is a plain one, write redis:// instead of rediss://; if it is the right one, all of the server's \
-             places may be taken: it cannot say so before the handshake"
+            "if the port has no TLS, use redis:// instead of rediss://; otherwise the server may be at its connection limit, \
+             which it cannot report before the handshake"
         }
         DialError::Timeout { .. } => {
-            "the server accepts connections and says nothing: is it overloaded, stopped, or something else than Redis?"
+            "the server accepts connections and does not respond: it may be overloaded, stopped, or not a Redis server"
         }
-        DialError::SpeaksTls { .. } => "write rediss:// instead of redis:// in upstream.url",
+        DialError::SpeaksTls { .. } => "use rediss:// instead of redis:// in upstream.url",
         DialError::Tls { fault, .. } => match fault {
-            TlsFault::Expired => "have the server's certificate renewed",
-            TlsFault::NotYetValid => {
-                "set this machine's clock, or wait until the certificate begins to be valid"
-            }
+            TlsFault::Expired => "renew the server's certificate",
+            TlsFault::NotYetValid => "correct this machine's clock, or wait until the certificate is valid",
             TlsFault::WrongName { .. } => {
-                "use the name that stands in the certificate, or set upstream.tls.server_name to it"
+                "use a name in the certificate, or set upstream.tls.server_name to it"
             }
             TlsFault::UnknownAuthority | TlsFault::SelfSigned => {
-                "put the certificate of the authority that signed the server's (or the server's own, when it is \
-                 self-signed) into a file and name it in upstream.tls.ca"
+                "put the certificate of the server's authority (or the server's own, if it is self-signed) into a file, and set \
+                 upstream.tls.ca to it"
             }
-            TlsFault::NotTls => "write redis:// instead of rediss://, or use the server's TLS port",
+            TlsFault::NotTls => "use redis:// instead of rediss://, or the server's TLS port",
             TlsFault::ClientCertificate { .. } => {
-                "the server wants a client certificate: upstream.tls.cert and upstream.tls.key"
+                "the server requires a client certificate: set upstream.tls.cert and upstream.tls.key"
             }
             TlsFault::BadCertificate { .. } | TlsFault::Alert { .. } | TlsFault::Other { .. } => {
-                "look at what the server offers: openssl s_client -connect HOST:PORT"
+                "examine the server's TLS: openssl s_client -connect HOST:PORT"
             }
         },
         DialError::Login { text } if ErrorCode::of_text(text) == ErrorCode::NoAuth => {
-            "the server wants a password: redis://user:password@host, or upstream.password_file. Without one redbouncer \
-             serves only clients that log in themselves, and looks for orphans as the last one that has."
+            "the server requires a password: set redis://user:password@host, or upstream.password_file. Without it redbouncer \
+             serves only clients that log in, and searches for orphans as the user of the last login."
         }
         DialError::Login { text } if ErrorCode::of_text(text) == ErrorCode::WrongPass => {
-            "user or password is wrong; special characters in a URL have to be percent-encoded"
+            "the user or password is wrong; percent-encode special characters in a URL"
         }
         DialError::Login { text } if ErrorCode::of_text(text) == ErrorCode::Denied => {
-            "the server's protected mode admits only its own host while it has no password: give it one (requirepass or \
-             ACL SETUSER), or switch protected-mode off where the network is private"
+            "the server's protected mode refuses other hosts while it has no password: set one (requirepass or ACL SETUSER), \
+             or disable protected-mode if the network is private"
         }
-        DialError::Login { .. } => "the server lets nobody in from here as this user: its words say why",
+        DialError::Login { .. } => "the server refuses this user from this host; its error has the reason",
         DialError::MaxClients { .. } => {
-            "all of the server's places are taken. When one comes free, redbouncer cleanup shows by whom; raise \
+            "the server is at its connection limit. When a connection is free, run redbouncer cleanup to list them; or raise \
              maxclients or the plan"
         }
-        DialError::Loading { .. } => "the server reads its data from disk: try again when it is done",
+        DialError::Loading { .. } => "the server is loading its data from disk: try again later",
         DialError::SelectRefused { .. } => {
-            "this database does not exist or is not allowed: upstream.url without /N"
+            "this database does not exist or is not permitted: remove /N from upstream.url"
         }
-        DialError::Protocol { .. } => {
-            "something else than Redis listens there: host and port in upstream.url"
-        }
+        DialError::Protocol { .. } => "another service listens there: check host and port in upstream.url",
         DialError::Closed { .. } | DialError::Io { .. } => {
-            "if the server wants TLS, write rediss://; else something between closes the connection"
+            "if the server requires TLS, use rediss://; otherwise check for a firewall or load balancer that closes the connection"
         }
         DialError::Demoted { .. }
         | DialError::NoResp3 { .. }

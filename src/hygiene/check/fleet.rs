@@ -33,7 +33,7 @@ pub(super) fn total(
         findings.warning(
             "fleet",
             &text,
-            "the fleet and the other clients together exceed the limit of the server: lower fleet.total_connections",
+            "all instances and the other clients together exceed the limit of the server: lower fleet.total_connections",
         );
     } else if (members.len() + 1) * minimum > fleet.claimable() {
         findings.warning(

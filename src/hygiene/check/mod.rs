@@ -34,7 +34,7 @@ pub async fn examine(plan: Plan<'_>) -> Findings {
         findings.failure(
             "connection",
             &broken.to_string(),
-            "the connection worked and then broke off: look at the server's log, at firewalls and at timeouts between",
+            "the connection was lost: check the server's log, firewalls and timeouts on the way",
         );
     }
     findings

@@ -29,33 +29,36 @@ const fn spare(words: &'static [&'static str], without: &'static str) -> Probe {
 }
 
 const PROBES: [Probe; 15] = [
-    spare(&["PING"], "heartbeats are answered with an error, which will do"),
+    spare(&["PING"], "heartbeats get an error as reply, which is sufficient"),
     matters(&["CLIENT", "LIST"], "orphans are not found"),
     matters(&["CLIENT", "KILL", "ID", NOBODY], "orphans are not killed"),
     matters(
         &["CLIENT", "SETNAME", super::plan::NAME],
-        "connections have no name, so those of a dead proxy cannot be told from others",
+        "connections have no name, so those of a dead proxy cannot be identified",
     ),
     matters(
         &["CLIENT", "TRACKING", "OFF"],
-        "no blocking hub: blocking calls are tried on lanes or take a connection each",
+        "no blocking hub: each blocking call is tried on a lane or takes a lease",
     ),
     matters(&["HELLO", "3"], "no RESP3 and no blocking hub"),
     spare(&["HELLO", "2"], "redbouncer answers HELLO itself"),
-    spare(&["CLIENT", "UNBLOCK", NOBODY], "clients that ask for it are refused, as directly"),
-    spare(&["CLIENT", "ID"], "connections left behind are not remembered by their id"),
-    spare(&["CONFIG", "GET", "proto-max-bulk-len"], "512 MB is taken for the longest value"),
+    spare(&["CLIENT", "UNBLOCK", NOBODY], "clients that send it get the server's error"),
+    spare(&["CLIENT", "ID"], "connections that redbouncer no longer holds cannot be killed"),
+    spare(
+        &["CONFIG", "GET", "proto-max-bulk-len"],
+        "redbouncer assumes 512 MB as the maximum size of a value",
+    ),
     spare(&["COMMAND", "INFO", "GET"], "commands that are not in redbouncer's table take a lease"),
     spare(&["INFO", "server"], "the server's version may stay unknown"),
     matters(&["MULTI"], "no blocking hub, and no transactions"),
     // Ends what MULTI began.
-    matters(&["DISCARD"], "a transaction cannot be given up"),
+    matters(&["DISCARD"], "transactions cannot be discarded"),
     // The last one: it logs out.
     spare(&["RESET"], "redbouncer answers RESET itself"),
 ];
 
-const SELECT_1: Probe = spare(&["SELECT", "1"], "clients have one database only");
-const SELECT_0: Probe = spare(&["SELECT", "0"], "clients have one database only");
+const SELECT_1: Probe = spare(&["SELECT", "1"], "clients have only one database");
+const SELECT_0: Probe = spare(&["SELECT", "0"], "clients have only one database");
 
 /// Asks for each, and says what is missing.
 pub(super) async fn probe(

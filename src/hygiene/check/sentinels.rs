@@ -20,8 +20,8 @@ pub(super) async fn locate(plan: Plan<'_>, findings: &mut Findings) -> Option<Up
     let Some(naming) = found.master else {
         findings.failure(
             SUBJECT,
-            &format!("they do not agree on a master of {}: more than half of {known} must name the same", service.name),
-            "is the service called so there (redis-cli -p 26379 SENTINEL MASTERS), and can this host reach the Sentinels?",
+            &format!("they do not agree on a master of {}: more than half of {known} must name the same one", service.name),
+            "check the name of the service (redis-cli -p 26379 SENTINEL MASTERS), and that this host can reach the Sentinels",
         );
         return None;
     };
@@ -34,14 +34,14 @@ pub(super) async fn locate(plan: Plan<'_>, findings: &mut Findings) -> Option<Up
         findings.warning(
             SUBJECT,
             &text,
-            "fewer than half answer: a working master is not left on their word",
+            "fewer than half answer: redbouncer does not leave a working master on their word",
         );
     }
     if known < ENOUGH {
         findings.warning(
             SUBJECT,
             &format!("there are {known}"),
-            "run three or more: of fewer, no majority is left when one of them is lost, and there is no failover",
+            "run three or more: with fewer, no majority is left when one is lost, and no failover happens",
         );
     }
     Some(options.at(&naming.master))
@@ -54,11 +54,11 @@ fn each(found: &Found, findings: &mut Findings) {
         let advice = match row.state {
             MemberState::Connected => continue,
             MemberState::Connecting | MemberState::Unreachable => {
-                "is it running, and can this host reach it? An address that is announced and not reachable: upstream.addresses"
+                "check that it is running, and that this host can reach it; map announced addresses that are not reachable in upstream.addresses"
             }
-            MemberState::Refused => "upstream.sentinel.username, .password and .tls are for the Sentinels",
+            MemberState::Refused => "check upstream.sentinel.username, .password and .tls",
             MemberState::UnknownService => {
-                "the name behind the / of upstream.url is that of `sentinel monitor` there"
+                "the name after the / in upstream.url must be that of `sentinel monitor`"
             }
         };
         findings.warning(SUBJECT, &format!("{}: {why}", row.address), advice);

@@ -25,7 +25,7 @@ pub(super) async fn round_trip(visit: &mut Visit, findings: &mut Findings) -> Re
         if let Some(text) = resp::error_text(&answer).map(printable)
             && let Some(advice) = passing(&text)
         {
-            findings.failure("server", &format!("it serves nobody just now: {text}"), advice);
+            findings.failure("server", &format!("it does not accept commands: {text}"), advice);
             return Ok(false);
         }
     }
@@ -37,7 +37,7 @@ pub(super) async fn round_trip(visit: &mut Visit, findings: &mut Findings) -> Re
         findings.warning(
             "round trip",
             &text,
-            "every command takes that long, with or without redbouncer: run clients and redbouncer in the server's region",
+            "every command takes at least this time, with or without redbouncer: run clients and redbouncer in the server's region",
         );
     } else {
         findings.ok("round trip", &text);
@@ -48,14 +48,14 @@ pub(super) async fn round_trip(visit: &mut Visit, findings: &mut Findings) -> Re
 /// What to do about an error that says how the server is just now; `None` for one that says what we may do.
 fn passing(text: &str) -> Option<&'static str> {
     match ErrorCode::of_text(text) {
-        ErrorCode::Loading => Some("it reads its data from disk: try again when it is done"),
-        ErrorCode::Busy => Some(
-            "a script runs for longer than the server likes: SCRIPT KILL ends it, FUNCTION KILL a function",
-        ),
-        ErrorCode::MasterDown => {
-            Some("this replica has lost its master and is set not to answer: name another server")
+        ErrorCode::Loading => Some("it is loading its data from disk: try again later"),
+        ErrorCode::Busy => {
+            Some("a script runs for longer than the server's limit: end it with SCRIPT KILL or FUNCTION KILL")
         }
-        ErrorCode::ClusterDown => Some("the cluster is not whole: look at CLUSTER INFO"),
+        ErrorCode::MasterDown => {
+            Some("this replica has lost its master and is configured not to answer: use another server")
+        }
+        ErrorCode::ClusterDown => Some("the cluster is incomplete: see CLUSTER INFO"),
         _ => None, // the server's words; all others are no passing state
     }
 }
@@ -77,7 +77,7 @@ pub(super) async fn server(visit: &mut Visit, findings: &mut Findings) -> Result
     let text =
         format!("{} {version}, {shown}, {}", program.name(), if replica { "a replica" } else { "a master" });
     if mode == "sentinel" {
-        let advice = "this is a Sentinel, which has no data: upstream.url has to name the server itself";
+        let advice = "this is a Sentinel, which has no data: set upstream.url to the server itself, or use redis-sentinel://";
         findings.failure("server", &text, advice);
     } else if cluster {
         findings.warning(
@@ -87,14 +87,14 @@ pub(super) async fn server(visit: &mut Visit, findings: &mut Findings) -> Result
              leaves redbouncer: use a server that is no cluster, or an endpoint that hides it",
         );
     } else if replica {
-        findings.warning("server", &text, "writes are refused (READONLY): name the master");
+        findings.warning("server", &text, "it refuses writes (READONLY): use the master");
     } else {
         match program {
             Program::Redis | Program::Valkey => findings.ok("server", &text),
             Program::Dragonfly | Program::KeyDb | Program::Other(_) => findings.warning(
                 "server",
                 &text,
-                "redbouncer is tested with Redis and Valkey: try your own work through it first",
+                "redbouncer is tested only with Redis and Valkey: test your application first",
             ),
         }
     }
@@ -122,24 +122,24 @@ pub(super) async fn settings(
 
 fn timeout(seconds: Option<u64>, heartbeat: Duration, findings: &mut Findings) {
     match seconds {
-        None => findings.ok("timeout", "not readable: the server does not answer CONFIG GET"),
-        Some(0) => findings.ok("timeout", "0: the server closes no idle connection by itself"),
+        None => findings.ok("timeout", "not available: the server refuses CONFIG GET"),
+        Some(0) => findings.ok("timeout", "0: the server closes no idle connections"),
         Some(seconds) if Duration::from_secs(seconds) < 2 * heartbeat => findings.warning(
             "timeout",
-            &format!("the server closes connections that are idle for {seconds} s, ours between two heartbeats"),
+            &format!("the server closes connections that are idle for {seconds} s, redbouncer's between two heartbeats"),
             &format!("set hygiene.heartbeat (now {heartbeat:?}) to less than half of it"),
         ),
         Some(seconds) => findings.note(
             "timeout",
             &format!("the server closes connections that are idle for {seconds} s"),
-            "ours show life more often; a client that holds a WATCH for longer loses it, as it would directly",
+            "redbouncer sends heartbeats more often; a client that holds a WATCH for longer loses it, as with a direct connection",
         ),
     }
 }
 
 fn keepalive(seconds: Option<u64>, findings: &mut Findings) {
     match seconds {
-        None => findings.ok("tcp-keepalive", "not readable: the server does not answer CONFIG GET"),
+        None => findings.ok("tcp-keepalive", "not available: the server refuses CONFIG GET"),
         Some(0) => findings.warning(
             "tcp-keepalive",
             "0: connections of hosts that are gone stay for ever",
@@ -153,14 +153,14 @@ fn keepalive(seconds: Option<u64>, findings: &mut Findings) {
 fn eviction(policy: Option<&str>, limit: Option<&str>, findings: &mut Findings) {
     let limit = limit.map_or_else(String::new, |limit| format!(" (maxmemory {limit})"));
     match policy {
-        None => findings.ok("eviction", "not readable"),
+        None => findings.ok("eviction", "not available"),
         Some("noeviction") => {
-            findings.ok("eviction", &format!("noeviction{limit}: what BullMQ and other queues need"));
+            findings.ok("eviction", &format!("noeviction{limit}, as BullMQ and other queues require"));
         }
         Some(policy) => findings.warning(
             "eviction",
             &format!("{policy}{limit}: when memory is full the server drops keys"),
-            "right for a cache; BullMQ and other queues lose jobs: they need maxmemory-policy noeviction",
+            "suitable for a cache; BullMQ and other queues lose jobs: they require maxmemory-policy noeviction",
         ),
     }
 }

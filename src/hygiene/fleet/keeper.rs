@@ -349,7 +349,7 @@ impl FleetKeeper {
             tracing::warn!(
                 minimum,
                 server_says,
-                "fleet.total_connections cannot be shared: this instance uses fleet.minimum, whatever the others do"
+                "cannot share fleet.total_connections; this instance uses fleet.minimum"
             );
         }
     }

@@ -132,7 +132,7 @@ impl Budget {
             && let Some(Share { held, limit, .. }) = state.users.get(&user)
         {
             return format!(
-                "redbouncer: no upstream connection within {waited}: this user holds {held} of its {limit}"
+                "redbouncer: no upstream connection within {waited}: this user has {held} of its {limit} connections"
             );
         }
         if let Some(text) = state.fleet.as_ref().and_then(FleetShare::why_nothing) {
@@ -175,7 +175,7 @@ impl Budget {
             Some(_) | None => return None,
         };
         Some(format!(
-            "redbouncer: no upstream connection for this: {standing} of {most} leases{whose} that may last (MONITOR, CLIENT TRACKING, blocking calls) are held, the others are kept for transactions"
+            "redbouncer: no upstream connection for this command: {standing} of {most} leases{whose} for MONITOR, CLIENT TRACKING and blocking calls are in use; the others are reserved for transactions"
         ))
     }
 }

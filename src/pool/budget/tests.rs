@@ -253,7 +253,7 @@ async fn a_user_at_its_own_cap_holds_up_nobody_else() {
     assert_eq!(budget.pressure(), Pressure::default());
     assert_eq!(budget.crowded(), [7]);
     let text = budget.full_text(Kind::Lease, 7, Duration::from_secs(2));
-    assert_eq!(text, "redbouncer: no upstream connection within 2s: this user holds 1 of its 1");
+    assert_eq!(text, "redbouncer: no upstream connection within 2s: this user has 1 of its 1 connections");
     drop(first);
     assert!(now(&mut lease).await.is_some());
     assert!(budget.crowded().is_empty());

@@ -151,7 +151,7 @@ impl Exporting {
             tracing::warn!(
                 endpoint = self.endpoint,
                 reason = why,
-                "spans cannot be exported; they are dropped until they can"
+                "cannot export spans; they are dropped until the collector accepts them"
             );
         }
         self.lost = Some(self.lost.unwrap_or(0) + count);

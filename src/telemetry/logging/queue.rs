@@ -151,7 +151,10 @@ impl Queue {
             told.telling = Some(all);
             let dropped = all - told.said;
             drop(told);
-            tracing::warn!(dropped, "log lines were dropped: nobody read them, or they could not be written");
+            tracing::warn!(
+                dropped,
+                "log lines were dropped, because the log was not read or could not be written"
+            );
         }
     }
 

@@ -22,7 +22,7 @@ pub enum NotTheMaster {
     #[error(transparent)]
     Files(#[from] TlsSetupError),
     /// It says that it is something else.
-    #[error("it says that its role is {0}")]
+    #[error("its role is {0}")]
     Role(String),
     /// It does not say what it is.
     #[error("it does not answer ROLE")]

@@ -174,7 +174,7 @@ async fn what_the_server_refuses_is_logged_once_and_without_a_credential() {
     }
     let log = log.text();
     for refused in ["CLIENT SETNAME", "INFO", "PING"] {
-        let lines = log.lines().filter(|line| line.contains(&format!("done without {refused}, ")));
+        let lines = log.lines().filter(|line| line.contains(&format!("unavailable: {refused}, ")));
         assert_eq!(lines.count(), 1, "{refused}: {log}");
     }
     assert!(log.contains("NOPERM") && !log.contains("narr0w-word"), "{log}");
@@ -247,7 +247,7 @@ async fn a_connection_that_is_closed_at_once_is_named_so() {
     let port = fake(b"", &[b""]).await;
     let failed = connector(&options(port)).dial(&login(Protocol::Resp2)).await.unwrap_err();
     assert!(matches!(failed, DialError::Closed { phase: Phase::Login, answered: false, .. }), "{failed:?}");
-    assert!(failed.to_string().contains("wants TLS"), "{failed}");
+    assert!(failed.to_string().contains("requires TLS"), "{failed}");
     let port = fake(b"", &[b"*4\r\n$7\r\nver", b""]).await;
     let server = connector(&impatient(port));
     let failed = server.dial(&login(Protocol::Resp2)).await.unwrap_err();

@@ -98,7 +98,7 @@ impl Client {
                 None => routing.pools.owner(slot).map(|node| (node, false)),
             };
             let Some((node, is_asking)) = found else {
-                search.why = format!("ERR redbouncer: slot {slot} is served by no node");
+                search.why = format!("ERR redbouncer: slot {slot} has no node");
                 routing.pools.nodes().doubt();
                 if self.waits_between_nodes(&mut search, &waits, taken.muted).await? {
                     return Ok(());
@@ -164,7 +164,7 @@ impl Client {
         if let Some(redirect) = &redirect {
             metrics::counter!("redbouncer_redirects_total", "kind" => redirect.label()).increment(1);
         }
-        search.why = format!("ERR redbouncer: slot {slot} is served by no node");
+        search.why = format!("ERR redbouncer: slot {slot} has no node");
         let is_first = search.since.is_none();
         search.since.get_or_insert_with(Instant::now);
         match redirect {

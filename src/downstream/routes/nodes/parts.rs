@@ -96,13 +96,13 @@ impl Client {
         for node in &masters {
             let reply = match routing.pools.at(node) {
                 Some(node) => self.run_on_one(&node, kept).await?,
-                None => encode::one_error("ERR redbouncer: the node is not known"),
+                None => encode::one_error("ERR redbouncer: unknown node of the cluster"),
             };
             // Where it went wrong matters: the others have run it, or will not.
             all.push(if is_error(&reply) { told(&reply, masters.len()) } else { reply });
         }
         if all.is_empty() {
-            all.push(encode::one_error("ERR redbouncer: no node of the cluster has told of its slots"));
+            all.push(encode::one_error("ERR redbouncer: no node of the cluster has returned its slots"));
         }
         Ok(Ran::Answered(vec![gathered(gather, &all, &[])]))
     }

@@ -146,7 +146,7 @@ impl Client {
             end: begun + self.context.pool.patience(),
             hops: 0,
             pause: PAUSE[0],
-            why: "ERR redbouncer: no node of the cluster has told of its slots".to_owned(),
+            why: "ERR redbouncer: no node of the cluster has returned its slots".to_owned(),
         };
         if let Some((redirect, replies, _)) = first
             && let Verdict::Answer = self.follow(&mut search, redirect).await?
@@ -200,7 +200,7 @@ impl Client {
                 search.target = Target::Slot(slot);
                 let owner = routing.pools.owner(slot);
                 if owner.is_none() {
-                    search.why = format!("ERR redbouncer: slot {slot} is served by no node");
+                    search.why = format!("ERR redbouncer: slot {slot} has no node");
                     routing.pools.nodes().doubt();
                 }
                 owner
@@ -305,7 +305,7 @@ impl Client {
                     let is_elsewhere = to.is_some() && to != from;
                     has_to_wait |= !(is_elsewhere && to.is_some_and(|to| pools.nodes().patch(slot, &to)));
                 }
-                search.why = format!("ERR redbouncer: slot {slot} is served by no node");
+                search.why = format!("ERR redbouncer: slot {slot} has no node");
                 search.target = Target::Slot(slot);
             }
             Redirect::Ask(slot, to) => {
