@@ -1,4 +1,4 @@
-//! Which connections `redbouncer cleanup` takes away, and how it groups what it shows: pure.
+//! Selects the connections that `redbouncer cleanup` kills, and groups them for its listing. Pure.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -58,7 +58,7 @@ impl Include {
     }
 }
 
-/// What is to be taken away: everything that fits all that is given. With nothing given, nothing.
+/// The selection: a connection must match every given filter. Without a filter, no connection is selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Idle for at least this long.
@@ -78,7 +78,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Whether nothing says what is wanted.
+    /// Whether no filter is given.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self { include: self.include.clone(), ..Self::default() }
@@ -109,7 +109,7 @@ pub enum Spared {
     Kind(Include),
 }
 
-/// What becomes of the connections in one listing.
+/// The outcome for the connections of one listing.
 #[derive(Clone, Debug, Default)]
 pub struct Selection<'a> {
     /// To be taken away.
@@ -118,19 +118,19 @@ pub struct Selection<'a> {
     pub spared: BTreeMap<Spared, usize>,
     /// The client ids of those that dead instances of redbouncer left.
     pub orphans: HashSet<u64>,
-    /// Those of them whose instance may be between two of the connections that show its life: to be killed only when a
-    /// listing of one heartbeat later says the same.
+    /// Selected connections whose instance may be between two of its active connections. They are killed only if a
+    /// listing one heartbeat later gives the same result.
     pub uncertain: HashSet<u64>,
 }
 
 impl Selection<'_> {
-    /// Whether a second look is needed before what is chosen may be killed.
+    /// Whether a second listing is needed before the selected connections may be killed.
     #[must_use]
     pub fn is_uncertain(&self) -> bool {
         self.chosen.iter().any(|row| self.uncertain.contains(&row.id))
     }
 
-    /// Takes out what an earlier look had not found orphaned.
+    /// Removes the connections that an earlier listing had not found orphaned.
     pub fn confirm(&mut self, earlier: &HashSet<u64>) {
         self.chosen.retain(|row| !self.uncertain.contains(&row.id) || earlier.contains(&row.id));
     }
@@ -162,7 +162,7 @@ pub fn select<'a>(
         let kind = Include::ALL.into_iter().find(|kind| kind.is(row) && !wanted.include.contains(kind));
         let spared = match kind {
             _ if Instance::of(&row.name).is_some() && !is_orphan => Some(Spared::Live),
-            // A blocked lease or a hub of a dead proxy waits for nobody.
+            // No client waits for a blocked lease or a hub of a dead proxy.
             Some(Include::Blocked | Include::Subscribers | Include::Monitors | Include::Unclear)
                 if is_orphan =>
             {
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(spared, expected);
     }
 
-    /// Every filter means at least what it says: a row without the field fits none that asks for it.
+    /// A row without a field matches no filter on that field.
     #[test]
     fn what_a_server_does_not_show_is_no_reason_to_kill() {
         let rows =

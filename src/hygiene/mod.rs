@@ -1,8 +1,8 @@
-//! Nothing outlives its owner: what dead proxies left on the server is found and killed.
+//! Finds and kills the connections that dead proxies have left on the server.
 //!
-//! A proxy whose process or host is gone closes nothing, and the server keeps its connections until its own keepalive,
-//! for hours or for ever. Their names say whose they are, and CLIENT LIST says how long they have been idle; that is
-//! enough, without a key written and without the proxies knowing of each other.
+//! A proxy whose process or host is lost closes no connection, and the server keeps them until its own keepalive fails,
+//! which can take hours. The names of connections identify their instance, and CLIENT LIST has their idle times. This
+//! is sufficient: no key is written, and the proxies need not know each other.
 
 pub mod check;
 pub mod cleanup;

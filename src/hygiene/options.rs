@@ -1,4 +1,4 @@
-//! What can be set about connections without an owner.
+//! Options for orphaned connections.
 
 use std::time::Duration;
 

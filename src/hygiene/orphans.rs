@@ -1,4 +1,4 @@
-//! Which of the server's connections nobody owns any more: a pure judgement over the rows of one CLIENT LIST.
+//! Finds orphaned connections in the rows of one CLIENT LIST. Pure.
 //!
 //! Ages and idle times are the server's own, so clocks need not agree.
 
@@ -10,7 +10,7 @@ use crate::session::Listed;
 use crate::telemetry::Reap;
 use crate::upstream::Instance;
 
-/// A connection that nobody owns any more.
+/// An orphaned connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan<'a> {
     /// Its row.
@@ -22,10 +22,10 @@ pub struct Orphan<'a> {
     pub certain: bool,
 }
 
-/// The instance that judges, and what it knows of its own connections.
+/// The instance that searches for orphans, and its own connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Own<'a> {
-    /// Who it is.
+    /// The instance.
     pub instance: &'a Instance,
     /// The client ids of its connections, before the listing was asked for or after it came. `None` where the server
     /// does not tell them: then none of its own is judged.
@@ -34,12 +34,12 @@ pub struct Own<'a> {
     pub youth: Duration,
 }
 
-/// Finds the orphans among `rows`, the whole of one CLIENT LIST.
+/// Finds the orphans among `rows`, a complete CLIENT LIST.
 ///
-/// - Of another instance: all its connections, when it has shown no life for `after`. Otherwise its silent ones are its
-///   own business (a blocked lease may be silent for hours).
-/// - Of the judging instance itself: those that it does not hold any more.
-/// - Nothing else: a connection without one of our names is never judged.
+/// - Of another instance: all its connections, if it has shown no activity for `after`. Otherwise none: its silent
+///   connections may be in use (a blocked lease may be silent for hours).
+/// - Of this instance: those that it no longer holds.
+/// - No other connection: one without a name of ours is never an orphan.
 #[must_use]
 pub fn orphans<'a>(rows: &'a [Listed], own: Option<Own<'_>>, after: Duration) -> Vec<Orphan<'a>> {
     let mut instances: HashMap<Instance, Vec<(&Listed, &str)>> = HashMap::new();
@@ -117,7 +117,7 @@ mod tests {
             row(1, "redbouncer:a:00000001:leased", 9_000, 9_000),
             row(2, "redbouncer:a:00000001:blocking", 9_000, 9_000),
             row(3, "redbouncer:a:00000001:control", 9_000, 14),
-            // One that shares a total with others says so in its name.
+            // The control connection of an instance that shares a total has a fifth part in its name.
             row(4, "redbouncer:b:00000002:leased", 9_000, 9_000),
             row(5, "redbouncer:b:00000002:control:6+", 9_000, 14),
         ];

@@ -1,7 +1,7 @@
-//! Finds orphans and kills them, and shows the server that we live.
+//! Finds and kills orphans, and keeps this instance's connections active on the server.
 //!
-//! Runs on the control connection, which no command of a client delays, at the start, then every `hygiene.interval`, and
-//! whenever a connection was lost whose end the server may not have seen, or the server can be reached again.
+//! Runs on the control connection, which clients' commands do not delay: at the start, every `hygiene.interval`, after
+//! a lost connection whose end the server may not have seen, and when the server can be reached again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -23,18 +23,18 @@ use crate::upstream::{Backoff, Identity, Instance};
 
 /// A server that does not answer a PING within this time has not read the others' either: everyone looks idle.
 const PROMPT: Duration = Duration::from_secs(1);
-/// A listing that is older says nothing about now.
+/// The maximum age of a usable listing.
 const FRESH: Duration = Duration::from_secs(5);
 /// After a loss, before the server is asked: a loss seldom comes alone.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Between rounds, at the least.
+/// The shortest time between rounds.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Between rounds that have to be repeated, at the most.
+/// The longest time between repeated rounds.
 const AGAIN_AT_LAST: Duration = Duration::from_secs(5);
-/// Whom the server has refused is not tried again for this long.
+/// How long a login that the server has refused is not tried again.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// As whom the server may be asked, the first choice first: numbers and identities.
+/// The logins that may query the server, in order of preference.
 pub type Candidates = Box<dyn Fn() -> Vec<(u64, Arc<Identity>)>>;
 
 /// Finds orphans and kills them.
@@ -45,11 +45,11 @@ pub struct Reaper {
     candidates: Candidates,
     /// Whose login the server refused, and when: the next candidate is asked for.
     refused: RefCell<HashMap<u64, Instant>>,
-    /// What has been logged as standing in the way.
+    /// The problem that was logged last.
     told: Cell<Option<Obstacle>>,
-    /// When the server last kept us waiting.
+    /// The last time that the server answered late.
     stalled: Cell<Option<Instant>>,
-    /// When the control connection was last asked for to show that we live.
+    /// The last time that the control connection was requested to show activity.
     shown: Cell<Option<Instant>>,
     /// Instances that look dead and might be between two lanes, and since when.
     suspects: RefCell<HashMap<Instance, Instant>>,
@@ -58,7 +58,7 @@ pub struct Reaper {
 /// Why a round came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Obstacle {
-    /// There is nobody to ask as: no credentials of our own, and nobody has logged in.
+    /// No login is available: `upstream.url` has no credentials, and no client has logged in.
     NoLogin,
     /// The server cannot be reached.
     Unavailable,
@@ -83,7 +83,7 @@ impl Obstacle {
     }
 }
 
-/// What ends the reaper's sleep.
+/// The event that ends the reaper's sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     /// It is time for a look.
@@ -97,10 +97,9 @@ enum Event {
 /// How a round went that could be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Round {
-    /// Nothing is left that nobody owns.
+    /// No orphan is left.
     Clean,
-    /// A connection is too young to be judged, or the server stalled too short a time ago, or the listing has become
-    /// too old to go on.
+    /// A connection is too young to be judged, the server stalled too recently, or the listing has become too old.
     Unsure,
 }
 
@@ -141,7 +140,7 @@ impl Reaper {
         loop {
             let options = self.options.get();
             if options != known {
-                // It may have to be sooner than the former settings said.
+                // The new settings may require an earlier round.
                 due = due.min(Instant::now() + options.interval);
                 known = options;
             }
@@ -183,7 +182,7 @@ impl Reaper {
         }
     }
 
-    /// One listing, judged, and what follows from it.
+    /// Evaluates one listing and kills its orphans.
     async fn round(&self) -> Result<Round, Obstacle> {
         let mut control = self.control.lock().await;
         let was_open = control.is_open();
@@ -211,7 +210,8 @@ impl Reaper {
         let me = control.client_id();
         let lists_us = rows.iter().any(|row| Some(row.id) == me && is_ours(row));
         let ids = before.zip(after).filter(|_| lists_us).map(|(before, after)| &before | &after);
-        // While nothing is being dialled, whatever bears our name and is not held is left over, however young.
+        // While no dial is in progress, every connection with our name that is not held is left over, regardless of its
+        // age.
         let dialling = dialled || shared.budget.is_dialling();
         let longest_dial = shared.upstream.get().connect_timeout + shared.upstream.get().loading_retry;
         let youth = if dialling { longest_dial } else { Duration::ZERO };
@@ -233,7 +233,7 @@ impl Reaper {
         Ok(if unsure { Round::Unsure } else { Round::Clean })
     }
 
-    /// Remembers who looks dead without certainty, and forgets who does no more.
+    /// Remembers the instances that may be dead, and forgets those that no longer look dead.
     fn suspect(&self, found: &[Orphan<'_>]) {
         let mut before = self.suspects.borrow_mut();
         let uncertain = found.iter().filter(|orphan| !orphan.certain);
@@ -246,7 +246,7 @@ impl Reaper {
             .collect();
     }
 
-    /// Whether what the listing showed to be an orphan is one still, as far as is known here.
+    /// Whether an orphan of the listing is still one, according to this process's own state.
     fn is_certain(&self, orphan: &Orphan<'_>) -> bool {
         match orphan.why {
             Reap::DeadInstance => !self.has_doubts() && (orphan.certain || self.is_still_dead(orphan)),
@@ -263,8 +263,8 @@ impl Reaper {
         since.is_some_and(|at| at.elapsed() >= self.pool.shared.heartbeat)
     }
 
-    /// Whether others may have been kept from showing their life: a server that kept us waiting did not hear them
-    /// either, and each of them needs the time until its next heartbeat.
+    /// Whether other instances may have been unable to show activity: a server that answered late did not read their
+    /// heartbeats either, and each needs the time until its next heartbeat.
     fn has_doubts(&self) -> bool {
         self.stalled.get().is_some_and(|at| at.elapsed() < 2 * self.pool.shared.heartbeat)
     }
@@ -274,8 +274,8 @@ impl Reaper {
         Obstacle::Slow
     }
 
-    /// PING with a nonce, as the first candidate whom the server lets in: a listing behind a prompt answer shows
-    /// everybody's activity.
+    /// Sends PING with a nonce with the first login that the server accepts. A listing that follows a prompt reply
+    /// shows the activity of all connections.
     async fn greet(&self, control: &mut Control) -> Result<(u64, Arc<Identity>), Obstacle> {
         self.refused.borrow_mut().retain(|_, at| at.elapsed() < REFUSED);
         for (user, identity) in (self.candidates)() {
@@ -288,10 +288,11 @@ impl Reaper {
                     self.refused.borrow_mut().insert(user, Instant::now());
                     continue;
                 }
-                // At once: nobody is there, or there is no place. Both say that nothing is stalled.
+                // An immediate failure: no server listens, or it is at its connection limit. In both cases the server
+                // is not stalled.
                 Err(_) if asked.elapsed() < PROMPT => return Err(Obstacle::Unavailable),
                 Err(_) => return Err(self.stall()),
-                // A dial takes its time on a fast server, too: only what follows is measured.
+                // A dial takes time on a fast server, too, so only the PING is measured.
                 Ok(_) => {}
             }
             let nonce = format!("{:016x}", fastrand::u64(..));
@@ -318,7 +319,7 @@ impl Reaper {
         let Some(killed) = resp::integer(&answer) else {
             return Err(self.refusal(Obstacle::KillRefused, &answer));
         };
-        // 0: another proxy was faster, or it is gone by itself.
+        // 0: another instance has killed it, or it has closed.
         if killed > 0 {
             metrics::counter!("redbouncer_orphans_killed_total", "reason" => orphan.why.label()).increment(1);
             let (age, idle) = (row.age.as_secs(), row.idle.as_secs());
@@ -328,7 +329,7 @@ impl Reaper {
         Ok(())
     }
 
-    /// Whether only the control connection can show that we live: there is no lane, or none that is answered.
+    /// Whether only the control connection can show activity, because there is no lane, or no lane gets replies.
     fn depends_on_control(&self) -> bool {
         let shared = &self.pool.shared;
         let mut held = shared.budget.holdings();
@@ -338,10 +339,10 @@ impl Reaper {
         !held.is_empty() && !lanes_speak
     }
 
-    /// Where others depend on the control connection to see that we live, it speaks within every heartbeat; at once for
-    /// the relief of a lane that wants to leave.
+    /// If only the control connection shows activity, it sends a command within every heartbeat, and at once when a
+    /// lane is about to close.
     async fn show_life(&self, relief: bool) {
-        // Looked at every quarter of a heartbeat.
+        // Checked every quarter of a heartbeat.
         let heartbeat = self.pool.shared.heartbeat;
         let soon = |at: Instant| at.elapsed() < AGAIN.min(heartbeat / 4);
         if self.shown.get().is_some_and(soon) || !relief && !self.depends_on_control() {
@@ -368,10 +369,10 @@ impl Reaper {
         control.ask(&self.pool, user, identity, Protocol::Resp2, &request.freeze()).await
     }
 
-    /// What an error in reply to LIST or KILL means; a refusal is logged once.
+    /// Classifies an error reply to LIST or KILL; a refusal is logged once.
     fn refusal(&self, obstacle: Obstacle, answer: &[u8]) -> Obstacle {
         let text = resp::error_text(answer).map(printable).unwrap_or_default();
-        // A script that runs for too long, a server that loads: it allows later what it does not allow now.
+        // Errors that pass, such as BUSY and LOADING, are not refusals.
         if matches!(ErrorCode::of_text(&text), ErrorCode::Busy | ErrorCode::Loading) {
             return self.stall();
         }

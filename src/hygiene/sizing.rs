@@ -1,7 +1,7 @@
-//! How many connections the clients of a CLIENT LIST need with a redbouncer: pure.
+//! Computes the number of connections that the clients of a CLIENT LIST need with redbouncer. Pure.
 //!
-//! The rules are those of `docs/guides/sizing.md`. A listing is one moment, so what lasts for a moment only, a transaction, gets
-//! the room that the default configuration has for it.
+//! The rules are those of `docs/guides/sizing.md`. A listing is a snapshot, so short transactions get the number of
+//! leases of the default configuration.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -18,7 +18,7 @@ const LANES: usize = 2;
 /// The smallest pool.
 const SMALLEST: usize = 4;
 
-/// What one connection is there for.
+/// The use of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Use {
     /// Blocked, or between two blocking calls.
@@ -49,7 +49,7 @@ impl Use {
         Self::Replication,
     ];
 
-    /// `lanes_track`: the server tells lanes what to forget, from Redis 7.0 on.
+    /// `lanes_track`: lanes can carry clients with CLIENT TRACKING, from Redis 7.0 on.
     fn of(row: &Listed, lanes_track: bool) -> Self {
         let has = |flag| row.flags.contains(flag);
         if has('S') || has('M') {
@@ -79,7 +79,7 @@ impl Use {
     }
 }
 
-/// What a listing holds, and what follows from it.
+/// The contents of a listing, and the numbers computed from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
     /// Connections by use; those without one are absent.
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!((found.groups, found.blocking_users, found.subscribing_users), (1, 1, 1));
     }
 
-    /// Their last command shows what they do between two waits.
+    /// Between two blocking calls, a connection is recognised by its last command.
     #[test]
     fn a_client_between_two_blocking_calls_counts_as_blocked() {
         let found = estimate(&["flags=N cmd=brpop user=a", "flags=N cmd=xread user=b"], None, 1);
@@ -230,7 +230,7 @@ mod tests {
     fn what_stands_needs_a_connection_each_and_a_reserve_beside_it() {
         let mut lines = vec!["flags=O user=a", "flags=tB user=a"];
         assert_eq!(estimate(&lines, Some(7), 1).max_connections(), 1 + 2 + 1 + 1 + 2 + 3);
-        // Before 7.0 lanes cannot carry what is tracked.
+        // Before 7.0 lanes cannot carry clients with CLIENT TRACKING.
         lines.extend(["flags=t user=a"; 10]);
         assert_eq!(estimate(&lines, Some(6), 1).max_connections(), 1 + 2 + 1 + 1 + 12 + 4);
         assert_eq!(estimate(&lines, Some(7), 1).count(Use::Standing), 2);

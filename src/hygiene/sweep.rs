@@ -1,5 +1,5 @@
-//! Kills what was chosen, a hundred at a time and never by a listing that is no longer fresh: what was idle a minute ago
-//! may be at work now.
+//! Kills the selected connections in batches of a hundred, always by a fresh listing: a connection that was idle a
+//! minute ago may be active now.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use tokio::time::Instant;
 use super::{Visit, VisitError};
 use crate::session::Listed;
 
-/// How long a listing says something about now.
+/// The maximum age of a usable listing.
 const FRESH: Duration = Duration::from_secs(5);
 /// Kills that are sent at once.
 const CHUNK: usize = 100;
 
-/// What became of those that were chosen.
+/// The outcome for the selected connections.
 #[derive(Debug, Default)]
 pub struct Swept {
     /// How many were killed.
     pub killed: usize,
-    /// How many had gone, or did not fit any more when their turn came.
+    /// The number of connections that had closed or no longer matched.
     pub escaped: usize,
-    /// How many connections there were afterwards, if the server said so.
+    /// The number of connections afterwards, if the server reported it.
     pub after: Option<usize>,
-    /// What ended it before its end; those behind it are alive.
+    /// The error that stopped the sweep; the remaining connections are not killed.
     pub stopped: Option<VisitError>,
 }
 
@@ -60,7 +60,7 @@ pub async fn sweep(
         swept.escaped += chunk.len() - killed;
         progress(at * CHUNK + chunk.len());
     }
-    // After a refusal the connection still works; what comes on one that has broken off answers something else.
+    // After a refusal the connection still works. After an I/O error a reply would belong to an earlier command.
     if !matches!(swept.stopped, Some(VisitError::Broken { .. })) {
         swept.after = visit.list().await.ok().map(|rows| rows.len());
     }

@@ -62,11 +62,11 @@ pub enum VisitError {
 #[derive(Debug)]
 pub struct Visit {
     stream: UpstreamStream,
-    /// What the server said about itself.
+    /// The server's description of itself.
     pub server: Arc<ServerInfo>,
-    /// Our client id there, where the server tells.
+    /// Our client id, if the server reports it.
     id: Option<u64>,
-    /// Our address as we know it.
+    /// Our local address.
     local: SocketAddr,
     name: String,
 }
@@ -157,8 +157,8 @@ impl Visit {
         }
     }
 
-    /// How many connections the server allows: `maxclients`, from INFO, or from CONFIG on servers before 6.2 (where the
-    /// field came). `None` where neither says.
+    /// The server's connection limit: `maxclients`, from INFO, or from CONFIG on servers before 6.2 (where the field
+    /// was added). `None` if neither has it.
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -171,8 +171,8 @@ impl Visit {
         Ok(config_value(&answer).and_then(|limit| limit.parse().ok()))
     }
 
-    /// Kills `rows`, in one write, each by id and address together, and returns how many of them were still there, and
-    /// what ended it before the last one.
+    /// Kills `rows`, in one write, each by id and address together. Returns how many of them still existed, and the
+    /// error that stopped it before the last one.
     pub async fn kill(&mut self, rows: &[&Listed]) -> (usize, Option<VisitError>) {
         let mut requests = BytesMut::new();
         for row in rows {

@@ -17,17 +17,17 @@ use crate::telemetry::printable;
 
 /// How long a refusal is believed before it is asked for again.
 const BELIEVED: Duration = Duration::from_secs(60);
-/// Refusals remembered at the same time; beyond it they are asked for, and refused, anew.
+/// Maximum number of remembered refusals. Further ones are requested, and refused, again.
 const MAX_KNOWN: usize = 4096;
-/// What of the server's words is logged.
+/// Maximum length of the server's error in the log.
 const LONGEST_WORDS: usize = 256;
 
-/// What can be lacking.
+/// A capability that the server or the user may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Capability {
     /// `HELLO 3`, and RESP3 with it.
     Resp3,
-    /// A password on the server's side: ours was not looked at.
+    /// The server has no password and ignored the configured one.
     Password,
     /// `CLIENT SETNAME`.
     SetName,
@@ -71,7 +71,7 @@ impl Capability {
         Self::WholeKeyspace,
     ];
 
-    /// Whether anybody is the worse for it.
+    /// Whether its lack restricts a function.
     fn is_missed(self) -> bool {
         match self {
             Self::Resp3
@@ -86,7 +86,7 @@ impl Capability {
         }
     }
 
-    /// What redbouncer does without it.
+    /// The fallback of redbouncer without it.
     #[must_use]
     pub fn without(self) -> &'static str {
         match self {
@@ -142,7 +142,7 @@ impl fmt::Display for Capability {
 pub enum Refusal {
     /// The user may not.
     Rights,
-    /// The server does not have it, or its provider does not let anybody have it.
+    /// The server, or its provider, does not support it.
     Missing,
 }
 
@@ -168,20 +168,20 @@ impl Refusal {
         if rights {
             return Some(Self::Rights);
         }
-        // What the client's own arguments say must not be taken for the server's words.
+        // The client's own arguments must not be mistaken for the server's text.
         let said = said_by_the_server(text).to_ascii_lowercase();
         (code == ErrorCode::NoProto || WORDS.iter().any(|words| said.contains(words)))
             .then_some(Self::Missing)
     }
 }
 
-/// What is known to be lacking on one server.
+/// The capabilities known to be lacking on one server.
 #[derive(Debug, Default)]
 pub struct MissingCapabilities {
     known: Mutex<HashMap<(Capability, Whose), Known>>,
 }
 
-/// The user who lacks something; `None` where it is the server.
+/// The user that lacks it; `None` if the server lacks it.
 type Whose = Option<Box<str>>;
 
 #[derive(Debug)]
@@ -191,12 +191,13 @@ struct Known {
 }
 
 impl MissingCapabilities {
-    /// It is another server from now on: nothing of the former one is believed.
+    /// Forgets all refusals, because the server is a different one.
     pub fn forget(&self) {
         self.known.lock().clear();
     }
 
-    /// `user` was refused `what` with the error `text`. Logged the first time. What passes by itself is not believed.
+    /// Records that `user` was refused `what` with the error `text`. Logged the first time. Transient errors are
+    /// ignored.
     pub fn record_refusal(&self, what: Capability, user: &str, text: &str) {
         if ErrorCode::of_text(text).is_transient() {
             return;
@@ -227,7 +228,7 @@ impl MissingCapabilities {
         }
     }
 
-    /// `user` was given `what`: a refusal in the past holds no more.
+    /// Records that `user` may use `what`: an earlier refusal no longer holds.
     pub fn record_support(&self, what: Capability, user: &str) {
         let mut known = self.known.lock();
         if known.is_empty() {
@@ -240,7 +241,7 @@ impl MissingCapabilities {
         }
     }
 
-    /// The words with which `what` was refused to `user`, where that is believed still.
+    /// The server's error when it refused `what` to `user`, if the refusal is still remembered.
     #[must_use]
     pub fn refusal_of(&self, what: Capability, user: &str) -> Option<Arc<str>> {
         let known = self.known.lock();
@@ -252,20 +253,20 @@ impl MissingCapabilities {
         believed(None).or_else(|| believed(Some(Box::from(user)))).map(|known| Arc::clone(&known.words))
     }
 
-    /// Whether anybody was refused `what` and has not been given it since, however long ago.
+    /// Whether any user was refused `what` and has not been permitted since, however long ago.
     #[must_use]
     pub fn has_been_refused(&self, what: Capability) -> bool {
         self.known.lock().keys().any(|(lacking, _)| *lacking == what)
     }
 
-    /// Whether `what` is lacking for `user`, as far as is known.
+    /// Whether `user` is known to lack `what`.
     #[must_use]
     pub fn has(&self, what: Capability, user: &str) -> bool {
         self.refusal_of(what, user).is_some()
     }
 }
 
-/// Redis repeats an unknown command's arguments behind its own words.
+/// Redis repeats an unknown command's arguments after its own text.
 fn said_by_the_server(text: &str) -> &str {
     text.split(", with args beginning with").next().unwrap_or_default()
 }

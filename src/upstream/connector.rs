@@ -1,8 +1,8 @@
-//! Dialling: name, TCP, TLS and login, one after the other, each failure with its name.
+//! Dials: name resolution, TCP, TLS and login, one after the other; the error names the failed step.
 //!
-//! One [`Connector`] serves one server, which may move while we run ([`Target`]). It remembers what is worth
-//! remembering between dials: the address that works, the TLS sessions, what the server says about itself, and which
-//! of its refusals have been logged already. A dial that is dropped closes its socket: it owns nothing else.
+//! One [`Connector`] serves one server, which may change address at run time ([`Target`]). Between dials it remembers
+//! the working address, the TLS sessions, the server's description of itself, and the refusals that have been logged. A
+//! dropped dial closes its socket; it owns no other resource.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ use crate::telemetry::seconds;
 pub struct Established {
     /// The bytes' way.
     pub stream: UpstreamStream,
-    /// What the server said about itself.
+    /// The server's description of itself.
     pub server: Arc<ServerInfo>,
     /// The connection's client id there, unless the server keeps it to itself.
     pub id: Option<u64>,
@@ -42,7 +42,7 @@ pub struct Established {
     pub generation: u64,
 }
 
-/// What a login is made with.
+/// The credentials and options of a login.
 struct Greet<'a> {
     target: &'a Target,
     login: &'a Login,
@@ -57,7 +57,7 @@ pub struct Connector {
     own: Arc<RwLock<Arc<Identity>>>,
     /// Where it is and how it is dialled, as of now.
     target: RwLock<Arc<Target>>,
-    /// How often it has moved: connections from before are to be made anew.
+    /// Number of moves to another server. Connections from before a move must be replaced.
     generation: watch::Sender<u64>,
     /// As of the last login.
     server: Mutex<Option<Arc<ServerInfo>>>,
@@ -133,7 +133,7 @@ impl Connector {
         }
     }
 
-    /// What the certificate files hold now; `None` without TLS.
+    /// The current contents of the certificate files; `None` without TLS.
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         self.target().fingerprint()
     }
@@ -181,7 +181,7 @@ impl Connector {
             let mut moved = self.generation.subscribe();
             let generation = *moved.borrow_and_update();
             let target = self.target();
-            // What is dialled at the former address of a server that has moved is dropped, which closes its socket.
+            // A dial to the former address of a server that has moved is dropped, which closes its socket.
             tokio::select! {
                 biased;
                 Ok(()) = moved.changed() => {}
@@ -198,7 +198,7 @@ impl Connector {
     ) -> Result<Established, DialError> {
         let deadline = Instant::now() + target.connect_timeout;
         if let Some(awaited) = &target.awaits {
-            // Whoever learns of a server ends this by a target of another generation.
+            // Ends when a target of another generation is set.
             tokio::time::sleep_until(deadline).await;
             let after = target.connect_timeout;
             return Err(match awaited.clone() {
@@ -261,7 +261,7 @@ impl Connector {
         &self.topology
     }
 
-    /// What the server, or a user's rights there, lack.
+    /// The capabilities that the server, or a user, lacks.
     pub fn missing_capabilities(&self) -> &MissingCapabilities {
         &self.missing
     }
@@ -271,7 +271,7 @@ impl Connector {
         self.server().is_none_or(|server| server.hello) && !self.missing.has(Capability::Resp3, user)
     }
 
-    /// The address that serves us: where new connections go first. A connection to another one is to be drained.
+    /// The address in use, which new connections try first. Connections to other addresses must be drained.
     pub fn address(&self) -> Option<SocketAddr> {
         self.target().resolver.in_use()
     }
@@ -367,13 +367,13 @@ impl Connector {
         let mut last = self.server.lock();
         match &*last {
             Some(known) if **known == server => Arc::clone(known),
-            // Somebody may not ask for INFO: what others were told stands.
+            // This user may not use INFO; the run id from other users' logins remains valid.
             Some(known) if !server.hello && server.version.is_empty() && !known.hello => Arc::clone(known),
             Some(_) | None => Arc::clone(last.insert(Arc::new(server))),
         }
     }
 
-    /// Remembers what a login was given and what not.
+    /// Records the capabilities that a login found and lacked.
     fn note(&self, logged_in: &LoggedIn, user: &str) {
         for MissingCapability { what, text } in &logged_in.missing {
             self.missing.record_refusal(*what, user, text);
@@ -390,7 +390,7 @@ impl Connector {
         }
     }
 
-    /// Remembers what a login has failed for, where that is lacking for good.
+    /// Records the capability that made a login fail, if it is lacking permanently.
     fn note_refusal(&self, error: &DialError, user: &str) {
         match error {
             DialError::NoResp3 { text } => self.missing.record_refusal(Capability::Resp3, user, text),
@@ -402,8 +402,8 @@ impl Connector {
     }
 }
 
-/// Ends a connection that the server has refused in words, and returns when the server has freed it: whoever dials
-/// next under the same permit must not be one too many there.
+/// Closes a connection that the server has refused with an error, and returns when the server has freed it, so that the
+/// next dial under the same permit does not exceed the limit.
 async fn farewell(mut stream: UpstreamStream) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let end = async {
@@ -412,6 +412,6 @@ async fn farewell(mut stream: UpstreamStream) {
         while stream.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    // A server that does not answer our end of stream is left to the kernel.
+    // If the server does not close after our end of stream, the kernel closes the connection.
     drop(tokio::time::timeout(PATIENCE, end).await);
 }

@@ -1,7 +1,7 @@
-//! Why a connection to the server could not be had: which step failed and whose fault it is.
+//! Errors of dials: the step that failed, and its cause.
 //!
-//! Two texts for each failure. `Display` is for the operator's log: it may name addresses, never a credential.
-//! [`DialError::public_text`] is for a client that waited for the connection: no address of the server either.
+//! Each failure has two texts. `Display` is for the operator's log: it may contain addresses, never a credential.
+//! [`DialError::public_text`] is for the waiting client, and contains no address of the server.
 
 use std::fmt;
 use std::io;
@@ -35,7 +35,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A dial that failed. `Clone`, because everybody who waited for the connection is told the same.
+/// A failed dial. `Clone`, because every waiter of the connection gets the same error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
     /// The Sentinels have not named a master of the service yet, or none that says that it is one.
@@ -49,7 +49,7 @@ pub enum DialError {
     /// The server is a replica. It was a master before, and another one is about to take its place.
     #[error("{peer} has become a replica; waiting for a master")]
     Demoted {
-        /// Who answered.
+        /// The server's address.
         peer: SocketAddr,
     },
     /// No node of the cluster has told yet where its slots are.
@@ -63,10 +63,10 @@ pub enum DialError {
     Resolve {
         /// The name, without its port.
         host: String,
-        /// The resolver's words.
+        /// The resolver's error.
         cause: String,
     },
-    /// Nobody listens there: the server is down, or the port is wrong.
+    /// No process listens there: the server is down, or the port is wrong.
     #[error("connection refused by {peer}")]
     Refused {
         /// The last address tried.
@@ -87,16 +87,16 @@ pub enum DialError {
     Tls {
         /// The server's address.
         peer: SocketAddr,
-        /// By whom and why.
+        /// The side that refused, and its reason.
         fault: TlsFault,
     },
-    /// We spoke plainly to a server that wants TLS: `rediss://` is missing.
+    /// A plain connection to a port with TLS: `rediss://` is missing.
     #[error("{peer} uses TLS on this port: the URL must begin with rediss://")]
     SpeaksTls {
         /// The server's address.
         peer: SocketAddr,
     },
-    /// The server does not let us in as this user, or not without one.
+    /// The server refuses this user, or requires one.
     #[error("the server refuses the login: {text}")]
     Login {
         /// The server's error, code first (`WRONGPASS …`, `NOAUTH …`, `NOPERM …`, `DENIED …`), without a credential.
@@ -114,13 +114,13 @@ pub enum DialError {
         /// The server's error.
         text: String,
     },
-    /// Still loading its data after `upstream.loading_retry`, and what the login needed was not answered.
+    /// Still loading its data after `upstream.loading_retry`, with required login commands unanswered.
     #[error("the server is still loading its data: {text}")]
     Loading {
         /// The server's error.
         text: String,
     },
-    /// The database does not exist or is not ours to use.
+    /// The database does not exist, or the user may not use it.
     #[error("the server refuses database {database}: {text}")]
     SelectRefused {
         /// The number asked for.
@@ -150,10 +150,10 @@ pub enum DialError {
         /// Whether it had sent anything before.
         answered: bool,
     },
-    /// What came back is not what a Redis server would answer.
+    /// The reply is not that of a Redis server.
     #[error("not a reply of a Redis server: {what}")]
     Protocol {
-        /// What is wrong; none of the server's bytes.
+        /// A description of the problem, without any bytes of the server.
         what: String,
     },
     /// The operating system's error.
@@ -171,7 +171,7 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Whether the same dial may succeed soon although nobody changes anything: then it is worth a client's waiting.
+    /// Whether the same dial may succeed soon without a change by an operator, so that clients should wait.
     pub fn retryable(&self) -> bool {
         match self {
             Self::NoMaster { .. }
@@ -194,13 +194,13 @@ impl DialError {
         }
     }
 
-    /// Whether the server has looked at who we are and does not let us in: the user is gone, switched off, or has another
-    /// password. (`DENIED` is about where we come from.)
+    /// Whether the server has checked the user and refused it: the user is deleted, disabled, or has another password.
+    /// (`DENIED` concerns the address instead.)
     pub fn refuses_identity(&self) -> bool {
         matches!(self, Self::Login { text } if ErrorCode::of_text(text) != ErrorCode::Denied)
     }
 
-    /// Whether the connection broke off or hung, rather than being refused in words.
+    /// Whether the connection was lost or hung, rather than refused with an error.
     pub(super) fn is_lost(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Closed { .. } | Self::Io { .. } => true,
@@ -229,7 +229,7 @@ impl DialError {
         }
         match (error.kind(), phase) {
             (io::ErrorKind::ConnectionRefused, _) => Self::Refused { peer },
-            // A server that closes with bytes of ours unread resets the connection: for us that is the same.
+            // A server that closes with unread bytes of ours resets the connection, which is equivalent here.
             (
                 io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset

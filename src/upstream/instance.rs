@@ -1,9 +1,9 @@
-//! Which run of redbouncer a connection belongs to: its name on the server says so.
+//! The name of a connection on the server, which identifies the run of redbouncer that owns it.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// What the names of all our connections begin with.
+/// The prefix of the names of all connections of redbouncer.
 const MARK: &str = "redbouncer";
 
 /// One run of redbouncer.
@@ -48,7 +48,7 @@ impl Instance {
         format!("{self}{CONTROL}:{registered}")
     }
 
-    /// Whose control connection `connection` is, and what it registers. `None` for every other name.
+    /// The instance whose control connection `connection` is, with its registered claim. `None` for every other name.
     #[must_use]
     pub fn registration_of(connection: &str) -> Option<(Self, Registered)> {
         let (instance, _, registered) = Self::parts_of(connection)?;
@@ -73,20 +73,20 @@ impl Instance {
 
 /// The kind of connection whose name has a fifth part.
 const CONTROL: &str = "control";
-/// More digits are no claim of ours: a server has far fewer connections.
+/// A claim never has more digits: a server has far fewer connections.
 const MOST_DIGITS: usize = 7;
 
-/// The fifth part of the name of a control connection: what this instance claims of the connections that all instances share
+/// The fifth part of the name of a control connection: the instance's claim of the connections that all instances share
 /// (`fleet.total_connections`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registered {
     /// Connections that it holds or may open, the control connection among them.
     pub claim: usize,
-    /// What it would rather have.
+    /// The change of its claim that it wants.
     pub intent: Intent,
 }
 
-/// What an instance would rather have than its claim.
+/// The change that an instance wants to its claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
     /// Nothing else.
@@ -121,7 +121,7 @@ impl fmt::Display for Registered {
     }
 }
 
-/// What the names of all its connections begin with.
+/// The prefix of the names of all its connections.
 impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{MARK}:{}:{}:", self.name, self.boot)
@@ -151,7 +151,7 @@ mod tests {
             let connection = instance.registered(registered);
             assert_eq!(connection, instance.connection(&format!("control:{end}")));
             assert_eq!(Instance::registration_of(&connection), Some((instance.clone(), registered)));
-            // To whoever asks only whose it is, it is the control connection that it always was.
+            // The owner is parsed as from a name without a claim.
             assert_eq!(Instance::and_kind_of(&connection), Some((instance.clone(), "control")));
         }
         assert_eq!(Instance::registration_of(&instance.connection("control")), None);

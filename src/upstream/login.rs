@@ -25,14 +25,14 @@ pub struct Identity {
     pub username: Option<String>,
     /// `None` sends no AUTH, whatever the user name.
     pub password: Option<Secret>,
-    /// Who has given them.
+    /// The source of the credentials.
     pub source: CredentialSource,
 }
 
-/// Who has given the credentials of an [`Identity`].
+/// The source of the credentials of an [`Identity`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CredentialSource {
-    /// `upstream.url` and its password. They may change while we run: every login takes those of its moment from the
+    /// `upstream.url` and its password. They may change at run time: every login reads the current ones from the
     /// [`Connector`](super::Connector).
     #[default]
     Url,
@@ -61,10 +61,10 @@ impl Identity {
     }
 }
 
-/// What a new connection is to be.
+/// The parameters of a new connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
-    /// Who logs in.
+    /// The user of the login.
     pub identity: Arc<Identity>,
     /// The database to select.
     pub database: u32,
@@ -78,12 +78,12 @@ pub struct Login {
     pub tracking: bool,
 }
 
-/// What to do after a reply.
+/// The next step after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// Read the next reply.
     Read,
-    /// Write what was appended, then read; nothing else may have arrived.
+    /// Write the appended commands, then read; no other data may have arrived.
     Write,
     /// The server is loading its data: pause, then [`LoginMachine::resume`].
     Pause,
@@ -91,7 +91,7 @@ pub(super) enum Progress {
     Done,
 }
 
-/// What the login sends.
+/// The commands of the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
     Hello,
@@ -113,7 +113,7 @@ pub(super) struct MissingCapability {
     pub(super) text: String,
 }
 
-/// What a login gave.
+/// The result of a login.
 #[derive(Debug)]
 pub(super) struct LoggedIn {
     pub(super) server: ServerInfo,
@@ -121,7 +121,7 @@ pub(super) struct LoggedIn {
     /// Drawn by the server at its start.
     pub(super) run: Option<String>,
     pub(super) missing: Vec<MissingCapability>,
-    /// What was asked for and given.
+    /// The requested capabilities that the server granted.
     pub(super) met: Vec<Capability>,
 }
 
@@ -155,7 +155,7 @@ pub(super) struct LoginMachine<'a> {
 }
 
 impl<'a> LoginMachine<'a> {
-    /// A login whose first command is appended to `out`. What is `known` to be lacking is not asked for.
+    /// Starts a login and appends its first command to `out`. Capabilities in `known` are not requested.
     pub(super) fn start(login: &'a Login, known: Vec<Capability>, out: &mut BytesMut) -> Self {
         let mut machine = Self {
             login,
@@ -214,7 +214,7 @@ impl<'a> LoginMachine<'a> {
         Ok(self.advance(out))
     }
 
-    /// After a pause: asks again what was answered `-LOADING`.
+    /// After a pause, repeats the commands that were answered with `-LOADING`.
     pub(super) fn resume(&mut self, out: &mut BytesMut) {
         let again = std::mem::take(&mut self.again);
         self.ask(&again, out);
@@ -233,7 +233,7 @@ impl<'a> LoginMachine<'a> {
         if in_the_way { Err(DialError::Loading { text: std::mem::take(&mut self.loading) }) } else { Ok(()) }
     }
 
-    /// What was learned.
+    /// The facts learned from the replies.
     pub(super) fn finish(self) -> LoggedIn {
         LoggedIn {
             server: self.server.unwrap_or_default(),
@@ -283,7 +283,7 @@ impl<'a> LoginMachine<'a> {
     /// HELLO was refused: for its own sake, then RESP2 does without, or for our identity's.
     fn on_hello_refused(&mut self, text: String) -> Result<(), DialError> {
         let has_no_hello = match ErrorCode::of_text(&text) {
-            // With our credentials in it: whoever answered has looked at the connection, not at the command.
+            // The command contained our credentials, so the error concerns the connection rather than the command.
             ErrorCode::NoAuth | ErrorCode::NoProto | ErrorCode::NoPerm => true,
             ErrorCode::Err => Refusal::of(&text).is_some(),
             _ => false, // WRONGPASS and whatever else a server may say about an identity
@@ -337,7 +337,7 @@ impl<'a> LoginMachine<'a> {
                 Some(text) => {
                     let text = String::from_utf8_lossy(text);
                     self.run = run_id(&text);
-                    // HELLO says more.
+                    // HELLO's reply has more details.
                     self.server.get_or_insert_with(|| ServerInfo::from_info(&text));
                     self.met.push(Capability::Info);
                 }
@@ -381,12 +381,12 @@ impl<'a> LoginMachine<'a> {
         Progress::Write
     }
 
-    /// What is left to ask when we are in.
+    /// The commands that remain after authentication.
     fn setup(&self) -> Vec<Ask> {
         let hopeful = |what| !self.known.contains(&what);
         [
             (Ask::SetName, hopeful(Capability::SetName)),
-            // HELLO has said it.
+            // Already known from HELLO.
             (Ask::Id, self.id.is_none() && hopeful(Capability::Id)),
             (Ask::Select, self.login.database != 0),
             (Ask::ReadOnly, self.login.readonly),
@@ -435,7 +435,7 @@ impl<'a> LoginMachine<'a> {
     }
 
     fn lack(&mut self, what: Capability, text: String) {
-        // A busy server refuses today what it allows tomorrow.
+        // A transient error of a busy server is not a refusal.
         if !ErrorCode::of_text(&text).is_transient() {
             self.missing.push(MissingCapability { what, text });
         }

@@ -1,7 +1,7 @@
-//! What can be set about upstream connections: where the server is, who we are there, how long each step may take.
+//! Options of upstream connections: the server, its credentials, and the timeouts of each step.
 //!
-//! The values here are checked: a `Duration` is in range, a URL has been taken apart, a password is a [`Secret`]. The
-//! `config` module makes them from text; this room only reads them, so it never learns where a value came from.
+//! The values are checked: a `Duration` is in range, a URL is parsed, a password is a [`Secret`]. The `config` module
+//! creates them from text; this module only reads them and does not know their source.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct UpstreamOptions {
     pub port: u16,
     /// TLS from the first byte (`rediss://`).
     pub tls: bool,
-    /// The ACL user we log in as; `None` is the server's `default` user.
+    /// The ACL user of the login; `None` is the server's `default` user.
     pub username: Option<String>,
     /// The password of that user; `None` sends no AUTH.
     pub password: Option<Secret>,
@@ -42,15 +42,15 @@ pub struct UpstreamOptions {
     pub command_timeout: Option<Duration>,
     /// A lane with commands in flight that receives nothing for this long is condemned.
     pub stall_timeout: Duration,
-    /// New upstream connections per second at the most.
+    /// Maximum number of new upstream connections per second.
     pub connect_rate: u32,
-    /// What clients see whose commands were written but not answered when a connection was lost.
+    /// Treatment of clients whose commands were written but not answered when a connection was lost.
     pub on_loss: OnLoss,
     /// Certificates and names, used when `tls` is set.
     pub tls_options: TlsOptions,
-    /// How long a closing connection may discard what the server still sends before it is reset.
+    /// How long a closing connection discards incoming data before it is reset.
     pub close_timeout: Duration,
-    /// How long the server's host may leave what was sent to it unanswered. Not below [`Keepalive::total`].
+    /// How long the server's host may leave sent data unacknowledged. Not below [`Keepalive::total`].
     pub user_timeout: Duration,
     /// TCP keepalive of an idle connection.
     pub keepalive: Keepalive,
@@ -58,7 +58,7 @@ pub struct UpstreamOptions {
     pub resolve_interval: Duration,
     /// How long a command that surely did not run waits for a master.
     pub failover_wait: Duration,
-    /// How long connections to a master that was replaced may take for what was sent to it.
+    /// How long connections to a replaced master wait for outstanding replies.
     pub switch_grace: Duration,
     /// Addresses that servers announce and that are reached otherwise from here.
     pub addresses: Vec<Reachable>,
@@ -72,7 +72,7 @@ pub struct UpstreamOptions {
     pub refresh_interval: Duration,
 }
 
-/// What is read of [`UpstreamOptions`] while connections are open, small enough to be copied.
+/// The part of [`UpstreamOptions`] that is read while connections are open, small enough to be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamTimes {
     /// As in [`UpstreamOptions`].
@@ -130,7 +130,7 @@ impl UpstreamOptions {
         !self.nodes.is_empty()
     }
 
-    /// What is read of them while connections are open.
+    /// The part that is read while connections are open.
     #[must_use]
     pub fn times(&self) -> UpstreamTimes {
         UpstreamTimes {
@@ -171,8 +171,8 @@ impl Default for UpstreamOptions {
             on_loss: OnLoss::Close,
             tls_options: TlsOptions::default(),
             close_timeout: Duration::from_secs(5),
-            // Few connections, which everybody shares: the probes cost nothing, and a heartbeat on its way to a lost server
-            // puts the probes off, so that its time comes on top.
+            // Upstream connections are few, so frequent probes are cheap. A heartbeat in flight to a lost server delays
+            // the probes, so the detection times add up.
             user_timeout: Duration::from_secs(12),
             keepalive: Keepalive::default(),
             resolve_interval: Duration::from_secs(15),
@@ -195,7 +195,7 @@ pub const SENTINEL_PORT: u16 = 26379;
 pub struct SentinelService {
     /// The Sentinels of the URL, at least one.
     pub sentinels: Vec<HostPort>,
-    /// What they call the master (`sentinel monitor <name>`).
+    /// The service name of the master (`sentinel monitor <name>`).
     pub name: String,
 }
 
@@ -210,7 +210,7 @@ pub struct SentinelOptions {
     pub password_file: Option<PathBuf>,
     /// Whether with TLS; `None`: as to the server.
     pub tls: Option<bool>,
-    /// How often each is asked who the master is, while nothing suggests that it has changed.
+    /// How often each Sentinel is asked for the master, besides after signs of a change.
     pub poll: Duration,
 }
 
@@ -229,7 +229,7 @@ pub struct Reachable {
     pub at: HostPort,
 }
 
-/// What a client sees when the connection that carried its unanswered command is lost.
+/// Treatment of a client when the connection with its unanswered command is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnLoss {
     /// The client is closed, as a direct connection would have been, so its library's own recovery runs.
@@ -240,7 +240,7 @@ pub enum OnLoss {
 }
 
 impl OnLoss {
-    /// The words that stand for the values.
+    /// The configuration values.
     pub const WORDS: [(&'static str, Self); 2] = [("close", Self::Close), ("error", Self::Error)];
 }
 
@@ -251,11 +251,11 @@ pub struct TlsOptions {
     pub ca: Option<PathBuf>,
     /// The name to verify and to send as SNI instead of the URL's host.
     pub server_name: Option<String>,
-    /// Our own certificate chain (PEM), where the server asks for one.
+    /// Our certificate chain (PEM), for servers that require one.
     pub cert: Option<PathBuf>,
     /// The private key of `cert` (PEM).
     pub key: Option<PathBuf>,
-    /// Accept any certificate: encrypted, but not protected from whoever sits in between.
+    /// Accept any certificate: encrypted, but not protected against an attacker in between.
     pub insecure: bool,
 }
 
@@ -307,7 +307,7 @@ impl NameOptions {
         !name.is_empty() && name.len() <= Self::MAX_LEN && name.bytes().all(Self::is_plain)
     }
 
-    /// The host's name, with what may not stand in a connection name replaced by `-`.
+    /// The host's name, with characters that a connection name cannot contain replaced by `-`.
     fn host_name() -> String {
         let host = gethostname::gethostname();
         let plain: String = host

@@ -34,10 +34,10 @@ use tokio::time::Instant;
 
 use super::tcp_info::{self, TcpInfo};
 
-/// How many tries fit into the time after which a silent host counts as gone.
+/// Number of probes within the time after which a silent host counts as lost.
 const TRIES: u32 = 4;
 
-/// What a look at a connection has shown.
+/// The result of one check of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// All that was written is acknowledged: there is nothing to look after.
@@ -48,7 +48,7 @@ pub enum Peer {
     Vanished,
 }
 
-/// Looks after one connection. Says when to look and what it means; whoever owns the socket has the time.
+/// Checks one connection. Returns the time of the next check and its result; the owner of the socket keeps the timer.
 #[derive(Debug)]
 pub struct PeerWatch {
     /// In milliseconds: every client has one of these.
@@ -94,7 +94,8 @@ impl PeerWatch {
         }
         match TcpInfo::of(socket) {
             Ok(info) => self.judge(&info, now),
-            // Then TCP_USER_TIMEOUT judges, or the socket has failed already and its owner is told when it is used.
+            // Then TCP_USER_TIMEOUT applies, or the socket has failed already and its owner gets the error at the next
+            // use.
             Err(_) => {
                 self.wrote.set(false);
                 Peer::Settled
@@ -127,10 +128,10 @@ impl PeerWatch {
         Peer::Waited
     }
 
-    /// From here on nobody looks: the kernel has to end what stays unacknowledged.
+    /// No further checks follow, so the kernel must close the connection if data stays unacknowledged.
     pub fn leave_to_kernel(&self, socket: &impl AsFd) {
         if self.is_needed() {
-            // Refused only by a socket that is gone already.
+            // Fails only for a closed socket.
             let _ = SockRef::from(socket).set_tcp_user_timeout(Some(self.patience()));
         }
     }

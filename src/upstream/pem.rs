@@ -23,7 +23,7 @@ pub enum TlsSetupError {
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it; nothing of its content.
+        /// The problem, without any content of the file.
         cause: String,
     },
     /// A PEM file without a certificate in it.
@@ -126,14 +126,14 @@ fn unreadable(key: &'static str, path: &Path, error: &pem::Error) -> TlsSetupErr
     TlsSetupError::Read { key, path: path.to_owned(), cause }
 }
 
-/// Until when a certificate is valid, if it says so.
+/// The end of a certificate's validity, if it has one.
 pub(crate) fn valid_until(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// What files hold, to be compared.
+/// The contents of files, for comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 

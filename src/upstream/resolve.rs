@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use parking_lot::Mutex;
 
-/// A host and port, and which of its addresses serves us.
+/// A host and port, and the address in use.
 #[derive(Debug)]
 pub(super) struct Resolver {
     host: String,
@@ -16,7 +16,7 @@ pub(super) struct Resolver {
     choice: Mutex<Choice>,
 }
 
-/// What earlier dials taught about the addresses.
+/// Knowledge about the addresses from earlier dials.
 #[derive(Debug, Default)]
 struct Choice {
     /// Serves the connections there are; tried first.
@@ -50,7 +50,8 @@ impl Resolver {
         Ok(found)
     }
 
-    /// Looks the name up and says whether the address in use is gone from it; says so once for each address.
+    /// Resolves the name and returns whether the address in use has disappeared from it; reported once for each
+    /// address.
     pub(super) async fn in_use_is_gone(&self) -> io::Result<bool> {
         let found = self.lookup().await?;
         let mut choice = self.choice.lock();

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::ServerInfo;
 
-/// Within this time an id that is met again at the same address was never gone.
+/// An id that is seen again at the same address within this time belongs to a connection that was never closed.
 const RECENT: Duration = Duration::from_secs(60);
 /// So many ids are remembered.
 const MOST: usize = 32;
@@ -46,7 +46,7 @@ impl Default for Change {
     }
 }
 
-/// What a login has shown of the server.
+/// The facts about the server from a login.
 #[derive(Debug)]
 pub(super) struct Met<'a> {
     pub(super) run: Option<&'a str>,
@@ -89,7 +89,7 @@ impl Runs {
         Change::after(self.servers.load(Ordering::Acquire))
     }
 
-    /// The last change of what it says about itself.
+    /// The last change of the server's description of itself.
     pub(super) fn facts(&self) -> Change {
         Change::after(self.facts.load(Ordering::Acquire))
     }
@@ -183,7 +183,7 @@ mod tests {
         assert!(!story.dial(1, Some("a"), Some(3)));
         assert!(!story.dial(1, Some("a"), Some(4)));
         assert!(story.dial(1, Some("b"), Some(9)));
-        // Once, whoever dials next.
+        // Once, by the next dial.
         assert!(!story.dial(1, Some("b"), Some(10)));
     }
 

@@ -1,6 +1,6 @@
-//! What the server says about itself at login.
+//! The server's description of itself at login.
 //!
-//! HELLO's reply has it all. A server without HELLO (before Redis 6) is asked for `INFO server`, whose text has the
+//! HELLO's reply contains it. A server without HELLO (before Redis 6) is asked for `INFO server`, whose text has the
 //! version and the mode.
 
 use redis_protocol::resp3::types::BytesFrame;
@@ -87,7 +87,7 @@ impl ServerInfo {
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
                 .map(|value| printable(value.trim_end().as_bytes()))
         };
-        // Valkey keeps `redis_version` at 7.2.4 for its clients and says its own version beside it.
+        // Valkey reports `redis_version` 7.2.4 to clients, and its own version in another field.
         let valkey = field("valkey_version");
         Self {
             server: field("server_name").unwrap_or_else(|| "redis".to_owned()),

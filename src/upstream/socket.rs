@@ -1,4 +1,4 @@
-//! What every TCP socket of ours is set to, on both sides of the proxy.
+//! The options of every TCP socket, to clients and to the server.
 //!
 //! Keepalive finds a peer that vanished while the connection is silent. It does not run while data is unacknowledged or
 //! unsent: then [`PeerWatch`](super::PeerWatch) looks. Only where it cannot (TCP_INFO is too short before Linux 4.6, and

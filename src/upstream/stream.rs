@@ -1,4 +1,4 @@
-//! The bytes' way to the server: TCP, or TLS over it.
+//! A byte stream to the server: TCP, or TLS over it.
 //!
 //! An enum rather than a boxed trait object, so that the plain case, by far the more frequent one inside a private
 //! network, costs one predictable branch.
@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 use super::simulated::{End, Peek};
 use super::{Peer, PeerWatch};
 
-/// How often a connection is looked at on which something is not acknowledged.
+/// How often a connection with unacknowledged data is checked.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// An open connection to the server.
@@ -65,7 +65,7 @@ impl Way {
 }
 
 impl UpstreamStream {
-    /// `redis://`; its host counts as gone when it is silent for `patience` although it should have answered.
+    /// `redis://`. Its host counts as lost after `patience` without an expected acknowledgement.
     pub fn plain(tcp: TcpStream, patience: Duration) -> Self {
         Self::by(Way::Plain(tcp), patience)
     }
@@ -90,7 +90,7 @@ impl UpstreamStream {
         self.way.tcp()
     }
 
-    /// Ready when the server's host is gone; waits for nothing else. Reading and writing do the same by the way.
+    /// Completes when the server's host is lost. Reading and writing include this check.
     pub fn poll_vanished(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if !self.watch.is_needed() {
             return Poll::Pending;
@@ -119,7 +119,7 @@ impl UpstreamStream {
         }
     }
 
-    /// What waiting for the socket has come to, or that waiting is in vain.
+    /// The result of waiting for the socket, or the loss of the peer.
     fn unless_vanished<T>(
         &mut self,
         polled: Poll<io::Result<T>>,
@@ -208,7 +208,7 @@ impl UpstreamStream {
             end.reset_on_drop();
         }
         if let Some(tcp) = self.tcp() {
-            // Refused only for a socket that is gone already.
+            // Fails only for a closed socket.
             let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
     }

@@ -1,4 +1,4 @@
-//! Where the server is and how it is reached: name, TCP and TLS, as the configuration says at one time.
+//! The server's location and connection options (name, TCP and TLS) at one point of the configuration.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -36,7 +36,7 @@ pub(super) struct Target {
     keepalive: Keepalive,
 }
 
-/// What has to be told by others.
+/// Nodes whose location others provide.
 #[derive(Clone, Debug)]
 pub(super) enum Awaited {
     /// By Sentinels: where the master of this service is.
@@ -68,7 +68,7 @@ impl PreparedTarget {
         Target::new(options).map(|target| Self(Arc::new(target)))
     }
 
-    /// Whether it is where nobody knows yet.
+    /// Whether its location is not known yet.
     #[must_use]
     pub fn is_unlocated(&self) -> bool {
         self.0.awaits.is_some()
@@ -94,7 +94,7 @@ impl Connected {
     }
 }
 
-/// The files' part of the configuration, which may change while we run.
+/// The part of the configuration that comes from files, which may change at run time.
 struct Tls {
     options: TlsOptions,
     /// Whose certificate it has to be, unless the options name another.
@@ -130,7 +130,7 @@ impl Target {
         })
     }
 
-    /// What the certificate files hold now; `None` without TLS.
+    /// The current contents of the certificate files; `None` without TLS.
     pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
         let TlsOptions { ca, cert, key, .. } = &self.tls.as_ref()?.options;
         Some(Fingerprint::of([ca, cert, key].into_iter().flatten().map(PathBuf::as_path)))
@@ -184,7 +184,7 @@ impl Target {
         Err(failure)
     }
 
-    /// TLS, where there is any. Returns our own address, too.
+    /// Performs the TLS handshake, if TLS is used. Also returns the local address.
     pub(super) async fn secure(
         &self,
         connected: Connected,
@@ -252,7 +252,7 @@ fn host_to_verify(options: &UpstreamOptions) -> &str {
     asked.filter(|_| options.is_unlocated() || is_address).map_or(&options.host, |asked| &asked.host)
 }
 
-/// Says at the start, and when the settings change, that nothing is verified.
+/// Logs at the start, and when the settings change, that certificates are not verified.
 pub(super) fn warn_if_insecure(options: &UpstreamOptions) {
     if options.tls && options.tls_options.insecure {
         tracing::warn!(

@@ -28,7 +28,7 @@ nix::getsockopt_impl!(RawInfo, libc::IPPROTO_TCP, libc::TCP_INFO, [u8; LENGTH], 
 struct RtoMax;
 nix::setsockopt_impl!(RtoMax, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, u32, SetStruct<'_, u32>);
 
-/// What the kernel knows of one connection.
+/// The kernel's state of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TcpInfo {
     /// Timeouts in a row after which data was sent again.
@@ -95,7 +95,7 @@ pub fn acknowledged(socket: &impl AsFd) -> Option<u64> {
 
 /// Bounds the pauses between retransmissions, and between window probes. `false`: this kernel cannot.
 pub(super) fn bound_pauses(socket: &impl AsFd, longest: Duration) -> bool {
-    // What Linux takes: one second to two minutes.
+    // Linux accepts one second to two minutes.
     let longest = longest.clamp(Duration::from_secs(1), Duration::from_secs(120));
     setsockopt(socket, RtoMax, &u32::try_from(longest.as_millis()).unwrap_or(u32::MAX)).is_ok()
 }

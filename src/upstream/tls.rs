@@ -1,4 +1,4 @@
-//! TLS towards the server: whom we trust, who we are, and why a handshake failed.
+//! TLS to the server: trusted authorities, our certificate, and handshake errors.
 //!
 //! Trusted are the system's authorities, Mozilla's (a container built from nothing has no system's) and the file
 //! named in `upstream.tls.ca`. One configuration serves all connections, so that rustls can resume sessions: a
@@ -19,7 +19,7 @@ use super::pem::{self, TlsSetupError};
 use super::verify::{AnyCertificate, ByAuthority, SelfSigned};
 use crate::telemetry::{Certificate, certificate_expires};
 
-/// What every handshake needs.
+/// The shared data of all handshakes.
 #[derive(Clone)]
 pub(super) struct TlsSetup {
     pub(super) config: Arc<ClientConfig>,
@@ -77,7 +77,7 @@ pub(crate) fn public_tls() -> Result<Arc<ClientConfig>, RustlsError> {
     Ok(Arc::new(builder.with_root_certificates(roots(&[])).with_no_client_auth()))
 }
 
-/// Says until when our own certificate is valid. Nobody else would: the server has no reason to.
+/// Publishes the end of validity of our certificate, which the server does not report.
 fn tell_of_expiry(cert: &Path, until: SystemTime) {
     certificate_expires(Certificate::ToServer, until);
     if until < SystemTime::now() {
@@ -109,18 +109,18 @@ pub enum TlsFault {
         /// The name that was asked for and, where known, those in the certificate.
         detail: String,
     },
-    /// Signed by nobody we trust: `upstream.tls.ca` is needed.
+    /// Not signed by a trusted authority: `upstream.tls.ca` is needed.
     UnknownAuthority,
-    /// Signed by itself, so nobody vouches for it: it has to be in `upstream.tls.ca` itself.
+    /// Self-signed: `upstream.tls.ca` must contain the certificate itself.
     SelfSigned,
     /// Anything else that is wrong with the certificate.
     BadCertificate {
         /// rustls's words.
         detail: String,
     },
-    /// What came back was no TLS: the port is a plain one.
+    /// The reply was not TLS: the port has no TLS.
     NotTls,
-    /// The server wants a certificate of ours, or another one: `upstream.tls.cert`.
+    /// The server requires a client certificate, or another one: `upstream.tls.cert`.
     ClientCertificate {
         /// The alert's name.
         alert: String,
@@ -181,7 +181,7 @@ impl TlsFault {
         }
     }
 
-    /// A broken-off handshake may have been the network's fault; a certificate does not change by itself.
+    /// An interrupted handshake may be a network error; a certificate does not change without an operator.
     pub(super) fn retryable(&self) -> bool {
         match self {
             Self::Alert { .. } | Self::Other { .. } => true,

@@ -1,4 +1,5 @@
-//! What is known of the servers behind `upstream.url`, for listings: written by whoever follows the Sentinels, read by operators.
+//! The known state of the servers of `upstream.url`, for listings. Written by the task that follows the Sentinels, read
+//! by operators.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ pub struct Topology(Mutex<Option<Followed>>);
 /// A service that Sentinels watch.
 #[derive(Clone, Debug)]
 pub struct Followed {
-    /// What they call it.
+    /// Its service name.
     pub service: String,
     /// The master that is used, as announced, and since when.
     pub master: Option<(HostPort, Instant)>,
@@ -37,12 +38,12 @@ pub struct MasterSwitch {
 }
 
 impl Topology {
-    /// What is followed; `None` without Sentinels.
+    /// The followed master; `None` without Sentinels.
     pub fn followed(&self) -> Option<Followed> {
         self.0.lock().clone()
     }
 
-    /// Changes what is shown.
+    /// Updates the shown state.
     pub fn show(&self, change: impl FnOnce(&mut Option<Followed>)) {
         change(&mut self.0.lock());
     }

@@ -12,7 +12,7 @@ pub(super) const QUESTIONS: usize = 4;
 /// The channel on which Sentinels tell of a failover: `<service> <old host> <old port> <new host> <new port>`.
 pub(super) const SWITCHED: &[u8] = b"+switch-master";
 
-/// What one Sentinel says of the service.
+/// The answer of one Sentinel about the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     /// Its own id; `None` before 6.2.
@@ -23,7 +23,7 @@ pub(super) struct Answer {
     pub(super) others: Vec<Other>,
 }
 
-/// A master, and how new what is said of it is.
+/// A master, and the epoch of this information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Named {
     /// Where it is, as announced.
@@ -46,7 +46,7 @@ pub(super) struct Other {
 pub(super) enum Unusable {
     /// It does not know the service.
     UnknownService,
-    /// It refuses the question, in these words.
+    /// It refuses the query with this error.
     Refused(String),
     /// It is no answer of a Sentinel.
     Nonsense,
@@ -119,7 +119,7 @@ fn text(frame: &[u8]) -> Option<String> {
     resp::bulk(frame).map(|text| String::from_utf8_lossy(text).into_owned())
 }
 
-/// An announced address; what cannot be one is not dialled.
+/// An announced address. An invalid one is not dialled.
 fn host_port(host: &str, port: &str) -> Option<HostPort> {
     let text = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     HostPort::parse(&text, None)
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(with(1, "*2\r\n$9\r\nh:1/../..\r\n$1\r\n1\r\n"), Err(Unusable::Nonsense));
         assert_eq!(with(0, "+OK\r\n"), Err(Unusable::Nonsense));
         assert_eq!(read(&[]), Err(Unusable::Nonsense));
-        // Before 6.2 nobody says who it is.
+        // Before 6.2 a Sentinel does not report its id.
         assert_eq!(with(3, "-ERR Unknown sentinel subcommand 'MYID'\r\n").unwrap().id, None);
     }
 

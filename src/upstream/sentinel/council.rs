@@ -1,11 +1,11 @@
-//! The Sentinels of one service and what they say: who is known, and whom to follow. Knows no socket and no clock.
+//! The Sentinels of one service, their answers, and the master that follows from them. Does no I/O and has no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::answer::{Answer, Named, Other};
 use crate::upstream::HostPort;
 
-/// Sentinels beyond these are not asked: nobody runs so many, and a listing could name any number.
+/// Maximum number of queried Sentinels, because a listing could name any number.
 const MOST: usize = 64;
 
 /// How one Sentinel was last met.
@@ -17,7 +17,7 @@ pub enum MemberState {
     Connected,
     /// It is not reached, or does not answer.
     Unreachable,
-    /// It refuses us: the login, a right, or it is no Sentinel.
+    /// It refuses the login or a command, or is not a Sentinel.
     Refused,
     /// It does not know the service.
     UnknownService,
@@ -28,7 +28,7 @@ impl MemberState {
     pub const ALL: [Self; 5] =
         [Self::Connecting, Self::Connected, Self::Unreachable, Self::Refused, Self::UnknownService];
 
-    /// The word in metrics and listings.
+    /// The label in metrics and listings.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ struct Member {
     answered_in: u64,
 }
 
-/// Whom to follow.
+/// The master to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The master is the one that is followed already, or nothing is sure enough to leave it.
@@ -115,7 +115,7 @@ impl Council {
         Self { members, round: 0 }
     }
 
-    /// Begins to ask anew: what was answered before counts no more. Returns the number of the round.
+    /// Starts a new round: earlier answers no longer count. Returns the number of the round.
     pub fn begin_round(&mut self) -> u64 {
         self.round += 1;
         self.round
@@ -132,7 +132,7 @@ impl Council {
         self.members.iter().map(|member| &member.address)
     }
 
-    /// One Sentinel has answered the questions of `round`. Whom it knows besides is asked from now on.
+    /// Records the answers of one Sentinel in `round`. The Sentinels that it lists are queried from now on.
     pub(super) fn answered(&mut self, address: &HostPort, round: u64, answer: Answer) {
         let Some(at) = self.members.iter().position(|member| member.address == *address) else { return };
         let member = &mut self.members[at];
@@ -161,7 +161,7 @@ impl Council {
         }
     }
 
-    /// Asks those who are listed from now on, and those no more whom nobody lists.
+    /// Starts to query listed Sentinels, and stops to query those that no Sentinel lists.
     fn take_up_others(&mut self) {
         let mut listed: BTreeMap<String, HostPort> = BTreeMap::new();
         for other in self.members.iter().flat_map(|member| &member.others) {
@@ -180,11 +180,11 @@ impl Council {
         }
     }
 
-    /// What the answers of this round mean for whoever follows `current`, which may be lost; `is_over`: no more answers are
-    /// waited for.
+    /// The conclusion from the answers of this round for a client of `current`, which may be lost; `is_over`: no more
+    /// answers are expected.
     ///
-    /// The newest configuration counts, then what most say. More than half of all known Sentinels must name another master.
-    /// Fewer may do so only where fewer answer at all, and the one that was followed is lost.
+    /// The highest epoch counts, then the most frequent answer. More than half of all known Sentinels must name another
+    /// master. Fewer are sufficient only if fewer answer at all, and the followed master is lost.
     #[must_use]
     pub fn verdict(&self, current: Option<&HostPort>, is_lost: bool, is_over: bool) -> Verdict {
         let answers: Vec<&Named> = self.answers().collect();
@@ -205,7 +205,7 @@ impl Council {
         Verdict::Follow(naming)
     }
 
-    /// What was answered in this round.
+    /// The answers of this round.
     fn answers(&self) -> impl Iterator<Item = &Named> {
         let of_now = self.members.iter().filter(|member| member.answered_in == self.round);
         of_now.filter_map(|member| member.named.as_ref())

@@ -8,10 +8,10 @@ use super::link::PATIENCE;
 use super::sentinels::Sentinels;
 use crate::upstream::{DialError, UpstreamOptions};
 
-/// What the Sentinels say.
+/// The answers of the Sentinels.
 #[derive(Debug)]
 pub struct Found {
-    /// Whom they name, if enough of them name the same.
+    /// The master that enough Sentinels agree on.
     pub master: Option<Naming>,
     /// Each of them.
     pub sentinels: Vec<MemberRow>,

@@ -22,14 +22,14 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2
 /// Longer replies are no Sentinel's.
 const MAX_REPLY: usize = 1 << 20;
 
-/// What is heard of one Sentinel.
+/// An event from one Sentinel.
 #[derive(Debug)]
 pub(super) enum Report {
     /// It has answered the questions of a round.
     Answered(HostPort, u64, Answer),
     /// It could not be asked in a round.
     Failed(HostPort, u64, MemberState, String),
-    /// It says that there is another master.
+    /// It reports another master.
     Switched,
 }
 
@@ -55,7 +55,7 @@ impl From<io::Error> for Fault {
 }
 
 impl Link {
-    /// Runs until nobody hears its reports.
+    /// Runs until the receiver of its reports is dropped.
     pub(super) async fn run(mut self, mut rounds: watch::Receiver<u64>) {
         let [shortest, longest] = PAUSES;
         let mut backoff = Backoff::new(shortest, longest);
@@ -149,7 +149,7 @@ impl Link {
         }
     }
 
-    /// Asks the questions of `round` and reports what is answered.
+    /// Sends the queries of `round` and reports the answers.
     async fn ask(&self, frames: &mut Frames, round: u64) -> Result<(), Fault> {
         let asked = async {
             frames.send(&answer::questions(&self.service)).await?;
@@ -181,7 +181,7 @@ impl Link {
                 Report::Failed(self.address.clone(), round, state, reason)
             }
         };
-        // Nobody hears it: the task is about to end.
+        // The receiver is dropped, and the task is about to end.
         drop(self.reports.send(report).await);
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Link {
 struct Frames {
     stream: UpstreamStream,
     scanner: ReplyScanner,
-    /// What has been read and not handed out.
+    /// Bytes that were read and not yet returned.
     input: BytesMut,
     /// How much of it the scanner has seen.
     scanned: usize,

@@ -1,4 +1,4 @@
-//! All Sentinels of one service: a connection to each that is known, and what they say together.
+//! All Sentinels of one service: a connection to each known Sentinel, and the combined answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::upstream::{
     CredentialSource, HostPort, Identity, Login, SentinelOptions, SentinelService, UpstreamOptions,
 };
 
-/// Between two rounds: a loss is told of by everybody at once.
+/// The shortest time between two rounds: a loss is reported by many callers at once.
 const SPACING: Duration = Duration::from_millis(50);
 
 /// The Sentinels of one service, and a task for each. Their connections close when this is dropped.
@@ -54,12 +54,12 @@ impl Sentinels {
         Some(sentinels)
     }
 
-    /// Has everybody asked again, soon.
+    /// Requests a new round soon.
     pub fn ask(&mut self) {
         self.wanted = true;
     }
 
-    /// Waits until something has been heard, or a round is over. What was heard is in [`Self::verdict`] and [`Self::rows`].
+    /// Waits until a report has arrived or a round is over. [`Self::verdict`] and [`Self::rows`] have the results.
     pub async fn changed(&mut self) {
         let next = if self.wanted { self.begun + SPACING } else { self.end() };
         let is_over = !self.wanted && self.is_over();
@@ -109,13 +109,13 @@ impl Sentinels {
         self.council.verdict(None, true, true)
     }
 
-    /// What they say, see [`Council::verdict`].
+    /// The combined answer, see [`Council::verdict`].
     #[must_use]
     pub fn verdict(&self, current: Option<&HostPort>, is_lost: bool) -> Verdict {
         self.council.verdict(current, is_lost, self.is_over())
     }
 
-    /// Whether somebody names another master than `current`.
+    /// Whether any Sentinel names another master than `current`.
     #[must_use]
     pub fn is_divided(&self, current: &HostPort) -> bool {
         self.council.is_divided(current)
@@ -168,7 +168,7 @@ impl Drop for Sentinels {
     }
 }
 
-/// What all links have in common: credentials of their own, never the server's.
+/// The common options of all links, with the Sentinels' own credentials.
 fn template(
     options: &UpstreamOptions,
     service: &SentinelService,

@@ -1,4 +1,4 @@
-//! Whether a server that Sentinels name says of itself that it is the master. They may name it before it has been promoted.
+//! Asks a server that Sentinels name whether its role is master. They may name it before it has been promoted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +21,10 @@ pub enum NotTheMaster {
     /// The files of `upstream.tls` cannot be used.
     #[error(transparent)]
     Files(#[from] TlsSetupError),
-    /// It says that it is something else.
+    /// Its role is not master.
     #[error("its role is {0}")]
     Role(String),
-    /// It does not say what it is.
+    /// It does not report its role.
     #[error("it does not answer ROLE")]
     Silent,
 }
@@ -62,7 +62,7 @@ pub async fn verify(
             let asked = timeout(PATIENCE, established.stream.command(&[b"ROLE"])).await;
             let Ok(Ok(reply)) = asked else { return Err(NotTheMaster::Silent) };
             let first = resp::elements(&reply).and_then(|mut words| resp::bulk(words.next()?));
-            // Who may not ask has to believe the Sentinels.
+            // Without the right to ask, redbouncer relies on the Sentinels.
             first.map_or_else(|| "master".to_owned(), printable)
         }
         role => role.to_owned(),
