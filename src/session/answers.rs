@@ -1,4 +1,4 @@
-//! Replies made here, without the server, in the shapes and words of redis `networking.c`, `db.c` and `server.c`.
+//! Replies made here without the server, in the forms and texts of redis `networking.c`, `db.c` and `server.c`.
 
 use bytes::BytesMut;
 
@@ -8,7 +8,7 @@ use crate::resp::{Request, encode};
 pub use super::text::{is_plain_name, one_line};
 use super::{ReplyMode, Session};
 
-/// What HELLO says about the server, as it was at the last upstream login.
+/// The facts about the server for HELLO, from the last upstream login.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerFacts {
     /// `redis`, `valkey` …
@@ -30,9 +30,9 @@ pub struct LoadedModule {
     pub name: String,
     /// Its version, one number.
     pub version: i64,
-    /// Its file; not told before 7.0.
+    /// Its file; not reported before 7.0.
     pub path: Option<String>,
-    /// Its arguments; not told before 7.0.
+    /// Its arguments; not reported before 7.0.
     pub args: Option<Vec<String>>,
 }
 
@@ -46,10 +46,10 @@ pub fn is_silent_mode(request: &Request<'_>) -> bool {
             .is_some_and(|mode| mode.eq_ignore_ascii_case(b"off") || mode.eq_ignore_ascii_case(b"skip"))
 }
 
-/// What follows a local answer.
+/// The action after a local reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
-    /// The session goes on.
+    /// The session continues.
     Continue,
     /// The reply is written, then the connection is closed.
     Close,
@@ -58,14 +58,14 @@ pub enum After {
 /// AUTH on a connection that holds more than a user.
 pub(super) const AUTH_WHILE_HELD: &str = "ERR redbouncer: AUTH is not possible while this connection holds WATCH, MULTI, subscriptions or tracking";
 
-/// Whether a client that gets this error is closed behind it: a server would have let it become somebody else, and what
-/// it sends next is meant as that user's.
+/// Whether a client is closed after this error: on a server it would have become another user, and its next commands
+/// are meant for that user.
 #[must_use]
 pub fn ends_the_session(error: &str) -> bool {
     error == AUTH_WHILE_HELD
 }
 
-/// The error for what a RESP2 subscriber may not do.
+/// The error for a command that a RESP2 subscriber may not send.
 pub(super) fn not_while_subscribed(asked: &Asked) -> String {
     rejection(asked, not_in_subscription(asked.row.map_or("this command", |row| row.name)))
 }
@@ -97,7 +97,7 @@ pub fn wrong_arity(name: &str) -> String {
     format!("ERR wrong number of arguments for '{name}' command")
 }
 
-/// The error for a wrong number of arguments, in the server's words; only for what the server is not asked about.
+/// The error for a wrong number of arguments, with the server's text; only for commands that redbouncer answers.
 pub(super) fn arity_error(asked: &Asked, request: &Request<'_>) -> Option<String> {
     let to_server = matches!(
         asked.class,
@@ -231,7 +231,7 @@ impl Session {
         }
     }
 
-    /// `clientSetinfoCommand`: option and value, each error in the server's words.
+    /// `clientSetinfoCommand`: option and value, each error with the server's text.
     fn set_info(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         let option = request.arg(2).unwrap_or_default();
         let value = request.arg(3).unwrap_or_default();

@@ -22,8 +22,8 @@ pub struct Block {
     pub scripts: bool,
 }
 
-/// Looks at `input`, which begins with MULTI, for a whole block of plain commands. `None`: not whole yet, or not plain.
-/// What `policy` refuses is not plain: it must be refused by itself.
+/// Parses `input`, which begins with MULTI, as a complete block of plain commands. `None`: not complete yet, or not
+/// plain. Commands that `policy` refuses are not plain, because each must be refused separately.
 #[must_use]
 pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Option<Block> {
     let mut scanner = RequestScanner::default();
@@ -47,7 +47,7 @@ pub fn find_block(input: &[u8], limits: &RequestLimits, policy: Policy) -> Optio
         }
         block.scripts |= asked.row.is_some_and(|row| row.uses_scripts);
         match asked.class {
-            // With a wrong number of arguments neither of the two is what it seems: the block would stay open.
+            // With a wrong number of arguments MULTI or EXEC fails, and the block would stay open.
             Class::Multi | Class::Exec if shape.argc != 1 => return None,
             Class::Multi if first => {}
             Class::Pass | Class::Ping if !first => {}

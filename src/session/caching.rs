@@ -1,4 +1,4 @@
-//! What a session has asked for of client-side caching, and what its commands do to that.
+//! The client-side caching options of a session, and the effect of its commands on them.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ impl Session {
         self.tracking.is_some() && self.protocol == Protocol::Resp3
     }
 
-    /// Whether what the next command reads is remembered for the client.
+    /// Whether the keys that the next command reads are tracked for the client.
     #[must_use]
     pub fn remembers_next(&self) -> bool {
         self.tracking.as_ref().is_some_and(|tracking| tracking.remembers_next())
@@ -68,7 +68,7 @@ impl Session {
         }
     }
 
-    /// CLIENT TRACKING, where nobody has to be asked any more.
+    /// CLIENT TRACKING, without a query to the server.
     pub(super) fn set_tracking(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         match Tracking::after(self.tracking.as_deref(), request) {
             Ok(tracking) => {

@@ -1,4 +1,4 @@
-//! A session whose MULTI or WATCH was refused: nothing of the transaction runs, and EXEC says so.
+//! A session whose MULTI or WATCH was refused: no command of the transaction runs, and EXEC returns an error.
 
 use bytes::BytesMut;
 
@@ -6,16 +6,16 @@ use super::{Failed, Route, Session};
 use crate::command::{Asked, Class};
 use crate::resp::encode;
 
-/// EXEC of a failed transaction, in the server's words (`execCommand` in redis `multi.c`).
+/// EXEC of a failed transaction, with the server's text (`execCommand` in redis `multi.c`).
 pub const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
 const NOT_QUEUED: &str = "ERR redbouncer: not queued, because MULTI was refused";
-/// MULTI, or what takes a connection of its own, behind a refused WATCH.
+/// MULTI, or another command that needs a lease, after a refused WATCH.
 pub const UNGUARDED: &str = "ERR redbouncer: not possible, because WATCH was refused";
 
 impl Session {
-    /// Where `asked` goes after a refusal; `None`: where it always goes.
+    /// The route of `asked` after a refusal; `None`: its usual route.
     ///
-    /// Between a refused WATCH and MULTI commands run: they are reads, and what is decided by them is not done.
+    /// Between a refused WATCH and MULTI commands run: they are reads, and the writes that depend on them are refused.
     pub(super) fn route_after_refusal(&self, asked: &Asked) -> Option<Route> {
         match self.failed {
             Failed::Nothing => None,
@@ -30,8 +30,8 @@ impl Session {
         }
     }
 
-    /// Whether `class` may take a connection of its own. A new WATCH of a client that knows of the refusal begins anew; any
-    /// other lease would take up MULTI where its failure is not known.
+    /// Whether `class` may take a lease. A new WATCH of a client that knows of the refusal starts again; any other
+    /// lease would run MULTI without knowing of its failure.
     #[must_use]
     pub fn may_lease(&self, class: Class) -> bool {
         match self.failed {

@@ -10,7 +10,7 @@ use crate::resp::{Protocol, Request};
 use super::Session;
 use super::text::{decimal, is_plain_name, one_line};
 
-/// What a client offers as its identity. Never printed, wiped when dropped.
+/// The credentials that a client offers. Never printed, wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The user name, where one was given.
@@ -25,14 +25,14 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What one HELLO or AUTH asks for, all of it or nothing.
+/// The changes that one HELLO or AUTH requests, applied all or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// Whether the answer is HELLO's map (or AUTH's +OK).
     pub is_hello: bool,
     /// The protocol to switch to.
     pub protocol: Option<Protocol>,
-    /// Who to become.
+    /// The requested user.
     pub credentials: Option<Credentials>,
     /// The name to take.
     pub name: Option<Bytes>,
@@ -94,7 +94,7 @@ fn text(bytes: &[u8]) -> Result<String, String> {
 }
 
 impl Hello {
-    /// Makes the session what the accepted HELLO asked for (the identity aside).
+    /// Applies an accepted HELLO to the session (except the identity).
     pub fn apply(self, session: &mut Session) {
         if let Some(protocol) = self.protocol {
             session.protocol = protocol;

@@ -42,7 +42,7 @@ enum Test {
     Ip(String),
     /// The address it came to.
     LocalAddr(String),
-    /// The type, in the words of [`Listed::kind`].
+    /// The type, as in [`Listed::kind`].
     Kind(String),
     User(String),
     Name(String),
@@ -55,12 +55,12 @@ enum Test {
     MaxAge(u64),
     /// Silent for so many seconds at least.
     Idle(u64),
-    /// A capability by CLIENT CAPA, which no client has towards us.
+    /// A capability of CLIENT CAPA, which no client of redbouncer has.
     Capability,
 }
 
 impl Filter {
-    /// Reads the arguments of CLIENT KILL; `None` for what no version takes.
+    /// Parses the arguments of CLIENT KILL; `None` if no version accepts them.
     #[must_use]
     pub fn of_kill(request: &Request<'_>) -> Option<Self> {
         match (request.argc(), request.arg(2)) {
@@ -99,7 +99,7 @@ impl Filter {
         (!filter.conditions.is_empty()).then_some(filter)
     }
 
-    /// Reads the arguments of CLIENT LIST; `None` for what no version takes.
+    /// Parses the arguments of CLIENT LIST; `None` if no version accepts them.
     #[must_use]
     pub fn of_list(request: &Request<'_>) -> Option<Self> {
         Self::read(request, false)
@@ -152,7 +152,7 @@ impl Filter {
         Some(filter)
     }
 
-    /// Whether it means everybody.
+    /// Whether it matches every client.
     #[must_use]
     pub fn takes_all(&self) -> bool {
         self.conditions.is_empty() && !self.skip_me
@@ -170,12 +170,12 @@ impl Filter {
         ids.map(|ids| ids.iter().copied())
     }
 
-    /// The same CLIENT KILL made to kill nobody: the server's verdict on its words.
+    /// The same CLIENT KILL changed to match no client, for the server's validation of its arguments.
     #[must_use]
     pub fn harmless(request: &Request<'_>) -> Bytes {
         let mut words: Vec<&[u8]> = request.args().collect();
         if words.len() == 3 {
-            // The old form has no words that could be wrong, only rights.
+            // The old form has no arguments to validate, only rights.
             return killing_nobody();
         }
         let mut in_ids = false;
@@ -194,7 +194,7 @@ impl Filter {
         encode::one_command(&words)
     }
 
-    /// The same for everybody but the asking client.
+    /// The same for all clients except the sender.
     #[must_use]
     pub fn sparing_me(&self) -> Self {
         Self { skip_me: true, ..self.clone() }
@@ -216,19 +216,19 @@ impl Filter {
     }
 }
 
-/// A CLIENT LIST of one client at the most: whether the server lets its user list.
+/// A CLIENT LIST of at most one client: tests whether the user may list.
 #[must_use]
 pub fn listing_somebody() -> Bytes {
     encode::one_command(&[b"CLIENT", b"LIST", b"ID", b"1"])
 }
 
-/// A CLIENT KILL that kills nobody: whether the server lets its user kill.
+/// A CLIENT KILL that matches no client: tests whether the user may kill.
 #[must_use]
 pub fn killing_nobody() -> Bytes {
     encode::one_command(&[b"CLIENT", b"KILL", b"ID", NOBODY])
 }
 
-/// The same CLIENT UNBLOCK for a client that does not exist: the server's verdict on its words.
+/// The same CLIENT UNBLOCK for a client that does not exist, for the server's validation of its arguments.
 #[must_use]
 pub fn unblocking_nobody(request: &Request<'_>) -> Bytes {
     let mut words: Vec<&[u8]> = request.args().collect();
@@ -259,7 +259,7 @@ impl Test {
     }
 }
 
-/// A type in the word that listings use for it.
+/// A type, as listings name it.
 fn kind(value: &str) -> &'static str {
     match value.to_ascii_lowercase().as_str() {
         "normal" => "normal",

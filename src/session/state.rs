@@ -1,4 +1,4 @@
-//! What is kept of one client from one command to the next.
+//! The state of one client between commands.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::resp::Protocol;
 /// library reads exactly), so a merged CLIENT LIST never shows one id twice.
 pub const FIRST_CLIENT_ID: u64 = 1 << 40;
 
-/// Who a client is logged in as: a number that keys upstream connections, and the name that listings show.
+/// The user of a client: a number that keys upstream connections, and the name for listings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// Stands for the identity in pool keys. Equal only for equal name and secret.
+    /// Represents the identity in pool keys. Equal only for equal name and secret.
     pub id: u64,
     /// The user name as CLIENT LIST shows it.
     pub name: Arc<str>,
@@ -31,7 +31,7 @@ pub enum ReplyMode {
     SkipNext,
 }
 
-/// What CLIENT SETINFO has said of the client's library.
+/// The client's library, from CLIENT SETINFO.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Library {
     /// LIB-NAME; empty when unset.
@@ -40,12 +40,12 @@ pub struct Library {
     pub version: Box<[u8]>,
 }
 
-/// What one client has done that outlives a command.
+/// The state of a client that outlives a command.
 #[derive(Debug, Default)]
 pub struct Session {
-    /// Our own id for the client, as CLIENT ID answers it.
+    /// Our id for the client, as CLIENT ID returns it.
     pub id: u64,
-    /// Who it is; `None` before a login that is required.
+    /// The user; `None` before a required login.
     pub user: Option<User>,
     /// The selected database.
     pub database: u32,
@@ -115,7 +115,7 @@ impl Session {
     }
 }
 
-/// What was refused, and stands between the client and its next transaction.
+/// The refusal that makes the client's next transaction fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Failed {
     /// Nothing.
@@ -123,7 +123,7 @@ pub enum Failed {
     Nothing,
     /// A WATCH: the next transaction has no guard.
     Watch {
-        /// The client had sent nothing behind it, so what it sends from now on is sent in knowledge of the refusal.
+        /// The client had sent no command after it, so its next commands are sent with knowledge of the refusal.
         known: bool,
     },
     /// A MULTI: the transaction is open, and failed.

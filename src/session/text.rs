@@ -1,4 +1,4 @@
-//! Words and numbers as a server reads and prints them.
+//! Parsing and printing of words and numbers as on the server.
 
 /// Bytes made fit for one line of an error that a client gets: blanks for what is no sign, as Redis has them for line ends.
 #[must_use]

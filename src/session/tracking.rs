@@ -11,7 +11,7 @@ use super::text::decimal;
 use crate::command::{Asked, Class, key_positions};
 use crate::resp::Request;
 
-/// Which reads are remembered where nothing was said about one of them.
+/// Which reads are tracked without CLIENT CACHING.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Caching {
     /// All.
@@ -28,20 +28,20 @@ pub enum Caching {
 pub struct Tracking {
     /// Which reads are remembered.
     pub caching: Caching,
-    /// CLIENT CACHING was said of the next command.
+    /// CLIENT CACHING applies to the next command.
     pub is_next_marked: bool,
-    /// The client need not be told of its own writes.
+    /// The client gets no invalidation for its own writes (NOLOOP).
     pub no_loop: bool,
-    /// BCAST: of which keys it is told, whoever reads them. Never empty: the empty prefix stands for all keys.
+    /// BCAST: the prefixes of keys that it gets invalidations for. Never empty: the empty prefix matches all keys.
     pub prefixes: Option<BTreeSet<Bytes>>,
 }
 
-/// What a client has read that the server does not track for it.
+/// Reads of a client that the server does not track for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reads {
     /// These keys.
     Keys(Vec<Bytes>),
-    /// Nobody knows which: a script's or a module's.
+    /// Unknown keys, read by a script or a module.
     Unknown,
 }
 
@@ -86,7 +86,7 @@ impl Tracking {
         }
     }
 
-    /// Whether reads are remembered one by one, and not told of by prefix.
+    /// Whether reads are tracked by key rather than by prefix.
     pub(super) fn remembers_next(&self) -> bool {
         self.prefixes.is_none()
             && match self.caching {
@@ -97,7 +97,7 @@ impl Tracking {
     }
 }
 
-/// What CLIENT TRACKING says.
+/// The options of CLIENT TRACKING.
 #[derive(Default)]
 struct Asking<'a> {
     broadcast: bool,

@@ -13,14 +13,14 @@ use super::queued::Member;
 use crate::command::{Class, classify};
 use crate::resp::{self, Request, RequestLimits, RequestScanner, RequestStep, encode};
 
-/// What is queued on the server.
+/// The commands queued on the server.
 #[derive(Debug, Default)]
 pub struct Transaction {
     queued: usize,
     /// Those whose reply means something here, by their place in EXEC's array.
     members: VecDeque<(usize, Member)>,
     array: Option<Array>,
-    /// What its members keep.
+    /// The data kept for its commands.
     kept: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Why a takeover fails.
+//! Why a takeover fails. The old process continues to serve.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,27 +14,27 @@ pub enum TakeoverError {
         /// Why.
         source: io::Error,
     },
-    /// The other end belongs to a user that is neither ours nor root.
+    /// The other process runs as a user that is neither ours nor root.
     #[error("the other process runs as user {uid}; expected user {expected} or root")]
     ForeignUser {
         /// Its user.
         uid: u32,
-        /// Our own.
+        /// Our user.
         expected: u32,
     },
-    /// It has said no.
+    /// It has refused.
     #[error("the running process refuses: {0}")]
     Refused(String),
-    /// It needs what this version does not know.
+    /// It requires a feature that this version lacks.
     #[error("{0}")]
     Incompatible(String),
-    /// It has closed the connection, or ended.
+    /// It has closed the connection or exited.
     #[error("the other process has ended the takeover")]
     Closed,
-    /// It has not gone on.
+    /// It has not continued in time.
     #[error("the other process did not continue within 10 seconds (expected message: {0})")]
     TimedOut(&'static str),
-    /// It has said what does not belong here.
+    /// It has sent an unexpected message.
     #[error("the other process has sent an unexpected message: {0}")]
     Unexpected(String),
     /// The new process cannot use the server with its configuration.

@@ -1,6 +1,6 @@
-//! What the two processes say to each other: one JSON object each.
+//! The messages between the two processes: one JSON object each.
 //!
-//! Fields that a version does not know are ignored; what it must know is named in [`Greeting::requires`].
+//! Unknown fields are ignored; [`Greeting::requires`] names features that a process must know.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::downstream::{Accepts, ClientDescription, ListenerRole};
 /// The version of the protocol. Another one is refused.
 pub const VERSION: u32 = 1;
 
-/// What this program can do. A process may require any of these from the other one.
+/// The features of this program. A process may require any of them from the other one.
 pub const CAPABILITIES: [&str; 8] = [
     "sockets",
     "permits",
@@ -22,35 +22,35 @@ pub const CAPABILITIES: [&str; 8] = [
     TRACKING_PREFIXES,
 ];
 
-/// What it requires: without these there is no takeover.
+/// Required features: without these no takeover takes place.
 const REQUIRED: [&str; 3] = ["sockets", "permits", "clients"];
 
-/// It goes on with subscribers. They stay where they are if the other process cannot.
+/// It takes over subscribers. If the other process cannot, they stay.
 const SUBSCRIBERS: &str = "subscribers";
-/// It goes on with blocking calls.
+/// It takes over blocking calls.
 const BLOCKED: &str = "blocked";
-/// It goes on with client-side caching.
+/// It takes over clients with client-side caching.
 const TRACKING: &str = "tracking";
-/// It goes on with client-side caching of subscribers: they forget what they have cached when they are given, not when they are
+/// It takes over subscribers with client-side caching: they are invalidated when they are passed, not when they are
 /// announced.
 const TRACKING_SUBSCRIBERS: &str = "tracking_subscribers";
-/// It goes on with client-side caching by prefix.
+/// It takes over clients with client-side caching by prefix.
 const TRACKING_PREFIXES: &str = "tracking_prefixes";
 
-/// Who is at one end.
+/// One of the two processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// The version of the protocol.
     pub version: u32,
-    /// What it can do.
+    /// Its features.
     pub capabilities: Vec<String>,
-    /// What the other one must be able to do.
+    /// The features that it requires of the other process.
     pub requires: Vec<String>,
     /// The version of the program.
     pub program: String,
     /// Its process id.
     pub process: u32,
-    /// What must be the same for clients to move: the server, and how clients log in.
+    /// The settings that must be equal for clients to move: the server, and the mode of logins.
     pub terms: String,
 }
 
@@ -68,7 +68,7 @@ impl Greeting {
         }
     }
 
-    /// Which clients it goes on with besides those between two commands.
+    /// The clients that it takes over besides those between two commands.
     #[must_use]
     pub fn accepts(&self) -> Accepts {
         let can = |what: &str| self.capabilities.iter().any(|capability| capability == what);
@@ -81,10 +81,10 @@ impl Greeting {
         }
     }
 
-    /// Whether this program can go on with the other one.
+    /// Whether this program can continue with the other one.
     ///
     /// # Errors
-    /// It speaks another version, or requires what this program cannot do.
+    /// It has another protocol version, or requires a feature that this program lacks.
     pub fn check(&self) -> Result<(), TakeoverError> {
         if self.version != VERSION {
             return Err(TakeoverError::Incompatible(format!(
@@ -113,12 +113,12 @@ pub enum Message {
     Hello(Greeting),
     /// Old to new: no.
     Refused {
-        /// Why, in words.
+        /// The reason.
         reason: String,
     },
     /// Old to new: yes, and from now on I hold no more upstream connections than this.
     Offer {
-        /// Who I am.
+        /// The sender.
         greeting: Greeting,
         /// Permits for upstream connections that the old process keeps.
         ceiling: usize,
@@ -134,7 +134,7 @@ pub enum Message {
     Take,
     /// Old to new, with a file descriptor: one of them.
     Socket {
-        /// Who connects there.
+        /// The clients of the listener.
         role: Role,
         /// It was passed on by a service manager.
         from_service_manager: bool,
@@ -145,28 +145,28 @@ pub enum Message {
     Accepting,
     /// Old to new: I do not any more.
     Released,
-    /// New to old: I go on without you. From here there is no way back.
+    /// New to old: the new process serves without the old one. This step cannot be undone.
     Confirm,
-    /// Old to new, with a file descriptor: go on with this client.
+    /// Old to new, with a file descriptor: take over this client.
     Client(Box<ClientDescription>),
-    /// Old to new, with a file descriptor: get ready to go on with this client, which I still have.
+    /// Old to new, with a file descriptor: prepare to take over this client, which the old process still serves.
     Announce(Box<ClientDescription>),
-    /// Old to new: go on with this client, which was announced.
+    /// Old to new: take over this announced client.
     Give {
         /// CLIENT ID.
         client: u64,
-        /// What it has sent and what was not run.
+        /// The bytes that it has sent and that were not executed.
         input: Vec<u8>,
-        /// It has been told to forget each key that it may have cached.
+        /// It has received an invalidation for each key that it may have cached.
         #[serde(default)]
         has_forgotten: bool,
     },
-    /// Old to new: I go on with this client, which was announced.
+    /// Old to new: the old process keeps this announced client.
     Keep {
         /// CLIENT ID.
         client: u64,
     },
-    /// New to old: I cannot go on with this client. It may be too late.
+    /// New to old: the new process cannot take over this client. The message may be too late.
     Decline {
         /// CLIENT ID.
         client: u64,

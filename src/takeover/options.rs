@@ -1,4 +1,4 @@
-//! What can be set about being replaced.
+//! Options of takeovers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How another process may take over (`[takeover]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakeoverOptions {
-    /// The Unix socket for it; none when nobody may.
+    /// The Unix socket for takeovers; none if they are disabled.
     pub socket: Option<PathBuf>,
     /// How long clients that stay with the process that was replaced may stay.
     pub client_timeout: Duration,

@@ -1,5 +1,5 @@
-//! The Unix socket by which a new process reaches the running one. Whoever may use it gets the clients' connections, so it is
-//! for our own user and root only: by the permissions of its file, and by what the kernel says of the other end.
+//! The Unix socket on which the running process accepts a new one. It gives access to the clients' connections, so only
+//! our own user and root may use it: by the permissions of the file, and by the peer's credentials from the kernel.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use super::error::TakeoverError;
 use super::link::Link;
 use crate::downstream::{SocketFile, bind_unix};
 
-/// Only our own user may connect (and root, who may always).
+/// Only our own user, and root, may connect.
 const MODE: u32 = 0o600;
 /// One takeover at a time.
 const BACKLOG: u32 = 4;

@@ -1,4 +1,4 @@
-//! Counts of what is under way, kept by guards: a future that is dropped half way takes nothing with it.
+//! Counts of operations in progress, kept by guards, so that a dropped future is no longer counted.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,6 +1,6 @@
 //! The values of labels that are no reasons for closing something: closed lists, so that each of them is a series from the start.
 
-/// An enum of label values, with the list of all and the word for each.
+/// An enum of label values, with a list of all and the text of each.
 macro_rules! labels {
     ($(#[$about:meta])* $name:ident: $($(#[$meaning:meta])* $variant:ident = $word:literal,)+) => {
         $(#[$about])*
@@ -13,7 +13,7 @@ macro_rules! labels {
             /// All values, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The word in metrics and logs.
+            /// The label in metrics and logs.
             #[must_use]
             pub fn label(self) -> &'static str {
                 match self {
@@ -36,16 +36,16 @@ labels! {
 labels! {
     /// Whose certificate it is.
     Certificate:
-    /// Ours, as clients are shown it.
+    /// The certificate of listen.tls.
     ToClients = "client",
     /// The server's.
     OfServer = "upstream",
-    /// Ours, as the server is shown it.
+    /// The certificate of upstream.tls.
     ToServer = "upstream_own",
 }
 
 labels! {
-    /// Who has answered a command with an error.
+    /// The sender of an error reply.
     Origin:
     /// The server.
     Server = "server",
@@ -54,33 +54,33 @@ labels! {
 }
 
 labels! {
-    /// How a TLS handshake ended.
+    /// The outcome of a TLS handshake.
     Handshake:
     /// With a certificate sent and a signature made.
     Full = "full",
-    /// A session from before goes on.
+    /// An earlier session was resumed.
     Resumed = "resumed",
     /// There is no session.
     Failed = "failed",
 }
 
 labels! {
-    /// How a client's login ended.
+    /// The outcome of a client's login.
     LoginOutcome:
     /// The server, or the users file, let it in.
     Verified = "verified",
-    /// The same had been let in not long ago.
+    /// Found in the cache of successful logins.
     Remembered = "remembered",
     /// The server, or the users file, refused it.
     Refused = "refused",
-    /// Nobody was asked: its address has failed too often.
+    /// Not checked: its address has too many failures.
     Limited = "limited",
-    /// Nobody could be asked in time.
+    /// Not checked in time.
     Unavailable = "unavailable",
 }
 
 labels! {
-    /// What became of a popped element whose client was gone.
+    /// The outcome for a popped element whose client had left.
     ElementFate:
     /// Another client that waited for it got it.
     HandedOn = "handed_on",
@@ -100,11 +100,11 @@ labels! {
 }
 
 labels! {
-    /// How a look for orphans ended.
+    /// The outcome of a search for orphans.
     OrphanRound:
     /// All connections on the server were judged.
     Judged = "judged",
-    /// There is nobody to ask as.
+    /// No login is available for the search.
     NoLogin = "no_login",
     /// The server cannot be reached.
     Unavailable = "unavailable",
@@ -117,7 +117,7 @@ labels! {
 }
 
 labels! {
-    /// What became of a raise of the claim on `fleet.total_connections`.
+    /// The outcome of a raise of the claim on `fleet.total_connections`.
     FleetRaise:
     /// All claims together fit.
     Confirmed = "confirmed",
@@ -128,7 +128,7 @@ labels! {
 labels! {
     /// Why a log line was lost.
     LineLoss:
-    /// Nobody reads the lines fast enough.
+    /// The reader of the log is too slow.
     QueueFull = "queue_full",
     /// They could not be written.
     WriteFailed = "write_failed",
@@ -136,7 +136,7 @@ labels! {
 
 #[cfg(feature = "otlp")]
 labels! {
-    /// What became of the span of a sampled command.
+    /// The outcome for the span of a sampled command.
     SpanFate:
     /// The collector has taken it.
     Exported = "exported",

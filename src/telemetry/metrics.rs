@@ -27,7 +27,7 @@ impl Counted {
         self.value.set(self.value.get() + more);
     }
 
-    /// Adds what has been counted since the last time to the exporter.
+    /// Adds the counts since the last call to the exporter.
     pub fn publish(&self) {
         let value = self.value.replace(0);
         if value > 0 {
@@ -49,7 +49,7 @@ pub fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1e3
 }
 
-/// The headline: from knowing that the client is gone to our FIN on the upstream connection that it held.
+/// The time from detecting that a client has left to our FIN on its upstream connection.
 pub fn release_seconds(took: Duration) {
     histogram!("redbouncer_upstream_release_seconds").record(took.as_secs_f64());
 }
@@ -62,7 +62,7 @@ pub fn publish_gauge(name: &'static str, labels: &[(&'static str, &str)], value:
     gauge!(name, labels).set(value as f64);
 }
 
-/// Says until when a certificate is valid.
+/// Publishes the end of validity of a certificate.
 pub fn certificate_expires(whose: Certificate, until: SystemTime) {
     let since_1970 = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     gauge!("redbouncer_tls_certificate_expiry_timestamp_seconds", "side" => whose.label())
@@ -75,7 +75,7 @@ pub fn publish_tasks(thread: &str) {
     publish_gauge("redbouncer_tasks", &[("thread", thread)], tasks);
 }
 
-/// Every metric with its type, labels and meaning: what `docs/reference/metrics.md` lists, and what is described to the exporter.
+/// Every metric with its type, labels and meaning, for `docs/reference/metrics.md` and the exporter.
 pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ("redbouncer_build_info", "gauge", "version", "Always 1; the label has the running version."),
     ("redbouncer_clients", "gauge", "worker", "Connected clients."),
@@ -371,7 +371,7 @@ pub const METRICS: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// What the system says of the process, with the names that all Prometheus clients use.
+/// Process metrics from the operating system, with the names that all Prometheus clients use.
 pub const PROCESS_METRICS: &[(&str, &str, &str)] = &[
     ("process_cpu_seconds_total", "counter", "CPU time used, in whole seconds."),
     ("process_max_fds", "gauge", "Limit of open files and connections."),
@@ -383,7 +383,7 @@ pub const PROCESS_METRICS: &[(&str, &str, &str)] = &[
     ("process_virtual_memory_max_bytes", "gauge", "Limit of the address space; 0 for none."),
 ];
 
-/// A client's connection is closed, for this reason. Every close is counted, by this and nothing else.
+/// Counts a closed client connection. Every close is counted here and nowhere else.
 pub fn client_closed(reason: ClientClose) {
     client_close_counter(reason).increment(1);
 }
@@ -392,7 +392,7 @@ pub(super) fn client_close_counter(reason: ClientClose) -> Counter {
     metrics::counter!("redbouncer_clients_closed_total", "reason" => reason.label())
 }
 
-/// A connection to the server is closed, for this reason. `kind` is the word for what it was for.
+/// Counts a closed connection to the server. `kind` is the label of its use.
 pub fn upstream_closed(kind: &'static str, reason: UpstreamClose) {
     upstream_close_counter(kind, reason).increment(1);
 }

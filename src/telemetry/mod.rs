@@ -1,4 +1,4 @@
-//! What an operator sees: log lines, metrics, and the closed list of reasons that both use.
+//! Log lines, metrics, and the closed list of reasons that both use.
 
 mod count;
 mod labels;

@@ -1,4 +1,4 @@
-//! What others have said, made fit for logs and terminals.
+//! Text of clients and servers, made safe for logs and terminals.
 
 /// `bytes` as text in which every sign that a terminal or a reader of logs might obey is an escape (`\u{1b}`): control
 /// characters, line separators, and those that change the direction of a line (Unicode's `Bidi_Control`).

@@ -1,4 +1,4 @@
-//! Why a connection ended: one closed list per side, used as metric label and as log field.
+//! Reasons for closed connections: one closed list per side, used as metric label and as log field.
 
 /// Why a client's connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,7 +19,7 @@ pub enum ClientClose {
     TlsOnPlain,
     /// Plain Redis came to a port with TLS.
     PlainOnTls,
-    /// The TLS handshake failed; the log says why.
+    /// The TLS handshake failed; the log has the reason.
     TlsFailed,
     /// The TLS handshake took longer than `client.login_timeout`, or gave way to newer ones.
     TlsTimeout,
@@ -37,11 +37,11 @@ pub enum ClientClose {
     GaveWay,
     /// The server, or the users file, no longer lets its user in.
     LoginRevoked,
-    /// A command begun was not ended within `client.half_command_timeout`.
+    /// A command was not completed within `client.half_command_timeout`.
     HalfCommand,
     /// There was no server for its command within `pool.wait_timeout`.
     NoUpstream,
-    /// A command that changes what later ones mean was refused for want of a connection; the error was sent.
+    /// A command that changes the meaning of later ones got no connection; the client got an error.
     StateRefused,
     /// The upstream connection was lost with this client's commands written and unanswered.
     UpstreamLost,
@@ -49,7 +49,7 @@ pub enum ClientClose {
     LeaseLost,
     /// The connection that carried this client's subscriptions was lost: messages may be missing.
     SubscriptionLost,
-    /// The server is another one than before, and this client had used scripts, or HELLO, which says otherwise now.
+    /// The server was restarted or replaced, and this client had used scripts, or HELLO, whose reply has changed.
     ServerChanged,
     /// No reply within `upstream.command_timeout` on a lease.
     CommandTimeout,
@@ -63,7 +63,7 @@ pub enum ClientClose {
     Denied,
     /// The proxy is stopping.
     Shutdown,
-    /// It goes on in the process that has taken over; its connection stays open.
+    /// The process that has taken over serves the client; its connection stays open.
     TakenOver,
 }
 
@@ -116,7 +116,7 @@ impl ClientClose {
         )
     }
 
-    /// The word in metrics and logs.
+    /// The label in metrics and logs.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -168,7 +168,7 @@ pub enum UpstreamClose {
     Turn,
     /// The state that needed the lease ended, and the connection was not provably clean.
     LeaseEnded,
-    /// A clean lease that nobody took up again within `pool.linger`.
+    /// A clean lease that no client used within `pool.linger`.
     Parked,
     /// The client that held the lease left.
     ClientGone,
@@ -180,7 +180,7 @@ pub enum UpstreamClose {
     Unfit,
     /// The server closed, or the connection failed.
     Lost,
-    /// The server sent what no slot waits for, or broke the protocol.
+    /// The server sent data without a waiting slot, or violated the protocol.
     Desync,
     /// No progress for `upstream.stall_timeout` with commands outstanding.
     Stalled,
@@ -198,7 +198,7 @@ pub enum UpstreamClose {
     Reconnect,
     /// The proxy is stopping.
     Shutdown,
-    /// The task that had it ended first: the grace of a stop was over.
+    /// Its task ended first, because the drain timeout expired.
     Cut,
 }
 
@@ -257,7 +257,7 @@ impl UpstreamClose {
     }
 }
 
-/// Why a connection on the server was killed that nobody owns any more.
+/// The reason why an orphaned connection on the server was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reap {
     /// None of its instance's connections was active for `hygiene.orphan_after`: that instance is dead.

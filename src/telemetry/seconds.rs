@@ -1,4 +1,4 @@
-//! Histograms of times, for what is measured often.
+//! Histograms of times that are measured often.
 //!
 //! The exporter's own histograms keep every sample until they are rendered. These are plain cells of one thread; their totals
 //! over all threads are rendered at a scrape.
@@ -31,7 +31,7 @@ const SHORT: [Bound; BUCKETS] = [
     (5_000_000, "5"),
 ];
 
-/// For what clients decide: from 1 ms to an hour.
+/// For times that clients determine: from 1 ms to an hour.
 const LONG: [Bound; BUCKETS] = [
     (1_000, "0.001"),
     (5_000, "0.005"),

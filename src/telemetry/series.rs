@@ -1,7 +1,7 @@
-//! Series that are there from the start, at 0.
+//! Series that exist from the start, at 0.
 //!
-//! `increase()` and `rate()` compare a series with what it was before. One that appears with its first event shows none, so the
-//! first event of a kind would be missed by every alert.
+//! `increase()` and `rate()` compare a series with its earlier value. For a series that appears with its first event
+//! they return nothing, so alerts would miss the first event of a kind.
 
 use metrics::{counter, histogram};
 
@@ -60,7 +60,7 @@ fn handshakes(side: Side, outcome: Handshake, more: u64) {
         .increment(more);
 }
 
-/// A TLS handshake has ended.
+/// Counts a completed TLS handshake.
 pub fn handshake_ended(side: Side, outcome: Handshake) {
     handshakes(side, outcome, 1);
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 #[cfg(feature = "otlp")]
 use super::labels::SpanFate;
 
-/// What is traced (`[tracing]`).
+/// Tracing options (`[tracing]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TracingOptions {
     /// The URL that spans are sent to, as OTLP over HTTP; `None`: no command is traced.
@@ -33,7 +33,7 @@ impl Default for TracingOptions {
     }
 }
 
-/// What a client got for the commands of a batch.
+/// The outcome of a batch for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandOutcome {
     /// Replies without an error.
@@ -70,14 +70,14 @@ pub struct CommandSpan {
     pub at_server: Duration,
     /// When that was.
     pub ended: SystemTime,
-    /// What the client got.
+    /// The outcome for the client.
     pub outcome: CommandOutcome,
 }
 
 /// Takes spans of sampled commands. All workers have a copy of the same one.
 #[derive(Clone, Debug, Default)]
 pub struct Tracer {
-    /// `None`: nobody exports spans.
+    /// `None`: spans are not exported.
     #[cfg(feature = "otlp")]
     traced: Option<Arc<Traced>>,
 }

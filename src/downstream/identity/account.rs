@@ -1,4 +1,4 @@
-//! Who a client can be, and that it is.
+//! Accounts that clients log in as, and membership in them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -8,13 +8,13 @@ use parking_lot::Mutex;
 use crate::session::{Credentials, Rights, User};
 use crate::upstream::{CredentialSource, Identity, Secret};
 
-/// Somebody whom clients can be: the identity of the configuration, a user of the users file, or a name and secret that
-/// the server has let in.
+/// An account: the identity of the configuration, a user of the users file, or a name and secret that the server has
+/// accepted.
 #[derive(Debug)]
 pub struct Account {
     /// Its number in pool keys, and the name that listings show.
     pub user: User,
-    /// What it may ask for.
+    /// The commands that it may send.
     pub rights: Rights,
     /// Clients at the same time.
     pub max_clients: Option<usize>,
@@ -29,7 +29,7 @@ pub struct Account {
 enum Upstream {
     /// It is configured.
     Kept(Arc<Identity>),
-    /// A client has brought it: its secret is there as long as somebody uses it, and is wiped then.
+    /// The secret came from a client: it is kept while the account has clients, and then wiped.
     Lent(Mutex<Weak<Identity>>),
 }
 
@@ -59,7 +59,7 @@ impl Account {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// As whom it logs in upstream, while that is known.
+    /// Its upstream identity, while known.
     #[must_use]
     pub fn identity(&self) -> Option<Arc<Identity>> {
         match &self.identity {
@@ -103,9 +103,9 @@ impl Account {
 /// That a client is logged in. Dropping it ends that.
 #[derive(Debug)]
 pub(in crate::downstream) struct Membership {
-    /// As whom.
+    /// The identity.
     pub(in crate::downstream) account: Arc<Account>,
-    /// As whom upstream.
+    /// The upstream identity.
     pub(in crate::downstream) identity: Arc<Identity>,
     /// It has shown a secret, which may turn out to be good no longer.
     pub(in crate::downstream) by_login: bool,

@@ -18,16 +18,16 @@ use tokio::time::Instant;
 
 /// One failure is forgotten after this.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Failures of one address that are looked at without a pause.
+/// Failures of one address that are checked without a pause.
 const BURST: u32 = 20;
 /// One failure is part of an address's blame for so long.
 const BLAMED: Duration = Duration::from_secs(10);
 /// The most blame there is.
 const MOST_BLAME: u32 = 60;
-/// Addresses remembered at the most.
+/// Maximum number of remembered addresses.
 const MOST: usize = 4096;
 
-/// What each address has cost.
+/// The failures of each address.
 #[derive(Debug, Default)]
 pub(in crate::downstream) struct Failures(Mutex<HashMap<IpAddr, Record>>);
 
@@ -37,7 +37,7 @@ struct Record {
     due: Instant,
     /// When it will have no blame any more.
     clean: Instant,
-    /// One login of an address is looked at at a time, so that one that sends many holds up others by one at the most.
+    /// One login of an address is checked at a time, so an address with many logins delays others by at most one check.
     turn: Arc<Turn<()>>,
 }
 
@@ -81,7 +81,7 @@ impl Failures {
     }
 }
 
-/// Forgets what no longer matters, or else the half that has failed least: seldom enough to cost nothing.
+/// Drops expired entries, or else the half with the fewest failures. Runs rarely enough to be cheap.
 fn make_room(records: &mut HashMap<IpAddr, Record>, now: Instant) {
     records.retain(|_, record| record.clean > now || Arc::strong_count(&record.turn) > 1);
     if records.len() >= MOST {
@@ -130,7 +130,7 @@ mod tests {
             failures.failed(ONE, now);
         }
         assert_eq!((failures.blame(ONE, now), failures.blame(OTHER, now)), (3, 0));
-        // Whoever guesses as slowly as it may be is blamed all the same.
+        // An address that guesses at the permitted rate is still blamed.
         assert_eq!(failures.wait(ONE, now + BLAMED), None);
         assert_eq!(failures.blame(ONE, now + BLAMED), 2);
         assert_eq!(failures.blame(ONE, now + 3 * BLAMED), 0);

@@ -1,7 +1,7 @@
-//! Who is who: accounts, and what is remembered of logins, for all workers.
+//! Accounts and remembered login results, for all workers.
 //!
-//! Nothing here asks a server or waits; `routes::login` and `worker::recheck` do. A secret is kept only in the
-//! [`Identity`] of an account that has clients; what is remembered beyond that is a salted hash.
+//! Does no I/O and does not wait; `routes::login` and `worker::recheck` query the server. A secret is kept only in the
+//! [`Identity`] of an account that has clients; all other entries are salted hashes.
 
 mod account;
 mod failures;
@@ -37,7 +37,7 @@ const OWN_ID: u64 = 1;
 /// Names and secrets remembered beyond those in use.
 const MOST: usize = 4096;
 
-/// Who is who.
+/// The accounts and remembered results.
 #[derive(Debug)]
 pub struct Directory {
     mode: AuthMode,
@@ -47,10 +47,10 @@ pub struct Directory {
     own_identity: Mutex<Arc<Identity>>,
     /// By name (`auth.mode = "static"`).
     users: Mutex<HashMap<String, Arc<Known>>>,
-    /// What a login costs that fails (`auth.mode = "static"`).
+    /// The cost of a failed login (`auth.mode = "static"`).
     toll: Mutex<Arc<[Cost]>>,
     offers: Mutex<HashMap<Fingerprint, Arc<Credential>>>,
-    /// The last one that the server let in, besides our own.
+    /// The last account that the server has accepted, besides that of the configuration.
     verified: Mutex<Option<(u64, Weak<Identity>)>>,
     pub(super) failures: Failures,
     /// Logins are checked upstream one at a time, so that guesses cannot take the pool.
@@ -59,7 +59,7 @@ pub struct Directory {
     pub(super) hashing: Arc<Turns>,
     /// How often a login is checked upstream: guesses must not use up the rate at which others' connections are dialled.
     pub(super) gate: DialRateLimiter,
-    /// Keys the fingerprints, so that what is kept is not a plain hash of a secret.
+    /// Salts the fingerprints, so that no plain hash of a secret is kept.
     salt: [u8; 32],
     last: AtomicU64,
     budget: Arc<Budget>,
@@ -73,7 +73,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// What may be the secret's hash.
+    /// The possible hashes of the secret.
     pub(super) fn hashes(&self) -> &[PasswordHash] {
         &self.entry.hashes
     }
@@ -110,7 +110,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// How long a login that the server has let in is believed (`auth.cache_ttl`).
+    /// How long a login accepted by the server is cached (`auth.cache_ttl`).
     pub(super) fn ttl(&self) -> Duration {
         *self.ttl.lock()
     }
@@ -132,8 +132,8 @@ impl Directory {
         (OWN_ID, Arc::clone(&self.own_identity.lock()))
     }
 
-    /// The credentials of the configuration have been read again. Whoever has shown the former ones is in; nobody else gets
-    /// in by them.
+    /// Takes reloaded credentials of the configuration. Clients that have logged in with the former ones stay; new
+    /// logins need the new ones.
     pub fn replace_own_identity(&self, identity: Arc<Identity>) {
         *self.own_identity.lock() = identity;
         if self.mode != AuthMode::Static {
@@ -144,16 +144,16 @@ impl Directory {
         }
     }
 
-    /// As whom the server may be asked on our own behalf: the identity of the configuration, or else the last that logged
-    /// in and is still here.
+    /// The identity for redbouncer's own queries: that of the configuration, or else the last account that logged in
+    /// and still has clients.
     #[must_use]
     pub fn candidates(&self) -> Vec<(u64, Arc<Identity>)> {
         let verified = self.verified.lock().as_ref().and_then(|(id, weak)| Some((*id, weak.upgrade()?)));
         std::iter::once(self.own_identity()).chain(verified).collect()
     }
 
-    /// Who a client is that has not logged in: the identity of the configuration on loopback and where `open` is set,
-    /// else nobody.
+    /// The account of a client without a login: the identity of the configuration on loopback and with `open`, else
+    /// none.
     #[must_use]
     pub(super) fn anonymous(&self, trusted: bool) -> Option<Membership> {
         let open = match self.mode {
@@ -165,7 +165,7 @@ impl Directory {
         self.own.join(identity, false)
     }
 
-    /// Who a client is that comes from the process before this one, by what it has shown there.
+    /// The account of a client taken over from another process, by the credentials that it used there.
     #[must_use]
     pub(super) fn rejoin(&self, shown: Option<Credentials>, trusted: bool) -> Option<Membership> {
         let Some(shown) = shown else { return self.anonymous(trusted) };
@@ -176,7 +176,7 @@ impl Directory {
         account.join(account.identity_of(&shown), true)
     }
 
-    /// What is known of a name and secret without making a note of them: guesses are not worth it.
+    /// The remembered result for a name and secret, without creating an entry, so guesses use no memory.
     pub(super) fn known(&self, offered: &Credentials) -> Option<Arc<Credential>> {
         self.offers.lock().get(&fingerprint(&self.salt, offered)).cloned()
     }
@@ -201,7 +201,7 @@ impl Directory {
         offer
     }
 
-    /// Who `offered` would be.
+    /// The account for `offered`.
     fn account_of(&self, offered: &Credentials) -> Option<Arc<Account>> {
         let name = offered.username.as_deref().unwrap_or("default");
         if self.mode == AuthMode::Static {
@@ -231,7 +231,7 @@ impl Directory {
         self.users.lock().get(offered.username.as_deref().unwrap_or("default")).cloned()
     }
 
-    /// What every login costs that the users file does not let in.
+    /// The cost of every login that the users file refuses.
     pub(super) fn toll(&self) -> Arc<[Cost]> {
         Arc::clone(&self.toll.lock())
     }
@@ -243,8 +243,8 @@ impl Directory {
         }
     }
 
-    /// Those with clients whom the server let in so long ago that it should be asked again before what is remembered is
-    /// too old.
+    /// Accounts with clients whose last check is so old that the server must check them again before the cached result
+    /// expires.
     pub(super) fn due(&self) -> Vec<(Arc<Credential>, Arc<Account>, Arc<Identity>)> {
         if self.mode == AuthMode::Static {
             return Vec::new();
@@ -262,10 +262,10 @@ impl Directory {
         .collect()
     }
 
-    /// The accounts of a number whose secret somebody has shown, and that have clients.
+    /// The accounts with this number that came from a client's login and have clients.
     pub(super) fn live(&self, user: u64) -> Vec<Arc<Account>> {
         if self.mode == AuthMode::Static {
-            // Their identity upstream is the operator's to mend, and was shown by no client.
+            // The operator sets the upstream identity of these accounts; no client provides it.
             return Vec::new();
         }
         let offers = self.offers.lock();
@@ -283,8 +283,8 @@ impl Directory {
         }
     }
 
-    /// The users file has been read: who is new may log in from now on. Returns the accounts of those who are not there
-    /// any more, or otherwise: their clients must go.
+    /// Takes a reloaded users file: new users may log in from now on. Returns the accounts that were removed or
+    /// changed; their clients must be closed.
     pub fn replace_users(&self, entries: Vec<StaticUser>) -> Vec<Arc<Account>> {
         let mut users = self.users.lock();
         *self.toll.lock() = toll(&entries).into();
@@ -314,7 +314,7 @@ impl Directory {
         gone
     }
 
-    /// Users who are nobody else upstream, and have no cap there, share the connections of `upstream.url`'s user.
+    /// Users without an upstream identity and without a limit share the connections of `upstream.url`'s user.
     fn known_by(&self, entry: StaticUser) -> Known {
         let shares = entry.upstream.is_none() && entry.max_connections.is_none();
         let id = if shares { OWN_ID } else { self.new_id() };

@@ -1,4 +1,4 @@
-//! A name and a secret that somebody has offered, and what came of it.
+//! An offered name and secret, and the result of their check.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use tokio::time::Instant;
 use super::Account;
 use crate::session::Credentials;
 
-/// How long a refusal is believed: long enough for a service that tries its stale password all the time, short enough
-/// for the one who has just set the right one on the server.
+/// How long a refusal is cached: long enough for a service that retries a stale password, short enough for an operator
+/// who has just corrected it on the server.
 const REFUSAL: Duration = Duration::from_secs(2);
 
-/// Stands for a name and a secret without holding the secret: a hash with a salt of this very run.
+/// Identifies a name and a secret without containing the secret: a hash with a salt of this process.
 pub(super) type Fingerprint = [u8; 32];
 
-/// The fingerprint of `offered`. AUTH without a name and AUTH with the name `default` are told apart, as the server does.
+/// The fingerprint of `offered`. AUTH without a name differs from AUTH with the name `default`, as on the server.
 pub(super) fn fingerprint(salt: &[u8], offered: &Credentials) -> Fingerprint {
     let mut hash = Sha256::new();
     hash.update(salt);
@@ -32,12 +32,12 @@ pub(super) fn fingerprint(salt: &[u8], offered: &Credentials) -> Fingerprint {
     hash.finalize().into()
 }
 
-/// What is known of one name and secret.
+/// The known facts about one name and secret.
 #[derive(Debug)]
 pub(in crate::downstream) struct Credential {
-    /// Who it would be; `None`: there is no such user.
+    /// Its account; `None`: no such user.
     pub(in crate::downstream) account: Option<Arc<Account>>,
-    /// One look at it at a time; the others wait for what it says.
+    /// One check at a time; other logins wait for its result.
     pub(in crate::downstream) turn: tokio::sync::Mutex<()>,
     standing: Mutex<Standing>,
 }
@@ -49,12 +49,12 @@ enum Standing {
     Bad(Instant, String),
 }
 
-/// What is remembered.
+/// The cached result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::downstream) enum CachedVerdict {
-    /// It was let in not long ago.
+    /// It was accepted recently.
     Good,
-    /// It was refused a moment ago, in these words.
+    /// It was refused recently, with this error.
     Bad(String),
     /// Nothing that could be believed.
     Nothing,
@@ -69,7 +69,7 @@ impl Credential {
         })
     }
 
-    /// What is remembered; a success for `ttl`.
+    /// The cached result; a success is valid for `ttl`.
     pub(in crate::downstream) fn remembered(&self, ttl: Duration) -> CachedVerdict {
         match &*self.standing.lock() {
             Standing::Good(at) if at.elapsed() < ttl => CachedVerdict::Good,
@@ -90,7 +90,7 @@ impl Credential {
         *self.standing.lock() = Standing::Unknown;
     }
 
-    /// How long ago it was let in.
+    /// The time since it was accepted.
     pub(super) fn good_for(&self) -> Option<Duration> {
         match &*self.standing.lock() {
             Standing::Good(at) => Some(at.elapsed()),
@@ -98,7 +98,7 @@ impl Credential {
         }
     }
 
-    /// Somebody is logged in by it.
+    /// A client is logged in with it.
     pub(super) fn is_live(&self) -> bool {
         self.account.as_ref().is_some_and(|account| account.clients() > 0)
     }

@@ -1,22 +1,22 @@
-//! What can be set about who clients are.
+//! Options of client logins.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::users::StaticUser;
 
-/// Who a client is and what it may ask for (`[auth]`).
+/// Logins and rights of clients (`[auth]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthOptions {
     /// How a client gets its identity on the server.
     pub mode: AuthMode,
-    /// What happens to commands that reach beyond the client's own connection.
+    /// Handling of commands that affect more than the client's own connection.
     pub admin_commands: AdminCommands,
     /// How long a verified login or an observed refusal is believed without asking the server again.
     pub cache_ttl: Duration,
     /// The file that `users` came from.
     pub users_file: Option<PathBuf>,
-    /// Who may log in (`static`).
+    /// The users (`static`).
     pub users: Vec<StaticUser>,
 }
 
@@ -57,12 +57,12 @@ impl AuthMode {
         }
     }
 
-    /// The words that stand for the values; none stands for `Unset`.
+    /// The configuration values; `Unset` has none.
     pub const WORDS: [(&'static str, Self); 3] =
         [("open", Self::Open), ("passthrough", Self::Passthrough), ("static", Self::Static)];
 }
 
-/// What happens to commands that reach beyond the client's own connection (`auth.admin_commands`).
+/// Handling of commands that affect more than the client's own connection (`auth.admin_commands`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdminCommands {
     /// They go to the server, whose ACL decides.
@@ -73,6 +73,6 @@ pub enum AdminCommands {
 }
 
 impl AdminCommands {
-    /// The words that stand for the values.
+    /// The configuration values.
     pub const WORDS: [(&'static str, Self); 2] = [("pass", Self::Pass), ("refuse", Self::Refuse)];
 }

@@ -1,14 +1,14 @@
-//! Whose login is looked at next: one at a time, and first those from addresses that have failed least.
+//! The order of login checks: one at a time, addresses with the fewest failures first.
 //!
-//! A turn that went to whoever came first would go to those who guess, because they always come first: with 25 of them a
-//! good login would wait for 25 bad ones. By blame it waits for the one that is being looked at.
+//! In order of arrival, addresses that guess would always be first: with 25 of them a valid login would wait for 25
+//! failures. Ordered by failures, it waits only for the check in progress.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::pool::{self, Hand, Order, Turn};
 
-/// Those with least blame first, and of these who came first.
+/// Fewest failures first; among equals, in order of arrival.
 #[derive(Debug, Default)]
 pub(in crate::downstream) struct ByBlame(BTreeMap<(u32, u64), Hand<Self>>);
 
@@ -28,11 +28,11 @@ impl Order for ByBlame {
     }
 }
 
-/// Whose login is looked at, one at a time.
+/// The turns of login checks.
 pub(in crate::downstream) type Turns = pool::Turns<ByBlame>;
 
 impl Turns {
-    /// Waits for a turn, behind those with less blame and those with the same who came before.
+    /// Waits for a turn, after logins with fewer failures and earlier ones with as many.
     pub(in crate::downstream) async fn turn(self: &Arc<Self>, blame: u32) -> Turn<ByBlame> {
         self.turn_of(blame).await
     }
@@ -46,7 +46,7 @@ mod tests {
 
     use super::*;
 
-    /// The order in which those get a turn who wait while somebody has it; `true`: it gives up before.
+    /// The order of turns for logins that wait during a check; `true`: the login gives up before its turn.
     async fn order(waiting: &[(u32, bool)]) -> Vec<usize> {
         let turns = Arc::new(Turns::default());
         let first = turns.turn(0).await;

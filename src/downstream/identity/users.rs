@@ -1,4 +1,4 @@
-//! The users of `auth.users_file`, and how a secret is held against what is written there.
+//! The users of `auth.users_file`, and the check of a secret against their hashes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,22 +19,22 @@ pub struct StaticUser {
     pub name: String,
     /// Any of these lets it in: two while a password is being changed.
     pub hashes: Vec<PasswordHash>,
-    /// Who it is on the server; `None` is the identity of `upstream.url`.
+    /// Its identity on the server; `None` is that of `upstream.url`.
     pub upstream: Option<Identity>,
     /// Clients logged in as it at the same time.
     pub max_clients: Option<usize>,
     /// Upstream connections of its own at the same time.
     pub max_connections: Option<usize>,
-    /// What it may ask for.
+    /// The commands that it may send.
     pub rights: Rights,
 }
 
-/// A password as it is written in a file: it cannot be read back, and is not shown all the same.
+/// A password hash from the file. It is not printed, although it cannot be reversed.
 #[derive(Clone, PartialEq, Eq)]
 pub enum PasswordHash {
     /// As in Redis's own ACL files: SHA-256 without a salt. For long random secrets.
     Sha256([u8; 32]),
-    /// A PHC string. For what people can remember.
+    /// A PHC string, for passwords chosen by people.
     Argon2(String),
 }
 
@@ -97,7 +97,7 @@ impl PasswordHash {
         }
     }
 
-    /// What [`Self::fits`] costs, where that would hold up an event loop.
+    /// The cost of [`Self::fits`], if it would block an event loop.
     #[must_use]
     pub fn cost(&self) -> Option<Cost> {
         match self {
@@ -117,7 +117,7 @@ impl PasswordHash {
     }
 }
 
-/// What one look at an Argon2 hash costs: equal for hashes with equal parameters.
+/// The cost of one Argon2 computation: equal for hashes with equal parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
     algorithm: Algorithm,
@@ -145,8 +145,8 @@ impl Cost {
     }
 }
 
-/// What every login that fails costs, whoever it names: of each kind of hash as many looks as the user takes who has most
-/// of it.
+/// The cost of every failed login, for any name: for each set of parameters as many computations as the user with the
+/// most such hashes needs.
 #[must_use]
 pub fn toll(users: &[StaticUser]) -> Vec<Cost> {
     let mut most: BTreeMap<Cost, usize> = BTreeMap::new();
@@ -163,8 +163,8 @@ pub fn toll(users: &[StaticUser]) -> Vec<Cost> {
     most.into_iter().flat_map(|(cost, count)| std::iter::repeat_n(cost, count)).collect()
 }
 
-/// Whether `secret` is the password of one of `hashes`. Where it is not, all of `toll` has been paid, whatever the hashes:
-/// looks at them, and then as many as are missing, told to `paid` one by one.
+/// Whether `secret` is the password of one of `hashes`. If not, all of `toll` has been paid: the hashes are computed,
+/// and then the missing computations, reported to `paid` one by one.
 pub(in crate::downstream) fn look(
     hashes: &[PasswordHash],
     toll: &[Cost],
@@ -280,7 +280,7 @@ mod tests {
         for user in &users {
             assert_eq!(paid(&user.hashes), nobody);
         }
-        // Who is let in pays for nobody else.
+        // A successful login does not pay the cost of other hashes.
         let mut looks = 0;
         assert!(look(&users[3].hashes, &toll, b"sesame", &mut |_| looks += 1));
         assert_eq!(looks, 0);

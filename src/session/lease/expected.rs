@@ -1,11 +1,11 @@
-//! What answers the commands on a lease, and what becomes of those replies.
+//! The expected replies to commands on a lease, and their handling.
 
 use bytes::Bytes;
 
 use crate::session::queued::Member;
 use crate::session::{Hello, Listen, answers};
 
-/// What a command that was sent on the lease is answered by.
+/// The expected reply to a command sent on the lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// One reply that changes nothing.
@@ -40,7 +40,7 @@ pub enum Expect {
     WaitPublish,
     /// WAIT's or WAITAOF's.
     Wait,
-    /// HELLO's: ours is sent instead.
+    /// HELLO's reply, replaced by ours.
     Hello(Hello),
     /// The server's refusal of a command made to be refused: this is sent instead.
     Instead(Bytes),
@@ -73,13 +73,13 @@ impl Expect {
         }
     }
 
-    /// Whether what follows may mean something else after this reply.
+    /// Whether the meaning of later commands may change with this reply.
     pub(super) fn is_unsettling(&self) -> bool {
         matches!(self, Self::Multi | Self::Confirm(..))
     }
 }
 
-/// What to do with a frame from upstream.
+/// The handling of a frame from upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
     /// It belongs to the client.
@@ -98,9 +98,9 @@ pub enum Received {
     Desync,
 }
 
-/// What is asked beside the lease and its session.
+/// Queries besides the lease and its session.
 pub trait Beside {
-    /// What is known of the server.
+    /// The known facts about the server.
     fn facts(&self) -> answers::ServerFacts;
     /// The reply to `request` with our hubs taken out of its count and their clients put in; `None`: it stays.
     fn counted(&self, request: &[u8], reply: &[u8]) -> Option<Bytes>;

@@ -81,7 +81,7 @@ impl LeaseState {
         self.fifo.is_empty() && !self.holds_state()
     }
 
-    /// Whether what was carried is known to leave nothing behind, so that another session may use the connection.
+    /// Whether the connection is known to have no residual state, so that another session may use it.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.clean && self.is_over()
@@ -161,7 +161,7 @@ impl LeaseState {
         self.multi.is_some() || self.watching || self.stands()
     }
 
-    /// Whether what holds the connection lasts for as long as the client pleases ([`Pin::stands`]).
+    /// Whether only the client decides when the lease ends ([`Pin::stands`]).
     #[must_use]
     pub fn stands(&self) -> bool {
         self.tracking || self.no_touch || self.monitor || self.for_good || self.is_subscribed()
@@ -205,7 +205,7 @@ impl LeaseState {
         }
     }
 
-    /// What CLIENT LIST shows.
+    /// The values for CLIENT LIST.
     #[must_use]
     pub fn flags(&self) -> Flags {
         Flags {
@@ -252,7 +252,7 @@ impl LeaseState {
     pub fn mutes_next(&self, mode: ReplyMode) -> bool {
         match self.fifo.front() {
             Some((_, muted)) => *muted,
-            // What MONITOR shows is a reply, not a push (`replicationFeedMonitors` in redis `replication.c`).
+            // MONITOR's output consists of replies, not pushes (`replicationFeedMonitors` in redis `replication.c`).
             None => self.monitor && mode == ReplyMode::Off,
         }
     }

@@ -1,4 +1,4 @@
-//! What to do with the client's next command on a lease.
+//! The handling of the client's next command on a lease.
 
 use bytes::Bytes;
 
@@ -10,12 +10,12 @@ use crate::session::queued::{self, Member, Sent};
 use crate::session::transaction::Transaction;
 use crate::session::{Hello, Listen, Pin, Placement, Policy, Route, Session, answers};
 
-/// What to do with the client's next command.
+/// The handling of the client's next command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// Send it; this answers it.
     Forward(Expect),
-    /// Send a PUBLISH nobody reads in front of it, in one write: WAIT speaks of its connection's last write.
+    /// Send a PUBLISH without subscribers before it, in one write: WAIT refers to the last write of its connection.
     ForwardWait,
     /// Not before all earlier replies are in.
     AfterReplies,
@@ -33,7 +33,7 @@ pub enum Plan {
     Blocking(Blocking),
     /// A call that may block, beside this connection.
     Wait(Blocking),
-    /// RESET or QUIT: the lease ends with what it holds.
+    /// RESET or QUIT: the lease and its state end.
     End(Class),
     /// CLIENT LIST, KILL, UNBLOCK, or a command for the control connection.
     Aside(Route),
@@ -59,8 +59,8 @@ impl Plan {
 }
 
 impl LeaseState {
-    /// Decides what becomes of the client's next command. `unknown` is what the server has said of it, where our table
-    /// does not have it.
+    /// Decides the handling of the client's next command. `unknown` is the server's information about a command that is
+    /// not in our table.
     #[must_use]
     pub fn plan(
         &self,
@@ -221,7 +221,7 @@ fn unsubscribe(listen: Listen, request: &Request<'_>) -> Expect {
 }
 
 impl Placement {
-    /// What its reply on a lease means.
+    /// The meaning of its reply on a lease.
     fn expected(self) -> Expect {
         match self {
             Self::Lane | Self::Once => Expect::Reply,

@@ -20,7 +20,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// The words that stand for the values.
+    /// The configuration values.
     pub const WORDS: [(&'static str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
 }
 

@@ -27,13 +27,13 @@ const ADDRESSES: usize = 1024;
 /// Addresses that the line at the end names.
 const NAMED: usize = 3;
 
-/// The limiter. One per process, shared by the logger and by who ends periods.
+/// The limiter. One per process, shared by the logger and the task that ends periods.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Limit(Arc<Mutex<HashMap<(Identifier, Reason), Kind>>>);
 
 type Reason = Option<String>;
 
-/// What was counted of one kind of event.
+/// The count of one kind of event.
 #[derive(Debug)]
 struct Kind {
     since: Instant,
@@ -45,7 +45,7 @@ struct Kind {
     from: HashMap<String, u64>,
 }
 
-/// What of an event tells its kind and its cause.
+/// The fields that identify the kind and the cause of an event.
 #[derive(Default)]
 struct Told {
     reason: Reason,
@@ -65,7 +65,7 @@ impl Visit for Told {
             let _ = write!(self.message, "{value:?}");
         } else if field.name() == "peer" {
             let _ = write!(self.address, "{value:?}");
-            // Every connection has a port of its own; the host is what tells strangers apart.
+            // Every connection has its own port, so peers are identified by host.
             if let Some((host, _port)) = self.address.rsplit_once(':') {
                 self.address.truncate(host.len());
             }

@@ -26,16 +26,16 @@ use format::{Line, Shape};
 use limit::Limit;
 use queue::Queue;
 
-/// What is logged and how (`[log]`).
+/// Logging options (`[log]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,redbouncer::pool=debug`.
     pub level: String,
     /// The shape of a line.
     pub format: LogFormat,
-    /// A lease that is held for longer is told of; `None`: none is.
+    /// A lease held for longer is logged; `None`: none is.
     pub long_lease: Option<Duration>,
-    /// A command that takes longer is told of; `None`: none is, and their times are not taken.
+    /// A command that takes longer is logged; `None`: none is, and commands are not timed.
     pub slow_command: Option<Duration>,
 }
 
@@ -86,7 +86,7 @@ impl Log {
         Ok(Self { queue, limit })
     }
 
-    /// Says what was suppressed and what was dropped. To be called once a second.
+    /// Logs the numbers of suppressed and dropped lines. To be called once a second.
     pub fn report(&self) {
         self.limit.report();
         self.queue.report();
@@ -98,7 +98,7 @@ impl Log {
     }
 }
 
-/// What is logged now, and how that is changed.
+/// The current log filter, and its change.
 struct Level {
     now: Mutex<String>,
     change: Change,
@@ -115,7 +115,7 @@ static LEVEL: OnceLock<Level> = OnceLock::new();
 #[error("not a log level or filter")]
 pub struct NoLevel;
 
-/// What is logged now, in the words of `log.level`; empty without a logger.
+/// The current log filter, in the form of `log.level`; empty without a logger.
 #[must_use]
 pub fn level() -> String {
     LEVEL.get().map(|level| level.now.lock().clone()).unwrap_or_default()
@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// What a logger has written.
+    /// The output of a logger.
     #[derive(Clone, Default)]
     pub(super) struct Lines(Arc<Mutex<Vec<u8>>>);
 

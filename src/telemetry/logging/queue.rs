@@ -16,13 +16,13 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::telemetry::LineLoss;
 
-/// Lines that wait to be written; about 2 MiB of them. What is beyond is dropped.
+/// Maximum number of queued lines, about 2 MiB. Further lines are dropped.
 const LINES: usize = 8 << 10;
 /// How long the end of the process waits for lines that are not written yet. By the clock of the machine, not by that of a
 /// runtime: a thread writes the lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The sink behind the queue. It never fails: the thread that writes has nobody to tell.
+/// The sink of the queue. It never returns an error, because the writing thread cannot report it.
 struct Sink<W> {
     inner: W,
     counts: Arc<Counts>,
@@ -53,7 +53,7 @@ impl<W: Write> Write for Sink<W> {
     }
 }
 
-/// What a thread that logs writes to: an append to the queue.
+/// The writer of logging threads, which appends to the queue.
 #[derive(Clone, Debug)]
 pub(super) struct Lines {
     queue: NonBlocking,
@@ -79,20 +79,20 @@ impl<'w> MakeWriter<'w> for Lines {
     }
 }
 
-/// What has been said of dropped lines.
+/// The reported numbers of dropped lines.
 #[derive(Debug, Default)]
 struct Told {
-    /// Dropped lines when this was last looked at.
+    /// Dropped lines at the last check.
     seen: u64,
-    /// Dropped lines that a written line has told of.
+    /// Dropped lines that a written line has reported.
     said: u64,
-    /// The count that was told a moment ago, in a line that may itself be dropped.
+    /// The count in the last report, which may itself be dropped.
     telling: Option<u64>,
-    /// What the metric has been told, by cause.
+    /// The counts in the metric, by cause.
     published: (u64, u64),
 }
 
-/// The queue between those who log and the thread that writes. Lives as long as the process.
+/// The queue between logging threads and the writing thread. Lives as long as the process.
 #[derive(Debug)]
 pub(super) struct Queue {
     counts: Arc<Counts>,
@@ -103,7 +103,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A queue before `sink`, and what is written to.
+    /// A queue to `sink`, and its writer.
     pub(super) fn new<W: Write + Send + 'static>(sink: W) -> (Self, Lines) {
         Self::with_room_for(LINES, sink)
     }
@@ -130,7 +130,7 @@ impl Queue {
         (self.overflow.dropped_lines() as u64, self.counts.refused.load(Ordering::Relaxed))
     }
 
-    /// Publishes the counts of dropped lines and says in one line when it is over. To be called once a second.
+    /// Publishes the counts of dropped lines, and logs one line when dropping has ended. To be called once a second.
     pub(super) fn report(&self) {
         let (overflow, refused) = self.dropped();
         let all = overflow + refused;
