@@ -26,14 +26,14 @@ pub(super) enum AdminPortError {
     /// The configuration leaves the port to the system.
     #[error("{0} has port 0; use --admin with the port that the proxy has logged")]
     PortUnknown(String),
-    /// Nobody listens there, or not as far as we can see.
+    /// No process accepts the connection.
     #[error(
         "cannot connect to http://{address}: {source}; check that the proxy is running, or use --admin with its address"
     )]
     Connect {
-        /// Where we tried.
+        /// The address.
         address: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// Too late.
@@ -42,9 +42,9 @@ pub(super) enum AdminPortError {
     /// An answer, but not the page.
     #[error("{url} returned {status}; it may not be a redbouncer")]
     Refused {
-        /// What we asked for.
+        /// The requested URL.
         url: String,
-        /// What it said.
+        /// The response.
         status: StatusCode,
     },
     /// The exchange broke off.
@@ -52,7 +52,7 @@ pub(super) enum AdminPortError {
     Http {
         /// What we asked for.
         url: String,
-        /// What hyper said.
+        /// The error of hyper.
         source: hyper::Error,
     },
     /// The body could not be read.
@@ -68,10 +68,10 @@ pub(super) enum AdminPortError {
     Runtime(#[from] std::io::Error),
 }
 
-/// What was answered.
+/// The response.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// What was asked for, as an operator would.
+    /// The requested URL, for messages.
     pub(super) url: String,
     pub(super) status: StatusCode,
     pub(super) body: Bytes,

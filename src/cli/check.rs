@@ -31,14 +31,14 @@ pub(super) enum OwnPage {
 /// Why a running proxy does not count as healthy.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unhealthy {
-    /// It says so.
+    /// The page returned another status.
     #[error("{url} answered {status}: {text}")]
     No {
-        /// What was asked for.
+        /// The requested URL.
         url: String,
         /// The status.
         status: StatusCode,
-        /// What it said.
+        /// The text of the response.
         text: String,
     },
     /// It could not be asked.
@@ -57,7 +57,7 @@ pub(super) fn running(options: &AdminOptions, page: OwnPage) -> Result<String, U
     if status == StatusCode::OK { Ok(format!("{text}\n")) } else { Err(Unhealthy::No { url, status, text }) }
 }
 
-/// Examines what the configuration describes.
+/// Runs the checks for a configuration.
 pub(super) async fn run(config: &Config) -> Findings {
     let mut findings = Findings::default();
     configuration(config, &mut findings);
@@ -74,7 +74,7 @@ pub(super) async fn run(config: &Config) -> Findings {
     findings
 }
 
-/// What would be run, and what its connections are for.
+/// The planned proxy, and the use of its connections.
 fn configuration(config: &Config, findings: &mut Findings) {
     let tls = config.listen.tls.addresses.iter().map(|address| format!("{address} (TLS)"));
     let listen: Vec<String> = config.listen.addresses.iter().cloned().chain(tls).collect();
@@ -125,7 +125,7 @@ fn configuration(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Whether no client gets in without a login of its own: what `auth.mode` means on these listeners.
+/// Whether every client must log in, according to `auth.mode` and the listeners.
 fn clients_log_in(config: &Config) -> bool {
     let is_near = |address: &String| {
         if address.starts_with("unix:") {

@@ -1,7 +1,6 @@
-//! `redbouncer commands`: the command table for people and for programs.
+//! `redbouncer commands`: prints the command table as text or JSON.
 //!
-//! What a multiplexer does with each command is what its users must be able to look up, so the table that decides is
-//! the table that is printed.
+//! It is the table that routes commands, so the output cannot differ from the behaviour.
 
 use std::fmt::Write as _;
 
@@ -12,7 +11,7 @@ use crate::command::{Keys, ROUTES, Row, rows};
 /// Widest line, in columns.
 const WIDTH: usize = 100;
 
-/// The table as text: what the routes mean, then every command by name.
+/// The table as text: the meaning of the routes, then every command by name.
 pub fn render() -> String {
     let rows = by_name();
     let name_width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `redbouncer config`: what the configuration would be, without running anything.
+//! `redbouncer config`: checks and shows a configuration without running the proxy.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::downstream::ServerTls;
 use crate::telemetry::printable;
 use crate::upstream::Connector;
 
-/// What is asked of the configuration.
+/// The subcommands of `config`.
 #[derive(Subcommand)]
 pub(super) enum ConfigCommand {
     /// Check a configuration and the files it names; exit code 64 and all mistakes if it cannot be used
@@ -56,7 +56,7 @@ pub(super) fn run(command: ConfigCommand) -> Result<String, String> {
     }
 }
 
-/// What the start would find as well, without a network.
+/// The checks of the start that need no network.
 fn check(loaded: &Loaded) -> Result<String, String> {
     let config = &loaded.config;
     let upstream = Connector::new(&config.upstream).map(|_| ());

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::downstream::PasswordHash;
 
-/// A password is not longer than this; what is longer is probably a file by mistake.
+/// Maximum length of a password; a longer input is probably a file by mistake.
 const LONGEST: usize = 4096;
 
 /// Why there is no hash.

@@ -34,7 +34,7 @@ use crate::hygiene::check::Level;
 use output::{fail, print};
 use settings::{Settings, load};
 
-/// A flag, key, variable or value that the operator must mend.
+/// Exit code for a wrong flag, key, variable or value.
 const BAD_CONFIGURATION: u8 = 64;
 
 /// PgBouncer for Redis: any number of clients over a small, bounded set of upstream connections.
@@ -141,7 +141,7 @@ enum Command {
     },
 }
 
-/// What the proxy itself takes.
+/// The arguments of the proxy.
 #[derive(Args)]
 struct Running {
     #[command(flatten)]
@@ -151,7 +151,7 @@ struct Running {
     takeover: bool,
 }
 
-/// Does what the command line asks for.
+/// Runs the command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match Cli::try_parse_from(&arguments) {
@@ -260,7 +260,7 @@ fn with_config(settings: Settings, act: impl FnOnce(Config) -> ExitCode) -> Exit
     }
 }
 
-/// Help and version are what was asked for; everything else clap says is the operator's to mend.
+/// Help and version are successful output; everything else is a mistake in the arguments.
 fn usage(wrong: &clap::Error, arguments: &[OsString]) -> ExitCode {
     match wrong.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {

@@ -18,10 +18,10 @@ pub(super) use call::send;
 use reach::Reach;
 pub(super) use reach::{OperateError, Target, Way};
 
-/// A flag, key, variable or value that the operator must mend.
+/// Exit code for a wrong flag, key, variable or value.
 const BAD_CONFIGURATION: u8 = 64;
 
-/// What is done to a running proxy.
+/// The commands for a running proxy.
 #[derive(Subcommand)]
 pub(super) enum Act {
     /// Close the clients of a running proxy that match all filters
@@ -100,7 +100,7 @@ impl Filters {
             ("NAME", self.name.clone()),
             ("ADDR", self.addr.clone()),
             ("USER", self.as_user.clone()),
-            // PROXY KILL counts whole seconds; less than one is met by everybody.
+            // PROXY KILL takes whole seconds; less than one would match every client.
             ("IDLE", number(self.idle.map(|ms| ms.div_ceil(1000)))),
             ("CONNECTION", number(self.connection)),
         ];
@@ -108,10 +108,10 @@ impl Filters {
     }
 }
 
-/// A reply in words.
+/// Formats a reply.
 type Said = fn(&[u8]) -> String;
 
-/// Does what is asked for.
+/// Runs the command.
 pub(super) fn run(act: Act) -> ExitCode {
     let (reach, words, said): (_, Vec<String>, Said) = match act {
         Act::Kill { filters, reach } => {

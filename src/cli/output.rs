@@ -1,9 +1,9 @@
-//! What is written to stdout and stderr, and the exit code that goes with it.
+//! Output to stdout and stderr, and the exit code.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Writes the answer to stdout. A reader that has gone (`| head`) is no failure.
+/// Writes the output to stdout. A closed reader (`| head`) is not an error.
 pub(super) fn print(text: &str) -> ExitCode {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(wrong) if wrong.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -33,7 +33,7 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 pub(super) fn fail(text: &str, code: u8) -> ExitCode {
-    // stderr is the last resort: if it cannot be written to, the exit code still says it.
+    // If stderr cannot be written to, the exit code still reports the failure.
     let _ = io::stderr().lock().write_all(text.as_bytes());
     ExitCode::from(code)
 }

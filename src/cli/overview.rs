@@ -1,5 +1,5 @@
-//! One screen about a running proxy, made of its `/status`: the verdict in words, the pool, who holds leases, who waits, clients
-//! in groups, and what is wrong.
+//! The state of a running proxy on one screen, from its `/status`: the overall state, the pool, leases, waiting
+//! requests, groups of clients, and problems.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,14 +15,14 @@ use crate::telemetry::printable;
 const SHOWN: usize = 10;
 /// A lease that is held for longer is named as a problem, in seconds.
 const LONG: u64 = 30;
-/// What was longer ago is no problem of now, in seconds.
+/// Age in seconds after which an event is no longer shown as a problem.
 const RECENT: u64 = 60;
 /// Of the bound on memory, in percent: more is a problem.
 const NEAR: u64 = 80;
 /// A blocking call is meant to last.
 const BLOCKING_CALL: &str = "blocking call";
 
-/// A kind of connection by the word in `/status`, in the plural.
+/// The plural of a connection kind of `/status`.
 fn plural(kind: &str) -> &str {
     match kind {
         "shared" => "lanes",
@@ -33,7 +33,7 @@ fn plural(kind: &str) -> &str {
     }
 }
 
-/// So many of a kind, or of what is waited for. Of one the word loses its "s".
+/// A count with its noun; the singular drops the "s".
 fn so_many(count: u64, plural: &str) -> String {
     format!("{count} {}", if count == 1 { plural.strip_suffix('s').unwrap_or(plural) } else { plural })
 }
@@ -103,7 +103,7 @@ fn more(out: &mut String, all: usize, what: &str) {
     }
 }
 
-/// What an operator wants to know first.
+/// The first line: the overall state.
 pub(super) fn verdict(status: &Value, problems: &[String]) -> String {
     let clients = counted(rows(status, "clients").len(), "client");
     let (held, max) = (number(&status["connections"]["held"]), number(&status["connections"]["max"]));
@@ -126,7 +126,7 @@ pub(super) fn verdict(status: &Value, problems: &[String]) -> String {
     }
 }
 
-/// The pool, the permits, who waits and the clients, a line each.
+/// The pool, the permits, the waiting requests and the clients, one line each.
 pub(super) fn summary(status: &Value) -> Vec<String> {
     let kinds = rows(status, "permits");
     let listed = |what: &str| -> String {
@@ -247,7 +247,7 @@ fn groups(status: &Value) -> Vec<[String; 6]> {
         .collect()
 }
 
-/// What is wrong, and what to do about it.
+/// The problems, with their remedies.
 pub(super) fn problems(status: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let waits = &status["waits"];

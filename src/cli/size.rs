@@ -19,7 +19,7 @@ use crate::telemetry::printable;
 use crate::upstream::Connector;
 use crate::upstream::sentinel::located;
 
-/// How the server lists us.
+/// The name of our connection.
 const NAME: &str = "redbouncer-size";
 /// The first major version with blocking hubs.
 const WITH_HUBS: u32 = 7;
@@ -57,7 +57,7 @@ pub(super) enum SizeError {
     },
 }
 
-/// What was found, and where.
+/// The listing and its source.
 struct Found {
     place: String,
     /// `redis 7.0.15`, where a server was asked.
@@ -157,7 +157,7 @@ fn table(rows: impl IntoIterator<Item = (usize, String)>) -> String {
     if table.is_empty() { "  none\n".to_owned() } else { format!("{}\n", table.trim_fmt()) }
 }
 
-/// What a connection is there for.
+/// The use of a connection.
 fn meaning(kind: Use) -> &'static str {
     match kind {
         Use::Ordinary => "idle, or with ordinary commands",

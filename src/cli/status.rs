@@ -21,7 +21,7 @@ use crate::command::glob;
 use crate::config;
 use crate::telemetry::printable;
 
-/// What is shown.
+/// The options of the output.
 #[derive(Args)]
 pub(super) struct Shown {
     /// Update the screen every second; sort, filter and kill clients with keys
@@ -98,7 +98,7 @@ impl Shown {
     }
 }
 
-/// What the proxy that `options` describe says of itself.
+/// Fetches `/status` from the proxy of `options`.
 pub(super) fn fetch(options: &AdminOptions) -> Result<Value, AdminPortError> {
     let page = admin_port::get(options, "/status")?;
     if page.status != StatusCode::OK {
@@ -179,7 +179,7 @@ fn array(items: &[Value], depth: usize, out: &mut String) {
     }
 }
 
-/// What fits on its name's line: values, empty collections, and lists of values.
+/// Values that fit on the line of their name: scalars, empty collections, and lists of scalars.
 fn is_plain(value: &Value) -> bool {
     match value {
         Value::Object(members) => members.is_empty(),

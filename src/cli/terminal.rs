@@ -1,4 +1,4 @@
-//! What is fit for a terminal: how wide a listing may be, and JSON that it does not obey.
+//! Output for terminals: the width of listings, and JSON without control characters.
 
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
@@ -11,7 +11,7 @@ use crate::telemetry::is_obeyed;
 /// Narrower than this no listing is readable, and wider than this no sentence.
 const READABLE: RangeInclusive<usize> = 40..=100;
 
-/// The columns of the terminal that is looked at; 80 where there is none, in a pipe or a file.
+/// The width of the terminal; 80 without one, in a pipe or a file.
 pub(super) fn width() -> usize {
     textwrap::termwidth().max(*READABLE.start())
 }
@@ -26,7 +26,7 @@ pub(super) fn lines<'a>(width: usize) -> Options<'a> {
     Options::new(width).word_splitter(WordSplitter::NoHyphenation)
 }
 
-/// JSON for people and scripts. Of what a terminal obeys the library escapes the first 32 signs only.
+/// JSON with all control characters escaped. The library escapes only the first 32.
 pub(super) fn json(value: &Value) -> String {
     let mut out = String::new();
     for sign in format!("{value:#}").chars() {

@@ -6,29 +6,30 @@
 
 use super::Class;
 
-/// What becomes of a session when a command of its was refused here for a reason that no server has: a full pool, or no
-/// server at all.
+/// The effect on a session when redbouncer refuses one of its commands for a reason that no server has: a full pool, or
+/// no server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aftermath {
-    /// What follows means the same without it: an error, and on.
+    /// Later commands keep their meaning: send the error and continue.
     Nothing,
-    /// It would have begun a transaction: what follows is refused until EXEC or DISCARD, and EXEC answers EXECABORT.
+    /// It would have started a transaction: later commands are refused until EXEC or DISCARD, and EXEC returns
+    /// EXECABORT.
     FailedTransaction,
     /// It would have guarded a transaction: the next one is refused as a whole.
     FailedWatch,
-    /// It would have changed what a later command means or whom it reaches: the error, then the end.
+    /// It would have changed the meaning or the user of later commands: send the error and close the client.
     Closed,
 }
 
 impl Class {
-    /// What a refusal of ours leaves behind: one line for each class.
+    /// The effect of a refusal, one line for each class.
     #[must_use]
     pub const fn aftermath(self) -> Aftermath {
         match self {
             Self::Multi => Aftermath::FailedTransaction,
             Self::Watch => Aftermath::FailedWatch,
 
-            // Who the client is, what its words mean, and what it hears.
+            // The client's user, the meaning of its commands, and its subscriptions.
             Self::Auth
             | Self::Hello
             | Self::Select
@@ -47,7 +48,7 @@ impl Class {
             | Self::SSubscribe
             | Self::SUnsubscribe
             | Self::Monitor => Aftermath::Closed,
-            // Nobody knows what they would have changed.
+            // Their effect is unknown.
             Self::Lease | Self::Unknown => Aftermath::Closed,
 
             // One request, one reply, and no more.
@@ -126,7 +127,7 @@ mod tests {
         }
     }
 
-    /// Data commands go on: a refused GET changes nothing.
+    /// Data commands continue: a refused GET changes no state.
     #[test]
     fn what_goes_over_a_lane_leaves_nothing_behind() {
         for row in rows() {

@@ -1,8 +1,8 @@
-//! What a command is to the proxy.
+//! The class of a command.
 
-/// What a command is to the proxy: which part of it answers, or which kind of upstream connection it needs.
+/// The class of a command: the part of the proxy that answers it, or the kind of upstream connection it needs.
 ///
-/// The set is closed on purpose: whoever handles it matches every case.
+/// The enum is closed on purpose, so every user matches all cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     /// Makes no connection state: over a lane, between the commands of others.
@@ -25,7 +25,7 @@ pub enum Class {
     ClientGetName,
     /// CLIENT SETINFO: library name and version.
     ClientSetInfo,
-    /// CLIENT ID: of our own numbering.
+    /// CLIENT ID: from our own numbering.
     ClientId,
     /// CLIENT INFO: this session's row.
     ClientInfo,
@@ -55,7 +55,7 @@ pub enum Class {
     ClientCapa,
     /// CLIENT IMPORT-SOURCE (Valkey): refused, it would exempt a whole lane from expiry.
     ClientImportSource,
-    /// CLIENT alone or with a subcommand we do not know: refused in the server's words, because a new one may put
+    /// CLIENT alone or with an unknown subcommand: refused with the server's text, because a new subcommand may cause
     /// pushes on a lane.
     ClientUnknown,
 
@@ -89,7 +89,7 @@ pub enum Class {
 
     /// PING: passes, but has a form of its own while subscribed in RESP2.
     Ping,
-    /// MONITOR: a lease that never ends by itself.
+    /// MONITOR: a lease until the client leaves.
     Monitor,
     /// A command that may hold its connection until something happens to a key.
     Blocking(Blocking),
@@ -103,7 +103,7 @@ pub enum Class {
     Asking,
     /// Makes connection state that is not modelled here: a lease until the client leaves or resets.
     Lease,
-    /// Must overtake what is running: on a connection that no client command can delay.
+    /// Must overtake running commands: on a connection that no client command can delay.
     Control,
     /// May stall or end the connection (or the server) it runs on: on a connection of its own.
     Own,
@@ -111,7 +111,7 @@ pub enum Class {
     Refused(Refusal),
     /// Our own admin commands.
     Proxy,
-    /// Not in the table: the server is asked once what it is.
+    /// Not in the table: the server is asked once with COMMAND INFO.
     Unknown,
 }
 
@@ -162,7 +162,7 @@ impl Class {
     }
 }
 
-/// Every route that [`Class::route`] names, and what it means.
+/// Every route that [`Class::route`] names, with its meaning.
 pub const ROUTES: &[(&str, &str)] = &[
     ("lane", "over an upstream connection that many clients share"),
     ("lane key", "remembered for the client; only clients that agree in it share a lane"),

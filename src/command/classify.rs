@@ -8,10 +8,10 @@ use super::table::{ROWS, rows};
 use super::{Class, Row, blocking, reads};
 use crate::resp::Request;
 
-/// What a request asks for.
+/// A classified request.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
-    /// What it is to the proxy, its arguments considered.
+    /// Its class, including its arguments.
     pub class: Class,
     /// Reaches beyond the own connection.
     pub policy: bool,
@@ -20,8 +20,8 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Whether the text of its reply may be of somebody else's making than the server's: a script's, a function's or a
-    /// module's. Such a text says nothing of the server.
+    /// Whether a script, a function or a module may have written the text of its reply, rather than the server. Such a
+    /// text does not describe the server.
     #[must_use]
     pub fn may_invent(&self) -> bool {
         self.row.is_none_or(|row| row.script) || self.class == Class::Unknown

@@ -26,7 +26,7 @@ pub const FAMILIES: [(&str, &str); 19] = [
     ("proxy", "proxy"),
 ];
 
-/// The family of what is in no table.
+/// The family of commands outside the table.
 pub const UNKNOWN_FAMILY: usize = FAMILIES.len();
 
 /// The number of a row's family in [`FAMILIES`]; [`UNKNOWN_FAMILY`] for what has no row.

@@ -3,8 +3,8 @@
 //! `CLIENT PAUSE … WRITE` holds everything else (`processCommand` in redis `server.c`: what has the flag `write` or
 //! `may_replicate`), and every managed failover pauses writes. So what is here need not wait behind what is held.
 
-/// The names of rows, in alphabetical order: those that servers call `readonly`, and some that have no keys. Left out are
-/// scripts, whose time nobody knows, and PFCOUNT, which may write.
+/// The names of rows, in alphabetical order: those that servers flag as `readonly`, and some without keys. Scripts,
+/// whose run time is unknown, and PFCOUNT, which may write, are not included.
 #[rustfmt::skip]
 pub static READS: &[&str] = &[
     "bitcount",

@@ -1,4 +1,4 @@
-//! What the table says of one command.
+//! One row of the command table.
 
 use super::class::Class;
 
@@ -28,7 +28,7 @@ pub struct Row {
     /// As in `COMMAND`: the number of words with the name (and subcommand); negative: at least so many. Where server
     /// versions differ, the widest.
     pub arity: i16,
-    /// What it is to the proxy.
+    /// Its class.
     pub class: Class,
     /// Reaches beyond the own connection: subject to `auth.admin_commands`.
     pub policy: bool,
@@ -38,7 +38,7 @@ pub struct Row {
     pub keys: Keys,
     /// It runs, loads or names scripts or functions, which the server forgets.
     pub uses_scripts: bool,
-    /// What state it makes, and why this route follows.
+    /// The state that it creates, and the reason for its route.
     pub why: &'static str,
 }
 

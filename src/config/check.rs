@@ -8,7 +8,7 @@ use super::users;
 use super::value::show_duration;
 use crate::downstream::{AuthMode, ClientAuth};
 
-/// Adds what is wrong between keys whose values are each allowed.
+/// Reports contradictions between keys whose values are valid by themselves.
 pub(super) fn check(config: &Config, layers: &mut Layers) {
     budget(config, layers);
     fleet(config, layers);
@@ -97,7 +97,7 @@ fn fleet(config: &Config, layers: &mut Layers) {
     }
 }
 
-/// What is called a minimum may not be above its maximum.
+/// A minimum must not exceed its maximum.
 fn orders(config: &Config, layers: &mut Layers) {
     let Config { upstream, blocking, client, .. } = config;
     let pairs = [
@@ -216,7 +216,7 @@ fn sentinels(config: &Config, layers: &mut Layers) {
     }
 }
 
-/// What works with one server only is refused rather than left out.
+/// Settings that work only with a single server are refused rather than ignored.
 fn cluster(config: &Config, layers: &mut Layers) {
     if !config.upstream.is_cluster() {
         return;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Where a value came from. The order is the precedence: later wins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The default.
     Default,
     /// A line of the configuration file, counted from 1.
     File {
@@ -54,9 +54,9 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Who named it.
+        /// The source of the name.
         origin: Origin,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file is not TOML.
@@ -64,7 +64,7 @@ pub enum ConfigError {
     Syntax {
         /// File and line.
         origin: Origin,
-        /// The parser's words, without the line's text.
+        /// The parser's message, without the text of the line.
         message: String,
     },
     /// A key that does not exist.
@@ -121,7 +121,7 @@ pub enum ConfigError {
         key: &'static str,
         /// Where its value came from.
         origin: Origin,
-        /// What was expected and what was found.
+        /// The expected and the found value.
         wrong: String,
     },
     /// Values that are each allowed but not together.

@@ -1,5 +1,5 @@
-//! Secrets that others on this host can read. That is allowed, and told at the start: a file may be read by others on purpose,
-//! and a password on a command line is how everybody begins.
+//! Finds secrets that other users of this host can read. They are allowed, with a warning at the start, because a file
+//! may be readable on purpose.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const FILES: [&str; 5] = [
     "upstream.sentinel.password_file",
 ];
 
-/// What is exposed of a configuration that is right.
+/// The exposed secrets of a valid configuration.
 pub(super) fn found(config: &Config, layers: &Layers) -> Vec<Exposure> {
     let mut found = Vec::new();
     if config.upstream.password.is_some() {

@@ -14,9 +14,9 @@ use crate::upstream::Reachable;
 pub(super) struct Key {
     /// `section.key`, as in a file with a dotted key.
     pub(super) path: &'static str,
-    /// What it takes and where it goes.
+    /// Its type, and the field that it sets.
     pub(super) field: Field,
-    /// Said after "expected …" when a value is refused; empty where the expectation explains itself.
+    /// The reason that is appended to "expected …" when a value is refused; empty if none is needed.
     pub(super) because: &'static str,
     /// How a change takes effect while redbouncer runs.
     pub(super) effect: Effect,
@@ -34,7 +34,7 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// The word in listings and in the reference.
+    /// The text in listings and in the reference.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl Effect {
     }
 }
 
-/// What a key takes, with the field it stands for. One accessor serves reading and writing.
+/// The type of a key, with its field. One accessor serves reading and writing.
 pub(super) enum Field {
     Duration(fn(&mut Config) -> &mut Duration, RangeInclusive<Duration>),
     /// Zero stands for `None`.
@@ -224,7 +224,7 @@ impl Key {
         copy == *one
     }
 
-    /// What the key takes, in words: for errors and for the reference.
+    /// The type of the key as text, for errors and for the reference.
     pub(super) fn form(&self) -> String {
         let between = |range: &RangeInclusive<Duration>| {
             format!("{} to {}", value::show_duration(*range.start()), value::show_duration(*range.end()))
@@ -276,7 +276,7 @@ impl Key {
     }
 }
 
-/// Stores what was checked; what was refused leaves the slot as it is.
+/// Stores a checked value; a refused value leaves the slot unchanged.
 pub(super) fn store<T>(slot: &mut T, checked: Result<T, Wrong>) -> Result<(), Wrong> {
     *slot = checked?;
     Ok(())

@@ -277,7 +277,7 @@ const SENTINEL_PASSWORD_FILE: Field = Field::Text {
     copy: |to, from| to.upstream.sentinel.password_file.clone_from(&from.upstream.sentinel.password_file),
 };
 
-/// As the scheme of `upstream.url` says, or otherwise.
+/// By the scheme of `upstream.url`, or overridden.
 const SENTINEL_TLS_WORDS: [(&str, Option<bool>); 3] =
     [("auto", None), ("on", Some(true)), ("off", Some(false))];
 
@@ -299,7 +299,7 @@ const USERS_FILE: Field = Field::Text {
         Ok(())
     },
     show: |c| c.auth.users_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
-    // What the file holds is read again by itself.
+    // The contents of the file are reloaded separately.
     copy: |to, from| to.auth.users_file.clone_from(&from.auth.users_file),
 };
 
@@ -310,7 +310,7 @@ const ON_LOSS: Field = Field::Text {
     copy: |to, from| to.upstream.on_loss = from.upstream.on_loss,
 };
 
-/// Less would not hold what one read brings of each of a few clients.
+/// A smaller limit would not hold one read of each of a few clients.
 const LEAST_MEMORY: usize = 1 << 20;
 
 const MEMORY_MAX: Field = Field::Text {
@@ -443,7 +443,7 @@ const NAME: Field = Field::Text {
     copy: |to, from| to.naming.name.clone_from(&from.naming.name),
 };
 
-/// The word that stands for a value, if one does.
+/// The configuration value of `value`, if it has one.
 fn word<T: PartialEq>(words: &[(&str, T)], value: &T) -> Option<String> {
     words.iter().find(|(_, v)| v == value).map(|(word, _)| (*word).to_owned())
 }

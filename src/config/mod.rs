@@ -51,7 +51,7 @@ use source::{CONFIG_VARIABLE, Layers};
 pub struct Sources {
     flags: Flags,
     environment: Vec<(OsString, OsString)>,
-    /// Set while we run.
+    /// Set at run time.
     set: BTreeMap<&'static str, String>,
 }
 
@@ -114,7 +114,7 @@ pub struct Loaded {
     origins: BTreeMap<&'static str, Origin>,
 }
 
-/// One key with what is set.
+/// One key with its value.
 #[derive(Clone, Debug)]
 pub struct Setting {
     /// `section.key`.
@@ -241,8 +241,8 @@ impl Config {
     }
 }
 
-/// The file to read, if one is named. None is read by being there: a proxy started in the wrong directory would
-/// otherwise serve with somebody else's settings.
+/// The file to read, if one is named. There is no default file, because a proxy started in the wrong directory would
+/// use another configuration.
 fn file_named(flags: &Flags, environment: &[(OsString, OsString)]) -> Option<(PathBuf, Origin)> {
     let by_flag = flags.config.clone().map(|path| (path, Origin::Flag("--config".to_owned())));
     by_flag.or_else(|| {

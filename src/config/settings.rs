@@ -1,4 +1,4 @@
-//! Everything that can be set, and what the command line says of it.
+//! All settings, and those of the command line.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,9 +22,9 @@ pub struct Config {
     pub listen: ListenOptions,
     /// Threads that serve clients, one runtime each (`listen.workers`).
     pub workers: usize,
-    /// What one client may cost.
+    /// Limits of one client.
     pub client: ClientOptions,
-    /// Who a client is and what it may ask for.
+    /// Logins and rights of clients.
     pub auth: AuthOptions,
     /// How blocking calls wait.
     pub blocking: BlockingOptions,
@@ -34,7 +34,7 @@ pub struct Config {
     pub upstream: UpstreamOptions,
     /// How this instance names itself on the server (`[hygiene]`).
     pub naming: NameOptions,
-    /// What becomes of connections without an owner.
+    /// Treatment of orphaned connections.
     pub hygiene: HygieneOptions,
     /// The bound on upstream connections.
     pub pool: PoolOptions,
@@ -48,7 +48,7 @@ pub struct Config {
     pub shutdown: ShutdownOptions,
     /// How another process may take over.
     pub takeover: TakeoverOptions,
-    /// What is logged and how.
+    /// Logging.
     pub log: LogOptions,
     /// Which commands are traced, and where spans of them go.
     pub tracing: TracingOptions,

@@ -16,13 +16,13 @@ use super::keys::KEYS;
 use super::text::{nearest, shown, syntax};
 use super::value::Given;
 
-/// Every variable of ours begins with this.
+/// The prefix of all our variables.
 const PREFIX: &str = "REDBOUNCER_";
 
 /// The variable that names the file.
 pub(super) const CONFIG_VARIABLE: &str = "REDBOUNCER_CONFIG";
 
-/// Short names for what every deployment sets.
+/// Short names for common settings.
 const SHORT: [(&str, &str); 3] = [
     ("REDBOUNCER_UPSTREAM", "upstream.url"),
     ("REDBOUNCER_LISTEN", "listen.addresses"),
@@ -143,7 +143,7 @@ impl Layers {
         }
     }
 
-    /// Takes what was set while we run.
+    /// Applies values set at run time.
     pub(super) fn commands(&mut self, set: &BTreeMap<&'static str, String>) {
         for (path, text) in set {
             self.put(path, Given::from_text(text), Origin::Command);

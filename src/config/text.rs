@@ -1,13 +1,13 @@
-//! Words of errors: names that others wrote, and the nearest known one.
+//! Text of errors: names from the input, and the nearest known name.
 
 use crate::telemetry::printable;
 
-/// A name somebody else wrote, shortened and without signs that would disturb a terminal or a log line.
+/// A name from the input, shortened and without characters that would disturb a terminal or a log line.
 pub(super) fn shown(text: &str) -> String {
     printable(text.as_bytes()).chars().take(80).collect()
 }
 
-/// The parser's words without what it quotes, which may be part of a value.
+/// The parser's message without its quotes, which may be part of a value.
 pub(super) fn syntax(message: &str) -> String {
     message.lines().next().unwrap_or_default().to_owned()
 }

@@ -15,7 +15,7 @@ use crate::upstream::{HostPort, SENTINEL_PORT, Secret, SentinelService, Upstream
 const LAST_DATABASE: u32 = i32::MAX as u32;
 
 const SCHEME: &str = "it must begin with redis://, redis-sentinel:// or redis-cluster:// (rediss://, rediss-sentinel:// or rediss-cluster:// for TLS)";
-/// What is percent-encoded where the name of a service is shown.
+/// Characters that are percent-encoded in the name of a service.
 const NON_ALPHANUMERIC_OF_A_NAME: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const SENTINELS: &str = "the form is redis-sentinel://user:password@host:port,host:port/service/database";
@@ -23,7 +23,7 @@ const NODES: &str = "the form is redis-cluster://user:password@host:port,host:po
 const ENCODE: &str =
     "if the password contains one of / ? # @ % it must be percent-encoded (%2F %3F %23 %40 %25)";
 
-/// What a URL says, whatever its scheme.
+/// The parts of a URL of any scheme.
 struct Parts {
     tls: bool,
     host: String,

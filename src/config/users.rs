@@ -15,7 +15,7 @@ use crate::downstream::{Cost, PasswordHash, StaticUser, toll};
 use crate::session::{Right, Rights};
 use crate::upstream::{CredentialSource, Identity, Secret};
 
-/// What a user's section may hold.
+/// The keys of a user's section.
 const KEYS: [&str; 8] = [
     "password",
     "upstream_user",
@@ -98,7 +98,7 @@ fn parse(file: &str, text: &str, read_secret: ReadSecret<'_>) -> Result<Vec<Stat
     if errors.is_empty() {
         return Ok(users);
     }
-    // The parser gives sections and keys by name; who mends the file goes through it from its top.
+    // The parser returns sections and keys by name; errors are sorted by line for the reader of the file.
     errors.sort_by_key(|(line, _)| *line);
     Err(errors.into_iter().map(|(line, text)| format!("{file}:{line}: {text}")).collect())
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-/// What is wrong with a value, as the end of a sentence that began with the key.
+/// The mistake in a value, as the end of a sentence that began with the key.
 pub(super) type Wrong = String;
 
 /// A value as its source gave it. No `Debug`: it may hold a password.

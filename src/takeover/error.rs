@@ -1,9 +1,9 @@
-//! Why a takeover fails. The old process continues to serve.
+//! Errors of takeovers.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why a takeover fails. The old process goes on serving.
+/// A failed takeover. The old process continues to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     /// The socket cannot be reached or opened.

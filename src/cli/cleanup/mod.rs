@@ -1,4 +1,4 @@
-//! `redbouncer cleanup`: shows who is connected to the server, and takes away what is wanted away.
+//! `redbouncer cleanup`: lists the connections on the server, and kills selected ones.
 
 mod report;
 
@@ -21,15 +21,15 @@ use crate::upstream::sentinel::located;
 use crate::upstream::{Connector, DialError, UpstreamOptions};
 use report::{Found, as_json, listing, outcome};
 
-/// How the server lists us: no name of a proxy's connection, so no rule takes it for one.
+/// The name of our connection. It is not that of a proxy's connection, so no rule treats it as one.
 const NAME: &str = "redbouncer-cleanup";
 /// How long a place on a full server is waited for, and how often it is asked for.
 const FOR_A_PLACE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(50);
-/// Fewer are killed before anybody could read how far it is.
+/// Below this number, progress is not shown.
 const LONG: usize = 100;
 
-/// What to take away. Everything that is given has to fit; with nothing given, connections are only shown.
+/// The selection. A connection must match every given filter; without filters, connections are only listed.
 #[derive(Args)]
 #[command(group = ArgGroup::new("wish").multiple(true).args(["idle", "age", "name", "addr", "user", "orphans"]))]
 pub(super) struct Arguments {
@@ -198,13 +198,13 @@ async fn look_again_in(heartbeat: Duration) {
     tokio::time::sleep(heartbeat).await;
 }
 
-/// Says on a terminal how far it is.
+/// Shows the progress on a terminal.
 fn progress(all: usize) -> impl FnMut(usize) {
     let shown = all > LONG && io::stderr().is_terminal();
     move |done| {
         if shown {
             let end = if done == all { "\n" } else { "" };
-            // A terminal that is gone is no reason to stop.
+            // A closed terminal does not stop the cleanup.
             let _ = write!(io::stderr(), "\r{done} of {all}{end}");
         }
     }

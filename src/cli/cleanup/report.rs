@@ -1,4 +1,4 @@
-//! What is printed: a table for people, JSON for programs.
+//! The output: a table, or JSON.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ const WHOLE: usize = 15;
 /// Unicode's mark for a place where a line may be broken; taken out again before anything is printed.
 const BREAK: char = '\u{200b}';
 
-/// What was found.
+/// The result of the listing.
 pub(super) struct Found<'a> {
     pub(super) upstream: String,
     pub(super) connections: usize,
     pub(super) limit: Option<usize>,
     pub(super) groups: Vec<Group>,
     pub(super) selection: Selection<'a>,
-    /// Nothing says what is to be taken away.
+    /// No filter is given.
     pub(super) only_shown: bool,
 }
 
-/// Who is there.
+/// The connections.
 pub(super) fn listing(found: &Found<'_>, width: usize) -> String {
     let limit = found.limit.map_or_else(String::new, |limit| format!(" of {limit}"));
     let head = format!(
@@ -44,7 +44,7 @@ pub(super) fn listing(found: &Found<'_>, width: usize) -> String {
     format!("{}\n\n{}\n", textwrap::fill(&head, terminal::lines(width)), table(&found.groups, width))
 }
 
-/// What follows from it, a line each.
+/// The outcome, one line for each fact.
 pub(super) fn outcome(found: &Found<'_>, swept: Option<&Swept>, width: usize) -> String {
     let selection = &found.selection;
     let chosen = selection.chosen.len();

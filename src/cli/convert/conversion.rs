@@ -1,4 +1,4 @@
-//! What becomes of another proxy's configuration: settings of ours, remarks, and what cannot be converted.
+//! The result of a conversion: settings of redbouncer, remarks, and settings that cannot be converted.
 
 use std::fmt::Write as _;
 
@@ -7,13 +7,13 @@ use toml::Value;
 /// The sections that a conversion fills, in the order of `config.toml`.
 const SECTIONS: [&str; 4] = ["listen", "upstream", "pool", "client"];
 
-/// What a configuration becomes.
+/// The result of a conversion.
 #[derive(Debug, Default)]
 pub(super) struct Conversion {
     settings: Vec<Setting>,
     /// Without an equivalent, and redbouncer does well without it.
     remarks: Vec<String>,
-    /// Somebody has to decide before redbouncer can take over.
+    /// Settings that need a decision of the operator.
     refused: Vec<String>,
 }
 
@@ -22,7 +22,7 @@ struct Setting {
     section: &'static str,
     key: &'static str,
     value: Value,
-    /// What it was, without its value.
+    /// The name of the setting, without its value.
     from: String,
 }
 
@@ -48,7 +48,7 @@ impl Conversion {
         self.refused.push(text.into());
     }
 
-    /// What cannot be converted.
+    /// Settings that cannot be converted.
     pub(super) fn refused(&self) -> &[String] {
         &self.refused
     }

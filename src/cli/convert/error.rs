@@ -31,9 +31,9 @@ pub(super) enum ConvertError {
     /// Another one has to be chosen.
     #[error("no pool is named {wanted:?}; the pools are {names}")]
     NoSuchPool {
-        /// What was asked for.
+        /// The requested pool.
         wanted: String,
-        /// What there is.
+        /// The existing pools.
         names: String,
     },
     /// predixy's file has not the form.
@@ -43,7 +43,7 @@ pub(super) enum ConvertError {
         path: String,
         /// Where in it.
         line: usize,
-        /// What is wrong.
+        /// The mistake.
         what: &'static str,
     },
 }

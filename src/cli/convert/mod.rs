@@ -78,9 +78,9 @@ fn by_name(path: &Path) -> Option<Format> {
     }
 }
 
-/// The configuration on stdout, what is left to decide on stderr.
+/// Prints the configuration on stdout, and settings that need a decision on stderr.
 fn report(source: &str, mut conversion: Conversion) -> ExitCode {
-    // What is still to be decided is wrong anyway.
+    // Settings that need a decision would only repeat the errors.
     if conversion.refused().is_empty()
         && let Err(errors) = Config::from_text(Path::new("the result"), &conversion.render(source))
     {

@@ -6,7 +6,7 @@ use super::conversion::{Conversion, host_and_port, milliseconds, url};
 use super::error::ConvertError;
 use super::predixy_text::{Directive, read};
 
-/// Where predixy listens by itself.
+/// The default address of predixy.
 const BIND: &str = "0.0.0.0:7617";
 
 /// Reads the file, and those that it includes.

@@ -10,7 +10,7 @@ use super::error::ConvertError;
 const PLACEMENT: [&str; 3] = ["hash", "hash_tag", "distribution"];
 /// Keys that only say when one of several servers is left out.
 const EJECTION: [&str; 3] = ["auto_eject_hosts", "server_retry_timeout", "server_failure_limit"];
-/// Connections to the server where nothing is said: the default of `pool.max_connections`.
+/// Connections to the server by default: the default of `pool.max_connections`.
 const CONNECTIONS: i64 = 8;
 
 /// The pools of a configuration, by name.

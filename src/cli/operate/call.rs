@@ -12,7 +12,7 @@ use crate::resp;
 use crate::telemetry::printable;
 use crate::upstream::{Connector, ask_by};
 
-/// How the proxy lists us.
+/// The name of our connection in the proxy's listings.
 const NAME: &[u8] = b"redbouncer-cli";
 /// How long one answer may take. A reload reads files, which may lie on a slow disk.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,12 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
-/// Sends `PROXY` and these words. Returns the reply, which is no error.
+/// Sends `PROXY` with these arguments. Returns the reply, which is no error.
 pub(in crate::cli) fn send(way: &Way, words: &[String]) -> Result<Vec<u8>, OperateError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut stream = open(&way.place).await?;
-        // No more than the proxy asks for: what a login to a server does besides would wait while the proxy is paused.
+        // Sends only the commands that the proxy requires, because the other commands of a login would wait while the
+        // proxy is paused.
         if let Some(password) = &way.password {
             let user = way.user.as_deref().unwrap_or("default").as_bytes();
             ask(&mut stream, &[b"AUTH", user, password.expose()]).await?;

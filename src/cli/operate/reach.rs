@@ -1,4 +1,4 @@
-//! Where a running proxy is, and who asks: from flags, variables and the proxy's own configuration.
+//! The address of a running proxy and the login, from flags, variables and the proxy's configuration.
 
 use std::fmt::Write as _;
 use std::io;
@@ -18,7 +18,7 @@ const PASSWORD: &str = "REDISCLI_AUTH";
 const EXPOSED: &str = "redbouncer: the password in --url is visible to every user of this host in the process list: \
                        use --password-file or the environment variable REDISCLI_AUTH instead\n";
 
-/// Where the proxy is, by URL or by its configuration, and who asks.
+/// The address of the proxy, by URL or by its configuration, and the login.
 #[derive(Args)]
 pub(in crate::cli) struct Reach {
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub(in crate::cli) struct Reach {
     set: Vec<String>,
 }
 
-/// The proxy by its URL, and what a connection to it needs.
+/// The proxy by its URL, and the options of a connection to it.
 #[derive(Args, Clone)]
 pub(in crate::cli) struct Target {
     /// The running proxy, redis[s]://user@host:port or unix:/path [default: the first of its listen.addresses]
@@ -75,7 +75,7 @@ pub(super) enum Place {
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum OperateError {
-    /// What is to be mended in flags, variables or files.
+    /// A mistake in flags, variables or files.
     #[error("{0}")]
     Usage(String),
     /// The proxy cannot be reached.
@@ -86,13 +86,13 @@ pub(in crate::cli) enum OperateError {
     Unix {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The connection broke off, or no answer came in time.
     #[error("the proxy did not answer: {0}")]
     Broken(io::Error),
-    /// Its own words.
+    /// The proxy's error.
     #[error("{0}")]
     Refused(String),
     /// This process could not start a runtime.
@@ -146,7 +146,7 @@ impl Target {
             None => {
                 config::parse_url(url, &mut options)
                     .map_err(|wrong| OperateError::usage(&format!("--url: {wrong}; or unix:/path")))?;
-                // Its own certificate, which nobody else may have signed.
+                // The proxy's own certificate, which may be self-signed.
                 options.tls_options.ca =
                     self.cacert.clone().or_else(|| own.map(Path::to_owned)).filter(|_| options.tls);
                 options.tls_options.cert.clone_from(&self.cert);

@@ -19,10 +19,10 @@ use screen::{Screen, Wish};
 
 /// How often the proxy is asked.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How often what the threads have brought is looked for.
+/// How often messages of the threads are polled.
 const STEP: Duration = Duration::from_millis(50);
 
-/// What a thread brings.
+/// A message of a thread.
 enum News {
     Status(Value),
     Note(String),
@@ -50,7 +50,7 @@ pub(super) fn run(config: &Config, target: &Target) -> io::Result<()> {
     outcome
 }
 
-/// Asks again and again, until nobody listens.
+/// Polls until the receiver is dropped.
 fn look(options: &AdminOptions, sender: &mpsc::Sender<News>) {
     loop {
         let next = Instant::now() + PERIOD;
@@ -95,7 +95,7 @@ fn show(
                 let (way, sender) = (way(listener.as_ref()), sender.clone());
                 screen.note(format!("closing client {id}"));
                 std::thread::Builder::new().name("kill".to_owned()).spawn(move || {
-                    // Nobody to tell: the view has been left.
+                    // The view was closed.
                     let _ = sender.send(News::Note(kill(way, id)));
                 })?;
             }

@@ -1,4 +1,4 @@
-//! What `redbouncer status --watch` shows, and what its keys do: state and drawing, without a terminal.
+//! The screen of `redbouncer status --watch` and its keys: state and drawing, without a terminal.
 
 use ratatui::Frame;
 use ratatui::crossterm::event::KeyCode;
@@ -24,11 +24,11 @@ const WIDTHS: [Constraint; 9] = [
     Constraint::Length(14),
     Constraint::Length(8),
 ];
-/// The column that the table is sorted by at first: who holds a lease for longest.
+/// The initial sort column: the age of leases.
 const HELD: usize = 5;
 const KEYS: &str = "q quit  up/down select  k kill  / filter  left/right sort  r reverse  p problems";
 
-/// What is to be done outside of the screen.
+/// An action outside the screen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     Quit,
@@ -36,7 +36,7 @@ pub(super) enum Wish {
     Kill(u64),
 }
 
-/// What the keys mean now.
+/// The current mode of the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mode {
     List,
@@ -46,7 +46,7 @@ enum Mode {
     Confirm(u64, String),
 }
 
-/// One client: what is sorted by, and what is shown.
+/// One client: sort keys and cells.
 struct Client {
     id: u64,
     keys: [u64; COLUMNS.len()],
@@ -62,7 +62,7 @@ pub(super) struct Screen {
     shows_problems: bool,
     selected: Option<u64>,
     mode: Mode,
-    /// What the last act or the last look has come to.
+    /// The outcome of the last action or poll.
     note: String,
     table: TableState,
 }
@@ -87,7 +87,7 @@ impl Screen {
         self.status = status;
     }
 
-    /// What an act, or a look that failed, has come to.
+    /// The outcome of an action or a failed poll.
     pub(super) fn note(&mut self, note: String) {
         self.note = note;
     }
@@ -106,7 +106,7 @@ impl Screen {
             .filter(|client| client.cells.iter().any(|cell| cell.to_lowercase().contains(&wanted)))
             .collect();
         let at = self.sort;
-        // Numbers with the largest first, words from a to z, the same ones by id.
+        // Numbers in descending order, words in ascending order, equal ones by id.
         clients.sort_by(|a, b| {
             b.keys[at].cmp(&a.keys[at]).then_with(|| a.cells[at].cmp(&b.cells[at])).then(a.id.cmp(&b.id))
         });
@@ -156,7 +156,7 @@ impl Screen {
         None
     }
 
-    /// Where the selected client is: the first one where it has gone.
+    /// The position of the selected client, or the first one if it has left.
     fn place(&self, clients: &[Client]) -> Option<usize> {
         let found = self.selected.and_then(|id| clients.iter().position(|client| client.id == id));
         found.or((!clients.is_empty()).then_some(0))

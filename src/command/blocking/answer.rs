@@ -1,4 +1,4 @@
-//! What the answer to a try means for a call that waits.
+//! The meaning of a try's reply for a waiting call.
 
 use crate::resp;
 

@@ -1,4 +1,4 @@
-//! What a blocking call waits for and how long, and the call written anew.
+//! Parses what a blocking call waits for and its timeout, and rewrites the call.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::give_back;
 use crate::command::Blocking;
 use crate::resp::{Protocol, Request, encode};
 
-/// What a blocking call waits for and how long: indices into its request's words.
+/// The keys and the timeout of a blocking call: indices into its request's words.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Call {
     /// Which command it is.
@@ -76,7 +76,7 @@ impl Call {
         encode::command(out, &[b"EXEC"]);
     }
 
-    /// Appends what every blocking command answers when its time has passed: `*-1`, or `_` in RESP3.
+    /// Appends the reply of every blocking command after its timeout: `*-1`, or `_` in RESP3.
     pub fn timeout_reply(protocol: Protocol, out: &mut BytesMut) {
         encode::null_array(out, protocol);
     }

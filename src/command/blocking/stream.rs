@@ -1,4 +1,4 @@
-//! Where a stream ends: what `$` means at the moment a call arrives.
+//! The last id of a stream, which `$` means at the arrival of a call.
 
 use bytes::{Bytes, BytesMut};
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Timeout;
 
-/// Above it (68 years) versions begin to differ in what they refuse.
+/// Above it (68 years) versions differ in their limits.
 const MOST_SECONDS: u64 = i32::MAX as u64;
 
 /// Seconds, with a fraction perhaps. None: every version answers with an error, because it is negative.

@@ -1,5 +1,4 @@
-//! What a hub needs to know of a call beyond its parts: what kind of key it waits for, how that key is watched, and the
-//! same call for some of its keys only.
+//! Properties of a call for a hub: the type of its keys, how they are watched, and the same call for some of its keys.
 
 use bytes::{Bytes, BytesMut};
 
@@ -7,7 +6,7 @@ use super::Call;
 use crate::command::Blocking;
 use crate::resp::{Request, encode};
 
-/// What a call waits for.
+/// The type of key that a call waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Waited {
     /// Elements of a list.
@@ -19,7 +18,7 @@ pub enum Waited {
 }
 
 impl Waited {
-    /// The command that says how many there are. It reads the key, so it also arms CLIENT TRACKING for it.
+    /// The command that returns the number of elements. It reads the key, so it also enables CLIENT TRACKING for it.
     #[must_use]
     pub fn cardinality(self) -> &'static [u8] {
         match self {
@@ -31,7 +30,7 @@ impl Waited {
 }
 
 impl Blocking {
-    /// What the command waits for.
+    /// The type of key that the command waits for.
     #[must_use]
     pub fn waits_for(self) -> Waited {
         match self {
