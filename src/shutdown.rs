@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// How long a stop may take (`[shutdown]`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownOptions {
-    /// How long clients are still served after the signal, while `/ready` says that others should not come.
+    /// How long clients are served after the signal, while `/ready` reports that others should not connect.
     pub delay: Duration,
     /// How long commands in flight may take to finish; docker kills after 10 s, so the default is below that.
     pub drain_timeout: Duration,
@@ -82,7 +82,7 @@ impl UserSignals {
         Ok(Self { first: signal(SignalKind::user_defined1())?, second: signal(SignalKind::user_defined2())? })
     }
 
-    /// Says of each that it has no effect. Never returns.
+    /// Logs that each such signal has no effect. Never returns.
     pub async fn ignore(mut self) {
         loop {
             let signal = tokio::select! {

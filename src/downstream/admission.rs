@@ -41,7 +41,7 @@ struct State {
     inside: usize,
     /// Clients inside by their address; counted without a limit as well, because one may be set later.
     by_address: HashMap<IpAddr, usize>,
-    /// Who waits, the oldest first.
+    /// The waiting peers, oldest first.
     waiting: BTreeMap<u64, Waiting>,
     /// The same by where they come from.
     crowds: HashMap<Option<IpAddr>, BTreeSet<u64>>,
@@ -105,7 +105,7 @@ pub(in crate::downstream) struct AdmissionGuard {
     waits: Cell<Option<Arc<Stay>>>,
 }
 
-/// What shares a place in the room: an address, of IPv6 the network that one customer has.
+/// The key of a group: an address, or for IPv6 the network of one customer.
 fn neighbourhood(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -123,7 +123,7 @@ impl Admission {
         Arc::new(Self { limits: Mutex::new(limits), state: Mutex::default() })
     }
 
-    /// Other numbers of places from now on; who is in stays.
+    /// Changes the limits; admitted clients stay.
     pub fn resize(&self, inside: usize, waiting: usize, per_address: usize) {
         let mut limits = self.limits.lock();
         (limits.inside, limits.waiting, limits.per_address) = (inside, waiting, per_address);
@@ -139,8 +139,8 @@ impl Admission {
         self.state.lock().waiting.len()
     }
 
-    /// A place for who comes from `peer`: inside, or, with `waits`, among those that have not logged in. Who comes by a
-    /// Unix socket has no address.
+    /// A slot for a client from `peer`: admitted or, with `waits`, among the peers that have not logged in. Clients of
+    /// Unix sockets have no address.
     pub(in crate::downstream) fn enter(
         self: &Arc<Self>,
         peer: &Endpoint,
@@ -149,7 +149,7 @@ impl Admission {
         let address = peer.host().map(|address| address.to_canonical());
         let limits = self.limits();
         let mut state = self.state.lock();
-        // Whoever waits would be refused when it has logged in.
+        // Waiting peers would be refused after their login.
         state.has_room_inside(&limits, address)?;
         let full = |state: &State| {
             waits && state.waiting.len() >= limits.waiting
@@ -210,8 +210,8 @@ impl State {
         true
     }
 
-    /// Of the largest crowd the oldest gives way, before those whose login is being checked; `newcomer`'s own crowd is larger
-    /// by one. `false`: nobody waits.
+    /// Closes the oldest peer of the largest group, peers whose login is being checked last; the group of `newcomer`
+    /// counts one more. `false`: no peer waits.
     fn give_way(&mut self, newcomer: Option<IpAddr>) -> bool {
         let size = |(from, crowd): &(&Option<IpAddr>, &BTreeSet<u64>)| {
             (crowd.len() + usize::from(**from == newcomer), std::cmp::Reverse(crowd.first().copied()))
@@ -265,8 +265,8 @@ impl AdmissionGuard {
         Ok(())
     }
 
-    /// Its login is being checked, until this is dropped. Only the first one keeps others from taking its place: who
-    /// guesses is checked all the time.
+    /// Marks the peer's login as being checked, until dropped. Only the first check protects its slot, because an
+    /// address that guesses always has a check in progress.
     pub(in crate::downstream) fn is_checked(&self) -> Option<Checked> {
         let stay = self.stay()?;
         let is_first = !stay.has_tried.swap(true, SeqCst);

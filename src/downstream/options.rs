@@ -1,4 +1,4 @@
-//! What can be set about clients: what each may cost, and how long it may be silent.
+//! Options of clients: limits and timeouts.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub enum MemoryMax {
     Size(usize),
 }
 
-/// What one client may cost and how long it may be silent (`[client]`).
+/// Limits and timeouts of one client (`[client]`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
     /// Clients at the same time, those that must log in when they have.
@@ -30,7 +30,7 @@ pub struct ClientOptions {
     pub half_command_timeout: Duration,
     /// The largest request in bytes, as Redis's `client-query-buffer-limit`.
     pub request_limit: usize,
-    /// What all clients may hold together.
+    /// The memory limit of all clients together.
     pub memory_max: MemoryMax,
     /// Commands of one client that may be outstanding before its socket is not read.
     pub pipeline_limit: usize,
@@ -40,7 +40,7 @@ pub struct ClientOptions {
     pub output_hard_limit: usize,
     /// How much a subscriber may leave unread.
     pub output_buffer_limit: OutputLimit,
-    /// How long a client's host may leave what was sent to it unanswered. Not below [`Keepalive::total`].
+    /// How long a client's host may leave sent data unacknowledged. Not below [`Keepalive::total`].
     pub user_timeout: Duration,
     /// Without effect: no client that is slow to read is closed by time.
     pub user_timeout_backpressured: Option<Duration>,

@@ -1,4 +1,4 @@
-//! What a reload changes, on its way to the workers, and what clients ask of the configuration, on its way to the process.
+//! Messages of a reload to the workers, and of clients' requests to the owner of the configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::hygiene::HygieneOptions;
 use crate::pool::PoolOptions;
 use crate::upstream::UpstreamTimes;
 
-/// What may change for the clients of a worker while it runs.
+/// The settings of a worker's clients that may change at run time.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
     /// Sizes and times of the pool.
     pub pool: PoolOptions,
     /// Times of upstream connections.
     pub upstream: UpstreamTimes,
-    /// What one client may cost.
+    /// Limits of one client.
     pub clients: ClientOptions,
     /// From how long on a command is named in the log.
     pub slow_command: Option<Duration>,
@@ -29,11 +29,11 @@ pub struct WorkerSettings {
     pub pubsub: PubSubOptions,
     /// Whether commands that reach beyond the own connection are refused.
     pub admin_commands: AdminCommands,
-    /// Who may act on the proxy by PROXY.
+    /// The users that may act on the proxy with PROXY.
     pub admin_users: Arc<[String]>,
-    /// How long what the server has said of a user is believed.
+    /// How long the server's answers about a user are cached.
     pub cache_ttl: Duration,
-    /// What becomes of connections without an owner.
+    /// Treatment of orphaned connections.
     pub hygiene: HygieneOptions,
 }
 
@@ -52,7 +52,7 @@ pub struct SettingRow {
     pub effect: &'static str,
 }
 
-/// What a reload has done.
+/// The outcome of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReloadReport {
     /// Keys that have changed.
@@ -61,10 +61,10 @@ pub struct ReloadReport {
     pub restart: Vec<&'static str>,
 }
 
-/// What a reload has done, or why nothing has changed.
+/// The outcome of a reload, or the reason for none.
 pub type Outcome = Result<ReloadReport, String>;
 
-/// What is asked of the configuration.
+/// A request to the owner of the configuration.
 #[derive(Debug)]
 pub enum ConfigRequest {
     /// Read everything again.
@@ -75,7 +75,7 @@ pub enum ConfigRequest {
     List(oneshot::Sender<Vec<SettingRow>>),
 }
 
-/// Asks whoever holds the configuration.
+/// Sends requests to the owner of the configuration.
 #[derive(Clone, Debug)]
 pub struct ConfigHandle(mpsc::Sender<ConfigRequest>);
 

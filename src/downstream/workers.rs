@@ -25,7 +25,7 @@ use crate::telemetry::{ClientClose, Seconds, client_closed};
 use crate::upstream::{HostPort, Identity};
 use acts::Acts;
 
-/// What a worker is asked from outside its thread.
+/// Messages to a worker from other threads.
 #[derive(Debug)]
 pub enum Message {
     /// A new client.
@@ -61,9 +61,9 @@ pub enum Message {
     Alive(oneshot::Sender<()>),
     /// The rows of its hubs.
     Hubs(oneshot::Sender<Vec<HubRow>>),
-    /// All its upstream connections are to be made anew.
+    /// All its upstream connections must be renewed.
     Reconnect(Option<HostPort>),
-    /// Publish what has been counted since the last time.
+    /// Publish the counts since the last call.
     Publish(oneshot::Sender<WorkerFigures>),
     /// The server's address has changed.
     AddressChanged,
@@ -90,7 +90,7 @@ pub struct Accepted {
     pub peer: Endpoint,
     /// Whether the listener it came by can be reached by this host alone.
     pub trusted: bool,
-    /// What it had set in the process before this one, or on another worker.
+    /// Its session state from the previous process or another worker.
     pub(super) before: Option<Box<Before>>,
     /// Its place.
     pub(super) place: AdmissionGuard,
@@ -100,13 +100,13 @@ pub struct Accepted {
 #[derive(Debug)]
 pub(super) struct Before {
     pub(super) description: ClientDescription,
-    /// It is not ours yet.
+    /// This process does not own it yet.
     pub(super) announced: Option<Announced>,
-    /// What it has from another worker.
+    /// Its state from another worker.
     pub(super) along: Option<Along>,
 }
 
-/// What a client takes along to another worker that no other process would understand.
+/// State of a client that only another worker of the same process can use.
 #[derive(Debug)]
 pub(super) struct Along {
     pub(super) membership: Membership,
@@ -192,7 +192,7 @@ impl WorkerHandle {
     }
 }
 
-/// What a worker has measured since it began, and what it holds now.
+/// Measurements of a worker since its start, and its current state.
 #[derive(Clone, Debug)]
 pub struct WorkerFigures {
     /// From the first command of a batch to its last reply.
@@ -282,7 +282,7 @@ impl Workers {
     /// Another process has taken over: from now on clients that can be moved come by `way`.
     pub async fn leave(&self, way: &WayOut) {
         for worker in 0..self.all.len() {
-            // A worker that is gone has no clients.
+            // A worker that has ended has no clients.
             let _ = self.send(worker, Message::Leave(way.clone())).await;
         }
     }
@@ -343,7 +343,7 @@ impl Workers {
         self.ask(Message::Publish).await
     }
 
-    /// Closes the clients that `filter` means; `me` is who asks.
+    /// Closes the clients that match `filter`; `me` is the sender.
     pub async fn kill(&self, filter: &Filter, me: u64) -> i64 {
         self.ask(|reply| Message::Kill(filter.clone(), me, reply)).await.into_iter().sum()
     }
@@ -353,7 +353,7 @@ impl Workers {
         self.ask(|reply| Message::Unblock(id, with_error, reply)).await.into_iter().any(|done| done)
     }
 
-    /// Nobody may be `account` any more, on any worker.
+    /// Removes `account` on all workers.
     pub async fn revoke(&self, directory: &Directory, account: Arc<Account>) {
         let (user, clients) = (&account.user.name, account.clients());
         tracing::warn!(%user, clients, reason = "login_revoked", "a user is no longer accepted; its clients are closed");
@@ -369,7 +369,7 @@ impl Workers {
     /// Tells every worker that the server's address has changed.
     pub async fn address_changed(&self) {
         for worker in 0..self.all.len() {
-            // A worker that is gone has no lanes to move.
+            // A worker that has ended has no lanes to move.
             let _ = self.send(worker, Message::AddressChanged).await;
         }
     }
@@ -394,7 +394,7 @@ impl Workers {
             }
         }
         for answer in answers {
-            // A worker that is gone has no connections.
+            // A worker that has ended has no connections.
             let _ = answer.await;
         }
     }

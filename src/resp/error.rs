@@ -105,7 +105,7 @@ pub enum ReplyError {
     Streamed,
 }
 
-/// A frame that was found whole but whose value cannot be had.
+/// A complete frame whose value cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Not exactly one whole reply.

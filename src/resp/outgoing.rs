@@ -194,7 +194,7 @@ impl Outgoing {
         kept
     }
 
-    /// Forgets everything: the connection is gone.
+    /// Drops all data, because the connection is lost.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

@@ -12,7 +12,7 @@ use memchr::memchr;
 use super::error::ReplyError;
 use super::number::header;
 
-/// What a whole reply is, by its outermost frame.
+/// The type of a complete reply, by its outermost frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReplyKind {
     /// `+`
@@ -45,7 +45,7 @@ pub enum ReplyKind {
     Push,
 }
 
-/// What one chunk gave.
+/// The result of scanning one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyStep {
     /// Bytes of the chunk that were used: up to the end of a whole reply, or all of them.

@@ -46,7 +46,7 @@ pub struct RequestFrame {
     pub form: Form,
 }
 
-/// What one look at the buffer gave.
+/// The result of one scan of the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestStep {
     /// The request is not whole yet.

@@ -36,7 +36,7 @@ pub fn make_room(buffer: &mut BytesMut, more: usize, expected: usize) {
         }
     }
     let len = buffer.len() + more;
-    // One that holds little stays small: many clients may have begun a command and not gone on.
+    // A buffer with little data stays small, because many clients may have an incomplete command.
     if len > buffer.capacity()
         && len >= WORTH_IT
         && let Some(mut spare) =

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 /// Shorter buffers are kept by the allocator itself.
 const SHORTEST: usize = 16 << 10;
-/// Longer ones are given back: what they cost lies in their bytes.
+/// Longer buffers are freed, because their cost is in their bytes.
 const LONGEST: usize = 256 << 10;
 /// All that a thread keeps, in bytes.
 const KEPT: usize = 2 << 20;

@@ -130,7 +130,7 @@ impl Unsent {
         }
     }
 
-    /// Takes out what was appended first.
+    /// Removes the oldest chunk.
     pub fn pop(&mut self) -> Option<Bytes> {
         self.end_chunk();
         let chunk = self.chunks.pop_front()?;
@@ -161,7 +161,7 @@ impl Unsent {
         }
     }
 
-    /// Forgets everything: the connection is gone.
+    /// Drops all data, because the connection is lost.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

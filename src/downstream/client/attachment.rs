@@ -1,4 +1,4 @@
-//! Where a client stands: what its commands go over, or what they wait for.
+//! The state of a client: the route of its commands, or what they wait for.
 //!
 //! Listings print it, the drain and CLIENT UNBLOCK decide by it. Subscriptions are not among the states: a RESP3 client that is
 //! subscribed has commands on lanes and leases, too.
@@ -23,7 +23,7 @@ pub(in crate::downstream) enum Attachment {
     AwaitingLane,
     /// Its next command waits for a lease.
     AwaitingLease,
-    /// It waits for what was published before, or for its subscriptions; a command of it is to be answered then.
+    /// It waits for earlier messages or for its subscriptions; then its command is answered.
     AwaitingPubSub { owes_reply: bool },
     /// A command of it is answered beside its lanes: a listing, the control connection, a database seen for the first time.
     Answering,
@@ -39,7 +39,7 @@ pub(in crate::downstream) enum Attachment {
     Closing(ClientClose),
 }
 
-/// What others see of a client's lease.
+/// The public view of a client's lease.
 #[derive(Debug)]
 pub(in crate::downstream) struct LeasedState {
     pin: Pin,
@@ -53,7 +53,7 @@ impl LeasedState {
         Rc::new(Self { pin, flags: Cell::default(), owes_replies: Cell::new(true) })
     }
 
-    /// What the lease holds now, and whether a drain waits for its replies.
+    /// The state of the lease, and whether a drain waits for its replies.
     pub(in crate::downstream) fn note(&self, flags: Flags, owes_replies: bool) {
         self.flags.set(flags);
         self.owes_replies.set(owes_replies);
@@ -74,7 +74,7 @@ pub(in crate::downstream) enum BlockedOn {
     Lease,
 }
 
-/// A blocking call as those see it who may end it: CLIENT UNBLOCK, and the client's own FIN.
+/// A blocking call, for the code that may end it: CLIENT UNBLOCK, and the client's own FIN.
 pub(in crate::downstream) struct BlockedCall {
     on: Cell<BlockedOn>,
     /// The lease of its client, if that has one for other reasons.
@@ -104,7 +104,7 @@ impl BlockedCall {
         self.unblock.take()
     }
 
-    /// Whether CLIENT UNBLOCK names it, and what ends its wait is not decided yet.
+    /// Whether CLIENT UNBLOCK applies to it, and its outcome is not decided yet.
     pub(in crate::downstream) fn is_being_unblocked(&self) -> bool {
         let unblock = self.unblock.take();
         let is = unblock.is_some();
@@ -189,7 +189,7 @@ impl AttachmentCell {
         }
     }
 
-    /// Its FIN has come: a blocking call decides what that means for it.
+    /// Its FIN has arrived; the blocking call decides the consequence.
     pub(in crate::downstream) fn wake_blocked(&self) {
         if let Some(call) = self.blocked() {
             call.woken.notify_one();
@@ -255,7 +255,7 @@ impl AttachmentCell {
         matches!(*self.0.borrow(), Attachment::Moving)
     }
 
-    /// The word in listings.
+    /// The text in listings.
     pub(in crate::downstream) fn label(&self, is_subscribed: bool) -> &'static str {
         match &*self.0.borrow() {
             Attachment::Serving | Attachment::Answering if is_subscribed => "pubsub hub",

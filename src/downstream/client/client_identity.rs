@@ -1,4 +1,4 @@
-//! Who a client is, what it may do, and its place among the others.
+//! The user of a client, its rights, and its slot.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use crate::downstream::identity::{Account, Membership};
 use crate::session::Rights;
 use crate::upstream::Identity;
 
-/// Who one client is.
+/// The identity of one client.
 pub(super) struct ClientIdentity {
     /// The account it is logged in as, and the identity that this is upstream.
     membership: RefCell<Option<Membership>>,
-    /// What its user may ask for.
+    /// The commands that its user may send.
     rights: Cell<Rights>,
     /// Its place among those inside, or those that have not logged in. Given back when it is closed.
     place: RefCell<Option<AdmissionGuard>>,
@@ -30,7 +30,7 @@ impl ClientIdentity {
         }
     }
 
-    /// It is somebody else from now on, or nobody.
+    /// Changes its account, or removes it.
     pub(super) fn become_user(&self, membership: Option<Membership>) {
         let rights = membership.as_ref().map_or(Rights::ALL, |own| own.account.rights);
         self.rights.set(rights);
@@ -82,7 +82,7 @@ impl ClientIdentity {
         self.place.borrow().as_ref().and_then(AdmissionGuard::stay)
     }
 
-    /// Another worker goes on with it: who it is, and its place. `None`: it is nobody.
+    /// Moves it to another worker, with its account and slot. `None`: it has no account.
     pub(super) fn hand_over(&self) -> Option<(Membership, AdmissionGuard)> {
         let (mut membership, mut place) = (self.membership.borrow_mut(), self.place.borrow_mut());
         if membership.is_none() {
@@ -91,7 +91,7 @@ impl ClientIdentity {
         place.take().and_then(|place| Some((membership.take()?, place)))
     }
 
-    /// The client is closed: it is nobody, and has no place.
+    /// Closes the client: it has no account and no slot any more.
     pub(super) fn leave(&self) {
         self.membership.take();
         self.place.take();

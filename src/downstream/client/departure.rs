@@ -20,7 +20,7 @@ use crate::downstream::socket::Hangup;
 use crate::resp::RequestScanner;
 use crate::telemetry::ClientClose;
 
-/// What a waiting client may send ahead; beyond it, only its leaving is watched for.
+/// How many bytes a waiting client may send ahead; beyond it, only its departure is watched.
 pub(in crate::downstream) const READ_AHEAD: usize = 64 << 10;
 
 /// A program that sends a blocking call and closes its side at once wants what is there. One that closes later was
@@ -162,14 +162,14 @@ impl Client {
         self.is_caught_up.set(false);
     }
 
-    /// Keeps what has been read behind whole commands.
+    /// Keeps the bytes that were read after complete commands.
     pub(in crate::downstream) fn keep(&self, rest: &[u8], scanner: RequestScanner) {
         if !rest.is_empty() {
             self.inbound.keep(rest, scanner, self.outbound.account());
         }
     }
 
-    /// What has been read and not run, to be run from. It counts until [`Self::put_back`].
+    /// The bytes that were read and not executed, for execution. They count until [`Self::put_back`].
     pub(in crate::downstream) fn take_begun(&self) -> Option<Box<Begun>> {
         self.inbound.take()
     }
@@ -178,7 +178,7 @@ impl Client {
         self.inbound.put_back(begun);
     }
 
-    /// Sends what waits for the client. Pending: the kernel takes no more now.
+    /// Sends the client's queue. Pending: the kernel accepts no more now.
     pub(in crate::downstream) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.outbound.poll_flush(cx)
     }
@@ -188,19 +188,19 @@ impl Client {
         self.outbound.remember_waker(cx);
     }
 
-    /// Returns when the peer has closed its side, or is gone, without reading.
+    /// Returns when the peer has closed its side or is lost, without reading.
     pub(in crate::downstream) async fn hangup(&self) -> Hangup {
         self.outbound.socket().hangup().await
     }
 
-    /// Ready when the client is to be closed; sends what waits for it meanwhile.
+    /// Completes when the client must be closed; meanwhile sends its queue.
     pub(in crate::downstream) fn poll_close_requested(&self, cx: &mut Context<'_>) -> Poll<ClientClose> {
         self.is_polled(cx);
         let _ = self.poll_flush(cx);
         self.close_reason().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Whether its FIN is known to have come: what it has sent is all there will be.
+    /// Whether its FIN is known to have arrived, so that no more commands follow.
     pub(in crate::downstream) fn has_ended_input(&self) -> bool {
         self.outbound.has_ended_input()
     }
@@ -231,7 +231,7 @@ impl Client {
         self.outbound.departed()
     }
 
-    /// Its FIN has ended a wait: like the server, nothing of what it sent behind that call is run.
+    /// Its FIN has ended a wait: as on the server, none of its later commands run.
     pub(in crate::downstream) fn discard_input(&self) {
         self.inbound.end();
         self.outbound.note_end_of_input();

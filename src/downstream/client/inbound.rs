@@ -1,4 +1,4 @@
-//! What a client sends: read, and kept until it is run. Knows no reply.
+//! The input of a client: read, and kept until it is executed. Does not know replies.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,14 +20,14 @@ const READ_AHEAD: usize = 1 << 20;
 /// The receiving side of one client.
 pub(in crate::downstream) struct Inbound {
     context: Rc<Context>,
-    /// What has been read and not yet run. None between whole commands.
+    /// The bytes that were read and not yet executed. None between complete commands.
     begun: RefCell<Option<Box<Begun>>>,
     /// The peer has closed its side, and all that it has sent has been read.
     eof: Cell<bool>,
     /// What lies here has waited for the server as long as a command may, in vain: a pipeline of a hundred commands does
     /// not wait a hundred times.
     waited_in_vain: Cell<bool>,
-    /// The worker stops, and what had arrived before has been read.
+    /// The worker is stopping, and all earlier input has been read.
     last_read: Cell<bool>,
     last_input: Cell<Instant>,
 }
@@ -109,7 +109,7 @@ impl Inbound {
         self.last_input.set(Instant::now());
     }
 
-    /// Keeps what has been read behind whole commands, which `scanner` has begun to scan.
+    /// Keeps the bytes read after complete commands, which `scanner` has started to scan.
     pub(super) fn keep(&self, rest: &[u8], scanner: RequestScanner, account: &Account) {
         let mut begun = self.begun.borrow_mut();
         let part = begun.get_or_insert_with(|| Begun::new(account));
@@ -119,7 +119,7 @@ impl Inbound {
         self.count();
     }
 
-    /// What has begun, to be run from. Give it back by [`Self::put_back`]: it counts meanwhile.
+    /// The started command, for execution. Return it with [`Self::put_back`]; meanwhile it counts.
     pub(super) fn take(&self) -> Option<Box<Begun>> {
         self.begun.borrow_mut().take_if(|begun| !begun.buffer.is_empty())
     }
@@ -129,12 +129,12 @@ impl Inbound {
         self.count();
     }
 
-    /// Looks at what has begun, or changes it.
+    /// Reads or changes the started command.
     pub(in crate::downstream) fn with<T>(&self, f: impl FnOnce(&mut Begun) -> T) -> Option<T> {
         self.begun.borrow_mut().as_deref_mut().map(f)
     }
 
-    /// Counts what is kept here now.
+    /// Counts the bytes kept here.
     pub(in crate::downstream) fn count(&self) {
         let has_grown = self.with(|begun| begun.charge.set(begun.buffer.len()));
         if has_grown == Some(true) {
@@ -155,7 +155,7 @@ impl Inbound {
         let mut begun = self.begun.borrow_mut();
         let part = begun.get_or_insert_with(|| Begun::new(account));
         let len = part.buffer.len();
-        // What is announced is not believed: room is made as the bytes come, as much again as there are.
+        // An announced length is not reserved at once: the buffer doubles as bytes arrive.
         let room = need.min(len).clamp(READ, READ_AHEAD);
         if moves(&part.buffer, room) {
             // It is there twice while it is moved.
@@ -170,7 +170,7 @@ impl Inbound {
             begun = self.begun.borrow_mut();
         }
         let part = begun.get_or_insert_with(|| Begun::new(account));
-        // Nobody holds more than all may.
+        // No client uses more than the limit of all clients.
         let expected = self.context.pool.shared.memory.bound().map_or(0, |bound| need.min(bound));
         make_room(&mut part.buffer, room, expected);
         let result = socket.poll_read_buf(cx, &mut part.buffer);
@@ -204,7 +204,7 @@ impl Inbound {
         }
     }
 
-    /// Nothing of what has come is run any more.
+    /// No received command is executed any more.
     pub(super) fn discard(&self) {
         if let Ok(mut begun) = self.begun.try_borrow_mut() {
             *begun = None;

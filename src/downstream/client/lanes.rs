@@ -1,4 +1,4 @@
-//! The lanes that a client's commands go over, and what they owe it.
+//! The lanes of a client's commands, and their outstanding replies.
 
 use std::cell::Cell;
 use std::rc::Rc;

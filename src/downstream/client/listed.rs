@@ -1,4 +1,4 @@
-//! How a client is shown: its row in listings, and what errors and the log call it.
+//! A client in listings, errors and the log.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::pool::HoldingClient;
 use crate::session::{ClientRow, Endpoint, Flags, Listen, Pin};
 
 impl Client {
-    /// What is shown of it while it holds a connection for the reason `pin`.
+    /// Its row while it holds a connection for the reason `pin`.
     pub(in crate::downstream) fn holding(&self, pin: Pin) -> Arc<HoldingClient> {
         let session = self.session.borrow();
         let user = session.user.as_ref().map(|user| Arc::clone(&user.name));

@@ -1,4 +1,4 @@
-//! What the pub/sub hub has for a client.
+//! Messages of the pub/sub hub to a client.
 
 use bytes::{Bytes, BytesMut};
 

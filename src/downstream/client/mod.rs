@@ -74,7 +74,7 @@ pub(in crate::downstream) struct Client {
     pub(in crate::downstream) is_untold: Cell<bool>,
     /// It could not be told that all it has read may have changed.
     pub(in crate::downstream) has_missed: Cell<bool>,
-    /// What it knows of the server and forgets with its connection.
+    /// Its knowledge of the server, which ends with its connection.
     learned: ServerKnowledge,
     pub(in crate::downstream) last_command: Cell<Option<&'static Row>>,
     /// Where its commands go, if the server is a cluster.
@@ -147,7 +147,7 @@ impl Client {
         self.routing().map_or_else(|| Rc::clone(&self.context.pool), Routing::at)
     }
 
-    /// What it sends.
+    /// Its input.
     pub(in crate::downstream) fn inbound(&self) -> &Inbound {
         &self.inbound
     }

@@ -1,4 +1,4 @@
-//! How a client goes on in another process, and how it arrives there.
+//! Passing a client to another process, and its arrival there.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -26,8 +26,8 @@ const MOST_INPUT: usize = 64 << 10;
 const MOST_NAMES: usize = 1 << 20;
 
 impl Client {
-    /// Sends it to the process that takes over, if it can move now. `true`: it is not ours any more, and nothing more may be
-    /// read from it or written to it.
+    /// Passes the client to the process that takes over, if it can move now. `true`: it no longer belongs to this
+    /// process, which must not read from it or write to it.
     pub(in crate::downstream) fn moves(&self) -> bool {
         let Some(way) = self.context.way_out() else { return false };
         let Ok(place) = way.sender.try_reserve() else { return false };
@@ -72,8 +72,8 @@ impl Client {
             && !self.has_unsent()
     }
 
-    /// Sends it with its blocking call to the process that takes over, if `withdraw` can take the call from where it waits.
-    /// `true`: it is not ours any more.
+    /// Passes the client with its blocking call to the process that takes over, if `withdraw` can take the call from
+    /// its queue. `true`: it no longer belongs to this process.
     pub(in crate::downstream) fn moves_blocked(
         &self,
         call: &BlockedCall,
@@ -146,7 +146,7 @@ impl Client {
             || self.inbound.len() > MOST_INPUT
     }
 
-    /// What it has logged in with, if it had to. `None`: that means nothing in another process.
+    /// The credentials of its login, if it had to log in. `None`: they have no meaning in another process.
     fn shown_login(&self) -> Option<Option<Login>> {
         match self.identified.shown_secret() {
             None => Some(None),
@@ -159,7 +159,7 @@ impl Client {
         }
     }
 
-    /// What it has set. `None`: there is more than can be carried over.
+    /// Its session state. `None`: some of it cannot be passed.
     pub(super) fn described(&self, login: Option<Login>) -> Option<ClientDescription> {
         if self.has_more_than_a_session() {
             return None;
@@ -192,7 +192,7 @@ impl Client {
         })
     }
 
-    /// What it has sent and what was not run.
+    /// The bytes that it has sent and that were not executed.
     fn input(&self) -> Vec<u8> {
         self.inbound.with(|begun| begun.buffer.to_vec()).unwrap_or_default()
     }
@@ -212,12 +212,12 @@ impl Client {
         self.outbound.leaves_to_another();
     }
 
-    /// What comes for it from now on is for us to write, when it is ours.
+    /// Data for it is written by this process once it owns the client.
     pub(in crate::downstream) fn hears_again(&self) {
         self.outbound.holds_pushes();
     }
 
-    /// It is ours, with this input, and `has_forgotten` what it had cached.
+    /// This process owns the client now, with this input; `has_forgotten`: its cache is invalidated.
     pub(in crate::downstream) fn is_received(&self, input: &[u8], has_forgotten: bool) {
         self.inbound.discard();
         if !input.is_empty() {
@@ -264,7 +264,7 @@ impl Client {
         self.identified.leave();
         self.inbound.discard();
         self.outbound.drop_queue();
-        // What still comes is dropped, not kept.
+        // Further data is dropped.
         self.outbound.set_mid_reply(false);
     }
 }

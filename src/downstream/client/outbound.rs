@@ -21,12 +21,12 @@ use crate::telemetry::ClientClose;
 
 /// An emptied queue of replies larger than this is given back.
 const KEEP: usize = 4 << 10;
-/// What a peer that has not logged in may leave unread: refusals and greetings.
+/// Limit on unread bytes of a peer that has not logged in: errors and HELLO replies.
 const BEFORE_LOGIN: usize = 64 << 10;
 /// A client that has taken no byte for so many ticks of the worker is not reading.
 const STALLED: u32 = 3;
 
-/// What a client is, where its output is judged.
+/// The kind of a client, which determines its output limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::downstream) enum Reader {
     /// It has not logged in.
@@ -65,7 +65,7 @@ pub(in crate::downstream) struct Outbound {
     waker: Cell<Option<Waker>>,
 }
 
-/// What waits to be sent, and how it goes.
+/// The output queue, and its sending.
 struct Queue {
     unsent: Unsent,
     unsent_charge: Charge,
@@ -126,17 +126,17 @@ impl Outbound {
         self.id
     }
 
-    /// The socket, for reading and for what is asked of the kernel.
+    /// The socket, for reading and for queries to the kernel.
     pub(super) fn socket(&self) -> &ClientSocket {
         &self.socket
     }
 
-    /// What the client is from now on, where its output is judged.
+    /// Sets the kind of the client, which determines its output limits.
     pub(super) fn is_read_by(&self, reader: Reader) {
         self.reader.set(reader);
     }
 
-    /// What is held for the client is charged here.
+    /// The memory account of the client.
     pub(super) fn account(&self) -> &Account {
         self.account.get_or_init(|| self.context.pool.shared.memory.open(self.id, self.context.index))
     }
@@ -180,7 +180,7 @@ impl Outbound {
         self.closed.get()
     }
 
-    /// Nothing more is written: it is closed, or nobody hears it.
+    /// No more data is written: the client is closed or has left.
     fn is_mute(&self) -> bool {
         self.closed.get() || self.deaf.get()
     }
@@ -210,7 +210,7 @@ impl Outbound {
         self.departed.get().map(|departed| **departed)
     }
 
-    /// Whether its FIN is known to have come: what it has sent is all there will be.
+    /// Whether its FIN is known to have arrived, so that no more commands follow.
     pub(super) fn has_ended_input(&self) -> bool {
         self.said_all.get()
     }
@@ -221,7 +221,7 @@ impl Outbound {
 
     /// The socket takes no more. Behind a FIN only nobody listens any more; else the client is lost.
     fn write_failed(&self, error: &std::io::Error) {
-        // Linux says EPIPE where the peer had closed its side before it reset (`tcp_reset` in `tcp_input.c`).
+        // Linux returns EPIPE if the peer had closed its side before it reset (`tcp_reset` in `tcp_input.c`).
         if self.has_ended_input() || error.kind() == std::io::ErrorKind::BrokenPipe {
             self.deaf.set(true);
             self.wake();
@@ -237,12 +237,12 @@ impl Outbound {
         }
     }
 
-    /// Whether nothing waits before what is sent next.
+    /// Whether the queue is empty.
     fn is_drained(&self) -> bool {
         self.queue.borrow().as_ref().is_none_or(|queue| queue.unsent.is_empty())
     }
 
-    /// Writes what the socket takes now. `None`: it has failed.
+    /// Writes as much as the socket accepts now. `None`: it has failed.
     fn write(&self, bytes: &[u8]) -> Option<usize> {
         match self.socket.try_write(bytes) {
             Ok(written) => {
@@ -257,7 +257,7 @@ impl Outbound {
         }
     }
 
-    /// Sends bytes: what the kernel does not take now waits in the queue.
+    /// Sends bytes; those that the kernel does not accept now are queued.
     pub(super) fn send(&self, bytes: &[u8]) {
         if self.is_mute() || bytes.is_empty() {
             return;
@@ -270,7 +270,7 @@ impl Outbound {
         }
     }
 
-    /// As [`Self::send`], but what the kernel does not take now is kept by reference.
+    /// As [`Self::send`], but bytes that the kernel does not accept now are queued by reference.
     pub(super) fn send_shared(&self, mut bytes: Bytes) {
         if self.is_mute() || bytes.is_empty() {
             return;
@@ -302,7 +302,7 @@ impl Outbound {
         self.check_limits(unsent);
     }
 
-    /// Sends what is no reply, by reference: never between the parts of one.
+    /// Sends data that is not a reply, by reference: never between the parts of a reply.
     pub(super) fn push(&self, frame: Bytes) {
         if !self.mid_reply.get() {
             return self.send_shared(frame);
@@ -318,7 +318,7 @@ impl Outbound {
         self.check_limits(bytes);
     }
 
-    /// Whether a reply has begun on its way to the client and not ended: nothing may come between.
+    /// Whether a reply has been sent partly, so that no other data may follow now.
     pub(super) fn set_mid_reply(&self, begun: bool) {
         if self.mid_reply.replace(begun) && !begun {
             self.release_pushes();
@@ -330,13 +330,13 @@ impl Outbound {
         self.deaf.set(true);
     }
 
-    /// From here on what is no reply is kept back, until `set_mid_reply(false)`.
+    /// From now on data that is not a reply is held, until `set_mid_reply(false)`.
     pub(super) fn holds_pushes(&self) {
         self.deaf.set(false);
         self.mid_reply.set(true);
     }
 
-    /// Sends what has waited for the end of a reply.
+    /// Sends the data held until the end of a reply.
     pub(super) fn release_pushes(&self) {
         let waiting = self.queue.borrow_mut().as_mut().and_then(|queue| {
             queue.pushes_charge.set(0);
@@ -552,13 +552,13 @@ impl Outbound {
         }
     }
 
-    /// Nothing more is written; what has waited is dropped.
+    /// Writes no more data, and drops the queue.
     pub(super) fn silence(&self) {
         self.deaf.set(true);
         self.drop_unsent();
     }
 
-    /// Closes the socket, whoever still holds this.
+    /// Closes the socket, even if other references exist.
     pub(super) fn shut(&self) {
         self.closed.set(true);
         self.waker.take();

@@ -1,4 +1,4 @@
-//! What the rest of this room may send to a client, and how it is closed.
+//! The interface for other modules to send to a client and to close it.
 
 use bytes::{Bytes, BytesMut};
 
@@ -8,17 +8,17 @@ use crate::resp::{ErrorCode, encode};
 use crate::telemetry::{ClientClose, Origin};
 
 impl Client {
-    /// Sends bytes to the client: what the kernel does not take now waits.
+    /// Sends bytes to the client; those that the kernel does not accept now are queued.
     pub(in crate::downstream) fn send(&self, bytes: &[u8]) {
         self.outbound.send(bytes);
     }
 
-    /// As [`Self::send`], but what the kernel does not take now is kept by reference.
+    /// As [`Self::send`], but bytes that the kernel does not accept now are queued by reference.
     pub(in crate::downstream) fn send_shared(&self, bytes: Bytes) {
         self.outbound.send_shared(bytes);
     }
 
-    /// Sends what is no reply: never between the parts of one.
+    /// Sends data that is not a reply: never between the parts of a reply.
     pub(in crate::downstream) fn send_push(&self, frame: Bytes) {
         self.outbound.push(frame);
     }
@@ -38,24 +38,24 @@ impl Client {
         }
     }
 
-    /// Sends what redbouncer itself has to say to a command, which may be an error.
+    /// Sends redbouncer's own reply to a command, which may be an error.
     pub(in crate::downstream) fn send_own(&self, reply: &[u8]) {
         self.context.pool.measures().reply(Origin::Redbouncer, reply);
         self.send(reply);
     }
 
-    /// Sends what the server has answered beside a lane and a lease, which may be an error.
+    /// Sends a reply of the server from another connection than a lane or a lease, which may be an error.
     pub(in crate::downstream) fn send_answer(&self, reply: &[u8]) {
         self.context.pool.measures().reply(Origin::Server, reply);
         self.send(reply);
     }
 
-    /// Counts what the server has answered, which is sent otherwise.
+    /// Counts a reply of the server that is sent elsewhere.
     pub(in crate::downstream) fn note_answer(&self, reply: &[u8]) {
         self.context.pool.measures().reply(Origin::Server, reply);
     }
 
-    /// Whether a reply has begun on its way to the client and not ended: nothing may come between.
+    /// Whether a reply has been sent partly, so that no other data may follow now.
     pub(in crate::downstream) fn set_mid_reply(&self, begun: bool) {
         self.outbound.set_mid_reply(begun);
     }

@@ -1,4 +1,4 @@
-//! How a client goes on with another worker of this process: the one that has the lanes of its key.
+//! Passing a client to another worker of this process: the one with lanes of its key.
 
 use super::Client;
 use crate::downstream::context::Stage;

@@ -1,7 +1,7 @@
-//! Where the commands of one client go in a cluster.
+//! The routes of one client's commands in a cluster.
 //!
-//! A client has commands outstanding on one node at a time. One that belongs elsewhere waits for every earlier reply, so what a
-//! client sends runs in the order in which it was sent, as on one server.
+//! A client has commands outstanding on one node at a time. A command for another node waits for all earlier replies,
+//! so the commands of a client run in the order in which it sent them, as on one server.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ pub(in crate::downstream) struct Kept {
     pub(in crate::downstream) counts: bool,
 }
 
-/// What has become of them.
+/// Their outcomes.
 #[derive(Debug)]
 pub(in crate::downstream) struct Answer {
     pub(in crate::downstream) kept: Kept,
@@ -129,12 +129,12 @@ impl Routing {
         !self.answers.borrow().is_empty()
     }
 
-    /// Whether what comes now has to wait behind an earlier command.
+    /// Whether a new command must wait for an earlier one.
     pub(in crate::downstream) fn is_holding(&self) -> bool {
         self.is_mending.get() || self.has_answers()
     }
 
-    /// An earlier command is sent again; what comes meanwhile waits.
+    /// An earlier command is sent again; later ones wait.
     pub(in crate::downstream) fn mends(&self, mends: bool) {
         self.is_mending.set(mends);
     }

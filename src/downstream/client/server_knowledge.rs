@@ -1,4 +1,4 @@
-//! What a client knows of the server and forgets with its connection.
+//! A client's knowledge of the server, which ends with its connection.
 
 use std::cell::Cell;
 

@@ -1,4 +1,4 @@
-//! What a client has while it is subscribed.
+//! The state of a subscribed client.
 
 use std::cell::{Cell, RefCell};
 
@@ -11,9 +11,9 @@ use crate::pool::{Charge, Unavailable};
 use crate::resp::Protocol;
 use crate::session::{Listen, Subscriptions};
 
-/// What is kept of a name besides its bytes.
+/// Memory of a name besides its bytes.
 const PER_NAME: usize = 256;
-/// What a name takes besides its bytes where it is listed for another process.
+/// Size of a name besides its bytes in the message to another process.
 const LISTED: usize = 8;
 
 /// A client's subscriptions in the pub/sub hub, and its request there.

@@ -10,7 +10,7 @@ use crate::session::Policy;
 use crate::upstream::Identity;
 
 impl Client {
-    /// The client is somebody else from now on, or nobody.
+    /// Changes the account of the client, or removes it.
     pub(in crate::downstream) fn become_user(&self, membership: Option<Membership>) {
         self.leave_group();
         self.session.borrow_mut().user = membership.as_ref().map(|own| own.account.user.clone());
@@ -18,7 +18,7 @@ impl Client {
         self.judge_reader();
     }
 
-    /// What it is, where its output is judged.
+    /// The kind of the client, which determines its output limits.
     pub(in crate::downstream) fn judge_reader(&self) {
         let session = self.session.borrow();
         self.outbound.is_read_by(match (&session.user, session.listens) {
@@ -38,7 +38,7 @@ impl Client {
         self.identified.account()
     }
 
-    /// Who it is without a login, if it may be anybody.
+    /// Its account without a login, if there is one.
     pub(in crate::downstream) fn anonymous(&self) -> Option<Membership> {
         self.context.directory.anonymous(self.identified.trusted)
     }
@@ -53,7 +53,7 @@ impl Client {
         self.session.borrow().user.as_ref().map_or(0, |user| user.id)
     }
 
-    /// What an operator has decided about its commands.
+    /// The operator's policy for its commands.
     pub(in crate::downstream) fn policy(&self) -> Policy {
         Policy { rights: self.identified.rights(), ..self.context.server.policy() }
     }

@@ -76,7 +76,7 @@ impl WorkerMetrics {
         all.map(|(family, seconds)| (family_name(family), (**seconds).clone())).collect()
     }
 
-    /// Publishes what has been counted since the last time.
+    /// Publishes the counts since the last call.
     pub(in crate::downstream) fn publish(&self) {
         self.bytes_in.publish();
         self.bytes_out.publish();

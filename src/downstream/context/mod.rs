@@ -1,6 +1,7 @@
-//! What the clients of one worker share: its pool and hubs, its options, and what it has learned from the server.
+//! The state that the clients of one worker share: its pool and hubs, its options, and its knowledge of the server.
 //!
-//! The context knows clients only as [`Served`]: what the worker may do to one without knowing how it is built.
+//! The context knows clients only as [`Served`]: the operations of the worker on a client, independent of its
+//! implementation.
 
 mod departures;
 mod metrics;
@@ -38,7 +39,7 @@ use warnings::Warnings;
 pub(in crate::downstream) use served::{ElementTaker, Served};
 pub(in crate::downstream) use server::ServerView;
 
-/// What the clients of one worker share.
+/// The state that the clients of one worker share.
 pub(in crate::downstream) struct Context {
     /// Which of the workers this is.
     pub(in crate::downstream) index: usize,
@@ -61,20 +62,20 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) auth: AuthOptions,
     pub(in crate::downstream) blocking: Cell<BlockingOptions>,
     pub(in crate::downstream) directory: Arc<Directory>,
-    /// How connections are shared with other instances, and what is known of those.
+    /// The sharing of connections with other instances, and the known instances.
     pub(in crate::downstream) fleet: FleetTerms,
-    /// Who may act on the proxy by PROXY.
+    /// The users that may act on the proxy with PROXY.
     pub(in crate::downstream) admin_users: RefCell<Arc<[String]>>,
     pub(in crate::downstream) workers: Workers,
-    /// Who holds the configuration.
+    /// The owner of the configuration.
     pub(in crate::downstream) config: ConfigHandle,
-    /// What the server is, as far as it has told.
+    /// The known facts about the server.
     pub(in crate::downstream) server: ServerView,
-    /// What the server has said about who may list clients.
+    /// The server's answers about which users may list clients.
     pub(in crate::downstream) permissions: ListPermissions,
     pub(in crate::downstream) metrics: WorkerMetrics,
     pub(in crate::downstream) warnings: Warnings,
-    /// What every client reads into first.
+    /// The buffer that every client reads into first.
     pub(in crate::downstream) scratch: RefCell<Vec<u8>>,
     /// When the client whose task runs now began to be served without a pause, where that was noted.
     pub(in crate::downstream) slice: Cell<Option<Instant>>,
@@ -93,7 +94,7 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) proxy_listings: Arc<Turns>,
     /// Where clients stood when their leaving was noticed, until they are forgotten: for the log.
     left_from: RefCell<HashMap<u64, &'static str>>,
-    /// Whether the worker goes on.
+    /// Whether the worker continues.
     pub(in crate::downstream) stage: Cell<Stage>,
     /// Clients that wait for nothing look whether they go on elsewhere: in another process, or on another worker.
     pub(in crate::downstream) moves_clients: Cell<bool>,
@@ -104,7 +105,7 @@ pub(in crate::downstream) struct Context {
     pub(in crate::downstream) departures: Departures,
 }
 
-/// Whether a worker goes on.
+/// Whether a worker continues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::downstream) enum Stage {
     /// It does.
@@ -116,7 +117,7 @@ pub(in crate::downstream) enum Stage {
     Stopping,
 }
 
-/// What a context is made of.
+/// The parts of a context.
 pub(in crate::downstream) struct Parts {
     pub(in crate::downstream) index: usize,
     pub(in crate::downstream) pool: Rc<Pool>,

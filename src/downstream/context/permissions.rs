@@ -1,6 +1,6 @@
-//! Which users the server lets see others: asked once and remembered for `auth.cache_ttl`.
+//! Users that the server permits to list other clients: asked once and cached for `auth.cache_ttl`.
 //!
-//! What PROXY shows of other clients is ours, so the server's ACL would never be asked about it.
+//! PROXY shows our own data about clients, so the server's ACL would otherwise not apply.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// Users remembered.
 const MAX_USERS: usize = 1024;
 
-/// What the server has said, on one worker.
+/// The server's answers, on one worker.
 #[derive(Debug)]
 pub(in crate::downstream) struct ListPermissions {
     ttl: Cell<Duration>,

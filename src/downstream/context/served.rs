@@ -1,4 +1,4 @@
-//! What a worker may do to what it serves, without knowing how that is built.
+//! The operations of a worker on a client, independent of its implementation.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(in crate::downstream) trait Served {
     fn close_reason(&self) -> Option<ClientClose>;
     /// Whether its socket is closed.
     fn is_closed(&self) -> bool;
-    /// Has its task look whether it can go on.
+    /// Wakes its task to check whether it can continue.
     fn wake(&self);
     /// Another process has taken over: has its task look whether it can go there.
     fn may_leave(&self);

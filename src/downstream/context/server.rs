@@ -1,4 +1,4 @@
-//! What one worker has learned of the server: from logins, and from what it has asked.
+//! One worker's knowledge of the server, from logins and from its own queries.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};

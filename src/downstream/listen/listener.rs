@@ -19,7 +19,7 @@ use super::options::ListenOptions;
 use super::tls::ServerTls;
 use crate::session::Endpoint;
 
-/// What stands before the path of a Unix socket in `listen.addresses`.
+/// The prefix of the path of a Unix socket in `listen.addresses`.
 pub const UNIX: &str = "unix:";
 
 /// One open listener.
@@ -35,7 +35,7 @@ pub struct Listener {
 pub(in crate::downstream) enum ListenSocket {
     Tcp(std::net::TcpListener),
     Tls(std::net::TcpListener, Arc<ServerTls>),
-    /// With its file, where that is ours.
+    /// With its file, if we own it.
     Unix(std::os::unix::net::UnixListener, Option<SocketFile>),
 }
 
@@ -50,7 +50,7 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
-    /// The address cannot be had.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}{}", hint(.source))]
     Bind {
         /// The resolved address.
@@ -58,7 +58,7 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
-    /// The Unix socket cannot be had.
+    /// The Unix socket cannot be bound.
     #[error("cannot listen on unix:{}: {source}", path.display())]
     BindUnix {
         /// Its file.
@@ -66,7 +66,7 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
-    /// What the service manager passed on is no socket to listen on.
+    /// The service manager passed a file descriptor that is not a listening socket.
     #[error(transparent)]
     Inherited(#[from] InheritedError),
 }
@@ -233,7 +233,7 @@ fn take_unix(inherited: &mut Vec<Inherited>, path: &str) -> Option<std::os::unix
     }
 }
 
-/// Every address that a name stands for.
+/// All addresses of a name.
 async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ListenError> {
     let resolved = lookup_host(name).await;
     Ok(resolved.map_err(|source| ListenError::Resolve { address: name.to_owned(), source })?.collect())
@@ -374,7 +374,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "nobody removed it");
         let listener = open_at(&path).unwrap();
-        // Somebody else took the place: the end of this listener leaves it alone.
+        // Another process owns the file now, so this listener does not remove it.
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "precious").unwrap();
         drop(listener);

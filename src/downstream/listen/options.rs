@@ -1,4 +1,4 @@
-//! What can be set about where clients connect.
+//! Options of listeners.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ pub struct ListenOptions {
     pub addresses: Vec<String>,
     /// The permissions of Unix sockets.
     pub unix_mode: u32,
-    /// Where clients connect with TLS.
+    /// TLS listeners, their certificate, and client certificates (`[listen.tls]`).
     pub tls: ListenTlsOptions,
     /// Answer DENIED to clients from elsewhere when `auth.mode = "open"` and a listener is beyond loopback.
     pub protected_mode: bool,
@@ -50,14 +50,14 @@ pub enum ClientAuth {
     /// They are not asked.
     #[default]
     Off,
-    /// They are asked, and refused if what they show is not valid; they may show none.
+    /// Clients may present a certificate, and are refused if it is not valid.
     Optional,
-    /// Nobody gets in without.
+    /// Clients without a certificate are refused.
     Required,
 }
 
 impl ClientAuth {
-    /// The words that stand for the values.
+    /// The configuration values.
     pub const WORDS: [(&'static str, Self); 3] =
         [("off", Self::Off), ("optional", Self::Optional), ("required", Self::Required)];
 }

@@ -1,4 +1,4 @@
-//! TLS towards clients: the certificate we show, whether we ask for theirs, and both read again when they change.
+//! TLS to clients: our certificate, client certificates, and their reload.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl ServerTls {
         Ok(Some(Arc::new(Self { options: RwLock::new(options.clone()), current })))
     }
 
-    /// Whether everybody who gets in has shown a certificate of an authority of ours.
+    /// Whether every accepted client has presented a certificate of a configured authority.
     pub(in crate::downstream) fn knows_its_clients(&self) -> bool {
         self.options.read().client_auth == ClientAuth::Required
     }
@@ -65,7 +65,7 @@ impl ServerTls {
         Ok(pem::certificates(CERT, &cert)?.iter().map(|certificate| certificate.to_vec()).collect())
     }
 
-    /// What the files hold now.
+    /// The current contents of the files.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let options = self.options.read();

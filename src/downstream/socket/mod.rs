@@ -1,4 +1,4 @@
-//! One client's socket: what the rest of this room needs of it, and nothing else.
+//! One client's socket, with the operations that clients need.
 //!
 //! An enum rather than a boxed trait object, so that the plain case costs one predictable branch.
 
@@ -81,7 +81,7 @@ impl ClientSocket {
         }
     }
 
-    /// Writes what the kernel, or TLS, takes now: either has accepted what it took.
+    /// Writes as much as the kernel, or TLS, accepts now.
     pub(in crate::downstream) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(wire) => wire.try_write(bytes),
@@ -123,7 +123,7 @@ impl ClientSocket {
         self.wire().hangup().await
     }
 
-    /// Whether the peer is known to be gone, asked of the kernel now.
+    /// Whether the peer is known to be lost, according to the kernel now.
     pub(in crate::downstream) fn is_gone(&self) -> bool {
         match self {
             Self::Plain(wire) => wire.is_gone(),
@@ -152,7 +152,7 @@ impl ClientSocket {
         }
     }
 
-    /// Closes both directions now, whoever still holds this socket.
+    /// Closes both directions now, even if other references exist.
     pub(in crate::downstream) fn close(&self) {
         match self {
             Self::Plain(wire) => wire.close(),

@@ -142,7 +142,7 @@ impl PlainSocket {
         }
     }
 
-    /// Reads what the kernel has now, whatever the runtime has heard of it.
+    /// Reads the data in the kernel now, regardless of the runtime's readiness.
     pub(in crate::downstream) fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
         #[cfg(test)]
         if let Self::Simulated(end) = self {
@@ -164,7 +164,7 @@ impl PlainSocket {
         (&*self.raw()).write(bytes)
     }
 
-    /// Writes what the kernel takes now.
+    /// Writes as much as the kernel accepts now.
     pub(in crate::downstream) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp { write, watch, .. } => {
@@ -238,7 +238,7 @@ impl PlainSocket {
         }
     }
 
-    /// Whether the peer is known to be gone, asked of the kernel now.
+    /// Whether the peer is known to be lost, according to the kernel now.
     pub(in crate::downstream) fn is_gone(&self) -> bool {
         #[cfg(test)]
         if let Self::Simulated(end) = self {
@@ -262,7 +262,7 @@ impl PlainSocket {
         }
     }
 
-    /// Closes both directions now, whoever still holds this socket.
+    /// Closes both directions now, even if other references exist.
     pub(in crate::downstream) fn close(&self) {
         if let Self::Tcp { write, watch, .. } = self {
             watch.leave_to_kernel(write.as_ref());
@@ -296,7 +296,7 @@ impl PlainSocket {
             Self::Tcp { write, watch, .. } => watch.look(write.as_ref(), now) == Peer::Vanished,
             // The peer is on this host: its end is known at once.
             Self::Unix { .. } => false,
-            // The simulated network loses the connection by itself.
+            // The simulated network detects the loss itself.
             #[cfg(test)]
             Self::Simulated(_) => false,
         }
