@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Cluster, PATIENCE, Proxy, Reply, Server, Value, until};
+use crate::harness::{Client, Cluster, PATIENCE, Proxy, Reply, Server, Value, encode, until};
 
 /// A failover: the node timeout, the vote, and what a busy machine adds.
 const FAILOVER: Duration = Duration::from_secs(40);
@@ -258,6 +258,24 @@ fn a_redirection_that_a_script_makes_up_goes_to_its_client() {
     }
     assert!(trap.accept().is_err(), "somebody has come");
     assert_eq!(client.call("SET b 1").text(), "OK");
+}
+
+/// A script whose keys are on two nodes for a moment waits until they are together, as any other command does.
+#[test]
+fn a_script_waits_for_its_keys_to_be_together() {
+    let cluster = Cluster::start();
+    let proxy = start(&cluster, &[]);
+    let mut client = proxy.connect();
+    let slot = slot_of(&cluster, "a");
+    let to = cluster.masters.iter().position(|node| node.address() != cluster.owner(slot)).unwrap();
+    client.call("SET {a}one 1");
+    let add = "return redis.call('INCRBY', KEYS[1], ARGV[1]) + redis.call('INCR', KEYS[2])";
+    cluster.move_slot(slot, to, || {
+        client.send(encode(&["EVAL", add, "2", "{a}one", "{a}two", "4"]));
+        client.expect_silence(Duration::from_millis(300));
+    });
+    assert_eq!(client.reply().int(), 6);
+    assert_eq!(client.call("GET {a}one").text(), "5", "it ran once");
 }
 
 #[test]

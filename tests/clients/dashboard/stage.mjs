@@ -2,12 +2,12 @@
 
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { chromium } from 'playwright-core';
+import { freePort, startCluster } from '../servers.mjs';
 
 const BROWSERS = ['/usr/bin/chromium', '/usr/bin/google-chrome'];
 const ARGUMENTS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -32,15 +32,6 @@ export async function eventually(what, condition, milliseconds = DEADLINE_MS) {
     if (Date.now() > deadline) throw new Error(`not within ${milliseconds / 1000} s: ${what}: ${JSON.stringify(seen)}`);
     await sleep(50);
   }
-}
-
-function freePort() {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
 }
 
 // CLIENT LIST as objects.
@@ -73,24 +64,12 @@ export class Stage {
 
   // Three masters, each with a third of the slots, and a proxy before them.
   async serveCluster() {
-    const nodes = await Promise.all([0, 1, 2].map(async () => ({ port: await freePort(), bus: await freePort() })));
-    for (const { port, bus } of nodes) this.#runServer(port, ['--cluster-enabled', 'yes', '--cluster-port', bus, '--cluster-config-file', `nodes-${port}.conf`]);
-    this.nodes = nodes.map(({ port }) => new Redis(port, '127.0.0.1', { protocol: 2, connectionName: LOOK }));
-    for (const [index, node] of this.nodes.entries()) {
-      node.on('error', () => {});
-      const first = index * 5462;
-      await node.call('CLUSTER', 'ADDSLOTSRANGE', first, Math.min(first + 5461, 16_383));
-      await node.call('CLUSTER', 'SET-CONFIG-EPOCH', index + 1);
-      if (index > 0) await node.call('CLUSTER', 'MEET', '127.0.0.1', nodes[0].port, nodes[0].bus);
-    }
-    await eventually('the nodes know each other', async () => {
-      const told = await Promise.all(this.nodes.map((node) => node.call('CLUSTER', 'INFO')));
-      return told.every((text) => text.includes('cluster_state:ok') && text.includes('cluster_known_nodes:3'));
-    }, 30_000);
+    const nodes = await startCluster((port, options) => this.#runServer(port, options), { name: LOOK });
+    this.nodes = nodes.map(({ redis }) => redis);
     [this.port, this.admin] = [await freePort(), await freePort()];
     await this.startProxy(`redis-cluster://127.0.0.1:${nodes[0].port}`);
     this.through = this.client('dashboard-test');
-    return nodes.map(({ port }) => `127.0.0.1:${port}`);
+    return nodes.map(({ address }) => address);
   }
 
   // Without a browser.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::cluster::{
     BlockPlace, Place, Redirect, as_standalone, block_place, block_redirect, is_migrating, place,
 };
-use crate::command::{Aftermath, classify};
+use crate::command::{Aftermath, classify, key_positions};
 use crate::downstream::client::{Attachment, Client, Kept};
 use crate::downstream::routes::pending::PendingCommand;
 use crate::pool::{Lane, Pool, Receiver, Unavailable};
@@ -54,6 +54,8 @@ struct Search<'a> {
     /// Its last reply may be of a script's making.
     may_invent: bool,
     target: Target,
+    /// It was sent behind ASKING.
+    has_asked: bool,
     /// The node that has answered last.
     from: Rc<Pool>,
     begun: Instant,
@@ -141,6 +143,7 @@ impl Client {
             kept,
             may_invent: !kept.is_block && may_invent(&kept.commands),
             target: target_of(kept),
+            has_asked: false,
             from: first.as_ref().map_or_else(|| self.pool(), |(.., from)| Rc::clone(from)),
             begun,
             end: begun + self.context.pool.patience(),
@@ -169,6 +172,7 @@ impl Client {
                     return Ok(Ran::Told);
                 }
             };
+            search.has_asked |= is_asking;
             let Some(replies) = self.ask_node(&lane, kept, is_asking).await? else {
                 return Ok(Ran::Answered(failures(
                     kept,
@@ -327,7 +331,11 @@ impl Client {
                     }
                 };
             }
-            _ if search.may_invent => return Ok(Verdict::Answer),
+            Redirect::TryAgain | Redirect::ClusterDown | Redirect::Loading | Redirect::ReadOnly
+                if search.may_invent && !self.is_its_own_word(search).await? =>
+            {
+                return Ok(Verdict::Answer);
+            }
             Redirect::TryAgain => {
                 search.why = "TRYAGAIN Multiple keys request during rehashing of slot".to_owned();
                 has_to_wait = true;
@@ -366,6 +374,19 @@ impl Client {
             }
         }
         Ok(false)
+    }
+
+    /// Whether a refusal is the node's own word for the keys of a command: EXISTS of the same keys, which makes nothing up, is refused
+    /// there as well. Behind ASKING it is: the node was asked because another has sent us.
+    async fn is_its_own_word(self: &Rc<Self>, search: &Search<'_>) -> Result<bool, ClientClose> {
+        if search.has_asked {
+            return Ok(true);
+        }
+        let Some(question) = exists_of(&search.kept.commands) else { return Ok(false) };
+        self.go_to(&search.from);
+        let Some(lane) = self.current_group().and_then(|group| group.lane()) else { return Ok(false) };
+        let answer = self.exchange_over(&lane, &question, 1).await?;
+        Ok(answer.is_some_and(|frames| frames.first().is_some_and(|reply| Redirect::is_one(reply))))
     }
 
     /// Whether `node` moves `slot` away, by its own word.
@@ -412,6 +433,15 @@ fn target_of(kept: &Kept) -> Target {
 fn failures(kept: &Kept, why: &str) -> Vec<Bytes> {
     let text = |at| if kept.is_block && at == kept.count { ABORTED } else { why };
     (1..=kept.count).map(|at| encode::one_error(text(at))).collect()
+}
+
+/// EXISTS of the keys of `command`.
+fn exists_of(command: &[u8]) -> Option<Bytes> {
+    let request = Request::parse(command)?;
+    let keys = key_positions(classify(&request).row?, &request);
+    let words: Vec<&[u8]> =
+        std::iter::once(&b"EXISTS"[..]).chain(keys.into_iter().filter_map(|at| request.arg(at))).collect();
+    (words.len() > 1).then(|| encode::one_command(&words))
 }
 
 /// Whether the text of a reply to `command` may be of somebody else's making than the node's.
