@@ -180,6 +180,12 @@ impl Lane {
         }
     }
 
+    /// The server has confirmed its key: from now on it serves those who have waited for it, however long the round trip was.
+    pub(super) fn serves_from(&self, now: Instant) {
+        self.serves_since.set(now);
+        self.hold.set(Hold::None);
+    }
+
     /// Whether it may get another key now: it has nothing to do, and has served its own key or was not used for `unused`.
     pub(super) fn is_free(&self, unused: Duration, now: Instant) -> bool {
         let since = self.serves_since.get();

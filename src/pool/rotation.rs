@@ -192,7 +192,7 @@ impl Pool {
         let (pool, group, moved) = (Rc::downgrade(self), Rc::clone(to), Rc::clone(lane));
         let then = move |answer: Result<Vec<Bytes>, Lost>| {
             group.turn.set(Turn::None);
-            moved.set_hold(Hold::None);
+            moved.serves_from(Instant::now());
             let Some(pool) = pool.upgrade() else { return };
             let is_done =
                 answer.as_ref().is_ok_and(|frames| !frames.iter().any(|reply| resp::is_error(reply)));

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Stage, encode};
+use crate::harness::{Client, PATIENCE, Proxy, Relay, Server, Stage, encode};
 
 /// Two lanes and no more: one control connection, two lanes, one hub each.
 const TWO_LANES: &[&str] = &["pool.max_connections=5", "listen.workers=1"];
@@ -115,6 +115,36 @@ fn a_busy_database_leaves_others_their_turns() {
     });
     assert!(longest <= Duration::from_millis(300), "{longest:?}");
     assert_eq!(accepted(&stage), before, "a turn is no dial");
+}
+
+/// A round trip takes longer than a lane is kept for sessions that do not use it.
+#[test]
+fn databases_take_turns_where_the_server_is_far_away() {
+    let server = Server::start();
+    let relay = Relay::to(server.address());
+    let settings = ["pool.max_connections=4", "listen.workers=1", "pool.wait_timeout=5s"];
+    let proxy = Proxy::launch(&format!("redis://{}", relay.address()), &settings).unwrap();
+    relay.delay(Duration::from_millis(20));
+    let barrier = Barrier::new(4);
+    let counts: Vec<_> = thread::scope(|scope| {
+        let play = |database| {
+            let (barrier, mut client) = (&barrier, proxy.connect());
+            scope.spawn(move || {
+                barrier.wait();
+                assert_eq!(client.call(&format!("SELECT {database}")).text(), "OK");
+                let (start, mut count) = (Instant::now(), 0);
+                while start.elapsed() < Duration::from_secs(3) {
+                    count += 1;
+                    assert_eq!(client.call("INCR count").int(), count);
+                }
+                count
+            })
+        };
+        let threads: Vec<_> = (0..4).map(play).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    // About a dozen; the bound is for a busy machine.
+    assert!(counts.iter().all(|count| *count >= 3), "{counts:?}");
 }
 
 /// While a pause holds a write on one lane, the other one serves the reads of all databases in turn.
