@@ -15,6 +15,7 @@ mod manual;
 mod operate;
 mod output;
 mod overview;
+mod sentinels;
 mod settings;
 mod size;
 mod status;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::output::counted;
+use super::sentinels;
 use crate::pool::HumanDuration;
 use crate::telemetry::printable;
 
@@ -175,6 +176,7 @@ pub(super) fn summary(status: &Value) -> Vec<String> {
         ),
     ];
     lines.extend(fleet(&status["fleet"]));
+    lines.extend(sentinels::line(&status["upstream"]["sentinel"]));
     lines
 }
 
@@ -297,6 +299,7 @@ pub(super) fn problems(status: &Value) -> Vec<String> {
             "the server refuses to list the instances, so fleet.minimum is used: redbouncer check".to_owned(),
         );
     }
+    found.extend(sentinels::problem(&status["upstream"]["sentinel"]));
     let memory = &status["memory"];
     let (used, max) = (number(&memory["clients"]), number(&memory["max"]));
     if max > 0 && used.saturating_mul(100) >= max.saturating_mul(NEAR) {

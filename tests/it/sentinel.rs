@@ -117,6 +117,11 @@ fn the_master_is_found_by_any_sentinel_and_the_others_are_met() {
     assert!(shown.contains(&format!("node={master} service={SERVICE}")), "{shown}");
     assert!(shown.contains(&format!("sentinel=127.0.0.1:{dead} state=unreachable")), "{shown}");
     assert_eq!(shown.matches("state=connected").count(), 3, "{shown}");
+    let (exit, screen) = Proxy::run_to_end(&["status", "--admin", &proxy.admin().to_string()], &[]);
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(screen.contains(&format!("sentinel {SERVICE}: {master} for ")), "{screen}");
+    assert!(screen.contains(", named by 3 of 4 Sentinels\n"), "{screen}");
+    assert!(screen.contains(&format!("1 of 4 Sentinels not connected, first 127.0.0.1:{dead}")), "{screen}");
     let told = client.call("PROXY TOPOLOGY").lines();
     let connections = connections(&service.servers[0]);
     assert!(told.contains(&format!("node={master} role=master connections={connections} age=")), "{told}");
