@@ -9,7 +9,7 @@ use super::admin_port::{self, AdminPortError};
 use super::output::counted;
 use super::terminal;
 use crate::admin::AdminOptions;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, fewer_cpus_than};
 use crate::downstream::{AuthMode, ServerTls};
 use crate::hygiene::check::{Finding, Findings, Level, Plan, examine, examine_own_certificate};
 use crate::pool::{Budget, Hubs, Kind};
@@ -112,6 +112,16 @@ fn configuration(config: &Config, findings: &mut Findings) {
                 "for k combinations of these on every worker, set pool.max_connections to at least 1 + (2 + k) x {workers}, or lower \
                  listen.workers"
             ),
+        );
+    }
+    if let Some(cpus) = fewer_cpus_than(workers) {
+        findings.warning(
+            "workers",
+            &format!(
+                "{workers} workers on {}: they serve no more requests and use more CPU time",
+                counted(cpus, "CPU")
+            ),
+            "lower listen.workers",
         );
     }
     if open == 0 {

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigError, Origin};
 pub use itself::own_listener;
 pub use key::Effect;
-pub use settings::{Config, Exposure, Flags};
+pub use settings::{Config, Exposure, Flags, fewer_cpus_than};
 pub(crate) use url::apply as parse_url;
 #[cfg(any(test, fuzzing))]
 pub(crate) use url::show as show_url;

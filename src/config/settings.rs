@@ -130,3 +130,11 @@ impl fmt::Display for Exposure {
         }
     }
 }
+
+/// The CPUs that this process may use, if they are fewer than `workers`: a worker without a CPU of its own serves no more requests, and
+/// each request costs more.
+#[must_use]
+pub fn fewer_cpus_than(workers: usize) -> Option<usize> {
+    let cpus = std::thread::available_parallelism().ok()?.get();
+    (cpus < workers).then_some(cpus)
+}

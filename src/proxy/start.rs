@@ -27,7 +27,7 @@ use super::sockets::Sockets;
 use super::threads::WorkerThreads;
 use super::traces::Traces;
 use super::{Proxy, Stage, files, fleet, memory, service_manager, successor};
-use crate::config::{Config, Loaded, Sources, own_listener};
+use crate::config::{Config, Loaded, Sources, fewer_cpus_than, own_listener};
 use crate::downstream::{AcceptOptions, InheritedSockets, Limits, ServerTls, Workers};
 use crate::nodes::Nodes;
 use crate::pool::{Budget, ClientMemory, DialRateLimiter, Homes, Hubs, MAX_BULK, Shared};
@@ -248,6 +248,13 @@ impl Proxy {
             let shown: Vec<_> = of_kind.map(|(address, _)| address.as_str()).collect();
             if shown.is_empty() { "off".to_owned() } else { shown.join(",") }
         };
+        if let Some(cpus) = fewer_cpus_than(config.workers) {
+            tracing::warn!(
+                workers = config.workers,
+                cpus,
+                "there are fewer CPUs than workers, so the workers serve no more requests and use more CPU time: lower listen.workers"
+            );
+        }
         let scheme = if config.upstream.tls { "rediss" } else { "redis" };
         tracing::info!(
             listen = addresses(false),

@@ -130,6 +130,34 @@ impl Secured {
     }
 }
 
+/// They would share CPUs, and serve no more requests for it.
+#[test]
+fn more_workers_than_cpus_are_a_warning_in_the_check_and_in_the_log() {
+    let server = Server::start();
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let settings = |workers: usize| {
+        [format!("listen.workers={workers}"), format!("pool.max_connections={}", 2 + 3 * workers)]
+    };
+    let checked = |workers: usize| {
+        let [workers, cap] = settings(workers);
+        check_with(&server.url(), &["--set", &workers, "--set", &cap])
+    };
+    let many = cpus + 1;
+    checked(many).warns("workers", &format!("{many} workers on {cpus} CPU"), "lower listen.workers");
+    assert!(
+        checked(cpus)
+            .findings
+            .iter()
+            .all(|finding| { finding["subject"] != "workers" || finding["level"] == "ok" })
+    );
+    for (workers, is_warned) in [(many, true), (cpus, false)] {
+        let settings = settings(workers);
+        let proxy = Proxy::start(&server, &settings.each_ref().map(String::as_str));
+        until("it is ready", PATIENCE, || proxy.log().contains("\"ready\""));
+        assert_eq!(proxy.log().contains("there are fewer CPUs than workers"), is_warned, "{workers}");
+    }
+}
+
 #[test]
 fn a_good_server_of_every_version_passes() {
     for version in Version::all() {
