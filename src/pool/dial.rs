@@ -63,7 +63,7 @@ impl Pool {
             if let Some((lane, stream)) = opened {
                 pool.ask_for_limit(&group, &lane);
                 group.opened(Rc::clone(&lane));
-                if pool.stopping.get() {
+                if pool.is_stopping() {
                     lane.leave(UpstreamClose::Shutdown);
                 }
                 pool.carry(&lane, stream).await;
@@ -80,7 +80,7 @@ impl Pool {
         // A second lane comes with its permit and is worth one dial, whoever waits.
         let mut spare = permit.is_some();
         let mut backoff = self.backoff();
-        while !self.stopping.get() && (spare || group.has_waiters()) {
+        while !self.is_stopping() && (spare || group.has_waiters()) {
             let permit = match permit.take() {
                 Some(permit) => permit,
                 None => {
@@ -92,7 +92,7 @@ impl Pool {
             let login = self.login(group.key(), group.identity(), Kind::Lane);
             let demotions = self.shared.mastership.demotions();
             match self.dial(&login, group.key().user, Kind::Lane, &group.stage).await {
-                Ok(established) if self.stopping.get() => {
+                Ok(established) if self.is_stopping() => {
                     self.close(established.stream, permit, UpstreamClose::Shutdown, None);
                     return None;
                 }
@@ -125,13 +125,17 @@ impl Pool {
         None
     }
 
-    /// A permit for a lane, or `None` when nobody waits for it any more.
+    /// A permit for a lane, or `None` when nobody waits for it any more, or the pool stops.
     async fn lane_permit(&self, group: &Group) -> Option<Permit> {
         let what = holder_of(group.key());
         let holder = Holder { user: group.key().user, address: None, who: Who::Words(&what) };
         let mut place = self.shared.budget.queue(Claim::Lane, holder);
         loop {
-            let wait = tokio::time::timeout(self.patience(), place.granted()).await;
+            let wait = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return None,
+                wait = tokio::time::timeout(self.patience(), place.granted()) => wait,
+            };
             match wait {
                 Ok(permit) => return permit,
                 Err(_) if group.has_waiters() => {}
@@ -232,7 +236,7 @@ impl Pool {
     }
 
     async fn lease_permit(self: &Rc<Self>, key: LaneKey, claim: Claim, holder: Holder<'_>) -> Found {
-        if self.stopping.get() {
+        if self.is_stopping() {
             return Found::Nothing;
         }
         let (hand, mut handed) = Handed::new(self);

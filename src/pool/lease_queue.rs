@@ -23,7 +23,7 @@ impl Pool {
         let young = lease.opened.elapsed() < self.shared.options.get().max_lifetime;
         let current = lease.generation == self.shared.connector.generation();
         let fits = !self.shared.budget.is_above_limit();
-        if clean && gone.is_none() && young && current && fits && !self.stopping.get() && lease.is_quiet() {
+        if clean && gone.is_none() && young && current && fits && !self.is_stopping() && lease.is_quiet() {
             self.keep_lease(lease);
         } else {
             self.close(lease.stream, lease.permit, reason, gone);

@@ -134,7 +134,8 @@ pub struct Pool {
     scratch: RefCell<Vec<u8>>,
     measures: Rc<Measures>,
     tasks: TaskTracker,
-    stopping: Cell<bool>,
+    /// Cancelled with [`Self::stop`].
+    stopping: CancellationToken,
     roles: Roles,
     rotation: Rotation,
     /// There are not lanes enough for every worker to have one of each key.
@@ -198,7 +199,7 @@ impl Pool {
             scratch: RefCell::new(vec![0; 64 << 10]),
             measures: Rc::default(),
             tasks,
-            stopping: Cell::new(false),
+            stopping: CancellationToken::new(),
             roles: Roles::default(),
             rotation: Rotation::default(),
             is_crowded: Cell::new(false),
@@ -324,7 +325,7 @@ impl Pool {
         deadline: Instant,
     ) -> Result<(), Unavailable> {
         loop {
-            if self.stopping.get() {
+            if self.is_stopping() {
                 return Err(Unavailable::Stopping);
             }
             if group.lane().is_some() {
@@ -332,7 +333,12 @@ impl Pool {
             }
             let waiter = group.wait();
             self.want_lane(group);
-            match tokio::time::timeout_at(deadline, waiter).await {
+            let waited = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => continue,
+                waited = tokio::time::timeout_at(deadline, waiter) => waited,
+            };
+            match waited {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(why))) => return Err(why),
                 // The dialling task ended without a word: it found nobody waiting just before we came.
@@ -529,13 +535,17 @@ impl Pool {
         }
     }
 
-    /// Closes everything in order, and opens nothing more.
+    /// Closes everything in order, and opens nothing more. Waits for a lane end.
     pub fn stop(self: &Rc<Self>) {
-        self.stopping.set(true);
+        self.stopping.cancel();
         self.leave_all(UpstreamClose::Shutdown);
         for (_, lease) in std::mem::take(&mut *self.parked.borrow_mut()) {
             self.close(lease.stream, lease.permit, UpstreamClose::Shutdown, None);
         }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
     }
 
     /// Commands whose replies are outstanding on lanes.

@@ -33,7 +33,7 @@ impl Pool {
     /// Sees to it that `group`, for which somebody waits, gets a lane: by a dial where there is a permit, else by a lane
     /// of the same user, else by the next permit.
     pub(super) fn want_lane(self: &Rc<Self>, group: &Rc<Group>) {
-        if group.dialling.get() || group.turn.get() != Turn::None || self.stopping.get() {
+        if group.dialling.get() || group.turn.get() != Turn::None || self.is_stopping() {
             return;
         }
         if self.open_another(group) {
@@ -228,7 +228,7 @@ impl Pool {
 
     /// Ends the turns of lanes that never run empty, until no group waits.
     async fn watch_turns(self: &Rc<Self>) {
-        while !self.rotation.is_empty() && !self.stopping.get() {
+        while !self.rotation.is_empty() && !self.is_stopping() {
             tokio::time::sleep(SHORTEST).await;
             let now = Instant::now();
             for user in self.rotation.users() {

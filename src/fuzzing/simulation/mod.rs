@@ -101,17 +101,21 @@ pub(super) fn simulate(seed: u64, is_logged: bool) -> Outcome {
 pub(super) fn sabotaged(seed: u64, is_logged: bool, sabotage: Option<Sabotage>) -> Outcome {
     let before = panics();
     fastrand::seed(seed);
+    let mut outcome = in_paused_time(run(seed, is_logged, sabotage));
+    if panics() != before {
+        outcome.wrong.push("a task has panicked".to_owned());
+    }
+    outcome
+}
+
+/// Runs `work` on a clock that is never waited for.
+fn in_paused_time<T>(work: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build_local(LocalOptions::default())
         .expect("a runtime");
-    let mut outcome = runtime.block_on(run(seed, is_logged, sabotage));
-    drop(runtime);
-    if panics() != before {
-        outcome.wrong.push("a task has panicked".to_owned());
-    }
-    outcome
+    runtime.block_on(work)
 }
 
 /// How a run is set up.
@@ -166,43 +170,14 @@ struct Proxy {
 
 impl Proxy {
     fn start(plan: &Plan, sabotage: Option<Sabotage>) -> Self {
-        let upstream = UpstreamOptions {
-            connect_timeout: Duration::from_secs(2),
-            stall_timeout: if sabotage == Some(Sabotage::NeverAnswer) {
-                FOR_EVER
-            } else {
-                Duration::from_secs(20)
-            },
-            command_timeout: plan.command_timeout,
-            connect_rate: 1_000,
-            on_loss: plan.on_loss,
-            close_timeout: CLOSE_TIMEOUT,
-            ..UpstreamOptions::default()
-        };
+        let upstream = upstream_of(plan, sabotage);
         let pool = PoolOptions { max_connections: plan.cap, ..PoolOptions::default() };
         let auth = AuthOptions { mode: AuthMode::Open, ..AuthOptions::default() };
         let more = if sabotage == Some(Sabotage::ExceedCap) { 4 } else { 0 };
         let budget = Budget::new(plan.cap + more, 1, plan.hubs);
         let directory = Arc::new(Directory::new(&upstream, &auth, Arc::clone(&budget)).expect("a directory"));
-        let memory = ClientMemory::new(32 << 20);
-        let shared = Shared {
-            budget: Arc::clone(&budget),
-            homes: Homes::new(1),
-            connector: Arc::new(Connector::new(&upstream).expect("a connector")),
-            dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
-            health: Arc::default(),
-            options: Cell::new(pool),
-            upstream: Cell::new(upstream.times()),
-            heartbeat: Duration::from_secs(5),
-            liveness: Arc::default(),
-            max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
-            memory: Arc::clone(&memory),
-            instance: Arc::new(Instance::start("simulation")),
-            mastership: Arc::default(),
-            pause: Arc::default(),
-            tracer: Tracer::default(),
-            stop: CancellationToken::new(),
-        };
+        let shared = shared(&upstream, pool, &budget);
+        let memory = Arc::clone(&shared.memory);
         let places = Admission::new(Limits { inside: 100, waiting: 100, together: 100, per_address: 0 });
         let (link, messages) = WorkerHandle::new();
         let workers = Workers::new(vec![link], places);
@@ -233,6 +208,44 @@ impl Proxy {
         let worker = Worker::new(0, pool, terms, workers.clone());
         let worker = tokio::task::spawn_local(worker.run(messages));
         Self { workers, worker, budget, memory, tasks }
+    }
+}
+
+fn upstream_of(plan: &Plan, sabotage: Option<Sabotage>) -> UpstreamOptions {
+    UpstreamOptions {
+        connect_timeout: Duration::from_secs(2),
+        stall_timeout: if sabotage == Some(Sabotage::NeverAnswer) {
+            FOR_EVER
+        } else {
+            Duration::from_secs(20)
+        },
+        command_timeout: plan.command_timeout,
+        connect_rate: 1_000,
+        on_loss: plan.on_loss,
+        close_timeout: CLOSE_TIMEOUT,
+        ..UpstreamOptions::default()
+    }
+}
+
+/// What a pool is made of whose dials go into the simulated network.
+fn shared(upstream: &UpstreamOptions, pool: PoolOptions, budget: &Arc<Budget>) -> Shared {
+    Shared {
+        budget: Arc::clone(budget),
+        homes: Homes::new(1),
+        connector: Arc::new(Connector::new(upstream).expect("a connector")),
+        dial_rate: Arc::new(DialRateLimiter::new(upstream.connect_rate)),
+        health: Arc::default(),
+        options: Cell::new(pool),
+        upstream: Cell::new(upstream.times()),
+        heartbeat: Duration::from_secs(5),
+        liveness: Arc::default(),
+        max_bulk: Arc::new(AtomicU64::new(MAX_BULK)),
+        memory: ClientMemory::new(32 << 20),
+        instance: Arc::new(Instance::start("simulation")),
+        mastership: Arc::default(),
+        pause: Arc::default(),
+        tracer: Tracer::default(),
+        stop: CancellationToken::new(),
     }
 }
 

@@ -2,16 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
-use super::{Outcome, Sabotage, sabotaged, simulate};
+use super::{Outcome, Plan, Sabotage, in_paused_time, sabotaged, shared, simulate, upstream_of};
+use crate::downstream::{AuthOptions, Directory};
+use crate::pool::{Budget, Kind, LaneKey, Pool, PoolOptions, Tracked, Unavailable};
+use crate::resp::Protocol;
+use crate::upstream::simulated::Network;
 
 /// Seeds of the short form, some 3 s of one core.
 const FEW: u64 = 30;
 /// It ends earlier on a machine that is busy.
 const MOMENT: Duration = Duration::from_secs(20);
+
+/// The key of a lane.
+const KEY: LaneKey =
+    LaneKey { user: 0, database: 0, protocol: Protocol::Resp2, readonly: false, tracked: Tracked::No };
 
 /// Seeds that are run twice at most: their logs are kept.
 const MOST_TWICE: u64 = 2_000;
@@ -62,6 +73,43 @@ fn what_goes_wrong_on_purpose_is_noticed() {
             sabotaged(seed, false, Some(sabotage)).wrong.iter().any(|wrong| wrong.contains(words))
         });
         assert!(noticed, "{sabotage:?} is not noticed");
+    }
+}
+
+/// Tasks of the pool wait for lanes, too, with an element that is to be given back up to a minute: a drain would wait for them.
+#[test]
+fn a_wait_for_a_lane_ends_with_the_pool() {
+    for is_full in [false, true] {
+        in_paused_time(async {
+            let plan = Plan::of(1);
+            let network = Network::install(1, plan.manners, false);
+            let delivery = tokio::task::spawn_local(network.clone().run());
+            network.listen(false);
+            let upstream = upstream_of(&plan, None);
+            let budget = Budget::new(plan.cap, 1, plan.hubs);
+            let directory =
+                Directory::new(&upstream, &AuthOptions::default(), Arc::clone(&budget)).expect("a directory");
+            let held: Vec<_> = std::iter::repeat_with(|| budget.try_acquire(Kind::Lane, "test"))
+                .map_while(|permit| permit.filter(|_| is_full))
+                .collect();
+            let tasks = TaskTracker::new();
+            let pool = Pool::new(shared(&upstream, PoolOptions::default(), &budget), tasks.clone());
+            let group = pool.group(KEY, &directory.own_identity().1);
+            let waiting = Rc::clone(&pool);
+            let wait = tasks.spawn_local(async move {
+                waiting.lane_ready(&group, Instant::now() + Duration::from_secs(60)).await
+            });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!wait.is_finished());
+            pool.stop();
+            tasks.close();
+            let is_over = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
+            assert!(is_over.is_ok(), "{} tasks after a second, full: {is_full}", tasks.len());
+            assert_eq!(wait.await.expect("no panic"), Err(Unavailable::Stopping));
+            drop(held);
+            delivery.abort();
+            network.remove();
+        });
     }
 }
 
