@@ -3,7 +3,7 @@
 mod caching;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ pub(super) struct Told {
     /// Connections that ended before their client's program.
     pub(super) cut: Cell<u64>,
     pub(super) messages: Cell<u64>,
+    /// Messages whose PUBLISH has no reply, or was lost: they may be published later than those that followed them.
+    pub(super) unconfirmed: RefCell<BTreeSet<String>>,
+    /// Messages that came behind a later one of their publisher, each with the client that got it.
+    pub(super) late: RefCell<Vec<(usize, String)>>,
     /// Consumers that have left while they waited.
     pub(super) deserted: Cell<u64>,
 }
@@ -413,7 +417,7 @@ impl Client {
         Ok(())
     }
 
-    /// Messages of each publisher come in their order, each once.
+    /// Messages of each publisher come in their order, each once. Those that are late are judged in the end.
     async fn listen(&mut self, wire: &mut Wire) -> Result<(), Over> {
         let channel = CHANNELS[self.below(CHANNELS.len())];
         wire.write(&encode::one_command(&[b"SUBSCRIBE", channel.as_bytes()])).await?;
@@ -422,7 +426,7 @@ impl Client {
             return Err(Over);
         }
         let until = self.end.min(Instant::now() + Duration::from_millis(self.random.u64(..5_000)));
-        let mut last = BTreeMap::new();
+        let mut heard: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
         while let Ok(frame) = tokio::time::timeout_at(until, wire.frame()).await {
             let (_, frame) = frame?;
             // An error ends a subscription that cannot be served any more.
@@ -443,8 +447,12 @@ impl Client {
                 self.wrong(&format!("a message that nobody sent: {text}"));
                 continue;
             };
-            if last.insert(who, number).is_some_and(|before| before >= number) {
-                self.wrong(&format!("message {text} comes twice or late"));
+            let of_publisher = heard.entry(who).or_default();
+            let is_late = of_publisher.last().is_some_and(|last| *last > number);
+            if !of_publisher.insert(number) {
+                self.wrong(&format!("message {text} comes twice"));
+            } else if is_late {
+                self.told.late.borrow_mut().push((self.number, text));
             }
             self.told.messages.set(self.told.messages.get() + 1);
         }
@@ -454,16 +462,20 @@ impl Client {
     async fn publish(&mut self, wire: &mut Wire) -> Result<(), Over> {
         while Instant::now() < self.end {
             let mut out = BytesMut::new();
-            let count = 1 + self.below(4);
-            for _ in 0..count {
+            let mut marks = Vec::new();
+            for _ in 0..1 + self.below(4) {
                 let mark = self.mark();
+                self.told.unconfirmed.borrow_mut().insert(mark.clone());
                 let channel = CHANNELS[self.below(CHANNELS.len())];
                 encode::command(&mut out, &[b"PUBLISH", channel.as_bytes(), mark.as_bytes()]);
+                marks.push(mark);
             }
             wire.write(&out).await?;
-            for _ in 0..count {
+            for mark in marks {
                 let frame = self.reply(wire, NEVER, "PUBLISH").await?;
-                if resp::integer(&frame).is_none() && !resp::is_error(&frame) {
+                if resp::integer(&frame).is_some() {
+                    self.told.unconfirmed.borrow_mut().remove(&mark);
+                } else if !resp::is_error(&frame) {
                     self.wrong(&format!("PUBLISH is answered with {frame:?}"));
                 }
             }

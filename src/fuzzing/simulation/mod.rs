@@ -80,6 +80,10 @@ pub(super) enum Sabotage {
     DoubleElement,
     /// The server answers ECHO with the word of the one before.
     CrossReplies,
+    /// The server publishes a message behind the next one.
+    DelayMessage,
+    /// The server publishes a message twice.
+    DoubleMessage,
     /// The server does not tell that a key has changed.
     MissInvalidation,
     /// The server answers nothing any more, and the proxy does not mind.
@@ -426,11 +430,15 @@ async fn drain(proxy: Proxy, network: &Network, server: &Server, told: &Told) {
     }
 }
 
-/// What has become of the elements.
+/// What has become of the elements and the messages.
 fn judge(plan: &Plan, server: &Server, told: &Told, calm: bool) {
     let mut wrong = told.wrong.borrow_mut();
     wrong.extend(server.wrong());
     wrong.extend(server.unknown().into_iter().map(|name| format!("the server is asked for {name}")));
+    let unconfirmed = told.unconfirmed.borrow();
+    for (client, text) in told.late.borrow().iter().filter(|(_, text)| !unconfirmed.contains(text)) {
+        wrong.push(format!("client {client}: message {text} comes late"));
+    }
     let (left, lost) = server.elements();
     let received = told.received.borrow();
     for (element, clients) in received.iter() {

@@ -76,6 +76,8 @@ struct Core {
     sabotage: Option<Sabotage>,
     chances: u64,
     echoed: Option<Bytes>,
+    /// A message that is late, with its channel.
+    delayed: Option<(Bytes, Bytes)>,
 }
 
 /// The server.
@@ -641,6 +643,21 @@ impl Core {
     }
 
     fn publish(&mut self, channel: &Bytes, message: &Bytes) -> i64 {
+        if self.goes_wrong(Sabotage::DelayMessage) {
+            self.delayed = Some((channel.clone(), message.clone()));
+            return 0;
+        }
+        let heard = self.tell(channel, message);
+        if self.goes_wrong(Sabotage::DoubleMessage) {
+            self.tell(channel, message);
+        }
+        if let Some((_, delayed)) = self.delayed.take_if(|(of, _)| of == channel) {
+            self.tell(channel, &delayed);
+        }
+        heard
+    }
+
+    fn tell(&mut self, channel: &Bytes, message: &Bytes) -> i64 {
         let mut heard = 0;
         for client in self.clients.values_mut().filter(|client| client.channels.contains(channel)) {
             encode::push(&mut client.out, client.protocol, 3);

@@ -62,6 +62,8 @@ fn what_goes_wrong_on_purpose_is_noticed() {
         (Sabotage::LoseElement, "elements are gone"),
         (Sabotage::DoubleElement, "was got by client"),
         (Sabotage::CrossReplies, "is answered with"),
+        (Sabotage::DelayMessage, "comes late"),
+        (Sabotage::DoubleMessage, "comes twice"),
         (Sabotage::MissInvalidation, "was cached as"),
         (Sabotage::NeverAnswer, "no reply to"),
         (Sabotage::ExceedCap, "connections under a cap of"),
