@@ -2,6 +2,7 @@
 //!
 //! A worker is one thread and owns everything it touches. Reading order: `options`, `identity` (who clients are),
 //! `admission` (how many there may be), `settings` (what a reload changes), `socket`, `moved` (clients between two processes),
+//! `redirection` (invalidations that go to another client),
 //! `workers` (how workers are reached), `listen` (accept and handshakes),
 //! `context` (what the clients of a worker share), `client` (the parts of one), `routes` (where its commands go), `worker` (the event loop).
 
@@ -12,6 +13,7 @@ mod identity;
 mod listen;
 mod moved;
 mod options;
+mod redirection;
 mod routes;
 mod settings;
 mod socket;

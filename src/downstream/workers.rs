@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::admission::{Admission, AdmissionGuard, Refused};
 use super::identity::{Account, Directory, Membership};
 use super::moved::{Announced, ClientDescription, MovedClient, Peer, WayOut};
+use super::redirection::Inbox;
 use super::settings::WorkerSettings;
 use crate::command::Row;
 use crate::hub::HubRow;
@@ -40,6 +41,8 @@ pub enum Message {
     YieldMemory(u64),
     /// CLIENT UNBLOCK; the answer is whether it has ended the client's wait. None means no.
     Unblock(u64, bool, oneshot::Sender<bool>),
+    /// The inbox of client `.0`, if it is one of user `.1`. None means no.
+    Inbox(u64, u64, oneshot::Sender<Arc<Inbox>>),
     /// A request for the control connection, which the first worker keeps.
     Control {
         /// Whose request it is, as a number.
@@ -351,6 +354,11 @@ impl Workers {
     /// Unblocks a blocked client. `false`: no such client, or it is not blocked.
     pub async fn unblock(&self, id: u64, with_error: bool) -> bool {
         self.ask(|reply| Message::Unblock(id, with_error, reply)).await.into_iter().any(|done| done)
+    }
+
+    /// Where what other clients of `user` are to be told can go to client `id`, if that is one of `user`.
+    pub(super) async fn inbox(&self, id: u64, user: u64) -> Option<Arc<Inbox>> {
+        self.ask(|reply| Message::Inbox(id, user, reply)).await.pop()
     }
 
     /// Removes `account` on all workers.

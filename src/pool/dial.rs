@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::budget::Place;
 use super::{
-    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Permit, Pool, Stage, Tracked, Unavailable,
-    Who, holder_of,
+    Claim, Group, Holder, Kind, Lane, LaneKey, Lease, LeaseWaiter, Permit, Pool, SessionGuard, Stage,
+    Tracked, Unavailable, Who, holder_of,
 };
 use crate::telemetry::UpstreamClose;
 use crate::upstream::{Backoff, DialError, Established, Identity, Login, UpstreamStream};
@@ -60,7 +60,7 @@ impl Pool {
         self.tasks.spawn_local(async move {
             let opened = pool.dial_lane(&group, permit).await;
             group.dialling.set(false);
-            if let Some((lane, stream)) = opened {
+            if let Some((lane, stream, _kept)) = opened {
                 pool.ask_for_limit(&group, &lane);
                 group.opened(Rc::clone(&lane));
                 if pool.is_stopping() {
@@ -73,14 +73,22 @@ impl Pool {
 
     /// Dials until there is a lane, nobody waits any more, or the server refuses for good.
     async fn dial_lane(
-        &self,
+        self: &Rc<Self>,
         group: &Rc<Group>,
         mut permit: Option<Permit>,
-    ) -> Option<(Rc<Lane>, UpstreamStream)> {
+    ) -> Option<(Rc<Lane>, UpstreamStream, Option<SessionGuard>)> {
         // A second lane comes with its permit and is worth one dial, whoever waits.
         let mut spare = permit.is_some();
         let mut backoff = self.backoff();
         while !self.is_stopping() && (spare || group.has_waiters()) {
+            let hearing = match self.hearing_for(group).await {
+                Ok(hearing) => hearing,
+                Err(why) => {
+                    // It has waited for as long as those who wait for this lane.
+                    group.failed_for_good(&why);
+                    return None;
+                }
+            };
             let permit = match permit.take() {
                 Some(permit) => permit,
                 None => {
@@ -98,16 +106,24 @@ impl Pool {
                 }
                 Ok(established) => {
                     permit.opened(established.id, Some(established.local.port()));
+                    if hearing.as_ref().is_some_and(|hearing| !hearing.lane.is_usable()) {
+                        self.close(established.stream, permit, UpstreamClose::Unfit, None);
+                        spare = false;
+                        continue;
+                    }
                     let lane = Lane::new(group.key(), permit, Rc::clone(&self.measures));
-                    if group.key().tracked != Tracked::No {
+                    if !matches!(group.key().tracked, Tracked::No | Tracked::ForOthers) {
                         lane.track(self.new_tracker());
+                    }
+                    if let Some(hearing) = &hearing {
+                        lane.is_told_over(&hearing.lane, hearing.id);
                     }
                     if self.roles.met(established.server.is_replica()) {
                         lane.belongs_to_a_replica();
                     } else if established.server.is_replica() == Some(false) {
                         lane.belongs_to_a_master(demotions);
                     }
-                    return Some((lane, established.stream));
+                    return Some((lane, established.stream, hearing.map(|hearing| hearing.session)));
                 }
                 Err(error) => {
                     drop(permit);

@@ -8,6 +8,8 @@
 mod echo;
 mod held;
 mod io;
+mod redirected;
+mod redirection;
 mod refusal;
 mod slot;
 #[cfg(test)]
@@ -29,6 +31,7 @@ use super::tracker::{Reader, Tracked, Tracker};
 use crate::resp::{self, ErrorCode, Outgoing, encode};
 use crate::telemetry::{CommandOutcome, Origin, UpstreamClose};
 
+use redirection::Redirection;
 pub use refusal::{Held, Outcome, Refusal, Step, refusal, steps};
 use slot::Slot;
 pub use slot::{Change, Lost, Nature, Receiver, Then};
@@ -100,7 +103,7 @@ pub struct Lane {
     /// The word whose echo is outstanding.
     echo: RefCell<Option<Bytes>>,
     /// The last MOVED that came by.
-    redirection: RefCell<Option<String>>,
+    moved: RefCell<Option<String>>,
     /// The server was a replica when the lane logged in, so that a refused write says nothing new.
     of_replica: Cell<bool>,
     /// A write was refused with READONLY since this was last asked.
@@ -113,6 +116,7 @@ pub struct Lane {
     carried: Cell<u64>,
     /// Who has read what, where the server tracks for the lane, or did a moment ago.
     tracker: RefCell<Option<Rc<Tracker>>>,
+    redirection: Redirection<Self>,
     permit: RefCell<Option<Permit>>,
     measures: Rc<Measures>,
 }
@@ -139,13 +143,14 @@ impl Lane {
             echo_asked: Cell::new(now),
             since_echo: Cell::new(0),
             echo: RefCell::new(None),
-            redirection: RefCell::new(None),
+            moved: RefCell::new(None),
             of_replica: Cell::new(false),
             was_refused_a_write: Cell::new(false),
             has_held_back: Cell::new(false),
             of_master: Cell::new(None),
             carried: Cell::new(0),
             tracker: RefCell::new(None),
+            redirection: Redirection::default(),
             permit: RefCell::new(Some(permit)),
             measures,
         })
@@ -278,7 +283,7 @@ impl Lane {
 
     /// Whether readers count on what the server tells of this lane.
     pub(super) fn has_readers(&self) -> bool {
-        self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.has_readers())
+        self.hears_for_others() || self.tracker.borrow().as_ref().is_some_and(|tracker| tracker.has_readers())
     }
 
     /// `reader` sends commands over the lane.
@@ -297,7 +302,7 @@ impl Lane {
         then: Then,
     ) -> bool {
         let Some(tracker) = self.tracker() else { return false };
-        let Some(asking) = tracker.broadcasts(reader, prefixes) else { return false };
+        let Some(asking) = tracker.broadcasts(reader, prefixes, self.told_over()) else { return false };
         let lane = Rc::downgrade(self);
         let answered = move |answer: Result<Vec<Bytes>, Lost>| {
             let is_refused =
@@ -321,6 +326,7 @@ impl Lane {
             Some(keys) => keys.iter().for_each(|key| tracker.note(reader, key, place, self.answered())),
             None => tracker.note_unknown(reader),
         }
+        self.settle();
     }
 
     /// Client `id` has surely written `key` by the command at `place`, and need not be told of it.
@@ -600,7 +606,7 @@ impl Lane {
 
     /// What the server has said, since this was last asked, about keys of another node.
     pub(super) fn take_redirection(&self) -> Option<String> {
-        self.redirection.take()
+        self.moved.take()
     }
 
     /// The server is a replica: known from the login, or asked since.

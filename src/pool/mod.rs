@@ -26,6 +26,7 @@ mod pause;
 mod pressure;
 mod queue;
 mod reclaim;
+mod redirected;
 mod roles;
 mod rotation;
 mod slice;
@@ -641,6 +642,9 @@ fn holder_of(key: LaneKey) -> String {
         Tracked::No => "",
         Tracked::Reads => ", CLIENT TRACKING",
         Tracked::Prefixes => ", CLIENT TRACKING BCAST",
+        Tracked::RedirectedReads => ", CLIENT TRACKING REDIRECT",
+        Tracked::RedirectedPrefixes => ", CLIENT TRACKING REDIRECT BCAST",
+        Tracked::ForOthers => ", invalidations",
     };
     format!("lane of database {}, RESP{}{tracks}", key.database, key.protocol.number())
 }

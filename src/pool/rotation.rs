@@ -36,6 +36,9 @@ impl Pool {
         if group.dialling.get() || group.turn.get() != Turn::None || self.is_stopping() {
             return;
         }
+        if !group.key().tracked.takes_turns() {
+            return self.open_lane(group, None);
+        }
         if self.open_another(group) {
             return;
         }
@@ -83,10 +86,15 @@ impl Pool {
     /// Whether the user has lanes of other keys that are not held.
     fn others_can_come_to(&self, group: &Group, now: Instant) -> bool {
         let key = group.key();
-        self.lanes_of(key.user).any(|lane| {
-            let other = lane.key();
-            other != key && other.readonly == key.readonly && !lane.is_leaving() && !lane.is_held(BUSY, now)
-        })
+        key.tracked.takes_turns()
+            && self.lanes_of(key.user).any(|lane| {
+                let other = lane.key();
+                other != key
+                    && other.tracked.takes_turns()
+                    && other.readonly == key.readonly
+                    && !lane.is_leaving()
+                    && !lane.is_held(BUSY, now)
+            })
     }
 
     /// Whether a lane for `key` may be had without a login.
@@ -98,14 +106,17 @@ impl Pool {
     /// Whether this worker has a lane that can be moved to keys of `user`, now or later, or is about to have one.
     fn has_lanes_for(&self, user: u64, readonly: bool) -> bool {
         let groups = self.groups.borrow();
-        let mut own =
-            groups.values().filter(|group| group.key().user == user && group.key().readonly == readonly);
+        let mut own = groups.values().filter(|group| {
+            let key = group.key();
+            key.user == user && key.readonly == readonly && key.tracked.takes_turns()
+        });
         own.any(|group| group.dialling.get() || group.has_lanes_to_stay())
     }
 
     /// Moves lanes that are free to the groups that wait for one.
     fn rotate(self: &Rc<Self>, user: u64, now: Instant) {
-        let mut free: Vec<_> = self.lanes_of(user).filter(|lane| lane.is_free(UNUSED, now)).collect();
+        let may_go = |lane: &Rc<Lane>| lane.key().tracked.takes_turns() && lane.is_free(UNUSED, now);
+        let mut free: Vec<_> = self.lanes_of(user).filter(may_go).collect();
         free.sort_by_key(|lane| lane.used());
         for lane in free {
             self.pass_on(&lane);
@@ -114,7 +125,10 @@ impl Pool {
 
     /// Called by a lane's task when no reply is outstanding.
     pub(super) fn lane_is_idle(self: &Rc<Self>, lane: &Rc<Lane>) {
-        if !self.rotation.is_empty() && lane.is_free(UNUSED, Instant::now()) {
+        if !self.rotation.is_empty()
+            && lane.key().tracked.takes_turns()
+            && lane.is_free(UNUSED, Instant::now())
+        {
             self.pass_on(lane);
         }
     }
@@ -137,7 +151,11 @@ impl Pool {
     fn is_spared(&self, lane: &Lane, now: Instant) -> bool {
         let can_go = |other: &Rc<Lane>| {
             let is_like = other.key().readonly == lane.key().readonly;
-            is_like && !other.has_readers() && !other.is_leaving() && !other.is_held(BUSY, now)
+            is_like
+                && other.key().tracked.takes_turns()
+                && !other.has_readers()
+                && !other.is_leaving()
+                && !other.is_held(BUSY, now)
         };
         lane.has_readers() && self.lanes_of(lane.key().user).any(|other| can_go(&other))
     }
@@ -248,7 +266,9 @@ impl Pool {
     /// As many lanes of `user` as groups wait take no more commands, those first that have served longest. A lane that the
     /// server holds would not run empty, whatever it is told.
     fn end_turns(&self, user: u64, now: Instant) {
-        let serves = |lane: &Rc<Lane>| !lane.is_leaving() && !lane.is_held(BUSY, now);
+        let serves = |lane: &Rc<Lane>| {
+            lane.key().tracked.takes_turns() && !lane.is_leaving() && !lane.is_held(BUSY, now)
+        };
         let mut lanes: Vec<_> = self.lanes_of(user).filter(serves).collect();
         let waiting = self.rotation.waiting(user);
         let on_their_way = lanes.iter().filter(|lane| !lane.is_usable()).count();

@@ -45,6 +45,38 @@ pub enum Tracked {
     Reads,
     /// Every key with one of the prefixes that its clients have asked for, whoever reads it.
     Prefixes,
+    /// As `Reads`, but it is told over another lane, so that the protocol does not matter.
+    RedirectedReads,
+    /// As `Prefixes`, told in the same way.
+    RedirectedPrefixes,
+    /// What is read over other lanes: over this one nothing but that is told.
+    ForOthers,
+}
+
+impl Tracked {
+    /// Whether it is told over another lane.
+    #[must_use]
+    pub fn is_redirected(self) -> bool {
+        match self {
+            Self::RedirectedReads | Self::RedirectedPrefixes => true,
+            Self::No | Self::Reads | Self::Prefixes | Self::ForOthers => false,
+        }
+    }
+
+    /// Whether it is told by prefix.
+    #[must_use]
+    pub fn is_by_prefix(self) -> bool {
+        match self {
+            Self::Prefixes | Self::RedirectedPrefixes => true,
+            Self::No | Self::Reads | Self::RedirectedReads | Self::ForOthers => false,
+        }
+    }
+
+    /// Whether a lane may change its key from or to this: two lanes that depend on one another stay what they are.
+    #[must_use]
+    pub(super) fn takes_turns(self) -> bool {
+        !self.is_redirected() && self != Self::ForOthers
+    }
 }
 
 /// News for readers.
@@ -181,8 +213,13 @@ impl Tracker {
     }
 
     /// `reader` is to hear of all keys with one of `prefixes`. What the server is to be asked before, if it does not tell of
-    /// them already.
-    pub(super) fn broadcasts(&self, reader: &Rc<dyn Reader>, prefixes: &BTreeSet<Bytes>) -> Option<Asking> {
+    /// them already: to tell over this connection, or over the one with the id `told_over`.
+    pub(super) fn broadcasts(
+        &self,
+        reader: &Rc<dyn Reader>,
+        prefixes: &BTreeSet<Bytes>,
+        told_over: Option<u64>,
+    ) -> Option<Asking> {
         let mut table = self.table.borrow_mut();
         let known = table.known(reader);
         // Of one client they only become more, until it turns tracking off.
@@ -204,7 +241,7 @@ impl Tracker {
         }
         table.bytes += bytes;
         self.held.borrow_mut().set(table.bytes);
-        let asking = table.ask_for(prefixes)?;
+        let asking = table.ask_for(prefixes, told_over)?;
         Some(Asking { newcomer, ..asking })
     }
 
@@ -279,12 +316,25 @@ impl Tracker {
     /// that a lane may get.
     #[must_use]
     pub(super) fn receive(&self, push: &[u8], answered: u64) -> bool {
+        self.takes(push, answered, answered)
+    }
+
+    /// The same of a push that came over another connection, so that its place among the replies is not known: behind the first
+    /// `settled` of them, at the least. All readers are told; those with a later read are not forgotten, because the server may
+    /// have run that behind the write.
+    #[must_use]
+    pub(super) fn receive_beside(&self, push: &[u8], settled: u64) -> bool {
+        self.takes(push, u64::MAX, settled)
+    }
+
+    /// Tells those whose first read is before `heard`, and forgets those whose last read is before `settled`.
+    fn takes(&self, push: &[u8], heard: u64, settled: u64) -> bool {
         let Some(news) = News::read(push) else { return false };
         let mut table = self.table.borrow_mut();
         let told = match &news.keys {
-            None => table.all_change(answered, &news),
+            None => table.all_change(settled, &news),
             Some(keys) if !table.asked.is_empty() => table.tell_by_prefix(keys),
-            Some(keys) => keys.iter().flat_map(|key| table.changes(key, answered)).collect(),
+            Some(keys) => keys.iter().flat_map(|key| table.changes(key, heard, settled)).collect(),
         };
         let bytes = table.bytes;
         drop(table);
@@ -409,24 +459,24 @@ impl Table {
         self.keys.insert(key, vec![Read { id, first: place, last: place }]);
     }
 
-    /// The server has told of `key`, behind `answered` replies: whom it concerns.
-    fn changes(&mut self, key: &Bytes, answered: u64) -> Vec<(Rc<dyn Reader>, News)> {
+    /// The server has told of `key`: whom it concerns, see [`Tracker::takes`].
+    fn changes(&mut self, key: &Bytes, heard: u64, settled: u64) -> Vec<(Rc<dyn Reader>, News)> {
         let said = News::of(Some(vec![key.clone()]));
         // Between a write and what the server tells of it no other reply comes, and a key that was not read since is not
         // told of again: this is that write's.
-        let own = self.own.take().filter(|(_, of, place)| of == key && answered == place + 1);
+        let own = self.own.take().filter(|(_, of, place)| of == key && heard == place + 1);
         let is_own = |id: u64| own.as_ref().is_some_and(|(writer, ..)| *writer == id);
         let mut told = Vec::new();
         if let Some(readers) = self.keys.get_mut(key) {
             let mut left = Vec::new();
             for read in readers.drain(..) {
                 if let Some(known) = self.known.get_mut(&read.id) {
-                    if read.first < answered && !is_own(read.id) && !known.hears_all {
+                    if read.first < heard && !is_own(read.id) && !known.hears_all {
                         told.push((Rc::clone(&known.reader), said.clone()));
                     }
-                    if read.last >= answered {
+                    if read.last >= settled {
                         // Which of its reads is the next to be answered is not known: it may be any from here on.
-                        left.push(Read { first: read.first.max(answered), ..read });
+                        left.push(Read { first: read.first.max(settled), ..read });
                     } else {
                         known.keys.swap_remove(key);
                         self.bytes = self.bytes.saturating_sub(PER_READER);
@@ -446,7 +496,7 @@ impl Table {
     }
 
     /// What the server is to be asked so that it tells of all `prefixes`.
-    fn ask_for(&mut self, prefixes: &BTreeSet<Bytes>) -> Option<Asking> {
+    fn ask_for(&mut self, prefixes: &BTreeSet<Bytes>, told_over: Option<u64>) -> Option<Asking> {
         let is_covered = |prefix: &Bytes, by: &BTreeSet<Bytes>| {
             (0..=prefix.len()).any(|length| by.contains(&prefix[..length]))
         };
@@ -468,6 +518,8 @@ impl Table {
         }
         let asked: Vec<&Bytes> = if has_gap { self.asked.iter().collect() } else { fresh.iter().collect() };
         let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
+        let id = told_over.map(|id| id.to_string());
+        id.iter().for_each(|id| words.extend([&b"REDIRECT"[..], id.as_bytes()]));
         asked.iter().for_each(|prefix| words.extend([&b"PREFIX"[..], prefix]));
         encode::command(&mut commands, &words);
         Some(Asking { commands, replies: 1 + u32::from(has_gap), has_gap, newcomer: None })
@@ -646,6 +698,31 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_over_another_connection_is_told_to_all_and_forgets_whom_the_server_has_forgotten() {
+        let tracker = tracker(10);
+        let ((a, of_a), (b, of_b)) = (Listener::new(1), Listener::new(2));
+        tracker.note(&of_a, b"k", 0, 0);
+        tracker.note(&of_b, b"k", 1, 1);
+        // Neither read is known to be older than the write.
+        assert!(tracker.receive_beside(&changed("k"), 0));
+        assert_eq!((a.heard(), b.heard()), ("k".into(), "k".into()));
+        // That of `a` is; that of `b` may have been run behind it, and then the server tells of the next write.
+        assert!(tracker.receive_beside(&changed("k"), 1));
+        assert_eq!((a.heard(), b.heard()), ("k".into(), "k".into()));
+        assert!(tracker.receive_beside(&changed("k"), 2));
+        assert!(tracker.receive_beside(&changed("k"), 2));
+        assert_eq!((a.heard(), b.heard()), (String::new(), "k".into()));
+        // The same of all keys, in the null of either protocol.
+        tracker.note(&of_b, b"k", 2, 2);
+        for null in ["_", "$-1"] {
+            let all = format!(">2\r\n$10\r\ninvalidate\r\n{null}\r\n");
+            assert!(tracker.receive_beside(all.as_bytes(), 2));
+        }
+        assert!(tracker.receive_beside(&changed("k"), 3));
+        assert_eq!((a.heard(), b.heard()), ("* *".into(), "* * k".into()));
+    }
+
+    #[test]
     fn a_full_table_tells_what_it_forgets() {
         let tracker = tracker(2);
         let ((a, of_a), (b, of_b)) = (Listener::new(1), Listener::new(2));
@@ -703,7 +780,7 @@ mod tests {
         }
         tracker.note_unknown(&readers[2].1);
         tracker.join(&readers[3].1);
-        let _ = tracker.broadcasts(&readers[4].1, &prefixes("a"));
+        let _ = tracker.broadcasts(&readers[4].1, &prefixes("a"), None);
         tracker.lose();
         let heard: Vec<_> = readers.iter().map(|(reader, _)| reader.heard.take()).collect();
         assert_eq!(heard[0], ["k"]);
@@ -723,7 +800,7 @@ mod tests {
         let tracker = tracker(10);
         let readers: Vec<_> = (1..7).map(Listener::new).collect();
         let ask = |at: usize, words: &str| {
-            let asking = tracker.broadcasts(&readers[at].1, &prefixes(words));
+            let asking = tracker.broadcasts(&readers[at].1, &prefixes(words), None);
             asking.map(|asking| {
                 let text = String::from_utf8_lossy(&asking.commands).into_owned();
                 let words: Vec<_> = text.split("\r\n").filter(|word| !word.starts_with(['*', '$'])).collect();
@@ -759,8 +836,8 @@ mod tests {
         let keys = |words: &str| {
             Some(words.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect())
         };
-        assert!(tracker.broadcasts(&of_a, &prefixes("a b")).is_some());
-        assert!(tracker.broadcasts(&of_b, &prefixes(".")).is_some());
+        assert!(tracker.broadcasts(&of_a, &prefixes("a b"), None).is_some());
+        assert!(tracker.broadcasts(&of_b, &prefixes("."), None).is_some());
         assert!(tracker.receive(&News::of(keys("a1 b1 a2 c")).frame, 0));
         assert_eq!((a.heard(), b.heard()), ("a1a2 b1".into(), "a1b1a2c".into()));
         assert!(tracker.receive(&News::of(None).frame, 0));

@@ -11,10 +11,13 @@ use crate::resp::{Protocol, Request, encode};
 
 impl Session {
     /// Whether the server tracks for this client over its lane: a RESP2 client is told nothing (`sendTrackingMessage` in
-    /// redis `tracking.c`).
+    /// redis `tracking.c`), unless another one is told for it.
     #[must_use]
     pub fn hears_invalidations(&self) -> bool {
-        self.tracking.is_some() && self.protocol == Protocol::Resp3
+        let is_redirected = |tracking: &Tracking| tracking.redirect.is_some();
+        self.tracking
+            .as_ref()
+            .is_some_and(|tracking| self.protocol == Protocol::Resp3 || is_redirected(tracking))
     }
 
     /// Whether the keys that the next command reads are tracked for the client.
@@ -68,9 +71,9 @@ impl Session {
         }
     }
 
-    /// CLIENT TRACKING, without a query to the server.
+    /// CLIENT TRACKING, without a query to the server; so there is no client to redirect to.
     pub(super) fn set_tracking(&mut self, request: &Request<'_>, out: &mut BytesMut) {
-        match Tracking::after(self.tracking.as_deref(), request) {
+        match Tracking::after(self.tracking.as_deref(), request, false) {
             Ok(tracking) => {
                 self.tracking = tracking.map(Box::new);
                 encode::simple(out, "OK");
@@ -81,7 +84,12 @@ impl Session {
 
     /// CLIENT GETREDIR.
     pub(super) fn redirection(&self) -> i64 {
-        if self.tracking.is_some() { 0 } else { -1 }
+        match &self.tracking {
+            Some(tracking) => {
+                tracking.redirect.map_or(0, |redirect| i64::try_from(redirect.id).unwrap_or(i64::MAX))
+            }
+            None => -1,
+        }
     }
 
     /// CLIENT TRACKINGINFO: flags, redirect, prefixes.
@@ -97,6 +105,8 @@ impl Session {
                 Caching::OptOut => flags.extend(["optout"].into_iter().chain(marked("caching-no"))),
             }
             flags.extend(tracking.no_loop.then_some("noloop"));
+            let is_broken = tracking.redirect.is_some_and(|redirect| redirect.is_broken);
+            flags.extend(is_broken.then_some("broken_redirect"));
         }
         encode::map(out, self.protocol, 3);
         encode::bulk(out, b"flags");

@@ -38,5 +38,5 @@ pub use queued::Member;
 pub use route::{ALWAYS_TAKEN, Pin, Route};
 pub use row::{ClientRow, Flags, RowFormat, UserRow};
 pub use state::{FIRST_CLIENT_ID, Failed, Library, ReplyMode, Session, User};
-pub use tracking::{Reads, Tracking};
+pub use tracking::{Reads, Redirect, Tracking};
 pub use transaction::Transaction;

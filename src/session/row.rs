@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Endpoint, Session};
+use super::{Endpoint, Redirect, Session};
 
 /// The flags of a listed client that a proxy knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Flags {
     pub monitor: bool,
     /// Tracking keys.
     pub tracking: bool,
+    /// CLIENT TRACKING is on, and another client is told.
+    pub redirect: Option<Redirect>,
     /// CLIENT TRACKING is on, by prefix.
     pub broadcast: bool,
     /// READONLY.
@@ -36,6 +38,14 @@ pub struct Flags {
     pub patterns: usize,
     /// Shard channel subscriptions.
     pub shards: usize,
+}
+
+impl Flags {
+    /// Whether it is subscribed to something.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.channels + self.patterns + self.shards > 0
+    }
 }
 
 /// What a listing shows of one client.
@@ -126,10 +136,11 @@ impl ClientRow {
         let mut letters = String::new();
         for (set, letter) in [
             (flags.monitor, 'O'),
-            (flags.channels + flags.patterns + flags.shards > 0, 'P'),
+            (flags.listens(), 'P'),
             (flags.multi.is_some(), 'x'),
             (flags.blocked, 'b'),
             (flags.tracking, 't'),
+            (flags.redirect.is_some_and(|redirect| redirect.is_broken), 'R'),
             (flags.broadcast, 'B'),
             (matches!(self.peer, Endpoint::Unix(_)), 'U'),
             (flags.readonly, 'r'),
@@ -220,7 +231,10 @@ impl ClientRow {
             "cmd" if format.names_subcommands() => write!(line, "{}", self.command),
             "cmd" => write!(line, "{}", self.command.split('|').next().unwrap_or_default()),
             "user" => write!(line, "{}", self.user),
-            "redir" => write!(line, "{}", if flags.tracking { 0 } else { -1 }),
+            "redir" => match flags.redirect {
+                Some(redirect) => write!(line, "{}", redirect.id),
+                None => write!(line, "{}", if flags.tracking { 0 } else { -1 }),
+            },
             "resp" => write!(line, "{}", self.protocol),
             "lib-name" => write!(line, "{}", self.lib_name),
             "lib-ver" => write!(line, "{}", self.lib_ver),

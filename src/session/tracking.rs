@@ -34,6 +34,25 @@ pub struct Tracking {
     pub no_loop: bool,
     /// BCAST: the prefixes of keys that it gets invalidations for. Never empty: the empty prefix matches all keys.
     pub prefixes: Option<BTreeSet<Bytes>>,
+    /// REDIRECT: who is told instead.
+    pub redirect: Option<Redirect>,
+}
+
+/// The client that is told of what another one has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Its id, as CLIENT ID gives it.
+    pub id: u64,
+    /// It was not there any more when it was to be told.
+    pub is_broken: bool,
+}
+
+impl Redirect {
+    /// It is not there any more.
+    #[must_use]
+    pub fn broken(self) -> Self {
+        Self { is_broken: true, ..self }
+    }
 }
 
 /// Reads of a client that the server does not track for it.
@@ -46,25 +65,30 @@ pub enum Reads {
 }
 
 pub(super) const SYNTAX: &str = "ERR syntax error";
+const NOBODY: &str = "ERR The client ID you want redirect to does not exist";
 
 impl Tracking {
-    /// What CLIENT TRACKING makes of `now`; `Err`: the server's error (no leading `-`). No client may be redirected to.
+    /// What CLIENT TRACKING makes of `now`; `Err`: the server's error (no leading `-`). `is_there` says whether the client is
+    /// there that [`redirect_of`] names.
     ///
     /// # Errors
     /// The options are wrong, or do not fit to one another or to what is on.
-    pub fn after(now: Option<&Self>, request: &Request<'_>) -> Result<Option<Self>, String> {
+    pub fn after(now: Option<&Self>, request: &Request<'_>, is_there: bool) -> Result<Option<Self>, String> {
         let mut asked = Asking::default();
         let words: Vec<&[u8]> = request.args().collect();
         let mut rest = words.get(3..).unwrap_or_default().iter();
         while let Some(word) = rest.next() {
             let is = |other: &[u8]| word.eq_ignore_ascii_case(other);
             if is(b"redirect") && rest.len() > 0 {
-                let id = rest.next().and_then(|id| decimal(id));
-                return Err(match id {
-                    Some(_) => "ERR The client ID you want redirect to does not exist",
-                    None => "ERR value is not an integer or out of range",
+                if asked.redirect.is_some() {
+                    return Err("ERR A client can only redirect to a single other client".to_owned());
                 }
-                .to_owned());
+                let id = rest.next().and_then(|id| decimal(id));
+                let id = id.ok_or_else(|| "ERR value is not an integer or out of range".to_owned())?;
+                match u64::try_from(id) {
+                    Ok(id) if is_there => asked.redirect = Some(Redirect { id, is_broken: false }),
+                    Ok(_) | Err(_) => return Err(NOBODY.to_owned()),
+                }
             } else if is(b"bcast") {
                 asked.broadcast = true;
             } else if is(b"optin") {
@@ -97,6 +121,14 @@ impl Tracking {
     }
 }
 
+/// The client that CLIENT TRACKING wants to redirect to, if it says so well.
+#[must_use]
+pub fn redirect_of(request: &Request<'_>) -> Option<u64> {
+    let mut words = request.args().skip(3);
+    words.find(|word| word.eq_ignore_ascii_case(b"redirect"))?;
+    u64::try_from(decimal(words.next()?)?).ok()
+}
+
 /// The options of CLIENT TRACKING.
 #[derive(Default)]
 struct Asking<'a> {
@@ -105,6 +137,7 @@ struct Asking<'a> {
     opt_out: bool,
     no_loop: bool,
     prefixes: Vec<&'a [u8]>,
+    redirect: Option<Redirect>,
 }
 
 impl Asking<'_> {
@@ -145,7 +178,7 @@ impl Asking<'_> {
             _ => Caching::All, // neither was said
         };
         let is_next_marked = now.is_some_and(|now| now.is_next_marked);
-        Ok(Tracking { caching, is_next_marked, no_loop: self.no_loop, prefixes })
+        Ok(Tracking { caching, is_next_marked, no_loop: self.no_loop, prefixes, redirect: self.redirect })
     }
 
     /// `checkPrefixCollisionsOrReply` in redis `tracking.c`.

@@ -18,6 +18,7 @@ mod check;
 mod cleanup;
 mod client_caching;
 mod client_caching_by_prefix;
+mod client_caching_redirected;
 mod close_reasons;
 mod cluster;
 mod cluster_blocked;

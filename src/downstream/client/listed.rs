@@ -50,6 +50,7 @@ impl Client {
         flags.no_evict = session.no_evict;
         flags.tracking |= session.tracking.is_some();
         flags.broadcast |= session.tracking.as_ref().is_some_and(|tracking| tracking.prefixes.is_some());
+        flags.redirect = session.tracking.as_ref().and_then(|tracking| tracking.redirect);
         drop(session);
         if let Some(subscriber) = &*self.subscriber.borrow() {
             let count = |listen| subscriber.count(listen);

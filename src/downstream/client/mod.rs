@@ -22,6 +22,7 @@ mod messages;
 mod moving;
 mod output;
 mod passing;
+mod redirected;
 mod replies;
 mod served;
 mod server_change;

@@ -141,6 +141,8 @@ impl Client {
         session.user.is_none()
             || prefixes.is_some_and(|all| !accepts.tracking_prefixes || !is_short(all))
             || self.has_tracked.get() && !accepts.tracking
+            || session.tracking.as_ref().is_some_and(|tracking| tracking.redirect.is_some())
+            || self.context.redirections.is_target(self.id())
             || session.failed != Failed::Nothing
             || self.outbound.has_ended_input()
             || self.inbound.len() > MOST_INPUT

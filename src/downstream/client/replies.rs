@@ -47,7 +47,7 @@ impl Client {
     fn hears_on(&self, tracked: Tracked) {
         if tracked != Tracked::No {
             if self.has_missed.take() {
-                self.send_push(News::of(None).frame);
+                self.tell(&News::of(None));
             }
         } else if self.session.borrow().tracking.is_some() {
             self.has_missed.set(true);

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Client;
 use crate::downstream::context::Served;
 use crate::downstream::identity::Account;
+use crate::downstream::redirection::Inbox;
 use crate::hub::Unblock;
 use crate::pool::{Charge, LONG, LaneKey, Pool};
 use crate::resp::Request;
@@ -140,10 +141,7 @@ impl Served for Client {
         self.outbound.age();
         let options = self.context.options.get();
         let flags = self.listed_flags();
-        let listens = flags.blocked
-            || flags.monitor
-            || flags.tracking
-            || flags.channels + flags.patterns + flags.shards > 0;
+        let listens = flags.blocked || flags.monitor || flags.tracking || flags.listens();
         let is_busy = Served::is_busy(self);
         if !self.is_logged_in() && self.connected_for() > options.login_timeout {
             self.close(ClientClose::LoginTimeout);
@@ -186,6 +184,10 @@ impl Served for Client {
 
     fn unblock(&self, how: Unblock) {
         self.attachment.unblock(how);
+    }
+
+    fn inbox(self: Rc<Self>, user: u64) -> Option<Arc<Inbox>> {
+        self.inbox_for(user)
     }
 
     fn has_outlived_the_server(&self) -> bool {

@@ -13,6 +13,7 @@ impl Client {
     /// Changes the account of the client, or removes it.
     pub(in crate::downstream) fn become_user(&self, membership: Option<Membership>) {
         self.leave_group();
+        self.context.redirections.close_inbox(self.id());
         self.session.borrow_mut().user = membership.as_ref().map(|own| own.account.user.clone());
         self.identified.become_user(membership);
         self.judge_reader();

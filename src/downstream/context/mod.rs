@@ -7,6 +7,7 @@ mod departures;
 mod metrics;
 mod node_hubs;
 mod permissions;
+mod redirections;
 mod served;
 mod server;
 mod warnings;
@@ -34,6 +35,7 @@ use departures::Departures;
 use metrics::WorkerMetrics;
 use node_hubs::NodeHubs;
 use permissions::ListPermissions;
+use redirections::Redirections;
 use warnings::Warnings;
 
 pub(in crate::downstream) use served::{ElementTaker, Served};
@@ -103,6 +105,8 @@ pub(in crate::downstream) struct Context {
     /// By which clients go to the process that takes over.
     pub(in crate::downstream) way_out: RefCell<Option<WayOut>>,
     pub(in crate::downstream) departures: Departures,
+    /// Whose invalidations go to another client.
+    pub(in crate::downstream) redirections: Redirections,
 }
 
 /// Whether a worker continues.
@@ -184,6 +188,7 @@ impl Context {
             way_out: RefCell::default(),
             departures: Departures::default(),
             node_hubs: NodeHubs::default(),
+            redirections: Redirections::default(),
             nodes,
             pool,
             hubs,
@@ -274,6 +279,7 @@ impl Context {
         self.left_from.borrow_mut().remove(&id);
         self.clients.borrow_mut().remove(&id);
         self.paused.borrow_mut().remove(&id);
+        self.redirections.forget(id);
         self.workers.client_left(self.index);
     }
 

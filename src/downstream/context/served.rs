@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::downstream::identity::Account;
+use crate::downstream::redirection::Inbox;
 use crate::hub::Unblock;
 use crate::pool::{LaneKey, Pool};
 use crate::resp::Request;
@@ -43,6 +44,8 @@ pub(in crate::downstream) trait Served {
     fn has_logged_in_as(&self, account: &Arc<Account>) -> bool;
     /// CLIENT UNBLOCK: ends its blocking call, if it waits in one that is served here.
     fn unblock(&self, how: Unblock);
+    /// Where other clients of `user` may have what they are to be told go to this one. `None`: it is not theirs, or it ends.
+    fn inbox(self: Rc<Self>, user: u64) -> Option<Arc<Inbox>>;
     /// Whether the server that it knows things of is no more.
     fn has_outlived_the_server(&self) -> bool;
     /// The lanes of a client that knows things of the server which another server would not know.

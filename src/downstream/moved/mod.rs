@@ -121,7 +121,7 @@ impl Tracked {
         let Self { is_next_marked, no_loop, .. } = *self;
         let prefixes = self.prefixes.as_ref();
         let prefixes = prefixes.map(|all| all.iter().map(|prefix| Bytes::copy_from_slice(prefix)).collect());
-        self.is_on.then_some(Tracking { caching, is_next_marked, no_loop, prefixes })
+        self.is_on.then_some(Tracking { caching, is_next_marked, no_loop, prefixes, redirect: None })
     }
 }
 

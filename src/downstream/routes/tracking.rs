@@ -27,6 +27,30 @@ pub(in crate::downstream) enum How {
     Alone,
 }
 
+/// Whether CLIENT TRACKING is no matter of a connection of the client's own, where that would be needed to be told over it.
+fn stays_on_lanes(
+    now: Option<&Tracking>,
+    next: &Result<Option<Tracking>, String>,
+    names_a_client: bool,
+) -> bool {
+    let was_redirected = now.is_some_and(|now| now.redirect.is_some());
+    match next {
+        Ok(Some(next)) => next.redirect.is_some(),
+        Ok(None) => was_redirected,
+        Err(_) => was_redirected || names_a_client,
+    }
+}
+
+/// What the server is to track on the lanes of a client that hears of changes.
+fn needed(tracking: &Tracking) -> Tracked {
+    match (&tracking.prefixes, tracking.redirect) {
+        (None, None) => Tracked::Reads,
+        (Some(_), None) => Tracked::Prefixes,
+        (None, Some(_)) => Tracked::RedirectedReads,
+        (Some(_), Some(_)) => Tracked::RedirectedPrefixes,
+    }
+}
+
 impl Reader for Client {
     fn id(&self) -> u64 {
         self.id()
@@ -34,12 +58,7 @@ impl Reader for Client {
 
     fn hears(&self, news: &News) {
         if self.hears_invalidations() {
-            if self.attachment.is_moving() {
-                // At once: no reply has begun, and what is kept back until a subscriber has gone is not sent then.
-                self.send(&news.frame);
-            } else {
-                self.send_push(news.frame.clone());
-            }
+            self.tell(news);
             if news.keys.is_none() && self.prefixes().is_some() {
                 // Perhaps because the lane has ended. Nothing else may bring it back for a client that only listens.
                 self.is_untold.set(true);
@@ -57,10 +76,7 @@ impl Client {
     pub(in crate::downstream) fn tracked(&self) -> Tracked {
         let session = self.session.borrow();
         match &session.tracking {
-            Some(tracking) if session.hears_invalidations() => match tracking.prefixes {
-                Some(_) => Tracked::Prefixes,
-                None => Tracked::Reads,
-            },
+            Some(tracking) if session.hears_invalidations() => needed(tracking),
             Some(_) | None => Tracked::No,
         }
     }
@@ -104,13 +120,22 @@ impl Client {
             return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done);
         }
         self.context.server.learn_from_login();
-        if !self.context.server.policy().tracked_lanes {
+        let now = self.session.borrow().tracking.clone();
+        let inbox = match tracking::redirect_of(&request) {
+            Some(id) => self.unless_gone(self.inbox_of(id)).await?,
+            None => None,
+        };
+        let next = Tracking::after(now.as_deref(), &request, inbox.is_some());
+        let is_redirected = matches!(&next, Ok(Some(next)) if next.redirect.is_some());
+        let names_a_client = request.args().any(|word| word.eq_ignore_ascii_case(b"redirect"));
+        if !self.context.server.policy().tracked_lanes
+            && !stays_on_lanes(now.as_deref(), &next, names_a_client)
+        {
             return Ok(How::Alone);
         }
-        let now = self.session.borrow().tracking.clone();
-        let next = Tracking::after(now.as_deref(), &request);
         // A lane that the server is to track for is refused by itself.
-        let needs_a_lane = matches!(next, Ok(Some(_))) && self.protocol() == Protocol::Resp3;
+        let needs_a_lane =
+            matches!(next, Ok(Some(_))) && (self.protocol() == Protocol::Resp3 || is_redirected);
         if self.tracked() == Tracked::No && !needs_a_lane {
             let asking = encode::one_command(&[b"CLIENT", b"TRACKING", b"OFF"]);
             match self.exchange(&asking, 1).await? {
@@ -131,9 +156,9 @@ impl Client {
             }
         };
         let prefixes = next.as_ref().and_then(|next| next.prefixes.clone());
-        if needs_a_lane && (self.tracked() == Tracked::No || prefixes.is_some()) {
+        let tracked = next.as_deref().filter(|_| needs_a_lane).map_or(Tracked::No, needed);
+        if needs_a_lane && (self.tracked() != tracked || prefixes.is_some()) {
             let Some((key, identity)) = self.lane_key() else { return Err(ClientClose::Denied) };
-            let tracked = if prefixes.is_some() { Tracked::Prefixes } else { Tracked::Reads };
             let group = self.context.pool.group(LaneKey { tracked, ..key }, &identity);
             let _session = group.attach();
             let lane = match self.ready_lane(&group).await? {
@@ -143,14 +168,18 @@ impl Client {
                 }
                 Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done),
             };
-            if let Some(prefixes) = &prefixes
-                && let Some(refusal) = self.asks_for(prefixes, &lane).await?
-            {
+            let refusal = match &prefixes {
+                Some(prefixes) => self.asks_for(prefixes, &lane).await?,
+                None if is_redirected => self.asks_to_be_told(&lane).await?,
+                None => None,
+            };
+            if let Some(refusal) = refusal {
                 self.unless(muted, |client| client.send_answer(&refusal));
                 return Ok(How::Done);
             }
         }
         self.leave_group();
+        self.context.redirections.redirect(self.id(), inbox.filter(|_| is_redirected));
         self.session.borrow_mut().tracking = next;
         self.unless(muted, |client| client.reply(|out| encode::simple(out, "OK")));
         self.begins_to_hear();
@@ -166,11 +195,12 @@ impl Client {
     /// CLIENT TRACKING on a connection of the client's own.
     async fn track_alone(self: &Rc<Self>, taken: PendingCommand) -> Result<(), ClientClose> {
         // What the lane's server was to tell, nobody will.
-        let was_on = self.session.borrow_mut().tracking.take().is_some();
-        if was_on {
+        if self.hears_invalidations() {
             self.leave_group();
-            self.send_push(News::of(None).frame);
+            self.tell(&News::of(None));
         }
+        self.session.borrow_mut().tracking = None;
+        self.context.redirections.redirect(self.id(), None);
         self.leased(taken, Pin::Tracking).await
     }
 
@@ -237,6 +267,19 @@ impl Client {
         self.context.pool.may_stay(&lane, Instant::now()).then_some(lane)
     }
 
+    /// Has the server tell of what is read over `lane` over another one. `Some`: its refusal.
+    ///
+    /// # Errors
+    /// Why the client is to be closed.
+    async fn asks_to_be_told(self: &Rc<Self>, lane: &Rc<Lane>) -> Result<Option<Bytes>, ClientClose> {
+        let (sender, answer) = oneshot::channel();
+        lane.asks_to_be_told(Box::new(move |frames| drop(sender.send(frames))));
+        match self.unless_gone(answer).await? {
+            Ok(Ok(frames)) => Ok(frames.into_iter().find(|frame| resp::is_error(frame))),
+            Ok(Err(_)) | Err(_) => Err(ClientClose::UpstreamLost),
+        }
+    }
+
     /// Has the server tell `lane` of these prefixes. `Some`: its refusal.
     ///
     /// # Errors
@@ -279,7 +322,7 @@ impl Client {
             return Err(ClientClose::StateRefused);
         }
         if !is_told {
-            self.send_push(News::of(None).frame);
+            self.tell(&News::of(None));
         }
         Ok(())
     }
@@ -296,7 +339,7 @@ impl Client {
             return;
         }
         let (ping, lanes) = (encode::one_command(&[b"PING"]), self.context.pool.lanes_read_by(self.id()));
-        let asked = lanes.iter().map(|lane| {
+        let asked = lanes.iter().map(Lane::telling_lane).map(|lane| {
             let (sender, answered) = oneshot::channel();
             lane.exchange(&ping, 1, Instant::now(), Box::new(move |frames| drop(sender.send(frames))));
             answered
@@ -322,7 +365,7 @@ impl Client {
 
     /// Whether the client may cache what the next command reads.
     pub(in crate::downstream) fn caches_next(&self) -> bool {
-        self.remembers_next() || self.tracked() == Tracked::Prefixes
+        self.remembers_next() || self.tracked().is_by_prefix()
     }
 
     /// Whether what this command reads is remembered: asked once, when it is taken.
@@ -421,7 +464,10 @@ impl Client {
     ) -> Result<bool, (usize, Progress)> {
         let is_told_of_others = {
             let session = self.session.borrow();
-            let by_key = session.tracking.as_ref().filter(|tracking| tracking.prefixes.is_none());
+            let by_key = session
+                .tracking
+                .as_ref()
+                .filter(|tracking| tracking.prefixes.is_none() && tracking.redirect.is_none());
             let no_loop = by_key.is_some_and(|tracking| tracking.no_loop);
             no_loop && session.hears_invalidations()
         };
@@ -469,7 +515,7 @@ impl Client {
                 Some(keys)
             }
         };
-        self.send_push(News::of(keys).frame);
+        self.tell(&News::of(keys));
     }
 
     /// Tells the client to forget what `request` has read, if it tracks.

@@ -229,6 +229,11 @@ impl Worker {
                     client.unblock(Unblock { with_error, done });
                 }
             }
+            Message::Inbox(id, user, reply) => {
+                if let Some(inbox) = self.context.client(id).and_then(|client| client.inbox(user)) {
+                    drop(reply.send(inbox));
+                }
+            }
             Message::Control { user, address, identity, protocol, request, reply } => {
                 let (pool, control) = (Rc::clone(&self.context.pool), Rc::clone(&self.control));
                 let questions = Arc::clone(&self.questions);

@@ -53,6 +53,7 @@ impl Lane {
         self.written.borrow_mut().clear();
         self.lose_the_rest(io.is_mid_reply());
         self.forget_readers();
+        self.end_redirections();
         let orderly = self.leaving.get() == Some(reason);
         (reason, orderly.then(|| io.into_stream()))
     }
@@ -298,7 +299,7 @@ impl LaneIo {
     /// Part of a push has arrived, or all of it.
     fn begin_push(&mut self, part: &[u8], is_whole: bool) -> Result<(), UpstreamClose> {
         // A push belongs to one client's subscription or tracking, and neither is ever on a lane that is not tracked.
-        if self.lane.tracker.borrow().is_none() || self.push.len() + part.len() > LONGEST_PUSH {
+        if !self.lane.may_be_told() || self.push.len() + part.len() > LONGEST_PUSH {
             return Err(UpstreamClose::Desync);
         }
         self.push.extend_from_slice(part);
@@ -312,6 +313,9 @@ impl LaneIo {
             return Ok(());
         }
         let push = std::mem::take(&mut self.push);
+        if let Some(is_known) = self.lane.tell_others(&push) {
+            return if is_known { Ok(()) } else { Err(UpstreamClose::Desync) };
+        }
         let tracker = self.lane.tracker().ok_or(UpstreamClose::Desync)?;
         if tracker.receive(&push, self.lane.answered()) { Ok(()) } else { Err(UpstreamClose::Desync) }
     }
@@ -337,7 +341,7 @@ impl LaneIo {
             match code {
                 ErrorCode::ReadOnly => self.lane.was_refused_a_write.set(true),
                 ErrorCode::Moved => {
-                    self.lane.redirection.replace(Some(printable(text.trim_ascii_end())));
+                    self.lane.moved.replace(Some(printable(text.trim_ascii_end())));
                 }
                 _ => {} // says nothing of the server that outlives the reply
             }

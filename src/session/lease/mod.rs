@@ -214,6 +214,7 @@ impl LeaseState {
             watching: self.watching,
             monitor: self.monitor,
             tracking: self.tracking,
+            redirect: None,
             broadcast: false,
             no_touch: self.no_touch,
             readonly: false,
