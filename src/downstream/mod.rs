@@ -33,4 +33,4 @@ pub use options::{ClientOptions, MemoryMax, OutputLimit};
 pub use settings::{ConfigHandle, ConfigRequest, Outcome, ReloadReport, SettingRow, WorkerSettings};
 pub(crate) use worker::Worker;
 pub use worker::WorkerConfig;
-pub use workers::{Accepted, Incoming, Message, WorkerFigures, WorkerHandle, Workers};
+pub use workers::{Accepted, Incoming, Message, Question, WorkerFigures, WorkerHandle, Workers};

@@ -44,20 +44,7 @@ pub enum Message {
     /// The inbox of client `.0`, if it is one of user `.1`. None means no.
     Inbox(u64, u64, oneshot::Sender<Arc<Inbox>>),
     /// A request for the control connection, which the first worker keeps.
-    Control {
-        /// Whose request it is, as a number.
-        user: u64,
-        /// Where its client is: users and addresses come in turn.
-        address: Option<IpAddr>,
-        /// As whom to log in.
-        identity: Arc<Identity>,
-        /// In which protocol to ask.
-        protocol: Protocol,
-        /// The whole request.
-        request: Bytes,
-        /// Where the whole reply goes.
-        reply: oneshot::Sender<Result<Bytes, Unavailable>>,
-    },
+    Control(Question),
     /// Nobody may be this account any more.
     Revoke(Arc<Account>),
     /// Answer, to show that the thread lives.
@@ -97,6 +84,23 @@ pub struct Accepted {
     pub(super) before: Option<Box<Before>>,
     /// Its place.
     pub(super) place: AdmissionGuard,
+}
+
+/// What the server is asked on the control connection.
+#[derive(Debug)]
+pub struct Question {
+    /// Whose request it is, as a number.
+    pub user: u64,
+    /// Where its client is: users and addresses come in turn.
+    pub address: Option<IpAddr>,
+    /// As whom to log in.
+    pub identity: Arc<Identity>,
+    /// In which protocol to ask.
+    pub protocol: Protocol,
+    /// The whole request.
+    pub request: Bytes,
+    /// Where the whole reply goes.
+    pub reply: oneshot::Sender<Result<Bytes, Unavailable>>,
 }
 
 /// A client of the process before this one, or of another worker.

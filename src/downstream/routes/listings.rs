@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::downstream::client::Client;
-use crate::downstream::workers::Message;
+use crate::downstream::workers::{Message, Question};
 use crate::pool::{Slice, Unavailable};
 use crate::resp::{self, ErrorCode, Request, encode};
 use crate::session::{ClientRow, FIRST_CLIENT_ID, Filter, Listed, RowFormat, unblocking_nobody};
@@ -50,7 +50,8 @@ impl Client {
         let (reply, answer) = oneshot::channel();
         let protocol = key.protocol;
         let address = self.peer.host();
-        let message = Message::Control { user: key.user, address, identity, protocol, request, reply };
+        let message =
+            Message::Control(Question { user: key.user, address, identity, protocol, request, reply });
         if self.context.workers.send(0, message).await.is_err() {
             return Err(Unavailable::Stopping);
         }
