@@ -5,7 +5,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::pipeline::{Batch, Progress};
+use super::batch::Batch;
+use super::progress::Progress;
 use crate::command::{Aftermath, Asked};
 use crate::downstream::client::Client;
 use crate::downstream::context::Context;

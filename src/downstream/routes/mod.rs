@@ -1,5 +1,7 @@
 //! Where a client's commands go: over a lane at once (`pipeline`), or by `dispatch` to what has to wait for something.
 
+mod accept;
+mod batch;
 mod blocking;
 mod counted;
 mod dispatch;
@@ -12,6 +14,7 @@ mod moving;
 mod nodes;
 mod pending;
 mod pipeline;
+mod progress;
 mod proxy_acts;
 mod proxy_commands;
 mod proxy_config;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use super::pipeline::Next;
+use super::progress::Next;
 use crate::downstream::client::{Attachment, Client};
 use crate::downstream::moved::{Announced, Blocked, Subscribed};
 use crate::pool::{Slice, go_on_later};

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::batch::Batch;
 use super::pending::PendingCommand;
-use super::pipeline::{Batch, Progress};
+use super::progress::Progress;
 use crate::command::{Aftermath, Asked, classify};
 use crate::downstream::client::Client;
 use crate::pool::{Group, Lane, LaneKey, News, Reader, Receiver, Tracked, Unavailable};

@@ -8,15 +8,14 @@ use tokio::time::Instant;
 use crate::cluster::{BlockPlace, Place, about_one_node, block_place, place};
 use crate::command::{Asked, Class, classify};
 use crate::downstream::client::{Client, Kept, Routing};
+use crate::downstream::routes::accept::Framed;
+use crate::downstream::routes::batch::Batch;
 use crate::downstream::routes::pending::PendingCommand;
-use crate::downstream::routes::pipeline::{Batch, Framed, Next, Progress};
+use crate::downstream::routes::progress::{Next, Progress, Taken};
 use crate::pool::{Lane, Pool, Receiver};
 use crate::resp::{Request, encode};
 use crate::session::answers::is_silent_mode;
 use crate::session::{Block, Listen, Pin, ReplyMode, Route, find_block};
-
-/// What is done with a frame: see [`Client::accept_frame`].
-type Taken = Result<usize, (usize, Progress)>;
 
 impl Client {
     /// Takes one canonical frame of a client whose server is a cluster.
