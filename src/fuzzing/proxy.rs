@@ -210,9 +210,8 @@ impl Settings {
         self.form & bit == bit
     }
 
-    /// One worker, on this runtime.
-    fn start(&self, port: u16) -> (Workers, tokio::task::JoinHandle<()>, Arc<Budget>) {
-        let upstream = UpstreamOptions {
+    fn upstream(&self, port: u16) -> UpstreamOptions {
+        UpstreamOptions {
             port,
             connect_timeout: Duration::from_millis(200),
             backoff_min: Duration::from_millis(1),
@@ -224,7 +223,12 @@ impl Settings {
             on_loss: if self.has(2) { OnLoss::Error } else { OnLoss::Close },
             close_timeout: Duration::from_millis(200),
             ..UpstreamOptions::default()
-        };
+        }
+    }
+
+    /// One worker, on this runtime.
+    fn start(&self, port: u16) -> (Workers, tokio::task::JoinHandle<()>, Arc<Budget>) {
+        let upstream = self.upstream(port);
         let pool = PoolOptions {
             max_connections: self.cap,
             wait_timeout: Duration::from_millis(30),

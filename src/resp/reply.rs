@@ -137,26 +137,12 @@ impl ReplyScanner {
                     self.end_number()?
                 }
                 State::Line => {
-                    let rest = chunk.get(at..).unwrap_or_default();
-                    match memchr(b'\r', rest) {
-                        Some(offset) => {
-                            at += offset + 1;
-                            self.state = State::LineLf;
-                        }
-                        None => at = chunk.len(),
-                    }
+                    at = self.line(chunk, at);
                     false
                 }
                 State::LineLf => {
                     at += 1;
-                    match byte {
-                        b'\n' => self.end_frame(),
-                        b'\r' => false,
-                        _ => {
-                            self.state = State::Line;
-                            false
-                        }
-                    }
+                    self.end_line(byte)
                 }
                 State::Boolean => {
                     at += 1;
@@ -167,12 +153,7 @@ impl ReplyScanner {
                     false
                 }
                 State::Body => {
-                    let here = (chunk.len() - at).min(usize::try_from(self.value).unwrap_or(usize::MAX));
-                    at += here;
-                    self.value -= here as u64;
-                    if self.value == 0 {
-                        self.state = State::Cr;
-                    }
+                    at = self.body(chunk, at);
                     false
                 }
                 State::Cr => {
@@ -192,6 +173,42 @@ impl ReplyScanner {
             }
         }
         Ok(ReplyStep { consumed: at, complete: None })
+    }
+
+    /// Reads on in a line, as far as its end or that of `chunk`. Returns where it is then.
+    #[inline]
+    fn line(&mut self, chunk: &[u8], at: usize) -> usize {
+        match memchr(b'\r', chunk.get(at..).unwrap_or_default()) {
+            Some(offset) => {
+                self.state = State::LineLf;
+                at + offset + 1
+            }
+            None => chunk.len(),
+        }
+    }
+
+    /// A CR was read in a line, which ends only if `byte` is the LF. Whether the reply has ended with it.
+    #[inline]
+    fn end_line(&mut self, byte: u8) -> bool {
+        match byte {
+            b'\n' => self.end_frame(),
+            b'\r' => false,
+            _ => {
+                self.state = State::Line;
+                false
+            }
+        }
+    }
+
+    /// Reads on in a body whose length is known, as far as its end or that of `chunk`. Returns where it is then.
+    #[inline]
+    fn body(&mut self, chunk: &[u8], at: usize) -> usize {
+        let here = (chunk.len() - at).min(usize::try_from(self.value).unwrap_or(usize::MAX));
+        self.value -= here as u64;
+        if self.value == 0 {
+            self.state = State::Cr;
+        }
+        at + here
     }
 
     /// What the reply in progress is, as soon as known; a RESP2 null first shows as what it is the null of.

@@ -89,6 +89,18 @@ pub(super) fn sent(
         let is_refused = matches!(asked.class, Class::Refused(_));
         return if is_subcommand && !is_refused { Sent::Itself(None) } else { Sent::Refused(text) };
     }
+    sent_as(session, asked, request, policy, unknown)
+}
+
+/// The same for a command that may be sent, and has as many words as it should.
+#[expect(clippy::too_many_lines, reason = "a table: each class, and what stands in for it")]
+fn sent_as(
+    session: &Session,
+    asked: &Asked,
+    request: &Request<'_>,
+    policy: Policy,
+    unknown: Placement,
+) -> Sent {
     let whole = || Bytes::copy_from_slice(request.bytes());
     let word = |at: usize| request.arg(at).unwrap_or_default();
     let is = |at: usize, other: &[u8]| word(at).eq_ignore_ascii_case(other);

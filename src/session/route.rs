@@ -215,10 +215,7 @@ impl Session {
             | Class::SSubscribe
             | Class::Unsubscribe
             | Class::PUnsubscribe
-            | Class::SUnsubscribe => match Listen::of(asked.class) {
-                Some((listen, join)) if policy.pubsub_hub => Route::Listen(listen, join),
-                _ => Route::Lease(Pin::Subscribed),
-            },
+            | Class::SUnsubscribe => subscription(asked.class, policy),
             Class::Monitor => Route::Lease(Pin::Monitor),
             Class::Blocking(command) => Route::Blocking(command),
             Class::Wait => Route::Lease(Pin::Wait),
@@ -283,6 +280,14 @@ pub(super) fn select(session: &Session, request: &Request<'_>) -> Route {
         Err(_) => refuse("ERR DB index is out of range"),
         Ok(index) if index == session.database => Route::Local(Class::Select),
         Ok(index) => Route::Select(index),
+    }
+}
+
+/// (P|S)SUBSCRIBE and (P|S)UNSUBSCRIBE: the hub's, where there is one.
+fn subscription(class: Class, policy: Policy) -> Route {
+    match Listen::of(class) {
+        Some((listen, join)) if policy.pubsub_hub => Route::Listen(listen, join),
+        _ => Route::Lease(Pin::Subscribed),
     }
 }
 

@@ -5,8 +5,10 @@
 //! keeps it. Numbers of connections are always read from the server's `CLIENT LIST`, never from our own counters.
 //! Waiting is always for a condition with a deadline (`until`); there is no bare sleep.
 
-// A failed expectation is how a test reports, so what the library forbids itself is the normal tool here.
+// A failed expectation is how a test reports, so what the library forbids itself is the normal tool here. A scenario is told
+// from its beginning to its end.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::too_many_lines)]
 
 #[macro_use]
 mod harness;

@@ -501,17 +501,9 @@ impl Core {
         let client = self.clients.get_mut(&id).expect("it is connected");
         let (database, protocol) = (client.database, client.protocol);
         let word = |at: usize| words.get(at).cloned().unwrap_or_default();
-        let key = (database, word(1));
         if self.replica && is_write(name) {
             return encode::error(&mut client.out, READONLY);
         }
-        if client.tracking && matches!(name, b"get" | b"llen" | b"exists") {
-            for name in &words[1..] {
-                self.tracked.entry(name.clone()).or_default().insert(id);
-            }
-        }
-        let is_list = self.lists.contains_key(&key);
-        let is_string = self.strings.contains_key(&key);
         match name {
             b"hello" => {
                 match &word(1)[..] {
@@ -553,6 +545,12 @@ impl Core {
             b"command" => encode::array(&mut client.out, 0),
             b"wait" => encode::integer(&mut client.out, 0),
             b"client" => self.client(id, words),
+            b"publish" => {
+                let heard = self.publish(&word(1), &word(2));
+                encode::integer(self.out(id), heard);
+            }
+            b"subscribe" | b"unsubscribe" => self.listen(id, name, &words[1..]),
+            b"pubsub" => encode::array(&mut client.out, 0),
             b"watch" if in_exec => encode::error(&mut client.out, "ERR WATCH inside MULTI is not allowed"),
             b"watch" => {
                 client.watched.extend(words[1..].iter().map(|name| (database, name.clone())));
@@ -563,6 +561,24 @@ impl Core {
                 client.dirty = false;
                 encode::simple(&mut client.out, "OK");
             }
+            _ => self.execute_on_keys(id, name, words, in_exec), // the others
+        }
+    }
+
+    /// A command that reads or writes keys.
+    fn execute_on_keys(&mut self, id: u64, name: &[u8], words: &[Bytes], in_exec: bool) {
+        let client = self.clients.get_mut(&id).expect("it is connected");
+        let (database, protocol) = (client.database, client.protocol);
+        let word = |at: usize| words.get(at).cloned().unwrap_or_default();
+        let key = (database, word(1));
+        if client.tracking && matches!(name, b"get" | b"llen" | b"exists") {
+            for name in &words[1..] {
+                self.tracked.entry(name.clone()).or_default().insert(id);
+            }
+        }
+        let is_list = self.lists.contains_key(&key);
+        let is_string = self.strings.contains_key(&key);
+        match name {
             b"get" if is_list => encode::error(&mut client.out, WRONGTYPE),
             b"get" => match self.strings.get(&key) {
                 Some(value) => encode::bulk(&mut client.out, value),
@@ -597,12 +613,6 @@ impl Core {
                 None => encode::null(self.out(id), protocol),
             },
             b"blpop" | b"brpop" => self.blocking_pop(id, words, name == b"blpop", in_exec),
-            b"publish" => {
-                let heard = self.publish(&word(1), &word(2));
-                encode::integer(self.out(id), heard);
-            }
-            b"subscribe" | b"unsubscribe" => self.listen(id, name, &words[1..]),
-            b"pubsub" => encode::array(&mut client.out, 0),
             other => {
                 let name = String::from_utf8_lossy(other).into_owned();
                 encode::error(&mut client.out, &format!("ERR unknown command '{name}'"));

@@ -377,32 +377,7 @@ impl LaneIo {
             if step.consumed == 0 && step.complete.is_none() {
                 return Err(UpstreamClose::Desync);
             }
-            match slot {
-                Slot::Whole { owner, frames, partial, nonce, .. } => {
-                    resp::append(partial, &data[at..at + step.consumed]);
-                    if let Some(owner) = owner.as_ref().filter(|_| partial.len() >= LONG) {
-                        // An element may be in it: it is read to its end even if nobody waits for it any more.
-                        owner.gathers(frames.iter().map(Bytes::len).sum::<usize>() + partial.len());
-                    }
-                    if step.complete.is_some() {
-                        let frame = std::mem::take(partial).freeze();
-                        // Some other command's reply: nobody knows any more whose is whose.
-                        if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
-                            return Err(UpstreamClose::Desync);
-                        }
-                        self.lane.echo.borrow_mut().take_if(|echo| nonce.as_ref() == Some(echo));
-                        frames.push(frame);
-                    }
-                }
-                Slot::Changed { to, partial, change, .. } => {
-                    resp::append(partial, &data[at..at + step.consumed]);
-                    if partial.len() >= LONG && !to.gathers(partial.len()) {
-                        *partial = BytesMut::new();
-                        *change = None;
-                    }
-                }
-                Slot::Replies { .. } => {}
-            }
+            self.gather(slot, &data[at..at + step.consumed], step.complete.is_some())?;
             let is_error = step.complete == Some(ReplyKind::Error);
             let reply = &data[at..at + step.consumed];
             if is_error && self.lane.holds(slot) && refusal(reply).is_some() {
@@ -415,27 +390,73 @@ impl LaneIo {
             }
             at += step.consumed;
             ended += u32::from(step.complete.is_some());
-            if is_error {
-                let left = slot.left() - (ended - 1);
-                let ruined = if self.begun_error.is_empty() {
-                    self.heed(reply, slot, left)
-                } else {
-                    let mut whole = std::mem::take(&mut self.begun_error);
-                    whole.extend_from_slice(&reply[..reply.len().min(TELLING)]);
-                    self.heed(&whole, slot, left)
-                };
-                if ruined {
+            if kind == Some(ReplyKind::Error) {
+                let left = slot.left() - (ended - u32::from(is_error));
+                if self.hear_error(reply, is_error, slot, left) {
                     break;
                 }
-            } else if kind == Some(ReplyKind::Error) && self.begun_error.len() < TELLING {
-                self.begun_error.extend_from_slice(&reply[..reply.len().min(TELLING)]);
             }
         }
+        self.give(slot, &data[..at], ended);
+        Ok((at + behind + self.begun_echo.len(), ended))
+    }
+
+    /// Keeps a part of a reply where `slot` wants it whole. Another reply than that slot's is an error.
+    #[inline]
+    fn gather(&self, slot: &mut Slot, part: &[u8], is_last: bool) -> Result<(), UpstreamClose> {
+        match slot {
+            Slot::Replies { .. } => {}
+            Slot::Whole { owner, frames, partial, nonce, .. } => {
+                resp::append(partial, part);
+                if let Some(owner) = owner.as_ref().filter(|_| partial.len() >= LONG) {
+                    // An element may be in it: it is read to its end even if nobody waits for it any more.
+                    owner.gathers(frames.iter().map(Bytes::len).sum::<usize>() + partial.len());
+                }
+                if is_last {
+                    let frame = std::mem::take(partial).freeze();
+                    // Some other command's reply: nobody knows any more whose is whose.
+                    if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
+                        return Err(UpstreamClose::Desync);
+                    }
+                    self.lane.echo.borrow_mut().take_if(|echo| nonce.as_ref() == Some(echo));
+                    frames.push(frame);
+                }
+            }
+            Slot::Changed { to, partial, change, .. } => {
+                resp::append(partial, part);
+                if partial.len() >= LONG && !to.gathers(partial.len()) {
+                    *partial = BytesMut::new();
+                    *change = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of an error, or all of it. `true`: the lane is of no further use.
+    #[cold]
+    fn hear_error(&mut self, part: &[u8], is_last: bool, slot: &mut Slot, left: u32) -> bool {
+        if is_last && self.begun_error.is_empty() {
+            return self.heed(part, slot, left);
+        }
+        if is_last || self.begun_error.len() < TELLING {
+            self.begun_error.extend_from_slice(&part[..part.len().min(TELLING)]);
+        }
+        if !is_last {
+            return false;
+        }
+        let whole = std::mem::take(&mut self.begun_error);
+        self.heed(&whole, slot, left)
+    }
+
+    /// Hands `ended` replies of `slot` on; `replies` are their bytes, and what has begun.
+    #[inline]
+    fn give(&self, slot: &mut Slot, replies: &[u8], ended: u32) {
         match slot {
             Slot::Replies { to, count, muted, .. } => {
                 *count -= ended;
                 let begun = !*muted && self.scanner.in_frame() && !self.in_push;
-                to.replies(if *muted { &[] } else { &data[..at] }, ended, begun);
+                to.replies(if *muted { &[] } else { replies }, ended, begun);
             }
             Slot::Changed { to, left, partial, change, .. } => {
                 *left -= ended;
@@ -455,6 +476,5 @@ impl LaneIo {
                 }
             }
         }
-        Ok((at + behind + self.begun_echo.len(), ended))
     }
 }

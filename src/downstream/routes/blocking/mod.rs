@@ -31,7 +31,7 @@ use crate::downstream::context::{Context, ElementTaker};
 use crate::downstream::moved::Blocked;
 use crate::downstream::routes::pending::PendingCommand;
 use crate::hub::Unblock;
-use crate::pool::{Claim, Holder, Unavailable, Who};
+use crate::pool::{Claim, Holder, Lease, Unavailable, Who};
 use crate::resp::Request;
 use crate::session::{Pin, Route};
 use crate::telemetry::{ClientClose, UpstreamClose};
@@ -217,69 +217,91 @@ impl Waiter {
             }
         };
         let mut pause = context.blocking.get().retry_min;
-        'search: loop {
-            let lease = context.pool.lease(self.key, &self.identity, Claim::BlockingLease, holder, None);
-            tokio::pin!(lease);
-            loop {
-                if self.is_done() {
-                    return Ok(());
+        while !self.search(context, holder, may_try, &mut pause).await? {}
+        Ok(())
+    }
+
+    /// Tries the call on lanes, with growing pauses, until there is a lease, and waits on that. `false`: the lease was wanted
+    /// back, or none can be had now, and all begins anew.
+    async fn search(
+        self: &Rc<Self>,
+        context: &Rc<Context>,
+        holder: Holder<'_>,
+        may_try: bool,
+        pause: &mut Duration,
+    ) -> Result<bool, ClientClose> {
+        let lease = context.pool.lease(self.key, &self.identity, Claim::BlockingLease, holder, None);
+        tokio::pin!(lease);
+        loop {
+            if self.is_done() {
+                return Ok(true);
+            }
+            if may_try && self.attempt(context).await? || self.waits_for_nobody() {
+                return Ok(true);
+            }
+            if let Some(reason) = self.gives_up() {
+                return Err(reason);
+            }
+            if let Some(kind) = self.blocked.take_unblock() {
+                self.unblocked(kind);
+                return Ok(true);
+            }
+            if self.leaves() {
+                return Err(ClientClose::TakenOver);
+            }
+            // With Unclear only the server knows how long to wait, so only a lease can.
+            tokio::select! {
+                biased;
+                found = &mut lease => return self.found(context, found, *pause).await,
+                () = sleep_until(self.deadline) => {
+                    self.nil();
+                    return Ok(true);
                 }
-                if may_try && self.attempt(context).await? || self.waits_for_nobody() {
-                    return Ok(());
+                () = self.blocked.woken() => {}
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(*pause) => {}
+            }
+            *pause = (*pause * 2).min(context.blocking.get().retry_max);
+        }
+    }
+
+    /// The search for a lease has ended. `false`: it begins anew.
+    async fn found(
+        self: &Rc<Self>,
+        context: &Rc<Context>,
+        found: Result<Lease, Unavailable>,
+        pause: Duration,
+    ) -> Result<bool, ClientClose> {
+        match found {
+            Ok(lease) if self.is_done() => {
+                // Nothing was sent on it: it goes to the next who waits.
+                context.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
+                Ok(true)
+            }
+            Ok(lease) => match self.stay(context, lease).await? {
+                Stay::Ended => Ok(true),
+                Stay::Recalled => {
+                    self.has_looked.set(true);
+                    Ok(false)
                 }
-                if let Some(reason) = self.gives_up() {
-                    return Err(reason);
+            },
+            Err(
+                why @ (Unavailable::LoginRefused(_) | Unavailable::NoAuth | Unavailable::SelectRefused(_)),
+            ) => {
+                self.fail_for(&why)?;
+                Ok(true)
+            }
+            Err(_) => {
+                if self.waits_for_nobody() {
+                    return Ok(true);
                 }
-                if let Some(kind) = self.blocked.take_unblock() {
-                    self.unblocked(kind);
-                    return Ok(());
+                let again = Instant::now() + pause;
+                sleep_until(Some(self.deadline.map_or(again, |at| at.min(again)))).await;
+                let is_late = self.remaining().is_some_and(|left| left.is_zero());
+                if is_late {
+                    self.nil();
                 }
-                if self.leaves() {
-                    return Err(ClientClose::TakenOver);
-                }
-                // With Unclear only the server knows how long to wait, so only a lease can.
-                tokio::select! {
-                    biased;
-                    found = &mut lease => match found {
-                        Ok(lease) if self.is_done() => {
-                            // Nothing was sent on it: it goes to the next who waits.
-                            context.pool.end_lease(lease, true, UpstreamClose::LeaseEnded, None);
-                            return Ok(());
-                        }
-                        Ok(lease) => match self.stay(context, lease).await? {
-                            Stay::Ended => return Ok(()),
-                            Stay::Recalled => {
-                                self.has_looked.set(true);
-                                continue 'search;
-                            }
-                        },
-                        Err(
-                            why @ (Unavailable::LoginRefused(_)
-                            | Unavailable::NoAuth
-                            | Unavailable::SelectRefused(_)),
-                        ) => return self.fail_for(&why),
-                        Err(_) => {
-                            if self.waits_for_nobody() {
-                                return Ok(());
-                            }
-                            let again = Instant::now() + pause;
-                            sleep_until(Some(self.deadline.map_or(again, |at| at.min(again)))).await;
-                            if self.remaining().is_some_and(|left| left.is_zero()) {
-                                self.nil();
-                                return Ok(());
-                            }
-                            continue 'search;
-                        }
-                    },
-                    () = sleep_until(self.deadline) => {
-                        self.nil();
-                        return Ok(());
-                    }
-                    () = self.blocked.woken() => {}
-                    () = self.changed.notified() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = (pause * 2).min(context.blocking.get().retry_max);
+                Ok(is_late)
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::command::Blocking;
 use crate::command::blocking::{self, Call, is_nothing};
 use crate::downstream::client::sleep_until;
 use crate::downstream::context::Context;
-use crate::pool::{Choice, Lost, Receiver};
+use crate::pool::{Choice, Lane, Lost, Receiver};
 use crate::resp::{self, ErrorCode, Request, encode};
 use crate::telemetry::{ClientClose, TriedOn};
 use crate::upstream::Capability;
@@ -131,6 +131,12 @@ impl Waiter {
         let Some(Choice::Lane(lane)) = context.pool.lane(&group, only_reads, Instant::now()) else {
             return Ok(false);
         };
+        self.send_try(context, &lane, request);
+        self.await_try(context).await
+    }
+
+    /// Sends `request` inside of MULTI and EXEC.
+    fn send_try(self: &Rc<Self>, context: &Rc<Context>, lane: &Rc<Lane>, request: Bytes) {
         let mut begin = BytesMut::new();
         encode::command(&mut begin, &[b"MULTI"]);
         let mut block = BytesMut::new();
@@ -140,10 +146,10 @@ impl Waiter {
         let now = Instant::now();
         lane.touch(now);
         metrics::counter!("redbouncer_blocking_tries_total", "on" => TriedOn::Lane.label()).increment(1);
-        self.ask_for_the_role(&lane, now);
+        self.ask_for_the_role(lane, now);
         let (waiter, owner) = (Rc::clone(self), Rc::clone(context));
         // Appended one behind the other without an await: MULTI, the call and EXEC stay contiguous.
-        let (watched, user, judge) = (Rc::clone(&lane), self.key.user, Rc::clone(context));
+        let (watched, user, judge) = (Rc::clone(lane), self.key.user, Rc::clone(context));
         let identity = Arc::clone(&self.identity);
         let begun = move |frames: Result<Vec<Bytes>, Lost>| {
             let frames = frames.unwrap_or_default();
@@ -163,6 +169,10 @@ impl Waiter {
         let client = Rc::clone(&self.client) as Rc<dyn Receiver>;
         let then = Box::new(move |frames| waiter.tried(&owner, &request, frames));
         lane.exchange_for(Some(client), &block, 2, now, then);
+    }
+
+    /// Waits for what a try brings. `true`: the call is answered.
+    async fn await_try(&self, context: &Context) -> Result<bool, ClientClose> {
         // The answer decides, also after the deadline; but nil wins in the end, except for calls whose element has
         // moved already when its answer is read.
         let moved = Call::moves_before_answering(self.call.command);

@@ -184,38 +184,11 @@ impl Client {
         }
         // A new WATCH after one that was refused.
         self.session.borrow_mut().failed = Failed::Nothing;
-        let now = Instant::now();
-        let counted = self.context.metrics.lease(pin, now);
+        let counted = self.context.metrics.lease(pin, Instant::now());
         self.note_written();
         let shown = LeasedState::new(pin);
         let leased = self.attachment.enter(Attachment::Leased(Rc::clone(&shown)));
-        let held = LeaseSession {
-            client: Rc::clone(self),
-            shown,
-            listed: holding,
-            charge: self.charge(),
-            lease,
-            pool,
-            state: LeaseState::new(),
-            stands: Self::claim(pin).stands(),
-            scanner: ReplyScanner::default(),
-            written: Unsent::default(),
-            severed: false,
-            partial: BytesMut::new(),
-            member: None,
-            is_cut: false,
-            since: now,
-            garbled: false,
-            hangup: None,
-            last_wait: None,
-            has_sent_long: false,
-            stumbled_there: false,
-            reads: VecDeque::new(),
-            tracks_by_exec: false,
-            heard: self.session.borrow().hears_invalidations(),
-            was_in_multi: false,
-            just_asked: None,
-        };
+        let held = LeaseSession::new(self, (lease, pool), (shown, holding), pin);
         let outcome = held.run(taken).await;
         drop((leased, counted));
         self.has_sent();
@@ -226,6 +199,41 @@ impl Client {
 }
 
 impl LeaseSession {
+    fn new(
+        client: &Rc<Client>,
+        (lease, pool): (Lease, Rc<Pool>),
+        (shown, listed): (Rc<LeasedState>, Arc<HoldingClient>),
+        pin: Pin,
+    ) -> Self {
+        Self {
+            client: Rc::clone(client),
+            shown,
+            listed,
+            charge: client.charge(),
+            lease,
+            pool,
+            state: LeaseState::new(),
+            stands: Client::claim(pin).stands(),
+            scanner: ReplyScanner::default(),
+            written: Unsent::default(),
+            severed: false,
+            partial: BytesMut::new(),
+            member: None,
+            is_cut: false,
+            since: Instant::now(),
+            garbled: false,
+            hangup: None,
+            last_wait: None,
+            has_sent_long: false,
+            stumbled_there: false,
+            reads: VecDeque::new(),
+            tracks_by_exec: false,
+            heard: client.session.borrow().hears_invalidations(),
+            was_in_multi: false,
+            just_asked: None,
+        }
+    }
+
     async fn run(mut self, first: PendingCommand) -> Result<(), ClientClose> {
         self.note_first_reads(&first);
         let event = self.carry_out(&first.request, first.muted);

@@ -74,27 +74,11 @@ impl LeaseSession {
             }
             at += step.consumed;
             if let Some(kind) = step.complete {
-                let now = Instant::now();
-                if let Some(limit) = self.client.context.slow_command.get()
-                    && kind != ReplyKind::Push
-                    && !self.state.is_blocked()
-                    && now.saturating_duration_since(self.since) >= limit
-                {
-                    let took = now.saturating_duration_since(self.since);
-                    self.client.was_slow_on_lease(self.listed.command(), took);
-                }
-                self.since = now;
                 let frame = std::mem::take(&mut self.partial).freeze();
-                if kind == ReplyKind::Error && !self.state.is_executing() {
+                self.note_time(kind);
+                if kind == ReplyKind::Error {
                     // Of one that came in pieces the beginning may be gone.
-                    let error = if frame.is_empty() { part } else { &frame };
-                    let code = ErrorCode::of(error).unwrap_or(ErrorCode::Other);
-                    self.client.context.pool.measures().error(Origin::Server, code);
-                }
-                if kind == ReplyKind::Error && self.has_sent_long {
-                    // One that came in pieces may be such an error as well.
-                    let begins = if frame.is_empty() { part } else { &frame };
-                    self.stumbled_there |= !begins.starts_with(b"-") || begins.starts_with(PROTOCOL_ERROR);
+                    self.note_error(if frame.is_empty() { part } else { &frame });
                 }
                 let was_in_multi = self.state.is_in_multi();
                 let verdict = match self.scanner.opened() {
@@ -131,6 +115,31 @@ impl LeaseSession {
         self.client.set_mid_reply(forward < at && self.scanner.in_frame() || self.state.is_executing());
         self.disown_reads();
         Ok(())
+    }
+
+    /// A reply has ended.
+    fn note_time(&mut self, kind: ReplyKind) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.since);
+        if self.client.context.slow_command.get().is_some_and(|limit| took >= limit)
+            && kind != ReplyKind::Push
+            && !self.state.is_blocked()
+        {
+            self.client.was_slow_on_lease(self.listed.command(), took);
+        }
+        self.since = now;
+    }
+
+    /// What an error, or the last piece of one, says besides what it says to the client.
+    fn note_error(&mut self, error: &[u8]) {
+        if !self.state.is_executing() {
+            let code = ErrorCode::of(error).unwrap_or(ErrorCode::Other);
+            self.client.context.pool.measures().error(Origin::Server, code);
+        }
+        if self.has_sent_long {
+            // One that came in pieces may be such an error as well.
+            self.stumbled_there |= !error.starts_with(b"-") || error.starts_with(PROTOCOL_ERROR);
+        }
     }
 
     /// Tells the client, which tracks, to forget what has been answered here.
