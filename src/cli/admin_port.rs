@@ -50,7 +50,7 @@ pub(super) enum AdminPortError {
     /// The exchange broke off.
     #[error("{url}: {source}")]
     Http {
-        /// What we asked for.
+        /// The requested URL.
         url: String,
         /// The error of hyper.
         source: hyper::Error,
@@ -58,7 +58,7 @@ pub(super) enum AdminPortError {
     /// The body could not be read.
     #[error("{url}: {wrong}")]
     Body {
-        /// What we asked for.
+        /// The requested URL.
         url: String,
         /// Too long, broken off, or not JSON.
         wrong: String,

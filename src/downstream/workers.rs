@@ -45,7 +45,7 @@ pub enum Message {
     Inbox(u64, u64, oneshot::Sender<Arc<Inbox>>),
     /// A request for the control connection, which the first worker keeps.
     Control(Question),
-    /// Nobody may be this account any more.
+    /// The account is removed.
     Revoke(Arc<Account>),
     /// Answer, to show that the thread lives.
     Alive(oneshot::Sender<()>),
@@ -93,7 +93,7 @@ pub struct Question {
     pub user: u64,
     /// Where its client is: users and addresses come in turn.
     pub address: Option<IpAddr>,
-    /// As whom to log in.
+    /// The identity of the login.
     pub identity: Arc<Identity>,
     /// In which protocol to ask.
     pub protocol: Protocol,
@@ -372,7 +372,7 @@ impl Workers {
         directory.forget(&account);
         let _act = self.acts.begin();
         for worker in 0..self.all.len() {
-            // A worker that is gone has no clients.
+            // A worker that has ended has no clients.
             let _ = self.send(worker, Message::Revoke(Arc::clone(&account))).await;
         }
         self.answer().await;
@@ -419,7 +419,7 @@ impl Workers {
     /// Has every worker renew its upstream connections as they become free; with `node`, those to that node of a cluster.
     pub async fn reconnect(&self, node: Option<&HostPort>) {
         for worker in 0..self.all.len() {
-            // A worker that is gone has no connections.
+            // A worker that has ended has no connections.
             let _ = self.send(worker, Message::Reconnect(node.cloned())).await;
         }
     }

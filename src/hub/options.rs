@@ -56,6 +56,6 @@ pub enum Resubscribe {
 }
 
 impl Resubscribe {
-    /// The words that stand for the values.
+    /// The configuration values.
     pub const WORDS: [(&'static str, Self); 2] = [("close", Self::Close), ("silent", Self::Silent)];
 }

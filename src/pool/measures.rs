@@ -51,7 +51,7 @@ impl Measures {
         }
     }
 
-    /// Publishes what has been counted since the last time.
+    /// Publishes the counts since the last call.
     pub fn publish(&self) {
         self.errors.iter().for_each(Counted::publish);
     }

@@ -31,7 +31,7 @@ pub(super) struct WorkerThreads {
     pub(super) ids: Arc<AtomicU64>,
     /// Cancelled when orphans have been looked for once.
     pub(super) first_look: CancellationToken,
-    /// What is asked of the configuration.
+    /// The subcommands of `config`.
     pub(super) requests: mpsc::Receiver<ConfigRequest>,
 }
 

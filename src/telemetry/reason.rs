@@ -228,7 +228,7 @@ impl UpstreamClose {
         Self::Cut,
     ];
 
-    /// The word in metrics and logs.
+    /// The label in metrics and logs.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -270,7 +270,7 @@ impl Reap {
     /// Every reason, for documentation and for handles made once.
     pub const ALL: [Self; 2] = [Self::DeadInstance, Self::LeftBehind];
 
-    /// The word in metrics and logs.
+    /// The label in metrics and logs.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {

@@ -102,7 +102,7 @@ impl ServerView {
         })
     }
 
-    /// What the server, or a user's rights there, lack.
+    /// The capabilities that the server, or a user, lacks.
     pub(in crate::downstream) fn missing_capabilities(&self) -> &MissingCapabilities {
         self.pool.shared.connector.missing_capabilities()
     }

@@ -45,7 +45,7 @@ pub struct InheritedSockets {
 /// A listening socket of the proxy that this one takes over from.
 #[derive(Debug)]
 pub struct HandedSocket {
-    /// Who connects there.
+    /// The clients of the listener.
     pub role: ListenerRole,
     /// It was passed on by a service manager, whatever `listen.addresses` says.
     pub from_service_manager: bool,

@@ -83,14 +83,14 @@ pub struct Tracked {
     pub opt_in: bool,
     /// OPTOUT.
     pub opt_out: bool,
-    /// CLIENT CACHING was said of the next command.
+    /// CLIENT CACHING applies to the next command.
     pub is_next_marked: bool,
     /// NOLOOP.
     pub no_loop: bool,
     /// BCAST: of which keys.
     #[serde(default)]
     pub prefixes: Option<Vec<Vec<u8>>>,
-    /// It has been told to forget each key that it may have cached.
+    /// It has received an invalidation for each key that it may have cached.
     #[serde(default)]
     pub has_forgotten: bool,
 }

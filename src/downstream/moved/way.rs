@@ -45,7 +45,7 @@ pub enum Leaving {
         client: u64,
         /// What it has sent since it was announced, and before, and what was not run.
         input: Vec<u8>,
-        /// It has been told to forget each key that it may have cached.
+        /// It has received an invalidation for each key that it may have cached.
         has_forgotten: bool,
     },
     /// An announced client stays here.

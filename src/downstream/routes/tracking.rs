@@ -137,17 +137,8 @@ impl Client {
         // A lane that the server is to track for is refused by itself.
         let needs_a_lane =
             matches!(next, Ok(Some(_))) && (self.protocol() == Protocol::Resp3 || is_redirected);
-        if self.tracked() == Tracked::No && !needs_a_lane {
-            let asking = encode::one_command(&[b"CLIENT", b"TRACKING", b"OFF"]);
-            match self.exchange(&asking, 1).await? {
-                Ok(frames) => {
-                    if let Some(refusal) = frames.iter().find(|frame| resp::is_error(frame)) {
-                        self.unless(muted, |client| client.send(refusal));
-                        return Ok(How::Done);
-                    }
-                }
-                Err(why) => return self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| How::Done),
-            }
+        if self.tracked() == Tracked::No && !needs_a_lane && !self.may_track(muted).await? {
+            return Ok(How::Done);
         }
         let next = match next {
             Ok(next) => next.map(Box::new),
@@ -185,6 +176,21 @@ impl Client {
         self.unless(muted, |client| client.reply(|out| encode::simple(out, "OK")));
         self.begins_to_hear();
         Ok(How::Done)
+    }
+
+    /// Whether the server lets the user use CLIENT TRACKING. If not, the client has been told.
+    async fn may_track(self: &Rc<Self>, muted: bool) -> Result<bool, ClientClose> {
+        let asking = encode::one_command(&[b"CLIENT", b"TRACKING", b"OFF"]);
+        match self.exchange(&asking, 1).await? {
+            Ok(frames) => {
+                let refusal = frames.iter().find(|frame| resp::is_error(frame));
+                if let Some(refusal) = refusal {
+                    self.unless(muted, |client| client.send(refusal));
+                }
+                Ok(refusal.is_none())
+            }
+            Err(why) => self.unserved(&why, Aftermath::Closed, 1, muted).map(|()| false),
+        }
     }
 
     fn unless(&self, muted: bool, say: impl FnOnce(&Self)) {

@@ -40,7 +40,7 @@ impl Worker {
         }
         self.context.server.learn_from_login();
         if let Some(waited) = self.context.pool.shared.pause.expire(now) {
-            tracing::info!(after = %HumanDuration(waited), "the time of PROXY PAUSE is over; commands go on");
+            tracing::info!(after = %HumanDuration(waited), "PROXY PAUSE has expired; commands continue");
         }
         if !ticks.is_multiple_of(10) {
             return;

@@ -46,6 +46,11 @@ impl Worker {
                     client.unblock(Unblock { with_error, done });
                 }
             }
+            Message::Inbox(id, user, reply) => {
+                if let Some(inbox) = self.context.client(id).and_then(|client| client.inbox(user)) {
+                    drop(reply.send(inbox));
+                }
+            }
             Message::Control(question) => self.ask_server(question),
             Message::Revoke(account) => self.revoke(&account),
             Message::Alive(reply) => drop(reply.send(())),

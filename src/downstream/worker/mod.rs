@@ -52,7 +52,7 @@ pub struct WorkerConfig {
     pub blocking: BlockingOptions,
     /// How subscribers are served.
     pub pubsub: PubSubOptions,
-    /// What becomes of connections without an owner.
+    /// Treatment of orphaned connections.
     pub hygiene: HygieneOptions,
     /// How connections are shared with other instances.
     pub fleet: FleetTerms,
@@ -66,7 +66,7 @@ pub struct WorkerConfig {
     pub admin_users: Arc<[String]>,
     /// The next client's id.
     pub ids: Arc<AtomicU64>,
-    /// Who holds the configuration.
+    /// The owner of the configuration.
     pub config: ConfigHandle,
     /// The nodes, if the server is a cluster.
     pub nodes: Option<Arc<Nodes>>,

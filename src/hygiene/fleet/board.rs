@@ -19,7 +19,7 @@ pub enum FleetState {
 }
 
 impl FleetState {
-    /// The word in listings.
+    /// The text in listings.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {

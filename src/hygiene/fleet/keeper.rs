@@ -36,7 +36,7 @@ const REFUSED: Duration = Duration::from_secs(60);
 /// Why there is no listing.
 #[derive(Debug)]
 enum Obstacle {
-    /// There is nobody to ask as.
+    /// No login is available for the search.
     NoLogin,
     /// The control connection cannot be had, or has not answered.
     Unreachable,
@@ -327,7 +327,7 @@ impl FleetKeeper {
         for answer in &answers {
             if let Some(text) = resp::error_text(answer) {
                 return Err(match ErrorCode::of_text(text) {
-                    // A script that runs for too long, a server that loads: it allows later what it does not allow now.
+                    // Errors that pass, such as BUSY and LOADING, are not refusals.
                     ErrorCode::Busy | ErrorCode::Loading => Obstacle::Unreachable,
                     _ => Obstacle::Refused(printable(text)), // any other word of the server is a refusal
                 });

@@ -159,7 +159,7 @@ impl Hub {
         self.generation.set(self.pool.shared.connector.generation());
         if !is_fit(&self.pool, self.identity.name()) {
             tracing::warn!(
-                "the server cannot serve a blocking hub: blocking calls are tried on lanes or take a lease"
+                "the server does not support a blocking hub; blocking calls are tried on lanes or take a lease"
             );
             return Ok(Connection::Unfit(stream));
         }
