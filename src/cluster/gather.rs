@@ -1,8 +1,10 @@
 //! A command for all nodes, or for keys of several slots: its parts, and the one reply that is made of theirs.
 
+use std::collections::HashMap;
+
 use bytes::{Bytes, BytesMut};
 
-use crate::command::{Row, key_positions};
+use crate::command::{Row, keys};
 use crate::resp::{Request, elements, encode, integer, is_error};
 
 use super::slot_of;
@@ -76,10 +78,12 @@ pub struct Part {
 #[must_use]
 pub fn parts(row: &Row, request: &Request<'_>) -> Vec<Part> {
     let mut slots: Vec<(u16, Vec<usize>)> = Vec::new();
-    let keys: Vec<&[u8]> = key_positions(row, request).into_iter().filter_map(|at| request.arg(at)).collect();
+    let keys = keys(row, request);
+    let mut places: HashMap<u16, usize> = HashMap::new();
     for (at, key) in keys.iter().enumerate() {
         let slot = slot_of(key);
-        match slots.iter_mut().find(|(known, _)| *known == slot) {
+        let place = *places.entry(slot).or_insert(slots.len());
+        match slots.get_mut(place) {
             Some((_, own)) => own.push(at),
             None => slots.push((slot, vec![at])),
         }

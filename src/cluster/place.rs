@@ -4,7 +4,7 @@
 //! node where the answer of any node will do. What can be divided among nodes is. What is about one node is refused rather than
 //! answered for a part of the data.
 
-use crate::command::{Asked, Class, Keys, key_positions};
+use crate::command::{Asked, Class, Keys, keys};
 use crate::resp::Request;
 
 use super::gather::{by_master, by_slot};
@@ -106,7 +106,7 @@ pub fn place(asked: &Asked, request: &Request<'_>) -> Place {
             None => Place::Refused(about_one_node(row.name)),
         };
     }
-    let mut slots = key_positions(row, request).into_iter().filter_map(|at| request.arg(at)).map(slot_of);
+    let mut slots = keys(row, request).into_iter().map(slot_of);
     match slots.next() {
         // A script without keys; or the arguments are wrong, and any node says so.
         None => Place::Home,

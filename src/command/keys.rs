@@ -19,6 +19,19 @@ pub fn key_positions(row: &Row, request: &Request<'_>) -> Vec<usize> {
     }
 }
 
+/// The keys in a request, in the order of [`key_positions`]. The request is walked once, however many there are.
+pub fn keys<'a>(row: &Row, request: &Request<'a>) -> Vec<&'a [u8]> {
+    let positions = key_positions(row, request);
+    match &positions[..] {
+        [] => Vec::new(),
+        [at] => request.arg(*at).into_iter().collect(),
+        many => {
+            let args: Vec<&[u8]> = request.args().collect();
+            many.iter().filter_map(|at| args.get(*at).copied()).collect()
+        }
+    }
+}
+
 fn in_range(argc: usize, first: i8, last: i8, step: i8) -> Vec<usize> {
     let end = match usize::try_from(last) {
         Ok(last) => last,
@@ -92,52 +105,69 @@ mod tests {
     use crate::resp::encode;
 
     /// The keys of a line of words; `''` is an empty word.
-    fn keys(line: &str) -> Vec<String> {
+    fn found(line: &str) -> Vec<String> {
         let words: Vec<&[u8]> =
             line.split(' ').map(|word| if word == "''" { "" } else { word }.as_bytes()).collect();
         let mut bytes = BytesMut::new();
         encode::command(&mut bytes, &words);
         let request = Request::parse(&bytes).unwrap();
         let row = classify(&request).row.unwrap();
-        let positions = key_positions(row, &request);
-        positions.iter().map(|&i| String::from_utf8(request.arg(i).unwrap().to_vec()).unwrap()).collect()
+        keys(row, &request).iter().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect()
     }
 
     #[test]
     fn keys_stand_at_fixed_places() {
-        assert_eq!(keys("GET a"), ["a"]);
-        assert_eq!(keys("MSET a 1 b 2"), ["a", "b"]);
-        assert_eq!(keys("BLPOP a b 0"), ["a", "b"]);
-        assert_eq!(keys("BITOP AND d a b"), ["d", "a", "b"]);
-        assert_eq!(keys("XINFO STREAM s"), ["s"]);
-        assert!(keys("PING").is_empty());
-        assert!(keys("GET").is_empty());
+        assert_eq!(found("GET a"), ["a"]);
+        assert_eq!(found("MSET a 1 b 2"), ["a", "b"]);
+        assert_eq!(found("BLPOP a b 0"), ["a", "b"]);
+        assert_eq!(found("BITOP AND d a b"), ["d", "a", "b"]);
+        assert_eq!(found("XINFO STREAM s"), ["s"]);
+        assert!(found("PING").is_empty());
+        assert!(found("GET").is_empty());
     }
 
     #[test]
     fn keys_are_found_from_the_arguments() {
-        assert_eq!(keys("EVAL return 2 a b c"), ["a", "b"]);
-        assert_eq!(keys("BLMPOP 0 2 a b LEFT"), ["a", "b"]);
-        assert_eq!(keys("ZUNIONSTORE d 2 a b WEIGHTS 1 2"), ["d", "a", "b"]);
-        assert_eq!(keys("XREADGROUP GROUP g c STREAMS a b > >"), ["a", "b"]);
-        assert_eq!(keys("XREAD COUNT 2 BLOCK 0 STREAMS a 0"), ["a"]);
-        assert_eq!(keys("SORT a BY w_* STORE d"), ["a", "d"]);
-        assert_eq!(keys("SORT store"), ["store"]);
-        assert_eq!(keys("GEORADIUS g 1 1 1 km STOREDIST d"), ["g", "d"]);
-        assert_eq!(keys("MIGRATE h 1 '' 0 10 KEYS a b"), ["a", "b"]);
-        assert_eq!(keys("MIGRATE h 1 a 0 10"), ["a"]);
-        assert_eq!(keys("MSETEX 2 a 1 b 2 EX 5"), ["a", "b"]);
+        assert_eq!(found("EVAL return 2 a b c"), ["a", "b"]);
+        assert_eq!(found("BLMPOP 0 2 a b LEFT"), ["a", "b"]);
+        assert_eq!(found("ZUNIONSTORE d 2 a b WEIGHTS 1 2"), ["d", "a", "b"]);
+        assert_eq!(found("XREADGROUP GROUP g c STREAMS a b > >"), ["a", "b"]);
+        assert_eq!(found("XREAD COUNT 2 BLOCK 0 STREAMS a 0"), ["a"]);
+        assert_eq!(found("SORT a BY w_* STORE d"), ["a", "d"]);
+        assert_eq!(found("SORT store"), ["store"]);
+        assert_eq!(found("GEORADIUS g 1 1 1 km STOREDIST d"), ["g", "d"]);
+        assert_eq!(found("MIGRATE h 1 '' 0 10 KEYS a b"), ["a", "b"]);
+        assert_eq!(found("MIGRATE h 1 a 0 10"), ["a"]);
+        assert_eq!(found("MSETEX 2 a 1 b 2 EX 5"), ["a", "b"]);
     }
 
     #[test]
     fn malformed_arguments_have_no_keys() {
-        assert!(keys("EVAL return x a").is_empty());
-        assert!(keys("ZUNION 9999999999999999999999 a").is_empty());
-        assert!(keys("ZUNION 3 a").is_empty());
-        assert!(keys("XREAD COUNT 2").is_empty());
-        assert!(keys("MIGRATE h").is_empty());
+        assert!(found("EVAL return x a").is_empty());
+        assert!(found("ZUNION 9999999999999999999999 a").is_empty());
+        assert!(found("ZUNION 3 a").is_empty());
+        assert!(found("XREAD COUNT 2").is_empty());
+        assert!(found("MIGRATE h").is_empty());
         for line in ["SORT", "SORT_RO", "ZUNIONSTORE d", "GEORADIUS"] {
-            assert!(keys(line).is_empty(), "{line}");
+            assert!(found(line).is_empty(), "{line}");
+        }
+    }
+
+    #[test]
+    fn ten_times_the_keys_cost_ten_times_the_words_walked_over() {
+        let walked = |command: &str, count: usize| {
+            let words: Vec<String> = (0..count).map(|at| format!("k{at}")).collect();
+            let words = std::iter::once(command).chain(words.iter().map(String::as_str)).map(str::as_bytes);
+            let mut bytes = BytesMut::new();
+            encode::command(&mut bytes, &words.collect::<Vec<_>>());
+            let request = Request::parse(&bytes).unwrap();
+            let before = crate::resp::WALKED.get();
+            assert_eq!(keys(classify(&request).row.unwrap(), &request).len(), count);
+            crate::resp::WALKED.get() - before
+        };
+        for command in ["MGET", "DEL"] {
+            let (few, many) = (walked(command, 100), walked(command, 1_000));
+            assert!(many <= few * 11, "{command}: {few} words for 100 keys, {many} for 1,000");
         }
     }
 }

@@ -20,7 +20,7 @@ pub use aftermath::Aftermath;
 pub use class::{Blocking, Class, ROUTES, Refusal};
 pub use classify::{Asked, classify, find};
 pub use family::{FAMILIES, UNKNOWN_FAMILY, family, family_name};
-pub use keys::key_positions;
+pub use keys::{key_positions, keys};
 pub use reads::READS;
 pub use row::{Keys, Row};
 pub use table::{number_of, rows};

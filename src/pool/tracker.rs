@@ -13,7 +13,9 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -31,6 +33,11 @@ pub(super) const MOST_NAMED: usize = 1024;
 /// The server is asked for so many prefixes of one connection; beyond it for all keys, because each write there looks at each
 /// prefix.
 const MOST_PREFIXES: usize = 256;
+#[cfg(test)]
+thread_local! {
+    /// Looks for a prefix of a key, for tests of how their number grows.
+    static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
 /// What an entry takes besides its key, about: in the table, and among the keys of its reader.
 const PER_KEY: usize = 128;
 const PER_READER: usize = 80;
@@ -178,8 +185,8 @@ struct Table {
     bytes: usize,
     /// Who has asked for a prefix, by their ids.
     by_prefix: BTreeMap<Bytes, BTreeSet<u64>>,
-    /// The length of the longest of them so far.
-    longest: usize,
+    /// How many of them have which length.
+    lengths: BTreeMap<usize, usize>,
     /// The prefixes that the server has been asked for; none begins with another one.
     asked: BTreeSet<Bytes>,
     /// The write of a client that need not be told of it, by its place.
@@ -230,10 +237,11 @@ impl Tracker {
         known.prefixes = prefixes.len();
         let mut bytes = 0;
         for prefix in prefixes {
-            table.longest = table.longest.max(prefix.len());
+            let table = &mut *table;
             let ids = table.by_prefix.entry(prefix.clone()).or_default();
             if ids.is_empty() {
                 bytes += prefix.len() + PER_KEY;
+                *table.lengths.entry(prefix.len()).or_default() += 1;
             }
             if ids.insert(reader.id()) {
                 bytes += PER_READER;
@@ -497,8 +505,10 @@ impl Table {
 
     /// What the server is to be asked so that it tells of all `prefixes`.
     fn ask_for(&mut self, prefixes: &BTreeSet<Bytes>, told_over: Option<u64>) -> Option<Asking> {
+        // None of those begins with another one, so what `prefix` begins with comes directly before it in their order.
         let is_covered = |prefix: &Bytes, by: &BTreeSet<Bytes>| {
-            (0..=prefix.len()).any(|length| by.contains(&prefix[..length]))
+            let upto = (Bound::Unbounded, Bound::Included(&prefix[..]));
+            by.range::<[u8], _>(upto).next_back().is_some_and(|before| prefix.starts_with(before))
         };
         let fresh: Vec<Bytes> =
             prefixes.iter().filter(|prefix| !is_covered(prefix, &self.asked)).cloned().collect();
@@ -529,7 +539,9 @@ impl Table {
     fn tell_by_prefix(&self, keys: &[Bytes]) -> Vec<(Rc<dyn Reader>, News)> {
         let mut found: BTreeMap<&[u8], (&BTreeSet<u64>, Vec<Bytes>)> = BTreeMap::new();
         for key in keys {
-            for length in 0..=key.len().min(self.longest) {
+            for (&length, _) in self.lengths.range(..=key.len()) {
+                #[cfg(test)]
+                LOOKS.with(|looks| looks.set(looks.get() + 1));
                 if let Some(ids) = self.by_prefix.get(&key[..length]) {
                     found.entry(&key[..length]).or_insert((ids, Vec::new())).1.push(key.clone());
                 }
@@ -573,10 +585,18 @@ impl Table {
     fn part(&mut self, id: u64) {
         let Some(gone) = self.known.remove(&id) else { return };
         if gone.prefixes > 0 {
-            let freed = &mut 0;
+            let (freed, lengths) = (&mut 0, &mut self.lengths);
             self.by_prefix.retain(|prefix, ids| {
                 *freed += if ids.remove(&id) { PER_READER } else { 0 };
-                *freed += if ids.is_empty() { prefix.len() + PER_KEY } else { 0 };
+                if ids.is_empty() {
+                    *freed += prefix.len() + PER_KEY;
+                    if let Entry::Occupied(mut count) = lengths.entry(prefix.len()) {
+                        *count.get_mut() -= 1;
+                        if *count.get() == 0 {
+                            count.remove();
+                        }
+                    }
+                }
                 !ids.is_empty()
             });
             self.bytes = self.bytes.saturating_sub(*freed);
@@ -850,6 +870,26 @@ mod tests {
         tracker.part(2);
         assert_eq!(tracker.table.borrow().bytes, 0);
         assert!(!tracker.has_readers());
+    }
+
+    #[test]
+    fn a_long_prefix_costs_no_more_looks_than_a_short_one() {
+        for length in [10, 100_000] {
+            let tracker = tracker(10);
+            let ((a, of_a), (b, of_b)) = (Listener::new(1), Listener::new(2));
+            let key = "k".repeat(length + 1);
+            assert!(tracker.broadcasts(&of_a, &prefixes(&key[1..]), None).is_some());
+            assert!(tracker.broadcasts(&of_b, &prefixes(&key), None).is_none(), "told of already");
+            let before = LOOKS.get();
+            assert!(tracker.receive(&changed(&key), 0));
+            assert_eq!(LOOKS.get() - before, 2, "one for each length, at {length}");
+            assert_eq!((a.heard(), b.heard()), (key.clone(), key.clone()));
+            tracker.part(2);
+            tracker.part(1);
+            let before = LOOKS.get();
+            assert!(tracker.receive(&changed(&key), 0));
+            assert_eq!((LOOKS.get(), b.heard()), (before, String::new()));
+        }
     }
 
     #[test]

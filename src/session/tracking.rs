@@ -4,11 +4,12 @@
 //! carried out elsewhere: the server tracks for a lane, and our table says who read what over it.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use bytes::Bytes;
 
 use super::text::decimal;
-use crate::command::{Asked, Class, key_positions};
+use crate::command::{Asked, Class, keys};
 use crate::resp::Request;
 
 /// Which reads are tracked without CLIENT CACHING.
@@ -190,16 +191,50 @@ impl Asking<'_> {
                 "ERR Prefix '{prefix}' overlaps with {how} prefix '{other}'. Prefixes for a single client must not overlap."
             )
         };
+        let others = overlapping(&self.prefixes);
         for (at, prefix) in self.prefixes.iter().enumerate() {
-            if let Some(other) = known.iter().find(|other| overlap(prefix, other)) {
+            if overlaps_one_of(prefix, known)
+                && let Some(other) = known.iter().find(|other| overlap(prefix, other))
+            {
                 return Err(text(prefix, "an existing", other));
             }
-            if let Some(other) = self.prefixes[at + 1..].iter().find(|other| overlap(prefix, other)) {
+            if others[at]
+                && let Some(other) = self.prefixes[at + 1..].iter().find(|other| overlap(prefix, other))
+            {
                 return Err(text(prefix, "another provided", other));
             }
         }
         Ok(())
     }
+}
+
+/// Whether `prefix` begins with one of `known`, or one of them with it. None of them begins with another one, so one that
+/// `prefix` begins with comes directly before it in their order, and those that begin with it directly behind.
+fn overlaps_one_of(prefix: &[u8], known: &BTreeSet<Bytes>) -> bool {
+    let before = known.range::<[u8], _>((Bound::Unbounded, Bound::Included(prefix))).next_back();
+    let behind = known.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded)).next();
+    before.is_some_and(|before| prefix.starts_with(before))
+        || behind.is_some_and(|behind| behind.starts_with(prefix))
+}
+
+/// Which of `prefixes` begin with another one of them, or are what another one begins with. In their order those that begin with
+/// one follow it directly.
+fn overlapping(prefixes: &[&[u8]]) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..prefixes.len()).collect();
+    order.sort_by_key(|at| prefixes[*at]);
+    let mut found = vec![false; prefixes.len()];
+    // Those that the present one may begin with, each of which begins with the one before.
+    let mut open: Vec<usize> = Vec::new();
+    for at in order {
+        while open.last().is_some_and(|last| !prefixes[at].starts_with(prefixes[*last])) {
+            open.pop();
+        }
+        if let Some(last) = open.last() {
+            (found[*last], found[at]) = (true, true);
+        }
+        open.push(at);
+    }
+    found
 }
 
 /// The keys that `request` reads, as the server tracks them: those of commands with the flag `readonly` (`call` in redis
@@ -214,8 +249,7 @@ pub fn reads(asked: &Asked, request: &Request<'_>) -> Option<Reads> {
     if !asked.only_reads() && row.name != "pfcount" {
         return None;
     }
-    let keys = key_positions(row, request).into_iter().filter_map(|at| request.arg(at));
-    let keys: Vec<_> = keys.map(Bytes::copy_from_slice).collect();
+    let keys: Vec<_> = keys(row, request).into_iter().map(Bytes::copy_from_slice).collect();
     (!keys.is_empty()).then_some(Reads::Keys(keys))
 }
 
@@ -242,4 +276,53 @@ pub fn sure_write<'a>(asked: &Asked, request: &Request<'a>) -> Option<&'a [u8]> 
         (Some(_), _, Some(_)) => false,
     };
     if is_set && has_no_condition { request.arg(1) } else { None }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn turned_on(known: &[&str], prefixes: &[&str]) -> Result<BTreeSet<Bytes>, String> {
+        let known = known.iter().map(|prefix| Bytes::copy_from_slice(prefix.as_bytes())).collect();
+        let now = Tracking { prefixes: Some(known), ..Tracking::default() };
+        let prefixes = prefixes.iter().map(|prefix| prefix.as_bytes()).collect();
+        let asking = Asking { broadcast: true, prefixes, ..Asking::default() };
+        asking.turned_on(Some(&now)).map(|next| next.prefixes.unwrap())
+    }
+
+    /// Against the plain rule, on all choices of a few prefixes.
+    #[test]
+    fn prefixes_overlap_where_one_begins_with_another() {
+        let words = ["a", "ab", "abc", "ac", "b", "bc", ""];
+        let overlap = |a: &str, b: &str| a.starts_with(b) || b.starts_with(a);
+        for first in words {
+            for second in words {
+                for third in words {
+                    let (known, asked) = ([first], [second, third]);
+                    let expected = if overlap(second, first) {
+                        Some(("an existing", second, first))
+                    } else if overlap(second, third) {
+                        Some(("another provided", second, third))
+                    } else if overlap(third, first) {
+                        Some(("an existing", third, first))
+                    } else {
+                        None
+                    };
+                    let expected = expected.map(|(how, prefix, other)| {
+                        format!(
+                            "ERR Prefix '{prefix}' overlaps with {how} prefix '{other}'. Prefixes for a single client must not overlap."
+                        )
+                    });
+                    assert_eq!(turned_on(&known, &asked).err(), expected, "{known:?} {asked:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn those_that_overlap_are_found_wherever_they_stand() {
+        let found = overlapping(&[b"c", b"ab", b"ac", b"a", b"b", b"c"]);
+        assert_eq!(found, [true, true, true, true, false, true]);
+    }
 }
