@@ -33,8 +33,8 @@ use crate::telemetry::{CommandOutcome, Origin, UpstreamClose};
 
 use redirection::Redirection;
 pub use refusal::{Held, Outcome, Refusal, Step, refusal, steps};
-use slot::Slot;
 pub use slot::{Change, Lost, Nature, Receiver, Then};
+use slot::{Gathered, Slot};
 
 /// What keeps lanes apart: nothing of one key is ever seen under another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -493,6 +493,7 @@ impl Lane {
             left: replies,
             frames: Vec::new(),
             partial: BytesMut::new(),
+            gathered: Gathered::default(),
             since: now,
             then: Some(then),
             nonce: None,

@@ -486,3 +486,27 @@ fn transactions_step_by_step_run_where_their_first_key_is() {
     });
     assert_eq!(client.call("GET a").text(), "8");
 }
+
+/// Commands are kept until it is known that they ran: of a node that stands still, all that were sent to it.
+#[test]
+fn what_is_kept_for_a_node_that_stands_still_counts_as_its_clients_memory() {
+    const COMMANDS: usize = 20_000;
+    let cluster = Cluster::start();
+    let proxy = start(&cluster, &[]);
+    let mut client = proxy.connect();
+    let value = "v".repeat(100);
+    assert_eq!(client.call(&format!("SET {} {value}", KEYS[0])).text(), "OK");
+    let held = || proxy.metrics()["redbouncer_client_memory_bytes"];
+    assert!(held() < 1e5, "{}", held());
+    for node in &cluster.masters {
+        assert_eq!(node.call("CLIENT PAUSE 60000 ALL").text(), "OK");
+    }
+    let command = crate::harness::encode(&["SET", KEYS[0], &value]);
+    client.send(command.repeat(COMMANDS));
+    until("they count", PATIENCE, || held() > (COMMANDS * value.len()) as f64);
+    for node in &cluster.masters {
+        assert_eq!(node.call("CLIENT UNPAUSE").text(), "OK");
+    }
+    (0..COMMANDS).for_each(|_| assert_eq!(client.reply().text(), "OK"));
+    until("nothing counts any more", PATIENCE, || held() < 1e5);
+}

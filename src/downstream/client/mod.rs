@@ -106,12 +106,16 @@ impl Client {
     pub(in crate::downstream) fn new(context: Rc<Context>, arrived: Arrived) -> Rc<Self> {
         let Arrived { socket, peer, session, membership, trusted, place } = arrived;
         let reader = if session.user.is_some() { Reader::Normal } else { Reader::Stranger };
-        let routing = context.nodes.as_ref().map(|pools| Box::new(Routing::new(pools)));
+        let outbound = Outbound::new(session.id, Rc::clone(&context), socket, reader);
+        let routing = context.nodes.as_ref().map(|pools| {
+            let charge = outbound.account().charge(0);
+            Box::new(Routing::new(pools, charge))
+        });
         Rc::new(Self {
             peer,
             opened: Cell::new(context.now()),
             inbound: Inbound::new(Rc::clone(&context)),
-            outbound: Outbound::new(session.id, Rc::clone(&context), socket, reader),
+            outbound,
             context,
             session: RefCell::new(session),
             identified: ClientIdentity::new(membership, trusted, place),

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::nodes::NodePools;
-use crate::pool::{Lost, Pool, SessionGuard};
+use crate::pool::{Charge, LONG, Lost, Pool, SessionGuard};
 
 /// Commands that were sent, and are kept until it is known that they ran.
 #[derive(Clone, Debug)]
@@ -27,12 +27,32 @@ pub(in crate::downstream) struct Kept {
     pub(in crate::downstream) counts: bool,
 }
 
+/// What commands that are kept take besides their bytes.
+const PER_KEPT: usize = 512;
+/// What is kept is counted in steps of this, so that a command which is answered at once costs no more than an addition.
+const STEP: usize = 16 << 10;
+
+impl Kept {
+    /// What they count until they are answered. Long ones count by themselves.
+    fn size(&self) -> usize {
+        PER_KEPT + if self.commands.len() < LONG { self.commands.len() } else { 0 }
+    }
+}
+
 /// Their outcomes.
 #[derive(Debug)]
 pub(in crate::downstream) struct Answer {
     pub(in crate::downstream) kept: Kept,
     /// Their replies, each whole.
     pub(in crate::downstream) outcome: Result<Vec<Bytes>, Lost>,
+}
+
+impl Answer {
+    /// What it counts while it waits.
+    fn size(&self) -> usize {
+        let replies = self.outcome.as_ref().map_or(0, |replies| replies.iter().map(Bytes::len).sum());
+        self.kept.size() + replies
+    }
 }
 
 /// The part of a client that only those of a cluster have.
@@ -49,10 +69,14 @@ pub(in crate::downstream) struct Routing {
     multi: Cell<bool>,
     /// The slot of the keys that its lease is for.
     slot: Cell<Option<u16>>,
+    /// What is kept for it, and as much of it as counts.
+    held: Cell<usize>,
+    counted: Cell<usize>,
+    charge: RefCell<Charge>,
 }
 
 impl Routing {
-    pub(super) fn new(pools: &Rc<NodePools>) -> Self {
+    pub(super) fn new(pools: &Rc<NodePools>, charge: Charge) -> Self {
         Self {
             pools: Rc::clone(pools),
             at: RefCell::new(Rc::clone(pools.home())),
@@ -61,6 +85,9 @@ impl Routing {
             is_mending: Cell::new(false),
             multi: Cell::new(false),
             slot: Cell::new(None),
+            held: Cell::new(0),
+            counted: Cell::new(0),
+            charge: RefCell::new(charge),
         }
     }
 
@@ -89,14 +116,39 @@ impl Routing {
         self.stays.borrow_mut().clear();
     }
 
-    /// Keeps an answer behind others that wait.
-    pub(in crate::downstream) fn hold(&self, answer: Answer) {
+    /// `kept` is sent. Whether notably more is kept than before.
+    pub(in crate::downstream) fn keeps(&self, kept: &Kept) -> bool {
+        self.holds(self.held.get() + kept.size())
+    }
+
+    /// `kept` need not be kept any more.
+    pub(in crate::downstream) fn releases(&self, kept: &Kept) {
+        self.holds(self.held.get().saturating_sub(kept.size()));
+    }
+
+    /// So much is held for it. Whether notably more counts than before.
+    fn holds(&self, held: usize) -> bool {
+        self.held.set(held);
+        let counted = self.counted.get();
+        if held.abs_diff(counted) < STEP && (held > 0 || counted == 0) {
+            return false;
+        }
+        self.counted.set(held);
+        self.charge.borrow_mut().set(held)
+    }
+
+    /// Keeps an answer behind others that wait. Whether notably more is kept than before.
+    pub(in crate::downstream) fn hold(&self, answer: Answer) -> bool {
+        let has_grown = self.holds(self.held.get() + answer.size());
         self.answers.borrow_mut().push_back(answer);
+        has_grown
     }
 
     /// The next answer that waits.
     pub(in crate::downstream) fn next_answer(&self) -> Option<Answer> {
-        self.answers.borrow_mut().pop_front()
+        let answer = self.answers.borrow_mut().pop_front()?;
+        self.holds(self.held.get().saturating_sub(answer.size()));
+        Some(answer)
     }
 
     /// MULTI was answered; where its commands go is decided with the first of them.

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::Lane;
-use super::slot::Slot;
+use super::slot::{Gathered, Slot};
 use crate::resp::{self, encode};
 
 /// After this many commands an echo is asked for before its time.
@@ -30,6 +30,7 @@ impl Lane {
             left: 1,
             frames: Vec::new(),
             partial: BytesMut::new(),
+            gathered: Gathered::default(),
             since: now,
             then: None,
             nonce: Some(nonce),

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::refusal::{Held, Outcome, refusal};
-use super::slot::{Change, Lost, Receiver, Slot, Then};
+use super::slot::{Change, Gathered, Lost, Receiver, Slot, Then};
 use super::{Lane, Tracked};
 use crate::pool::measures::Measures;
 use crate::resp::ErrorCode;
@@ -161,6 +161,7 @@ fn whole(
         left,
         frames: Vec::new(),
         partial: BytesMut::new(),
+        gathered: Gathered::default(),
         since,
         then: Some(then),
         nonce: None,

@@ -406,14 +406,17 @@ impl LaneIo {
     fn gather(&self, slot: &mut Slot, part: &[u8], is_last: bool) -> Result<(), UpstreamClose> {
         match slot {
             Slot::Replies { .. } => {}
-            Slot::Whole { owner, frames, partial, nonce, .. } => {
+            Slot::Whole { owner, frames, partial, gathered, nonce, .. } => {
                 resp::append(partial, part);
-                if let Some(owner) = owner.as_ref().filter(|_| partial.len() >= LONG) {
+                if let Some(owner) = owner
+                    && let Some(bytes) = gathered.due(partial.len())
+                {
                     // An element may be in it: it is read to its end even if nobody waits for it any more.
-                    owner.gathers(frames.iter().map(Bytes::len).sum::<usize>() + partial.len());
+                    owner.gathers(bytes);
                 }
                 if is_last {
                     let frame = std::mem::take(partial).freeze();
+                    gathered.is_whole(frame.len());
                     // Some other command's reply: nobody knows any more whose is whose.
                     if nonce.as_ref().is_some_and(|nonce| !may_echo(&frame, nonce)) {
                         return Err(UpstreamClose::Desync);

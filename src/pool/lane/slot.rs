@@ -6,7 +6,11 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::refusal::Held;
+use crate::pool::LONG;
 use crate::pool::measures::Sample;
+
+/// What a reply takes besides its bytes while it is kept.
+const PER_FRAME: usize = 64;
 
 /// Who gets replies. Called from the lane's task; must not call back into the lane.
 pub trait Receiver {
@@ -81,6 +85,7 @@ pub(super) enum Slot {
         left: u32,
         frames: Vec<Bytes>,
         partial: BytesMut,
+        gathered: Gathered,
         since: Instant,
         then: Option<Then>,
         /// What a PING must be answered with.
@@ -88,6 +93,32 @@ pub(super) enum Slot {
         /// See [`Nature`].
         is_block: bool,
     },
+}
+
+/// What is held here of replies that must be whole, so that their client's memory counts it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gathered {
+    /// Bytes of whole replies, and what each takes besides.
+    whole: usize,
+    /// As much as the client was last told.
+    told: usize,
+}
+
+impl Gathered {
+    /// One more reply of `len` bytes is whole.
+    pub(super) fn is_whole(&mut self, len: usize) {
+        self.whole += len + PER_FRAME;
+    }
+
+    /// What to tell the client now, if it is much more than it was last told; `partial` bytes of a reply have begun.
+    pub(super) fn due(&mut self, partial: usize) -> Option<usize> {
+        let bytes = self.whole + partial;
+        let is_more = bytes >= self.told + LONG;
+        if is_more {
+            self.told = bytes;
+        }
+        is_more.then_some(bytes)
+    }
 }
 
 impl Slot {

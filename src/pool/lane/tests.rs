@@ -9,6 +9,8 @@ struct Listener {
     heard: RefCell<Vec<u8>>,
     owed: Cell<u32>,
     held: RefCell<Vec<Held>>,
+    /// The most that was held for it at once, and what is held now.
+    gathered: Cell<(usize, usize)>,
 }
 
 impl Receiver for Listener {
@@ -26,7 +28,8 @@ impl Receiver for Listener {
         self.replies(&replies, ended, false);
     }
 
-    fn gathers(&self, _bytes: usize) -> bool {
+    fn gathers(&self, bytes: usize) -> bool {
+        self.gathered.set((self.gathered.get().0.max(bytes), bytes));
         true
     }
 
@@ -152,6 +155,26 @@ async fn our_echo_in_a_client_s_place_ends_the_lane_before_the_client_hears_it()
         assert_eq!(end, Err(UpstreamClose::Desync), "cut at {cut}");
         assert!(own.heard.borrow().is_empty(), "cut at {cut}");
     }
+}
+
+/// Replies that are read whole count for their client from the first ones on, however short each is, and are looked at once.
+#[tokio::test]
+async fn short_replies_that_are_gathered_count_together() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (lane, own, now) = (lane(), Rc::new(Listener::default()), Instant::now());
+    let owner = Some(Rc::clone(&own) as Rc<dyn Receiver>);
+    lane.exchange_for(owner, b"commands", 1_000, now, Box::new(drop));
+    let mut io = LaneIo::new(Rc::clone(&lane), UpstreamStream::plain(tcp, Duration::from_secs(12)));
+    let reply = [&b"$1000\r\n"[..], &[b'v'; 1_000], b"\r\n"].concat();
+    for at in 1..=1_000 {
+        assert_eq!(io.distribute(&reply, now, &mut Vec::new()), Ok(()));
+        let (most, held) = own.gathered.get();
+        let due = at * 1_000;
+        assert!(at == 1_000 || held <= 2 * due && held + 2 * crate::pool::LONG >= due, "{held} of {due}");
+        assert!(most + 2 * crate::pool::LONG >= due);
+    }
+    assert_eq!(own.gathered.get().1, 0, "they are passed on");
 }
 
 /// What two clients get of a master that has become a replica, its replies cut at `cut`: the first what was held of it and

@@ -277,6 +277,11 @@ impl Client {
     pub(in crate::downstream::routes) fn push_kept(self: &Rc<Self>, lane: &Rc<Lane>, kept: Kept) {
         let (now, count) = (Instant::now(), kept.count);
         let (client, owner) = (Rc::clone(self), Rc::clone(self) as Rc<dyn Receiver>);
+        if let Some(routing) = self.routing()
+            && routing.keeps(&kept)
+        {
+            self.context.keep_within_bound();
+        }
         let commands = kept.commands.clone();
         let then = Box::new(move |outcome: Result<Vec<Bytes>, _>| client.is_answered(kept, outcome));
         lane.touch(now);

@@ -18,6 +18,7 @@ impl Client {
     /// What has become of commands that were sent, in the lane's own task.
     pub(super) fn is_answered(self: &Rc<Self>, kept: Kept, outcome: Result<Vec<Bytes>, Lost>) {
         let Some(routing) = self.routing() else { return };
+        routing.releases(&kept);
         if self.close_reason().is_some() {
             self.have_ended(kept.count);
             return;
@@ -29,7 +30,9 @@ impl Client {
                 self.have_ended(kept.count);
             }
             outcome => {
-                routing.hold(Answer { kept, outcome });
+                if routing.hold(Answer { kept, outcome }) {
+                    self.context.keep_within_bound();
+                }
                 self.wake();
             }
         }
