@@ -52,14 +52,14 @@ mod tests {
     fn the_master_the_sentinels_and_the_last_failover_are_one_line() {
         let of = |state: &str, names: &str| json!({ "address": "s:26379", "state": state, "names": names, "reason": null });
         let mut shown = json!({
-            "service": "main", "master": "a:1", "master_seconds": 60, "last_failover": null,
+            "service": "main", "master": "a:1", "master_seconds": 120, "last_failover": null,
             "sentinels": [of("connected", "a:1"), of("connected", "a:1"), of("connected", "b:1")],
         });
-        assert_eq!(line(&shown).as_deref(), Some("sentinel main: a:1 for 1m, named by 2 of 3 Sentinels"));
+        assert_eq!(line(&shown).as_deref(), Some("sentinel main: a:1 for 2m, named by 2 of 3 Sentinels"));
         assert_eq!(problem(&shown), None);
-        shown["last_failover"] = json!({ "from": "b:1", "seconds_ago": 60, "took_seconds": 2.34 });
+        shown["last_failover"] = json!({ "from": "b:1", "seconds_ago": 120, "took_seconds": 2.34 });
         let said = line(&shown).unwrap_or_default();
-        assert!(said.ends_with("; last failover 1m ago from b:1, took 2.3s"), "{said}");
+        assert!(said.ends_with("; last failover 2m ago from b:1, took 2.3s"), "{said}");
         shown["sentinels"][1] = json!({ "address": "s:1", "state": "unreachable", "names": null, "reason": "connection refused" });
         let said = problem(&shown);
         assert_eq!(

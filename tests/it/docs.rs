@@ -163,7 +163,7 @@ fn closes_are_reported_by_those_who_hold_the_connection() {
     };
     assert_eq!(users("upstream_closed("), ["pool/budget/permit.rs", "telemetry/metrics.rs"]);
     let clients =
-        ["listen/accept", "listen/handshake", "routes/task", "worker/drain", "worker/mod", "workers"];
+        ["listen/accept", "listen/handshake", "routes/task", "worker/admit", "worker/drain", "workers"];
     let clients = clients.map(|name| format!("downstream/{name}.rs"));
     assert_eq!(users("client_closed("), [&clients[..], &["telemetry/metrics.rs".to_owned()]].concat());
 }

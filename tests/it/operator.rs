@@ -331,9 +331,7 @@ fn a_pause_with_a_time_ends_by_itself() {
         assert!(reply.error().starts_with("ERR redbouncer: PROXY PAUSE takes"), "{senseless}: {reply:?}");
     }
     assert!(stage.connect().call("PROXY PAUSE 1 2").error().contains("'proxy|pause'"));
-    until("the log tells of the end", PATIENCE, || {
-        stage.proxy().log().contains("the time of PROXY PAUSE is over")
-    });
+    until("the log tells of the end", PATIENCE, || stage.proxy().log().contains("PROXY PAUSE has expired"));
 }
 
 /// What PROXY PAUSE is for: nobody notices that the server was another one meanwhile, and PROXY RESUME needs none.

@@ -20,8 +20,8 @@ impl Worker {
             tracing::warn!(
                 keys = housing.keys,
                 lanes = housing.lanes,
-                "not every worker can have a lane for each user, database and RESP version in use, so some serve only some of \
-                 them: raise pool.max_connections, or lower listen.workers"
+                "pool.max_connections is too small for every worker to have a lane for each user, database and RESP version in \
+                 use: raise it, or lower listen.workers"
             );
         }
         if context.stage.get() == Stage::Serving {
