@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value as Json;
 
 use crate::harness::{
-    Authority, Client, Ended, Guarded, PATIENCE, Proxy, Reply, SERVICE, Sentinel, Server, Service, VALID,
-    free_port, rows_of, throughout, until,
+    Authority, Client, Ended, Guarded, Namespace, PATIENCE, Proxy, Reply, SERVICE, Sentinel, Server, Service,
+    VALID, free_port, is_root, rows_of, throughout, until,
 };
 
 /// A failover: `down-after-milliseconds`, the election, and what a busy machine adds.
@@ -167,6 +167,38 @@ fn a_killed_master_is_replaced_and_who_waits_notices_nothing() {
     assert!(topology(&proxy).contains("failover from="), "{}", topology(&proxy));
 }
 
+/// Nobody is told that it is gone, and it accepts writes as long as it is cut off.
+#[test]
+fn a_master_that_is_cut_off_is_replaced_and_gets_nothing_when_it_is_back() {
+    if !is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let namespace = Namespace::create();
+    let service = Service::start_guarded(&Guarded { master: Some(&namespace), ..Guarded::default() });
+    let proxy = start(&service, &[]);
+    let (mut idle, mut blocked, mut caught) = (proxy.connect(), proxy.connect(), proxy.connect());
+    for client in [&mut idle, &mut caught] {
+        assert_eq!(client.call("SET k v").text(), "OK");
+    }
+    blocked.start("BLPOP list 0");
+    until("it waits", PATIENCE, || proxy.status()["clients"].to_string().contains("hub"));
+    namespace.vanish();
+    caught.start("SET k lost");
+    let master = service.await_failover();
+    idle.start("SET k w");
+    assert_eq!(idle.reply_within(FAILOVER).text(), "OK");
+    assert_eq!(asked(master, "GET k").text(), "w");
+    until("who waits for a reply of the former master is closed", FAILOVER, || closed(&mut caught));
+    idle.call("RPUSH list x");
+    assert_eq!(blocked.reply_within(FAILOVER).items()[1].text(), "x");
+    namespace.come_back();
+    until("the former master is a replica", FAILOVER, || is_replica(&service.servers[0]));
+    until("nothing is left there", FAILOVER, || connections(&service.servers[0]) == 0);
+    throughout("it gets nothing", Duration::from_secs(1), || connections(&service.servers[0]) == 0);
+    assert!(connections(master) > 0);
+}
+
 #[test]
 fn a_master_that_stood_still_gets_no_command_when_it_goes_on() {
     let service = Service::start();
@@ -300,8 +332,11 @@ fn without_sentinels_the_last_master_stays_and_at_the_start_none_is_guessed() {
 
 #[test]
 fn sentinels_have_a_password_of_their_own_and_never_get_the_server_s() {
-    let service =
-        Service::start_guarded(&Guarded { server: Some("data"), sentinel: Some("sesame"), tls: None });
+    let service = Service::start_guarded(&Guarded {
+        server: Some("data"),
+        sentinel: Some("sesame"),
+        ..Guarded::default()
+    });
     let url = service.url().replacen("://", "://:data@", 1);
     let proxy = Proxy::launch(&url, &["upstream.sentinel.password=sesame"]).unwrap();
     assert_eq!(proxy.connect().call("SET k v").text(), "OK");

@@ -90,8 +90,17 @@ impl Namespace {
 
     /// From now on nothing passes in either direction and nobody is told: the host is gone.
     pub(crate) fn vanish(&self) {
+        self.filter("-I");
+    }
+
+    /// What is sent again arrives again.
+    pub(crate) fn come_back(&self) {
+        self.filter("-D");
+    }
+
+    fn filter(&self, how: &str) {
         for chain in ["INPUT", "OUTPUT"] {
-            let status = self.command().args(["iptables", "-I", chain, "-j", "DROP"]).status().unwrap();
+            let status = self.command().args(["iptables", how, chain, "-j", "DROP"]).status().unwrap();
             assert!(status.success(), "iptables in {}", self.name);
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::client::Client;
+use super::namespace::Namespace;
 use super::secure::{Authority, Issued};
 use super::server::{Row, Server, rows_of, signal};
 use super::{PATIENCE, free_port, until};
@@ -27,6 +28,8 @@ pub(crate) struct Guarded<'a> {
     pub(crate) sentinel: Option<&'a str>,
     /// The certificate that the Sentinels show on a second port.
     pub(crate) tls: Option<(&'a Authority, &'a Issued)>,
+    /// The host of the first master; the others are on ours.
+    pub(crate) master: Option<&'a Namespace>,
 }
 
 /// A running Sentinel; killed when dropped.
@@ -55,10 +58,14 @@ impl Service {
         if let Some(password) = guarded.server {
             common.extend(["--requirepass", password, "--masterauth", password]);
         }
-        let master = Server::start_with(&common);
-        let port = master.address().port().to_string();
+        let master = match guarded.master {
+            None => Server::start_with(&common),
+            Some(namespace) => Server::start_in_with(namespace, &common),
+        };
+        let (host, port) = (master.address().ip().to_string(), master.address().port().to_string());
         let mut servers = vec![master];
-        common.extend(["--replicaof", "127.0.0.1", &port]);
+        // A master on another host sees them come from another address than they listen on.
+        common.extend(["--replicaof", &host, &port, "--replica-announce-ip", "127.0.0.1"]);
         servers.extend((0..2).map(|_| Server::start_with(&common)));
         until("replicas are in step", PATIENCE, || {
             servers[1..].iter().all(|server| server.info("master_link_status") == "up")
@@ -132,9 +139,11 @@ impl Sentinel {
     pub(crate) fn start(port: u16, id: &str, master: SocketAddr, guarded: &Guarded<'_>, lines: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("redbouncer-it-").tempdir().unwrap();
         let mut text = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel myid {id}\nsentinel monitor {SERVICE} 127.0.0.1 {} 2\n\
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel myid {id}\nsentinel monitor {SERVICE} {} {} 2\n\
+             sentinel announce-ip 127.0.0.1\n\
              sentinel down-after-milliseconds {SERVICE} {}\nsentinel failover-timeout {SERVICE} 6000\n{lines}",
             directory.path().display(),
+            master.ip(),
             master.port(),
             DOWN_AFTER.as_millis(),
         );

@@ -104,6 +104,12 @@ impl Server {
         Self::start_at(namespace.far_address(), &namespace.wrapper(), &["--protected-mode", "no"])
     }
 
+    /// The same with further options.
+    pub(crate) fn start_in_with(namespace: &Namespace, options: &[&str]) -> Self {
+        let options = [&["--protected-mode", "no"], options].concat();
+        Self::start_at(namespace.far_address(), &namespace.wrapper(), &options)
+    }
+
     /// Starts a server of another version.
     pub(crate) fn start_version(version: &Version, options: &[&str]) -> Self {
         Self::start_program(&version.program, Ipv4Addr::LOCALHOST.into(), &[], options)
