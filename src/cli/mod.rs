@@ -10,6 +10,7 @@ mod cleanup;
 pub mod commands;
 mod config;
 mod convert;
+mod fields;
 mod hash_password;
 mod manual;
 mod operate;

@@ -3,14 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use serde_json::Value;
 
+use super::fields::{human, number, text};
 use super::output::counted;
 use super::sentinels;
-use crate::pool::HumanDuration;
-use crate::telemetry::printable;
 
 /// Holders and groups that are shown of each.
 const SHOWN: usize = 10;
@@ -39,23 +37,8 @@ fn so_many(count: u64, plural: &str) -> String {
     format!("{count} {}", if count == 1 { plural.strip_suffix('s').unwrap_or(plural) } else { plural })
 }
 
-pub(super) fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
-}
-
-pub(super) fn text(value: &Value) -> String {
-    match value.as_str().unwrap_or_default() {
-        "" => "-".to_owned(),
-        text => printable(text.as_bytes()),
-    }
-}
-
 fn rows<'a>(status: &'a Value, list: &str) -> &'a [Value] {
     status[list].as_array().map_or(&[], Vec::as_slice)
-}
-
-pub(super) fn human(seconds: u64) -> String {
-    if seconds == 0 { "0s".to_owned() } else { HumanDuration(Duration::from_secs(seconds)).to_string() }
 }
 
 /// The connections that one client holds alone, longest first.

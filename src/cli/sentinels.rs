@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use super::fields::{human, number, text};
 use super::output::counted;
-use super::overview::{human, number, text};
 
 /// `upstream.sentinel` of `/status` as a line: the master, since when, how many Sentinels name it, the last failover.
 /// `None`: the proxy follows no Sentinels.

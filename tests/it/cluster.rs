@@ -492,14 +492,14 @@ fn transactions_step_by_step_run_where_their_first_key_is() {
 fn what_is_kept_for_a_node_that_stands_still_counts_as_its_clients_memory() {
     const COMMANDS: usize = 20_000;
     let cluster = Cluster::start();
-    let proxy = start(&cluster, &[]);
+    let proxy = start(&cluster, &[&format!("client.pipeline_limit={COMMANDS}")]);
     let mut client = proxy.connect();
     let value = "v".repeat(100);
     assert_eq!(client.call(&format!("SET {} {value}", KEYS[0])).text(), "OK");
     let held = || proxy.metrics()["redbouncer_client_memory_bytes"];
     assert!(held() < 1e5, "{}", held());
     for node in &cluster.masters {
-        assert_eq!(node.call("CLIENT PAUSE 60000 ALL").text(), "OK");
+        assert_eq!(node.call("CLIENT PAUSE 60000 WRITE").text(), "OK");
     }
     let command = crate::harness::encode(&["SET", KEYS[0], &value]);
     client.send(command.repeat(COMMANDS));

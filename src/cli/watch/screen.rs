@@ -8,7 +8,8 @@ use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Row, Table, TableState};
 use serde_json::Value;
 
-use crate::cli::overview::{human, number, problems, summary, text, verdict};
+use crate::cli::fields::{human, number, text};
+use crate::cli::overview::{problems, summary, verdict};
 
 /// The columns of the table of clients.
 const COLUMNS: [&str; 9] =

@@ -45,7 +45,7 @@ test('no client-side cache of node-redis keeps an old value', async () => {
 // ioredis speaks RESP2: its clients are told over another connection (CLIENT TRACKING ON REDIRECT).
 test('no cache beside ioredis keeps an old value', async () => {
   const prefix = unique('ioredis-cache');
-  const listener = new Redis(url);
+  const listener = new Redis(url, { protocol: 2 });
   const open = [listener];
   const caches = [];
   try {
@@ -60,7 +60,7 @@ test('no cache beside ioredis keeps an old value', async () => {
     let hits = 0;
     const readers = await Promise.all(
       Array.from({ length: 30 }, async () => {
-        const client = new Redis(url);
+        const client = new Redis(url, { protocol: 2 });
         open.push(client);
         assert.equal(await client.call('CLIENT', 'TRACKING', 'ON', 'REDIRECT', to), 'OK');
         const cache = new Map();
@@ -79,7 +79,7 @@ test('no cache beside ioredis keeps an old value', async () => {
         };
       }),
     );
-    const writer = new Redis(url);
+    const writer = new Redis(url, { protocol: 2 });
     open.push(writer);
     for (let number = 0; number < 20; number += 1) {
       const [key, value] = [`${prefix}:${number % 3}`, `value ${number}`];
