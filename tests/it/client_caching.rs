@@ -137,6 +137,33 @@ fn every_way_in_which_a_key_changes_is_told_once() {
     });
 }
 
+/// CLIENT CACHING is about one command, or about a whole transaction: also where that has to wait for a lane.
+#[test]
+fn a_transaction_that_waits_for_a_lane_is_what_client_caching_was_about() {
+    on_each(&[], |stage| {
+        let mut client = tracking(stage, "OPTOUT");
+        client.call("GET a");
+        for row in stage.server.rows().iter().filter(|row| row.get("flags").contains('t')) {
+            stage.server.call(&format!("CLIENT KILL ID {}", row.get("id")));
+        }
+        expect_news(&mut client, &["a"]);
+        assert_eq!(tracked_connections(stage), 0);
+        let block = ["CLIENT CACHING NO", "MULTI", "GET a", "EXEC"];
+        let words: Vec<Vec<&str>> = block.iter().map(|line| line.split(' ').collect()).collect();
+        client.send(words.iter().flat_map(|words| encode(words)).collect::<Vec<_>>());
+        for text in ["OK", "OK", "QUEUED"] {
+            assert_eq!(client.reply().text(), text);
+        }
+        assert_eq!(client.reply().items().len(), 1);
+        client.call("GET b");
+        for key in ["a", "b"] {
+            stage.server.call(&format!("SET {key} 1"));
+        }
+        expect_news(&mut client, &["b"]);
+        assert_eq!(client.call("PING").text(), "PONG", "nothing else came");
+    });
+}
+
 #[test]
 fn flushes_are_told_to_all_who_track() {
     on_each(&[], |stage| {

@@ -156,6 +156,11 @@ impl Client {
             None => {
                 self.count(asked);
                 let muted = run.nature.muted && self.session.borrow_mut().mutes_this();
+                let remembered = self.remembers_this(asked);
+                if replies > 1 {
+                    // A whole transaction, which CLIENT CACHING was about; MULTI alone would leave its mark for what follows.
+                    self.session.borrow_mut().ends_mark();
+                }
                 let taken = PendingCommand {
                     request: self.taken(run, frames),
                     route: Route::Lane,
@@ -163,7 +168,7 @@ impl Client {
                     may_invent: asked.may_invent(),
                     replies,
                     counts,
-                    remembered: self.remembers_this(asked),
+                    remembered,
                 };
                 Err((frames.len(), Progress::Stop(Next::Slow(Box::new(taken)))))
             }
