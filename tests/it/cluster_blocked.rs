@@ -25,7 +25,7 @@ fn blocked(proxy: &Proxy, command: &str) -> Client {
     client
 }
 
-/// Until so many calls wait in hubs, and nothing is in flight for them.
+/// Until so many calls wait in hubs that are connected, and nothing is in flight for them: `$` is an id by then.
 fn until_waiting(proxy: &Proxy, count: usize) {
     let mut client = proxy.connect();
     until("the calls wait in hubs", PATIENCE, || {
@@ -36,6 +36,9 @@ fn until_waiting(proxy: &Proxy, count: usize) {
         };
         let lines: Vec<String> = hubs.items().iter().map(Value::text).collect();
         let calls = lines.iter().filter(|line| line.contains(" kind=blocking "));
+        if calls.clone().any(|line| !line.contains(" state=open ")) {
+            return false;
+        }
         let (waiting, in_flight) = calls.fold((0, 0), |(waiting, in_flight), line| {
             (waiting + field(line, "waiting="), in_flight + field(line, "in_flight="))
         });
