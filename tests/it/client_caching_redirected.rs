@@ -363,11 +363,34 @@ struct Cacher {
     news: usize,
 }
 
+fn ask(client: &mut Client, command: &str) -> Result<Reply, Ended> {
+    client.start(command);
+    client.try_reply(PATIENCE)
+}
+
 impl Cacher {
     fn connect(stage: &Stage, options: &'static str) -> Self {
         let (told, to) = told(stage, 2);
         let reads = redirecting(stage, 2, to, options);
         Self { reads, told, options, cache: BTreeMap::new(), news: 0 }
+    }
+
+    /// The same while connections of the server are killed, and with them one of the two that is owed a reply.
+    fn connect_again(stage: &Stage, options: &'static str) -> Self {
+        loop {
+            let mut made: Vec<Client> = (0..2).map(|_| stage.connect()).collect();
+            let Ok(id) = ask(&mut made[0], "CLIENT ID") else { continue };
+            let to = id.int();
+            let track = format!("CLIENT TRACKING ON REDIRECT {to} {options}");
+            let asked = ask(&mut made[0], &format!("SUBSCRIBE {CHANNEL}"))
+                .and_then(|_| ask(&mut made[1], track.trim_end()));
+            // Without the client that is told, its id does not exist.
+            if asked.is_ok_and(|reply| !reply.is_error())
+                && let [told, reads] = <[Client; 2]>::try_from(made).ok().unwrap()
+            {
+                return Self { reads, told, options, cache: BTreeMap::new(), news: 0 };
+            }
+        }
     }
 
     /// Heeds what it was told before this.
@@ -466,7 +489,7 @@ fn no_cache_holds_an_old_value(stage: &Stage, seed: u64, with_losses: bool) {
             };
             if let Err(ended) = done {
                 assert!(with_losses && ended != Ended::Late, "{ended:?}");
-                *client = Cacher::connect(stage, client.options);
+                *client = Cacher::connect_again(stage, client.options);
             }
         }
         over.store(true, Ordering::Relaxed);

@@ -186,8 +186,8 @@ fn a_master_that_is_cut_off_is_replaced_and_gets_nothing_when_it_is_back() {
     namespace.vanish();
     caught.start("SET k lost");
     let master = service.await_failover();
-    // What is sent before redbouncer has heard of it goes to the former master.
-    until("redbouncer follows", FAILOVER, || proxy.log().contains("connections move there"));
+    // What is sent before the workers have heard of it goes to the former master.
+    until("redbouncer has followed", FAILOVER, || proxy.log().contains("the failover is over"));
     idle.start("SET k w");
     assert_eq!(idle.reply_within(FAILOVER).text(), "OK");
     assert_eq!(asked(master, "GET k").text(), "w");
