@@ -129,11 +129,14 @@ impl Client {
 
     /// Renews the connections to one node of a cluster, or all. Answers how many.
     pub(super) async fn proxy_reconnect(&self, asked: &Request<'_>) -> Result<Answer, String> {
-        let node = asked.arg(2).map(|name| {
-            let named = self.context.nodes.as_ref().zip(std::str::from_utf8(name).ok());
-            named.and_then(|(nodes, name)| nodes.nodes().named(name)).ok_or(NO_NODE)
-        });
-        let node = node.transpose()?;
+        let name = asked.arg(2).map(|name| std::str::from_utf8(name).map_err(|_| NO_NODE)).transpose()?;
+        let node = match (name, &self.context.nodes) {
+            (None, _) => None,
+            (Some(name), Some(nodes)) => Some(nodes.nodes().named(name).ok_or(NO_NODE)?),
+            // There is no other server.
+            (Some(name), None) if self.listed_server().is_some_and(|listed| listed == name) => None,
+            (Some(_), None) => return Err(NO_NODE.to_owned()),
+        };
         let text = node.as_ref().map(HostPort::to_string);
         let budgets = self.context.budgets();
         let meant = budgets.iter().filter(|of| text.is_none() || of.node == text);

@@ -8,6 +8,14 @@ use crate::nodes::Nodes;
 use crate::pool::{HumanDuration, NodeBudget};
 
 impl Client {
+    /// The server without a cluster, as PROXY TOPOLOGY lists it.
+    pub(super) fn listed_server(&self) -> Option<String> {
+        let connector = &self.context.pool.shared.connector;
+        let named = connector.topology().followed().and_then(|followed| followed.master);
+        let named = named.map(|(master, _)| master.to_string());
+        named.or_else(|| connector.address().map(|address| address.to_string()))
+    }
+
     /// The server and the Sentinels, a line each.
     pub(super) fn topology(&self) -> String {
         if let Some(nodes) = &self.context.nodes {
@@ -17,10 +25,7 @@ impl Client {
         let connector = &shared.connector;
         let followed = connector.topology().followed();
         let named = followed.as_ref().and_then(|followed| followed.master.as_ref());
-        let node = match named {
-            Some((master, _)) => master.to_string(),
-            None => connector.address().map_or_else(|| "-".to_owned(), |address| address.to_string()),
-        };
+        let node = self.listed_server().unwrap_or_else(|| "-".to_owned());
         let server = connector.server();
         let said = server.as_ref().map_or("", |server| server.role.as_str());
         let role = match shared.mastership.demoted_for() {
