@@ -4,9 +4,13 @@ use bytes::{Bytes, BytesMut};
 
 use crate::resp::{Protocol, bulk, encode};
 
-/// Lines of INFO that tell of a cluster, and what stands there without one.
-const LINES: [(&str, &str); 2] =
-    [("redis_mode:cluster", "redis_mode:standalone"), ("cluster_enabled:1", "cluster_enabled:0")];
+/// Lines of INFO that tell of a cluster, and what stands there without one. Valkey calls the mode another name
+/// (`genValkeyInfoString` in valkey `server.c`).
+const LINES: [(&str, &str); 3] = [
+    ("redis_mode:cluster", "redis_mode:standalone"),
+    ("server_mode:cluster", "server_mode:standalone"),
+    ("cluster_enabled:1", "cluster_enabled:0"),
+];
 
 /// `reply`, the answer to INFO, with what tells of a cluster replaced. What is no such answer stays as it is.
 #[must_use]
@@ -36,10 +40,11 @@ mod tests {
 
     #[test]
     fn only_lines_that_tell_of_a_cluster_change() {
-        let text =
-            "# Server\r\nredis_mode:cluster\r\nx:redis_mode:cluster\r\n# Cluster\r\ncluster_enabled:1\r\n";
-        let expected =
-            text.replace("\nredis_mode:cluster", "\nredis_mode:standalone").replace("enabled:1", "enabled:0");
+        let text = "# Server\r\nredis_mode:cluster\r\nserver_mode:cluster\r\nx:redis_mode:cluster\r\n# Cluster\r\ncluster_enabled:1\r\n";
+        let expected = text
+            .replace("\nredis_mode:cluster", "\nredis_mode:standalone")
+            .replace("\nserver_mode:cluster", "\nserver_mode:standalone")
+            .replace("enabled:1", "enabled:0");
         let mut reply = BytesMut::new();
         encode::bulk(&mut reply, text.as_bytes());
         let changed = as_standalone(reply.freeze(), Protocol::Resp2);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Cluster, PATIENCE, Proxy, Value, until};
+use crate::harness::{Client, Cluster, PATIENCE, Proxy, Value, Version, until};
 
 /// A failover: the node timeout, the vote, and what a busy machine adds.
 const FAILOVER: Duration = Duration::from_secs(40);
@@ -155,8 +155,11 @@ fn follow(url: &str, cluster: &Cluster, settings: &[&str], patience: Duration) {
 
 #[test]
 fn a_blocked_call_follows_its_slot() {
-    let cluster = Cluster::start();
-    follow(&cluster.url(), &cluster, &[], PATIENCE);
+    for version in Version::all().into_iter().filter(Version::has_hub) {
+        println!("--- {}", version.name);
+        let cluster = Cluster::start_version(&version, 3, false);
+        follow(&cluster.url(), &cluster, &["listen.workers=2", "pool.max_connections=12"], PATIENCE);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::reply::Reply;
-use super::server::{Server, rows_of};
+use super::server::{Server, Version, rows_of};
 use super::{PATIENCE, free_port, until};
 
 /// How long a node is silent before the others take it for lost.
@@ -27,9 +27,14 @@ impl Cluster {
 
     /// So many masters, each with a replica if `replicated`.
     pub(crate) fn start_with(masters: u16, replicated: bool) -> Self {
+        Self::start_version(&Version::usual(), masters, replicated)
+    }
+
+    /// The same of another server.
+    pub(crate) fn start_version(version: &Version, masters: u16, replicated: bool) -> Self {
         let server = || {
             let bus = free_port().to_string();
-            Server::start_with(&[
+            let options = [
                 "--cluster-enabled",
                 "yes",
                 "--cluster-port",
@@ -38,7 +43,8 @@ impl Cluster {
                 NODE_TIMEOUT,
                 "--repl-diskless-sync-delay",
                 "0",
-            ])
+            ];
+            Server::start_version(version, &options)
         };
         let masters: Vec<_> = (0..masters).map(|_| server()).collect();
         let replicas: Vec<_> =
