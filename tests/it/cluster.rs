@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Cluster, PATIENCE, Proxy, Reply, Server, Value, Version, encode, until};
+use crate::harness::{
+    Authority, Client, Cluster, PATIENCE, Proxy, Reply, Server, Value, Version, encode, rows_of, until,
+};
 
 /// A failover: the node timeout, the vote, and what a busy machine adds.
 const FAILOVER: Duration = Duration::from_secs(40);
@@ -60,6 +62,37 @@ fn keys_of_all_slots(cluster: &Cluster) {
     assert_eq!((masters.len(), sum("slots")), (3, 16_384), "{status}");
     assert_eq!(masters.iter().filter(|row| row["home"] == true).count(), 1);
     assert!(sum("connections") >= 3, "{status}");
+}
+
+/// Each node is known by the certificate for its address, and no connection is made without TLS.
+#[test]
+fn a_cluster_with_tls_is_served() {
+    let authority = Authority::new("cluster");
+    let (cluster, url) = Cluster::start_with_tls(&authority);
+    let ca = format!("upstream.tls.ca={}", authority.ca().display());
+    let proxy = Proxy::launch(&url, &[&ca]).unwrap_or_else(|exit| panic!("the proxy ended: {exit:#?}"));
+    let mut client = proxy.connect();
+    for key in KEYS {
+        assert_eq!(client.call(&format!("SET {key} {key}")).text(), "OK");
+        assert_eq!(client.call(&format!("GET {key}")).text(), key);
+    }
+    let ports: Vec<String> =
+        url.split(':').skip(2).map(|rest| rest.split(',').next().unwrap().to_owned()).collect();
+    for (node, port) in cluster.masters.iter().zip(&ports) {
+        let rows = rows_of(&node.call("CLIENT LIST"));
+        let ours: Vec<_> = rows.iter().filter(|row| row.get("name").starts_with("redbouncer:")).collect();
+        assert!(
+            !ours.is_empty() && ours.iter().all(|row| row.get("laddr").ends_with(&format!(":{port}"))),
+            "{rows:?}"
+        );
+    }
+    // A slot without keys: MIGRATE would need the other port.
+    let slot = slot_of(&cluster, "d");
+    let to = cluster.masters.iter().position(|node| node.address() != cluster.owner(slot)).unwrap();
+    client.start("BLPOP {d}list 0");
+    cluster.move_slot(slot, to, || {});
+    assert_eq!(proxy.connect().call("RPUSH {d}list x").int(), 1);
+    assert_eq!(client.reply().items()[1].text(), "x");
 }
 
 #[test]

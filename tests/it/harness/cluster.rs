@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::reply::Reply;
+use super::secure::{Authority, VALID};
 use super::server::{Server, Version, rows_of};
 use super::{PATIENCE, free_port, until};
 
@@ -32,6 +33,36 @@ impl Cluster {
 
     /// The same of another server.
     pub(crate) fn start_version(version: &Version, masters: u16, replicated: bool) -> Self {
+        Self::start_by(masters, replicated, |options| Server::start_version(version, options))
+    }
+
+    /// Three masters that speak TLS with each other and with clients, on further ports. Returns the URL with these.
+    pub(crate) fn start_with_tls(authority: &Authority) -> (Self, String) {
+        let own = authority.issue("node", &["127.0.0.1"], VALID);
+        let [cert, key, ca] = [&own.cert, &own.key, &authority.ca()].map(|path| path.display().to_string());
+        let ports = std::cell::RefCell::new(Vec::new());
+        let cluster = Self::start_by(3, false, |options| {
+            let port = free_port();
+            ports.borrow_mut().push(format!("127.0.0.1:{port}"));
+            let port = port.to_string();
+            let tls = [
+                "--tls-port",
+                &port,
+                "--tls-cluster",
+                "yes",
+                "--tls-auth-clients",
+                "no",
+                "--tls-cert-file",
+                &cert,
+            ];
+            let files = ["--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+            Server::start_with(&[options, &tls, &files].concat())
+        });
+        let url = format!("rediss-cluster://{}", ports.take().join(","));
+        (cluster, url)
+    }
+
+    fn start_by(masters: u16, replicated: bool, start: impl Fn(&[&str]) -> Server) -> Self {
         let server = || {
             let bus = free_port().to_string();
             let options = [
@@ -44,7 +75,7 @@ impl Cluster {
                 "--repl-diskless-sync-delay",
                 "0",
             ];
-            Server::start_version(version, &options)
+            start(&options)
         };
         let masters: Vec<_> = (0..masters).map(|_| server()).collect();
         let replicas: Vec<_> =
