@@ -369,14 +369,8 @@ fn ask(client: &mut Client, command: &str) -> Result<Reply, Ended> {
 }
 
 impl Cacher {
+    /// Connections of the server may be killed meanwhile, and with them one of the two that is owed a reply: then both connect again.
     fn connect(stage: &Stage, options: &'static str) -> Self {
-        let (told, to) = told(stage, 2);
-        let reads = redirecting(stage, 2, to, options);
-        Self { reads, told, options, cache: BTreeMap::new(), news: 0 }
-    }
-
-    /// The same while connections of the server are killed, and with them one of the two that is owed a reply.
-    fn connect_again(stage: &Stage, options: &'static str) -> Self {
         loop {
             let mut made: Vec<Client> = (0..2).map(|_| stage.connect()).collect();
             let Ok(id) = ask(&mut made[0], "CLIENT ID") else { continue };
@@ -489,7 +483,7 @@ fn no_cache_holds_an_old_value(stage: &Stage, seed: u64, with_losses: bool) {
             };
             if let Err(ended) = done {
                 assert!(with_losses && ended != Ended::Late, "{ended:?}");
-                *client = Cacher::connect_again(stage, client.options);
+                *client = Cacher::connect(stage, client.options);
             }
         }
         over.store(true, Ordering::Relaxed);
