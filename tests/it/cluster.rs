@@ -529,9 +529,9 @@ fn transactions_step_by_step_run_where_their_first_key_is() {
 /// Commands are kept until it is known that they ran: of a node that stands still, all that were sent to it.
 #[test]
 fn what_is_kept_for_a_node_that_stands_still_counts_as_its_clients_memory() {
-    const COMMANDS: usize = 20_000;
+    const COMMANDS: usize = 1_500;
     let cluster = Cluster::start();
-    let proxy = start(&cluster, &[&format!("client.pipeline_limit={COMMANDS}")]);
+    let proxy = start(&cluster, &[&format!("client.pipeline_limit={}", 3 * COMMANDS)]);
     let mut client = proxy.connect();
     let value = "v".repeat(100);
     assert_eq!(client.call(&format!("SET {} {value}", KEYS[0])).text(), "OK");
@@ -540,12 +540,19 @@ fn what_is_kept_for_a_node_that_stands_still_counts_as_its_clients_memory() {
     for node in &cluster.masters {
         assert_eq!(node.call("CLIENT PAUSE 60000 WRITE").text(), "OK");
     }
-    let command = crate::harness::encode(&["SET", KEYS[0], &value]);
-    client.send(command.repeat(COMMANDS));
+    // Each transaction is kept by itself; what is 64 KiB or longer counts in any case.
+    let words: [&[&str]; 3] = [&["MULTI"], &["SET", KEYS[0], &value], &["EXEC"]];
+    let block: Vec<u8> = words.iter().flat_map(|words| encode(words)).collect();
+    client.send(block.repeat(COMMANDS));
     until("they count", PATIENCE, || held() > (COMMANDS * value.len()) as f64);
     for node in &cluster.masters {
         assert_eq!(node.call("CLIENT UNPAUSE").text(), "OK");
     }
-    (0..COMMANDS).for_each(|_| assert_eq!(client.reply().text(), "OK"));
+    for _ in 0..COMMANDS {
+        for text in ["OK", "QUEUED"] {
+            assert_eq!(client.reply().text(), text);
+        }
+        assert_eq!(client.reply().items()[0].text(), "OK");
+    }
     until("nothing counts any more", PATIENCE, || held() < 1e5);
 }
