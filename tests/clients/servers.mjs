@@ -1,4 +1,4 @@
-// Redis servers of a test's own: a cluster, with its slots shared out evenly.
+// What tests with servers of their own share: ports, waiting, and a cluster with its slots shared out evenly.
 
 import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -16,11 +16,10 @@ export function freePort() {
   });
 }
 
-async function until(what, condition) {
-  const deadline = Date.now() + PATIENCE_MS;
-  while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(`not within ${PATIENCE_MS / 1000} s: ${what}`);
-    await sleep(20);
+// Polls until `condition` is true; throws when that takes too long.
+export async function until(what, condition, milliseconds = PATIENCE_MS) {
+  for (const deadline = Date.now() + milliseconds; !(await condition()); await sleep(20)) {
+    if (Date.now() > deadline) throw new Error(`not within ${milliseconds / 1000} s: ${what}`);
   }
 }
 

@@ -15,7 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { Queue, QueueEvents, Worker } from 'bullmq';
 import { Cluster, Redis } from 'ioredis';
-import { freePort, moveSlot, ownerOf, startCluster } from '../servers.mjs';
+import { freePort, moveSlot, ownerOf, startCluster, until } from '../servers.mjs';
 
 const text = (value) => ({ type: 'string', default: value });
 const { values } = parseArgs({ options: { proxy: { type: 'string' }, workers: text('100'), events: text('20'), seconds: text('20') } });
@@ -67,18 +67,11 @@ async function feed(own, index) {
   }
 }
 
-async function eventually(what, condition, milliseconds = 30_000) {
-  for (const deadline = Date.now() + milliseconds; !(await condition()); ) {
-    if (Date.now() > deadline) throw new Error(`not within ${milliseconds / 1000} s: ${what}`);
-    await sleep(50);
-  }
-}
-
 const [proxyPort, adminPort] = [await freePort(), await freePort()];
 const nodes = await startCluster((port, options) => run('redis-server', ['--port', port, '--bind', '127.0.0.1', '--save', '', '--dir', directory, ...options]), { replicated: true });
 run(values.proxy, ['--listen', `127.0.0.1:${proxyPort}`, '--admin', `127.0.0.1:${adminPort}`, '--max-connections', CAP,
   '--upstream', `redis-cluster://${nodes.slice(0, 3).map(({ address }) => address).join(',')}`], ['ignore', 'inherit', 'inherit']);
-await eventually('redbouncer is ready', () => fetch(`http://127.0.0.1:${adminPort}/ready`).then(({ ok }) => ok, () => false));
+await until('redbouncer is ready', () => fetch(`http://127.0.0.1:${adminPort}/ready`).then(({ ok }) => ok, () => false));
 
 const starts = nodes.slice(0, 3).map(({ port }) => ({ host: '127.0.0.1', port }));
 const direct = side('direct', () => new Cluster(starts, { redisOptions: { maxRetriesPerRequest: null, protocol: 2 } }));
@@ -116,7 +109,7 @@ console.log(`${moved} slots with queues have moved`);
 await pause();
 const replica = nodes[3];
 await replica.redis.call('CLUSTER', 'FAILOVER');
-await eventually('the replica is master', async () => (await replica.redis.info('replication')).includes('role:master'));
+await until('the replica is master', async () => (await replica.redis.info('replication')).includes('role:master'));
 console.log('a master was replaced by CLUSTER FAILOVER');
 await pause();
 const twiceBefore = sides.map((own) => [...own.done.values()].filter((times) => times.length > 1).length);
@@ -139,12 +132,12 @@ const firstAfter = (own) => {
   const times = later.map(([number]) => own.done.get(number)[0] - killed);
   return times.length > 0 ? Math.min(...times) : undefined;
 };
-await eventually('a job is done after the kill on both sides', () => sides.every((own) => firstAfter(own) !== undefined), 60_000);
+await until('a job is done after the kill on both sides', () => sides.every((own) => firstAfter(own) !== undefined), 60_000);
 await pause();
 isOver = true;
 await Promise.all(feeding);
 const lost = (own) => [...own.added.keys()].filter((number) => !own.done.has(number)).length;
-await eventually('all jobs are done', () => sides.every((own) => lost(own) === 0), SETTLED_MS).catch(() => {});
+await until('all jobs are done', () => sides.every((own) => lost(own) === 0), SETTLED_MS).catch(() => {});
 clearInterval(looking);
 
 let failed = false;

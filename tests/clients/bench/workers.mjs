@@ -8,11 +8,11 @@
 // costs the server more CPU a job.
 
 import { spawn } from 'node:child_process';
-import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { Queue, QueueEvents, Worker } from 'bullmq';
 import { Redis } from 'ioredis';
+import { freePort } from '../servers.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -29,15 +29,6 @@ const BACKLOG = 200; // jobs that wait at any time: enough to keep every worker 
 
 const children = [];
 process.on('exit', () => children.forEach((child) => child.kill('SIGKILL')));
-
-function freePort() {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
-}
 
 function run(program, args) {
   const child = spawn(program, args, { stdio: 'ignore' });

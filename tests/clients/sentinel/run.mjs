@@ -9,7 +9,6 @@
 
 import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,6 +16,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Queue, QueueEvents, Worker } from 'bullmq';
 import { Redis } from 'ioredis';
+import { freePort, until } from '../servers.mjs';
 
 const text = { type: 'string' };
 const { values: flags } = parseArgs({
@@ -53,20 +53,7 @@ process.on('exit', () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-async function eventually(what, condition) {
-  for (const deadline = Date.now() + DEADLINE_MS; !(await condition()); await sleep(20)) {
-    if (Date.now() > deadline) throw new Error(`not within ${DEADLINE_MS / 1000} s: ${what}`);
-  }
-}
-
-function freePort() {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
-}
+const eventually = (what, condition) => until(what, condition, DEADLINE_MS);
 
 // A connection that waits for its server to come, or to come back.
 function watcher(port) {

@@ -9,7 +9,6 @@
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,6 +16,7 @@ import { parseArgs } from 'node:util';
 import { Queue, QueueEvents, Worker } from 'bullmq';
 import { Redis } from 'ioredis';
 import { blocked, caches, counters, subscribers, visitors } from './programs.mjs';
+import { freePort, until } from '../servers.mjs';
 
 const text = { type: 'string' };
 const { values: flags } = parseArgs({
@@ -58,20 +58,7 @@ process.on('exit', () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-async function eventually(what, condition) {
-  for (const deadline = Date.now() + DEADLINE_MS; !(await condition()); await sleep(20)) {
-    if (Date.now() > deadline) throw new Error(`not within ${DEADLINE_MS / 1000} s: ${what}`);
-  }
-}
-
-function freePort() {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
-}
+const eventually = (what, condition) => until(what, condition, DEADLINE_MS);
 
 const [serverPort, port] = [await freePort(), await freePort()];
 start('redis-server', ['--port', serverPort, '--bind', '127.0.0.1', '--save', '', '--dir', directory]);
