@@ -110,11 +110,7 @@ impl Client {
                 }
             }
             Route::Local(Class::ClientReply) if is_silent_mode(&request) => {
-                self.push(run, framed.before());
-                self.count(&asked);
-                let _ = self.answer_locally(Class::ClientReply, &request);
-                run.start = framed.at + frame.len();
-                Ok(frame.len())
+                Ok(self.accept_silence(framed, (&request, &asked), run))
             }
             route => self.defer(frame, &request, asked, route, run, framed.before()),
         }
@@ -227,6 +223,21 @@ impl Client {
                 Err((frame.len(), Progress::Stop(Next::Slow(Box::new(taken)))))
             }
         }
+    }
+
+    /// CLIENT REPLY OFF or SKIP, which has no reply itself: what came before it is still answered.
+    pub(in crate::downstream::routes) fn accept_silence(
+        self: &Rc<Self>,
+        framed: &Framed<'_>,
+        (request, asked): (&Request<'_>, &Asked),
+        run: &mut Batch,
+    ) -> usize {
+        self.push(run, framed.before());
+        self.count(asked);
+        let _ = self.answer_locally(Class::ClientReply, request);
+        let len = framed.frame().len();
+        run.start = framed.at + len;
+        len
     }
 
     /// Answers from the session, as CLIENT REPLY has it.

@@ -72,11 +72,7 @@ impl Client {
                 self.defer(frame, &request, asked, route, run, framed.before())
             }
             Route::Local(Class::ClientReply) if is_silent_mode(&request) => {
-                self.push(run, framed.before());
-                self.count(&asked);
-                let _ = self.answer_locally(Class::ClientReply, &request);
-                run.start = framed.at + frame.len();
-                Ok(frame.len())
+                Ok(self.accept_silence(framed, (&request, &asked), run))
             }
             route => self.defer(
                 frame,
