@@ -15,8 +15,8 @@ export function unique(label) {
   return `clients:${label}:${randomUUID().slice(0, 8)}`;
 }
 
-// Polls until `condition` is true; throws after `seconds`.
-export async function eventually(what, condition, seconds = 5) {
+// Polls until `condition` is true; throws after `seconds`, which on a busy machine are few.
+export async function eventually(what, condition, seconds = 15) {
   const deadline = Date.now() + seconds * 1000;
   while (!(await condition())) {
     if (Date.now() > deadline) throw new Error(`not within ${seconds} s: ${what}`);
